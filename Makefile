@@ -1,0 +1,96 @@
+# sparse-bench: `make` prints this help.
+METHOD   ?= granet
+SPARSITY ?= 0.9
+TASK     ?= auto
+SEED     ?= 0
+DEVICE   ?= auto
+DATA     ?= data
+WANDB    ?= off
+ARGS     ?=
+FRESH    ?=
+NAME     ?=
+PYTHON   ?= python3
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install bench test test-slow check format lint types leaderboard methods pages new-method clean
+
+help: ## this text
+	@echo "make bench METHOD=granet SPARSITY=0.9   trains, prices and updates leaderboard/LEADERBOARD.md"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "variables of make bench (lists are comma-separated and run one after the other):"
+	@echo "  METHOD=$(METHOD)     names from \`make methods\`, or paths of Python files; a list"
+	@echo "  SPARSITY=$(SPARSITY)     in [0, 1); a list"
+	@echo "  TASK=$(TASK)        a page of configs/ (\`make pages\`); auto: cifar10_vgg19 on a GPU, else digits_resnet20; a list"
+	@echo "  SEED=$(SEED)           whole numbers; a list"
+	@echo "  DEVICE=$(DEVICE)      auto, cpu or cuda"
+	@echo "  DATA=$(DATA)        root folder of data sets"
+	@echo "  WANDB=$(WANDB)        off, offline or online (offline where no key is set)"
+	@echo "  ARGS='epochs=2'  settings of the page or the method, name=value"
+	@echo "  FRESH=1          start over instead of continuing an interrupted run"
+
+# The first call makes .venv and installs; later calls see the stamp and start at once.
+$(READY): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	    echo "installing into $(VENV) with uv (first call only, some minutes)"; \
+	    uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	    uv pip install --quiet --python $(PY) -c constraints.txt -e '.[dev]'; \
+	else \
+	    echo "installing into $(VENV) with pip (first call only, some minutes)"; \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python >= 3.10 is needed, $$($(PYTHON) --version) was found; name another with PYTHON=..."; exit 2; }; \
+	    $(PYTHON) -m venv $(VENV) && \
+	    $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+install: $(READY) ## make .venv and install, without running anything
+
+bench: $(READY) ## train, price, update the leaderboard
+	@$(VENV)/bin/sparse-bench run --method '$(METHOD)' --sparsity '$(SPARSITY)' --task '$(TASK)' --seed '$(SEED)' \
+	    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)' $(if $(ARGS),--args '$(ARGS)') $(if $(FRESH),--fresh)
+
+test: $(READY) ## run the tests (a few minutes)
+	@$(PY) -m pytest
+
+test-slow: $(READY) ## run the tests that take long, real photographs included
+	@$(PY) -m pytest -m slow
+
+check: format-check lint types test board-check ## everything CI checks: format, lint, types, tests, leaderboard
+
+.PHONY: format-check board-check
+format-check: $(READY)
+	@$(PY) -m ruff format --check .
+
+lint: $(READY) ## ruff
+	@$(PY) -m ruff check .
+
+types: $(READY) ## mypy
+	@$(PY) -m mypy
+
+board-check: $(READY)
+	@$(PY) -m leaderboard --check
+
+format: $(READY) ## rewrite the code in the project's format
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+leaderboard: $(READY) ## rebuild leaderboard/LEADERBOARD.md from the records alone
+	@$(PY) -m leaderboard
+
+methods: $(READY) ## list the methods: paper, kind, what each needs
+	@$(VENV)/bin/sparse-bench methods
+
+pages: $(READY) ## list the pages of configs/
+	@$(VENV)/bin/sparse-bench pages
+
+new-method: $(READY) ## NAME=foo: write a small working method file to start from
+	@$(VENV)/bin/sparse-bench new-method '$(NAME)'
+
+clean: ## remove caches (not .venv, not runs/, not records)
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""Building what a cell trains: network, layers, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import benchmark.networks  # noqa: F401 (registers the paper's CIFAR networks in timm)
+from benchmark.cells import Cell
+from benchmark.costs import Costs, count_costs
+from benchmark.data import Data
+from benchmark.errors import UserError, nearest
+from benchmark.narrow import find_width, narrow_arguments
+from benchmark.pages import Page
+from benchmark.prunable import Layer, find_layers, prunable_weights
+from benchmark.seeds import derive
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network with its layers and costs; `reference` and the dense counts are those of the full-width network."""
+
+    model: nn.Module
+    layers: list[Layer]
+    costs: Costs
+    reference: Costs
+    dense_prunable: int
+    dense_parameters: int
+    width: float
+
+
+def model_arguments(page: Page, data: Data) -> dict[str, Any]:
+    """Return the arguments for timm.create_model: classes, channels, the image size where it is fixed, the page's."""
+    arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.channels}
+    fixed = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
+    if fixed is not None and fixed.fixed_input_size:
+        arguments["img_size"] = data.image_size
+    return {**arguments, **page.model_args}
+
+
+def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
+    """Return timm's network for the page; raises UserError for an unknown name or arguments it does not take."""
+    if not timm.is_model(page.model.split(".")[0]):
+        raise UserError(
+            f"model '{page.model}' is not known to timm{nearest(page.model, timm.list_models())}; "
+            "`python -c 'import timm; print(timm.list_models())'` lists them"
+        )
+    try:
+        model = timm.create_model(page.model, pretrained=False, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"model '{page.model}' cannot be built with {arguments}: {error}") from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def count_prunable(page: Page) -> Callable[[nn.Module], int]:
+    """Return a function that counts the weights the page prunes in a network."""
+    return lambda model: sum(w.numel() for w in prunable_weights(model, find_layers(model, page)).values())
+
+
+def build(cell: Cell, data: Data, device: torch.device) -> Built:
+    """Build the cell's network with initial weights that depend on page and seed only, and count its costs.
+
+    Weights are drawn on the CPU, so every device starts from the same ones. A method that narrows the network gets the
+    width whose prunable weights come nearest to its budget.
+    """
+    page = cell.page
+    arguments = model_arguments(page, data)
+    count = count_prunable(page)
+    width = 1.0
+    torch.manual_seed(derive(cell.seed, "weights"))
+    model = create_network(page, arguments)
+    shape = (data.channels, data.image_size, data.image_size)
+    layers = find_layers(model, page)
+    reference = costs = count_costs(model, layers, shape)
+    dense_prunable, dense_parameters = count(model), sum(p.numel() for p in model.parameters())
+    if cell.method.narrows_network:
+
+        def narrowed(factor: float) -> nn.Module:
+            return create_network(page, narrow_arguments(page.model, arguments, factor))
+
+        width = find_width(narrowed, count, round((1 - cell.sparsity) * dense_prunable))
+        torch.manual_seed(derive(cell.seed, "weights"))
+        model = narrowed(width)
+        layers = find_layers(model, page)
+        costs = count_costs(model, layers, shape)
+    model = model.to(device)
+    if page.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Built(model, layers, costs, reference, dense_prunable, dense_parameters, width)

@@ -1,0 +1,172 @@
+"""From what a user asks to cells: one cell is one method at one sparsity and seed on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmark.errors import UserError, nearest
+from benchmark.pages import SETTINGS, Page, changed_settings, load_page
+from benchmark.plugins import Plugin, find_method
+from methods.core import Budget, Method
+
+PROTOCOL = 1  # raised whenever the same settings would give other numbers
+# Where a file lies and how fast it is read changes no number, so these do not make another page.
+NOT_PROTOCOL = {"title", "data_dir", "workers", "methods"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to do: everything that decides its numbers, apart from the machine."""
+
+    page_name: str
+    page: Page
+    page_changes: dict[str, Any]  # settings that differ from the page's file
+    plugin: Plugin
+    method: Method
+    method_changes: dict[str, Any]  # settings that differ from the method's on this page
+    sparsity: float
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The row's name on the leaderboard: the method and the settings that were changed."""
+        changed = ", ".join(f"{key}={value}" for key, value in self.method_changes.items())
+        return f"{self.plugin.name} ({changed})" if changed else self.plugin.name
+
+    @property
+    def variant(self) -> str:
+        """A hash of the page's protocol; equal for runs that may share a table."""
+        defaults = {f.name: f.default for f in dataclasses.fields(Page)}
+        settings = {
+            name: value
+            for name, value in dataclasses.asdict(self.page).items()
+            if name not in NOT_PROTOCOL and value != defaults.get(name, dataclasses.MISSING)
+        }
+        return short_hash(settings)
+
+    @property
+    def identity(self) -> str:
+        """The run's name, such as digits_resnet20.granet.0.9.s0.3f9a1c2e: the same for the same numbers asked."""
+        content = {
+            "protocol": PROTOCOL,
+            "variant": self.variant,
+            "method": [self.plugin.name, self.plugin.sha256, self.method_settings()],
+            "sparsity": self.sparsity,
+            "seed": self.seed,
+        }
+        return f"{self.page_name}.{self.plugin.name}.{self.sparsity:g}.s{self.seed}.{short_hash(content)}"
+
+    def method_settings(self) -> dict[str, Any]:
+        """Return the method's hyper-parameters by name, without the sparsity."""
+        return {key: value for key, value in dataclasses.asdict(self.method).items() if key != "sparsity"}
+
+
+def short_hash(content: Any) -> str:
+    """Return eight hexadecimal digits that depend on the content alone."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def split_list(text: str, what: str) -> list[str]:
+    """Return the parts of a comma-separated list, in order and without repeats; refuse an empty one."""
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise UserError(f"{what} is empty: give a value or a comma-separated list")
+    return parts
+
+
+def parse_sparsity(text: str) -> float:
+    """Return a sparsity in [0, 1); percentages are refused with the value that was meant."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"sparsity must be a number in [0, 1), got '{text}'") from None
+    if 0 <= value < 1:
+        return value
+    hint = f": did you mean {value / 100:g}?" if 1 < value < 100 else ""
+    if value == 1:
+        hint = ": a network without weights cannot be trained; did you mean 0.99?"
+    raise UserError(f"sparsity must be in [0, 1), got {text}{hint}")
+
+
+def parse_seed(text: str) -> int:
+    """Return a seed: a whole number from 0 on."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
+        raise UserError(f"SEED must be a whole number from 0 to 2147483647, got '{text}'")
+    return int(text)
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Return the settings in `name=value name=value`; a dotted name reaches into a setting such as model_args."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"ARGS cannot be read ({error}): write ARGS='name=value name=value'") from error
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"ARGS must be name=value pairs, got '{word}'")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(words))
+    except OmegaConfBaseException as error:
+        raise UserError(f"ARGS cannot be read: {str(error).splitlines()[0]}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
+    """Return the page for `task` and, for `auto`, one line that says which and why."""
+    if task != "auto":
+        return task, ""
+    if has_gpu:
+        return "cifar10_vgg19", "TASK=auto: cifar10_vgg19, the paper's first page, because there is a GPU"
+    return "digits_resnet20", "TASK=auto: digits_resnet20, the embedded page for a CPU, because there is no GPU"
+
+
+def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments: str) -> list[Cell]:
+    """Return the grid of cells asked for, pages outermost, each checked as far as its settings go.
+
+    Raises UserError for the first thing wrong with any cell, before anything is run. A method without a budget (dense)
+    appears once per seed, whatever sparsities are listed.
+    """
+    changes = parse_arguments(arguments)
+    plugins = [find_method(name) for name in split_list(methods, "METHOD")]
+    refuse_unknown(changes, plugins)
+    wanted = [parse_sparsity(text) for text in split_list(sparsities, "SPARSITY")]
+    numbers = [parse_seed(text) for text in split_list(seeds, "SEED")]
+    cells: dict[str, Cell] = {}
+    for task, plugin, sparsity, seed in product(split_list(tasks, "TASK"), plugins, wanted, numbers):
+        cell = make_cell(task, plugin, sparsity, seed, changes)
+        cells.setdefault(cell.identity, cell)
+    return list(cells.values())
+
+
+def make_cell(task: str, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any]) -> Cell:
+    """Return one cell. A setting that the method has is the method's, every other one the page's."""
+    default = load_page(task)
+    own = {key: value for key, value in changes.items() if key in plugin.settings()}
+    page = load_page(task, {key: value for key, value in changes.items() if key not in own and key in SETTINGS})
+    if plugin.cls.budget is Budget.DENSE:
+        sparsity = 0.0
+    method = plugin.build(page, sparsity, own)
+    usual = plugin.defaults(page)
+    changed = {key: getattr(method, key) for key in own if getattr(method, key) != usual.get(key)}
+    return Cell(task, page, changed_settings(page, default), plugin, method, changed, sparsity, seed)
+
+
+def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin]) -> None:
+    """Raise UserError for a setting that neither the page nor any of the methods has."""
+    of_methods = set().union(*(plugin.settings() for plugin in plugins))
+    for key in changes:
+        if key not in SETTINGS | of_methods:
+            names = ", ".join(plugin.name for plugin in plugins)
+            hint = nearest(key, SETTINGS | of_methods)
+            raise UserError(f"ARGS: neither the page nor {names} has a setting '{key}'{hint}")

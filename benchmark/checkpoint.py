@@ -1,0 +1,53 @@
+"""Checkpoints: written atomically, verified when read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.errors import UserError
+
+MAGIC = b"sparse-bench checkpoint 1\n"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any instant, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain Python values) with its own SHA-256 in front."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    write_atomically(path, MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint back onto the CPU; raises UserError, naming the file, when it is damaged."""
+    way_out = "start the run over with FRESH=1 (sparse-bench run --fresh), or delete the file"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error}; {way_out}") from error
+    digest, payload = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+    if not content.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
+        raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum; {way_out}")
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return state

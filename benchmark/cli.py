@@ -1,0 +1,133 @@
+"""The command line: `sparse-bench run | methods | pages | new-method`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmark.errors import UserError
+
+# Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # of libraries, to their own authors
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+console = Console()
+errors = Console(stderr=True)
+if not console.is_terminal:  # a log file should not be folded at 80 columns
+    console.width = 140
+
+
+def tell(message: object) -> None:
+    """Print an error a user can mend, in one paragraph and without a traceback."""
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(str(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def guarded(action: Callable[[], Any]) -> Any:
+    """Run `action`; end with status 2 and one message for a UserError, an unwritable or full disk."""
+    try:
+        return action()
+    except UserError as error:
+        tell(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        tell(f"{error.strerror}: {error.filename or 'while writing'}; what was finished before is kept")
+    raise typer.Exit(2)
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option(help="methods, comma-separated: names, or paths of Python files")] = "granet",
+    sparsity: Annotated[str, typer.Option(help="in [0, 1), comma-separated")] = "0.9",
+    task: Annotated[str, typer.Option(help="pages of configs/, comma-separated; auto chooses by device")] = "auto",
+    seed: Annotated[str, typer.Option(help="whole numbers, comma-separated")] = "0",
+    device: Device = "auto",
+    data: Annotated[Path, typer.Option(help="root folder of data sets")] = Path("data"),
+    wandb: Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")] = "off",
+    args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
+    fresh: Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")] = False,
+    records: Annotated[Path | None, typer.Option(help="folder of records")] = None,
+    leaderboard: Annotated[Path | None, typer.Option(help="the Markdown page to rebuild")] = None,
+    runs: Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")] = None,
+    checkpoint_s: Annotated[float, typer.Option(help="seconds between checkpoints")] = 15.0,
+) -> None:
+    """Train a grid of methods, sparsities and seeds, one cell after the other, and update the leaderboard."""
+    from benchmark.grid import run_grid  # torch and timm take seconds to import: not for --help
+
+    def action() -> int:
+        return run_grid(
+            methods=method,
+            sparsities=sparsity,
+            tasks=task,
+            seeds=seed,
+            arguments=args,
+            device=device,
+            data_root=data,
+            wandb=wandb,
+            fresh=fresh,
+            checkpoint_s=checkpoint_s,
+            places={"records": records, "page": leaderboard, "runs": runs},
+            command="sparse-bench " + shlex.join(sys.argv[1:]),
+            console=console,
+            tell=tell,
+        )
+
+    try:
+        failed = guarded(action)
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: name, paper, kind and what each needs, from the code itself."""
+    from benchmark.listing import print_methods
+
+    guarded(lambda: print_methods(console))
+
+
+@app.command()
+def pages() -> None:
+    """List the pages of configs/: name and title."""
+    from benchmark.listing import print_pages
+
+    guarded(lambda: print_pages(console))
+
+
+@app.command()
+def new_method(
+    name: Annotated[str, typer.Argument(help="name of the method: a Python name in lower case")],
+    folder: Annotated[Path | None, typer.Option(help="where to write it (default: methods/)")] = None,
+) -> None:
+    """Write a small working method file to start from."""
+    from benchmark.listing import write_new_method
+
+    guarded(lambda: write_new_method(name, folder, console))
+
+
+def main() -> None:
+    """Run the command line; an unforeseen error keeps its traceback, for it is a fault of this program."""
+    try:
+        app()
+    except Exception:  # the last resort
+        traceback.print_exc()
+        tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
+        sys.exit(70)

@@ -1,0 +1,112 @@
+"""What a user sees: a progress bar on a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINE_S = 10.0  # where there is no terminal: at least so long between two lines
+
+
+def format_flops(macs: float) -> str:
+    """Return FLOPs (2 x multiply-adds) in scientific notation, such as 8.18e+09."""
+    return f"{2 * macs:.3g}" if macs < 5e5 else f"{2 * macs:.2e}"
+
+
+class Reporter:
+    """Tells how a run goes. A context manager: the bar is closed whatever happens."""
+
+    def __init__(self, console: Console, title: str, epochs: int, steps_per_epoch: int, start_epoch: int = 0) -> None:
+        self.console = console
+        self.title = title
+        self.epochs = epochs
+        self.started = time.monotonic()
+        self.first_epoch = start_epoch
+        self.last_line = 0.0
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=18),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(compact=True),
+                console=console,
+            )
+            total, done = epochs * steps_per_epoch, start_epoch * steps_per_epoch
+            self.task = self.bar.add_task(escape(title), total=total, completed=done, facts="")
+
+    def __enter__(self) -> Reporter:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self) -> None:
+        """Move the bar by one step."""
+        if self.bar:
+            self.bar.advance(self.task)
+
+    def epoch(self, row: dict[str, Any], images_per_s: float) -> None:
+        """Tell how an epoch ended; `row` is its line of the record's history."""
+        accuracy = row["validation_acc_pct"] if row["validation_acc_pct"] is not None else row["test_acc_pct"]
+        shown = "  ...  " if accuracy is None else f"{accuracy:5.2f} %"
+        loss = "  nan " if row["loss"] is None else f"{row['loss']:6.4f}"
+        facts = (
+            f"epoch {row['epoch']}/{self.epochs}  loss {loss}  acc {shown}  density {row['density']:.4f}  "
+            f"train FLOPs {row['train_share']:.3f}x  {images_per_s:,.0f} img/s"
+        )
+        if self.bar:
+            self.bar.update(self.task, facts=facts)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= PLAIN_LINE_S or row["epoch"] in (1, self.epochs):
+            self.last_line = now
+            done = row["epoch"] - self.first_epoch
+            left = (now - self.started) / done * (self.epochs - row["epoch"])
+            self.console.print(f"{self.title}  {facts}  left {left:,.0f} s", highlight=False, markup=False)
+
+
+def print_result(console: Console, record: dict[str, Any], record_file: str, leaderboard_file: str) -> None:
+    """Print the table at the end of a run."""
+    accuracy, density, macs, weights = (record[key] for key in ("accuracy_pct", "density", "macs", "weights"))
+
+    def percent(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.2f} %"
+
+    title = f"{record['method']['label']} at sparsity {record['sparsity']:g}, seed {record['seed']}"
+    table = Table(title=escape(f"{title}: {record['page']['title']}"), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    if record["status"] != "ok":
+        table.add_row("status", f"[red]{record['status']}[/red] ({record['skipped_steps']} steps were not finite)")
+    table.add_row("accuracy, last epoch", percent(accuracy["last_epoch"]))
+    table.add_row("accuracy, selected on validation", percent(accuracy["validation_selected"]))
+    table.add_row("accuracy, best on test", f"{percent(accuracy['best_on_test'])} (not for comparison)")
+    prunable = f"{weights['active']:,} of {weights['dense_prunable']:,}"
+    table.add_row("density, prunable weights", f"{density['prunable']:.6f} ({prunable})")
+    parameters = f"{weights['active_parameters']:,} of {weights['dense_parameters']:,}"
+    table.add_row("density, all parameters", f"{density['all_parameters']:.6f} ({parameters})")
+    for kind in ("inference", "train"):
+        name = "inference FLOPs" if kind == "inference" else "training FLOPs"
+        absolute = f"{format_flops(macs[kind])} of {format_flops(macs[f'{kind}_dense'])}"
+        table.add_row(name, f"{macs[f'{kind}_share']:.4f} x dense ({absolute})")
+    clock = record["time"]
+    table.add_row("time", f"{clock['total_s']:.1f} s ({clock['images_per_s']:,.0f} images/s in training)")
+    if record["empty_layers"]:
+        table.add_row("layers left empty", escape(", ".join(record["empty_layers"])))
+    table.add_row("record", escape(record_file))
+    table.add_row("leaderboard", escape(leaderboard_file))
+    console.print(table)

@@ -1,0 +1,125 @@
+"""Holding a method to its contract: when it is asked for masks, and once in rehearsal before anything is trained."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.errors import UserError
+from benchmark.maskset import MaskSet
+from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Timeline, View
+
+
+def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
+    """Return the exact number of weights that must be active after the setup or update at `step`, or None."""
+    if method.budget is Budget.OUTCOME:
+        return None
+    sparsity = 0.0 if method.budget is Budget.DENSE else method.planned_sparsity(step, timeline)
+    return round((1 - sparsity) * maskset.total)
+
+
+def propose(method: Method, name: str, view: View) -> Masks:
+    """Ask `method` for masks; raise UserError, naming method, moment and promise, when it fails or writes to inputs."""
+    moment = "setup" if view.step == 0 else f"the update at step {view.step}"
+    protected = [*view.weights.values(), *view.masks.values(), *(view._gradients or {}).values()]
+    versions = [tensor._version for tensor in protected]
+    try:
+        with torch.no_grad():
+            masks = method.setup(view) if view.step == 0 else method.update(view)
+        if versions != [tensor._version for tensor in protected]:
+            raise ContractError("must not write to weights, masks or gradients: return new masks instead")
+    except ContractError as error:
+        raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
+    except Exception as error:  # a plugin may raise anything at all
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"line {where.lineno} of {where.filename}"
+        raise UserError(f"method '{name}' fails in {moment}: {type(error).__name__}: {error} ({place})") from error
+    return masks
+
+
+def commit(
+    method: Method,
+    name: str,
+    maskset: MaskSet,
+    masks: Masks,
+    view: View,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: nn.Module | None = None,
+) -> None:
+    """Commit proposed masks; a broken promise becomes a UserError that names the method and the moment."""
+    try:
+        maskset.commit(masks, planned_count(method, maskset, view.step, view.timeline), optimizer, average)
+    except ContractError as error:
+        moment = "setup" if view.step == 0 else f"the update at step {view.step}"
+        raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
+
+
+def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
+    """Raise UserError when the run is too short for one update, or when the last update misses the target."""
+    steps = method.update_steps(timeline)
+    has_updates = type(method).update is not Method.update
+    every = getattr(method, "update_every", None)
+    mend = "lower it with ARGS=update_every=N" if every else "shorten its schedule"
+    length = f"a run of {timeline.total_steps} steps (update_every is {every})"
+    if has_updates and len(steps) == 0:
+        raise UserError(f"method '{name}' makes no update in {length}: {mend}, or train longer with ARGS=epochs=N")
+    if len(steps) and not 1 <= steps[0] <= steps[-1] <= timeline.total_steps:
+        raise UserError(f"method '{name}' plans updates outside the run's steps 1..{timeline.total_steps}: {steps}")
+    last = steps[-1] if len(steps) else 0
+    end = method.planned_sparsity(last, timeline)
+    if method.budget is Budget.EXACT and end != method.sparsity:
+        raise UserError(
+            f"method '{name}' ends at sparsity {end:g} instead of {method.sparsity:g} in {length}: "
+            f"{mend}, or train longer with ARGS=epochs=N"
+        )
+
+
+SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}
+
+
+def rehearse(method: Method, name: str, timeline: Timeline) -> None:
+    """Run the method's setup and some of its updates on a tiny stand-in network and hold it to every promise.
+
+    Costs milliseconds, so a broken plugin is refused before the first batch. Raises UserError naming the method, the
+    moment and the promise.
+    """
+    check_timeline(method, name, timeline)
+    generator = torch.Generator().manual_seed(0)
+    weights = {n: nn.Parameter(torch.randn(shape, generator=generator)) for n, shape in SHAPES.items()}
+    maskset = MaskSet(weights)
+    steps = list(method.update_steps(timeline))
+    scoring = method.scoring()
+    for step in [0, *sorted({*steps[:2], *steps[-1:]})]:
+        gradients = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
+        product = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
+        declared = scoring is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
+        second = step == 0 and scoring is not None and scoring.order == 2
+        proposals = []
+        for _ in range(2):
+            view = View(
+                weights=weights,
+                masks={n: mask.clone() for n, mask in maskset.masks.items()},
+                step=step,
+                timeline=timeline,
+                seed=0,
+                gradients={n: g.clone() for n, g in gradients.items()} if declared else None,
+                hessian_gradients={n: h.clone() for n, h in product.items()} if second else None,
+            )
+            before = [weight.detach().clone() for weight in weights.values()]
+            proposals.append(propose(method, name, view))
+            refuse_writes(name, before, weights.values())
+        commit(method, name, maskset, proposals[0], view)
+        if any(not torch.equal(proposals[0][n], proposals[1][n]) for n in weights):
+            raise UserError(
+                f"method '{name}' breaks its contract at step {step}: asked twice with the same view it returned "
+                "different masks; draw random numbers with view.random(name), never from a global generator"
+            )
+
+
+def refuse_writes(name: str, before: Iterable[Tensor], after: Iterable[Tensor]) -> None:
+    """Raise UserError when a weight changed while the method was asked for masks."""
+    if any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)):
+        raise UserError(f"method '{name}' breaks its contract: it wrote to a weight; it may only return masks")

@@ -1,0 +1,157 @@
+"""What a network costs, in multiply-adds: counted by fvcore, layer by layer, and integrated over training.
+
+Unit: one multiply-add counts one (fvcore's unit); FLOPs = 2 x macs. Convolutions, linear layers and matrix products
+are counted; norms, pooling, activations and the loss are left out, as in RigL's Appendix H, and listed.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from benchmark.errors import UserError
+from benchmark.prunable import Layer
+from methods.core import Scoring
+
+COUNTED = {"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"}
+# Operators with multiply-adds of their own that fvcore does not count: a total without them would be wrong.
+HEAVY = ("scaled_dot_product", "multi_head_attention", "attn", "lstm", "gru", "rnn", "fft", "baddbmm", "deform")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The multiply-adds of one forward pass over one image, split into prunable layers and the rest."""
+
+    per_weight: dict[str, int]  # prunable weight -> multiply-adds of one active weight (its output positions)
+    layers: dict[str, int]  # weight of any conv or linear layer -> its multiply-adds when dense
+    fixed: int  # of everything that no mask touches
+    dense: int  # of the whole network
+    operators: dict[str, int]  # operator -> multiply-adds, counted
+    omitted: dict[str, int]  # operator -> calls (or fvcore's own figure for norms and pools), left out
+
+    def forward(self, counts: Mapping[str, int]) -> int:
+        """Return the multiply-adds of a forward pass when `counts[name]` weights are active in each prunable layer."""
+        return self.fixed + sum(self.per_weight[name] * count for name, count in counts.items())
+
+
+def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, int]) -> Costs:
+    """Count the multiply-adds of `model` on one image of `shape` (channels, height, width).
+
+    Runs in evaluation mode with timm's fused attention off and leaves the model as it was.
+    Raises UserError when a heavy operator cannot be counted or when the network cannot take such an image.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    unfused = unfuse_attention(model)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            by_operator, unsupported = analysis.by_operator(), analysis.unsupported_ops()
+            by_module = analysis.by_module_and_operator()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"the backbone cannot take images of {shape}: {str(error).splitlines()[0]}") from error
+    finally:
+        for module in unfused:
+            setattr(module, "fused_attn", True)  # noqa: B010 (torch types every attribute of a module as a tensor)
+        model.train(was_training)
+    refuse_heavy(unsupported)
+    dense = {layer.name: sum(counted(by_module[module]) for module in layer.modules) for layer in layers}
+    total = counted(by_operator)
+    per_weight = {}
+    for layer in layers:
+        if layer.prunable:
+            numel = model.get_parameter(layer.name).numel()
+            if dense[layer.name] % numel:
+                raise UserError(f"layer '{layer.name}': {dense[layer.name]} multiply-adds do not divide by {numel}")
+            per_weight[layer.name] = dense[layer.name] // numel
+    return Costs(
+        per_weight=per_weight,
+        layers=dense,
+        fixed=total - sum(dense[name] for name in per_weight),
+        dense=total,
+        operators={op: int(n) for op, n in by_operator.items() if op in COUNTED},
+        omitted={
+            **{op: int(n) for op, n in by_operator.items() if op not in COUNTED},
+            **{op: int(n) for op, n in unsupported.items()},
+        },
+    )
+
+
+def counted(operators: Mapping[str, float]) -> int:
+    """Return the multiply-adds of the operators that count."""
+    return int(sum(n for op, n in operators.items() if op in COUNTED))
+
+
+def unfuse_attention(model: nn.Module) -> list[nn.Module]:
+    """Switch timm's fused attention off, which fvcore would drop from the count, and return the modules switched."""
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        setattr(module, "fused_attn", False)  # noqa: B010
+    return fused
+
+
+def refuse_heavy(unsupported: Counter[str]) -> None:
+    """Raise UserError for an operator that fvcore left out although it multiplies matrices."""
+    heavy = [op for op in unsupported if any(word in op for word in HEAVY)]
+    if heavy:
+        raise UserError(f"the cost of this backbone cannot be counted: fvcore leaves out {', '.join(heavy)}")
+
+
+# The double backward of a layer runs six products where the backward runs two, so the second pass costs 3 + 6.
+PASSES = {1: 3, 2: 3 + 3 + 6}
+
+
+def scoring_cost(scoring: Scoring | None, dense: int, images: int) -> int:
+    """Return the multiply-adds of the gradients taken before training: 3 f_D per image for a gradient, 12 f_D with
+    the Hessian-gradient product (a gradient, the same again with its graph, and the backward through both)."""
+    return 0 if scoring is None else PASSES[scoring.order] * dense * images
+
+
+class Meter:
+    """Charges every training step with the masks then in force.
+
+    A step on one image costs a forward f, a backward through the inputs f, and weight gradients f, or f_D where the
+    method reads dense gradients (RigL, Appendix H). Invariant: `train` is an exact integer, the sum over all steps.
+    """
+
+    def __init__(self, costs: Costs, reference: Costs) -> None:
+        self.costs = costs
+        self.reference = reference  # of the full network: what shares are relative to
+        self.forward = costs.dense
+        self.train = 0
+        self.train_dense = 0
+        self.scoring = 0
+
+    def on_commit(self, counts: Mapping[str, int]) -> None:
+        """Take note of the masks now in force."""
+        self.forward = self.costs.forward(counts)
+
+    def charge_scoring(self, scoring: Scoring | None, images: int) -> None:
+        """Charge the gradients a method took before the first step."""
+        self.scoring = scoring_cost(scoring, self.costs.dense, images)
+        self.train += self.scoring
+
+    def step(self, images: int, forward_macs: int, dense_gradients: bool) -> None:
+        """Charge one training step on so many images, whose forward pass cost `forward_macs` each."""
+        weight_gradients = self.costs.dense if dense_gradients else forward_macs
+        self.train += images * (2 * forward_macs + weight_gradients)
+        self.train_dense += images * 3 * self.reference.dense
+
+    def state(self) -> dict[str, int]:
+        """Return what a checkpoint needs."""
+        return {"train": self.train, "train_dense": self.train_dense, "scoring": self.scoring}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Restore what `state` returned."""
+        self.train, self.train_dense, self.scoring = state["train"], state["train_dense"], state["scoring"]

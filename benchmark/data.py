@@ -1,0 +1,300 @@
+"""Data sets: read, split once for all methods, and served as batches that depend on (seed, epoch) alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from benchmark import folders
+from benchmark.errors import UserError
+from benchmark.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
+from benchmark.pages import Page
+from benchmark.seeds import derive
+
+CIFAR = {
+    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python"),
+}
+FOLDERS = ("folder", "imagenet")
+PIXELS_AT_ONCE = 2**23  # augmented in one go on an accelerator: few launches, about 200 MB of workspace
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split.
+
+    `fingerprint` is a sha256 of all parts before the split, the same on every machine: of class names, labels and
+    pixels (at image_size) in memory, of file names and sizes when streamed.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    train: Images
+    validation: Images | None
+    test: Images
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A part as stored: `pixels` uint8 (images, channels, size, size), `labels` int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+Stored = tuple[tuple[str, ...], dict[str, Arrays]]  # class names, and parts: train, test, perhaps validation
+
+
+class MemoryImages:
+    """One part of a data set held as uint8 on `device`; crops and flips are one gather per batch, no copy per image.
+
+    `pad` > 0: a random square of the stored size is cut after padding by `pad` pixels, by reflection or with zeros
+    (black before normalisation, as torchvision's RandomCrop does). `flip`: mirrored with probability 1/2.
+    """
+
+    def __init__(
+        self, part: Arrays, page: Page, device: torch.device, pad: int = 0, mode: str = "zero", flip: bool = False
+    ) -> None:
+        self.labels, self.size, self.pad, self.flip = part.labels, part.pixels.shape[-1], pad, flip
+        self.stored = pad_images(part.pixels.to(device), pad, mode)
+        self.stored_labels = part.labels.to(device)
+        self.mean, self.std = per_channel(page.mean).to(device), per_channel(page.std).to(device)
+        # On an accelerator several batches are cut at once: launches, not arithmetic, are what a small batch costs.
+        self.pixels_at_once = 0 if device.type == "cpu" else PIXELS_AT_ONCE
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(
+        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: torch.device, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the shuffled, augmented batches of an epoch from batch index `start` on; see `Images`."""
+        order, generator = draw_order(len(self), seed, epoch)
+        drawn = self._draw(order, generator)
+        starts = batch_starts(len(self), batch_size, drop_last, start)
+        together = max(1, self.pixels_at_once // (batch_size * self.size**2))
+        for first in starts[::together]:
+            images, labels = self._cut(drawn[:, first : min(first + together * batch_size, starts.stop)])
+            images, labels = images.to(device), labels.to(device)
+            for i in batch_starts(len(images), batch_size):
+                yield images[i : i + batch_size], labels[i : i + batch_size]
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once in stored order, not augmented; see `Images`."""
+        inside = slice(self.pad, self.pad + self.size)
+        for i in batch_starts(len(self), batch_size):
+            images = normalise(self.stored[i : i + batch_size, :, inside, inside], self.mean, self.std)
+            yield images.to(device), self.stored_labels[i : i + batch_size].to(device)
+
+    def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the images at `indices`, augmented as in training; see `Images`."""
+        generator = torch.Generator().manual_seed(derive("sample", seed))
+        images, labels = self._cut(self._draw(indices.cpu(), generator))
+        return images.to(device), labels.to(device)
+
+    def _draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        # Rows: image, top, left, mirrored. Drawn on the CPU in this fixed order: all devices see the same images.
+        offsets = torch.randint(0, 2 * self.pad + 1, (2, len(indices)), generator=generator)
+        mirrored = torch.randint(0, 2, (1, len(indices)), generator=generator) * int(self.flip)
+        return torch.cat([indices.unsqueeze(0), offsets, mirrored]).to(self.stored.device)
+
+    def _cut(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        index, top, left, mirrored = drawn
+        images, labels = self.stored.index_select(0, index), self.stored_labels.index_select(0, index)
+        if self.pad or self.flip:
+            along = torch.arange(self.size, device=drawn.device)
+            columns = torch.where(mirrored[:, None] == 1, self.size - 1 - along, along) + left[:, None]
+            rows = (along + top[:, None]) * self.stored.shape[-1]
+            places = (rows[:, :, None] + columns[:, None, :]).flatten(1)[:, None].expand(-1, images.shape[1], -1)
+            images = images.flatten(2).gather(2, places).reshape(len(images), -1, self.size, self.size)
+        return normalise(images, self.mean, self.std), labels
+
+
+def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
+    """Pad uint8 images by `pad` pixels on each side: `reflect` (the border is not repeated) or `zero`."""
+    if mode == "zero" or pad == 0:
+        return functional.pad(pixels, (pad, pad, pad, pad))
+    size = pixels.shape[-1]
+    mirrored = torch.arange(-pad, size + pad, device=pixels.device).abs()  # torch reflects no uint8: by index instead
+    mirrored = torch.where(mirrored >= size, 2 * (size - 1) - mirrored, mirrored)
+    return pixels.index_select(2, mirrored).index_select(3, mirrored)
+
+
+def load_data(page: Page, root: Path, device: torch.device) -> Data:
+    """Read the page's data set from `root`/(data_dir or the data set's name), split it, and put it on `device`.
+
+    `split`: full = all training images; paper = the first 90 % in stored order (of a fixed permutation for folders,
+    whose stored order is by class), the rest validates; holdout = 10 % of every class validate, the rest trains. A
+    folder with both `val` and `test` brings its own validation part: its training part is never cut.
+    Raises UserError before any batch when data is missing or can't be used; when streaming, one image per class and
+    part is decoded here and any other broken file is named when it is reached.
+    Invariant: parts are disjoint, and no run's seed has a part in them.
+    """
+    folder = root.expanduser() / Path(page.data_dir or page.data).expanduser()
+    channels = 1 if page.data == "digits" else 3
+    if len(page.mean) != channels or len(page.std) != channels:
+        raise UserError(f"mean and std must have {channels} value(s) for data={page.data}, got {page.mean}, {page.std}")
+    if page.in_memory:
+        data = hold(page, *READERS[page.data](page, folder), device)
+    elif page.data in FOLDERS:
+        data = stream_folder(page, folder)
+    else:
+        raise UserError(f"in_memory=false streams from a folder of images; data={page.data} is always in memory")
+    if page.drop_last and len(data.train) < page.batch_size:
+        most = f"{len(data.train)} (all training images) where drop_last is on"
+        raise UserError(f"batch_size must be at most {most}, got {page.batch_size}")
+    return data
+
+
+def hold(page: Page, classes: tuple[str, ...], parts: dict[str, Arrays], device: torch.device) -> Data:
+    """Split stored arrays (`train`, `test`, perhaps `validation`) as the page says and put them on `device`."""
+    fingerprint = hash_arrays(classes, parts)
+    train, validation = parts["train"], parts.get("validation")
+    if validation is None and page.split != "full":
+        kept, held_out = split_indices(train.labels, page.split, shuffled=page.data in FOLDERS)
+        validation = Arrays(train.pixels[held_out], train.labels[held_out])
+        train = Arrays(train.pixels[kept], train.labels[kept])
+    train_part = MemoryImages(train, page, device, page.crop_pad, page.crop_mode, page.flip)
+    held_out_part = None if validation is None else MemoryImages(validation, page, device)
+    test_part = MemoryImages(parts["test"], page, device)
+    channels, size = train.pixels.shape[1:3]
+    return Data(page.data, classes, channels, size, train_part, held_out_part, test_part, fingerprint)
+
+
+def stream_folder(page: Page, folder: Path) -> Data:
+    """Split the files of a folder as the page says, to be decoded as they are used."""
+    layout = folders.scan_folder(folder)
+    train, validation = layout.train, layout.validation
+    for part in layout.parts().values():
+        firsts = np.unique(part.labels.numpy(), return_index=True)[1]
+        folders.decode_files(part.subset(torch.from_numpy(firsts)), size=1)
+    if validation is None and page.split != "full":
+        kept, held_out = split_indices(train.labels, page.split, shuffled=True)
+        train, validation = layout.train.subset(kept), layout.train.subset(held_out)
+    workers = page.workers or min(os.cpu_count() or 1, folders.MAX_WORKERS)
+    settings = (page.image_size, page.mean, page.std, page.flip, workers)
+    held_out_part = None if validation is None else StreamedImages(validation, *settings)
+    train_part, test_part = StreamedImages(train, *settings), StreamedImages(layout.test, *settings)
+    fingerprint = folders.hash_files(folder, layout)
+    return Data(page.data, layout.classes, 3, page.image_size, train_part, held_out_part, test_part, fingerprint)
+
+
+def read_folder(page: Page, folder: Path) -> Stored:
+    """Decode every part of a folder of images; see `folders.scan_folder` and `folders.decode_files`."""
+    layout = folders.scan_folder(folder)
+    files = layout.parts().items()
+    return layout.classes, {name: Arrays(folders.decode_files(f, page.image_size), f.labels) for name, f in files}
+
+
+def read_digits(page: Page, folder: Path) -> Stored:
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 scaled to 0..255; `folder` is not read.
+
+    The test part is a fixed 360 images (20 %): those `stratify` draws under the name "digits test"; the other 1,437
+    are the training part, in scikit-learn's order.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    test = stratify(labels, -(-len(labels) // 5), "digits test")
+    train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
+    images = stack_images(pixels, page.image_size)
+    chosen = {"train": train, "test": test}
+    return tuple("0123456789"), {name: Arrays(images[index], labels[index]) for name, index in chosen.items()}
+
+
+def read_cifar(page: Page, folder: Path) -> Stored:
+    """Return CIFAR-10 or CIFAR-100 from `folder`, downloaded there by torchvision on first use.
+
+    Raises UserError saying which file to put where when it is absent and can't be downloaded.
+    """
+    name, archive, unpacked = CIFAR[page.data]
+    try:
+        train, test = (open_cifar(name, folder, train) for train in (True, False))
+    except Exception as error:  # networks, archives and pickles raise many kinds
+        raise UserError(
+            f"{page.data}: not found in {folder}, and the download failed ({error}); put {archive} or the unpacked "
+            f"{unpacked}/ in {folder}, or name the folder above it with DATA=; TASK=digits_resnet20 needs no download"
+        ) from error
+    found, size = {"train": train, "test": test}, page.image_size
+    parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in found.items()}
+    return tuple(train.classes), parts
+
+
+def open_cifar(name: str, folder: Path, train: bool) -> Any:
+    """Open a part of torchvision's data set `name`; where it is absent, one process downloads and the others wait."""
+    reader = getattr(torchvision.datasets, name)
+    try:
+        return reader(str(folder), train=train)
+    except RuntimeError:  # absent or damaged
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "download.lock"):
+            return reader(str(folder), train=train, download=True)
+
+
+def stack_images(pixels: np.ndarray, size: int) -> Tensor:
+    """Return uint8 (images, height, width[, channels]) as (images, channels, size, size), resized by `fit_image`."""
+    if pixels.shape[1:3] != (size, size):
+        pixels = np.stack([np.asarray(folders.fit_image(Image.fromarray(image), size)) for image in pixels])
+    images = torch.from_numpy(pixels)
+    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def split_indices(labels: Tensor, split: str, shuffled: bool) -> tuple[Tensor, Tensor]:
+    """Return the indices that train and those that validate (10 %, rounded up), both rising.
+
+    split "holdout": drawn by `stratify`. split "paper": the last 10 % in stored order, or of a fixed permutation if
+    `shuffled`. Invariant: disjoint, together all images, a function of (labels, split, shuffled) alone.
+    """
+    count = len(labels)
+    share = -(-count // 10)
+    if count < 2:
+        raise UserError(f"split={split} needs at least 2 training images, got {count}; use split=full")
+    if split == "holdout":
+        held_out = stratify(labels, share, "holdout")
+    else:
+        order = sorted(range(count), key=lambda i: derive("paper split", i)) if shuffled else list(range(count))
+        held_out = torch.tensor(sorted(order[count - share :]))
+    return torch.ones(count, dtype=torch.bool).index_fill_(0, held_out, False).nonzero().squeeze(1), held_out
+
+
+def stratify(labels: Tensor, total: int, name: str) -> Tensor:
+    """Choose `total` indices, from each class in proportion to its size, by a draw that depends on `name` alone.
+
+    Within a class images are ordered by a hash of (name, index); the k-th of n stands at (k + 1/2) / n, and the `total`
+    lowest places over all classes are taken (Sainte-Lague's apportionment). Returns rising indices.
+    """
+    places: list[tuple[float, int, int]] = []
+    for label in sorted(set(labels.tolist())):
+        members = sorted((labels == label).nonzero().squeeze(1).tolist(), key=lambda i: derive(name, i))
+        places += [((k + 0.5) / len(members), label, i) for k, i in enumerate(members)]
+    return torch.tensor(sorted(i for _, _, i in sorted(places)[:total]))
+
+
+def hash_arrays(classes: tuple[str, ...], parts: dict[str, Arrays]) -> str:
+    """Return a sha256 over class names, and labels, shape and pixels of every part."""
+    digest = hashlib.sha256("\n".join(classes).encode())
+    for name, part in sorted(parts.items()):
+        digest.update(f"\n{name} {tuple(part.pixels.shape)}\n".encode())
+        digest.update(part.labels.numpy().astype("<i8").tobytes())
+        digest.update(part.pixels.numpy().data)
+    return digest.hexdigest()
+
+
+READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar, **dict.fromkeys(FOLDERS, read_folder)}

@@ -1,0 +1,111 @@
+"""Where a run happened: device, versions, state of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.errors import UserError
+from benchmark.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cuda_available() -> bool:
+    """Return whether a CUDA device can be used, without the warnings of a machine that has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
+
+
+def choose_device(asked: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`; raises UserError for another name or a GPU that is absent."""
+    if asked not in ("auto", "cpu", "cuda"):
+        raise UserError(f"DEVICE must be auto, cpu or cuda, got '{asked}'")
+    if asked == "cuda" and not cuda_available():
+        raise UserError("DEVICE=cuda was asked for, but torch finds no GPU here: use DEVICE=cpu or DEVICE=auto")
+    return torch.device("cuda" if asked != "cpu" and cuda_available() else "cpu")
+
+
+def choose_precision(page: Page, device: torch.device) -> str:
+    """Return "bf16" or "fp32": the page's choice, or bf16 autocast on a GPU that has it and fp32 elsewhere."""
+    if page.precision != "auto":
+        return page.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def set_determinism(page: Page) -> None:
+    """Make torch repeatable where the page asks for it.
+
+    Operators without a repeatable version on a GPU still run (torch warns): a page decides, not a crash half-way.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(page.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not page.deterministic
+
+
+def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return the device, the precision and the versions a record needs."""
+    versions = {}
+    for package in ("torch", "torchvision", "timm", "fvcore"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor_name()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        **versions,
+    }
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe_git(root: Path = ROOT) -> dict[str, Any]:
+    """Return the commit and whether tracked files differ from it; nulls where git cannot tell.
+
+    New records and the rebuilt leaderboard are results, not code, so they do not make the code dirty.
+    """
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changes = subprocess.run(
+            [
+                "git",
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                ".",
+                ":!leaderboard/records",
+                ":!leaderboard/*.md",
+            ],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changes.strip())}

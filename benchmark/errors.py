@@ -1,0 +1,25 @@
+"""Errors a user can mend: they name the thing, the rule, the value and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked, told in one message and shown without a traceback.
+
+    Raised before the first batch wherever possible; nothing has been written to the records when it is raised.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `: did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f": did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that does not exist: the nearest one and all there are."""
+    names = sorted(known)
+    return f"unknown {kind} '{name}'{nearest(name, names) or ';'} available: {', '.join(names)}"

@@ -1,0 +1,96 @@
+"""Running a grid: everything checked first, then one cell after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmark.cells import Cell, choose_task, plan_cells
+from benchmark.console import print_result
+from benchmark.data import Data, load_data
+from benchmark.environment import choose_device
+from benchmark.errors import UserError
+from benchmark.run import Options, Places, check_places, rehearse_cell, run_cell
+from benchmark.tracking import MODES
+from leaderboard import read_records
+
+
+def run_grid(
+    *,
+    methods: str,
+    sparsities: str,
+    tasks: str,
+    seeds: str,
+    arguments: str,
+    device: str,
+    data_root: Path,
+    wandb: str,
+    fresh: bool,
+    checkpoint_s: float,
+    places: dict[str, Path | None],
+    command: str,
+    console: Console,
+    tell: Callable[[object], None],
+) -> int:
+    """Run every cell of the grid and return how many failed.
+
+    Raises UserError, before the first batch and with nothing written, for anything wrong that can be known by then: a
+    name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
+    """
+    if wandb not in MODES:
+        raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{wandb}'")
+    chosen = choose_device(device)
+    task, reason = choose_task(tasks, chosen.type == "cuda")
+    if reason:
+        console.print(reason, highlight=False)
+    cells = plan_cells(methods, sparsities, task, seeds, arguments)
+    options = Options(
+        device=chosen,
+        wandb=wandb,
+        fresh=fresh,
+        checkpoint_s=checkpoint_s,
+        command=command,
+        places=Places(**{key: path for key, path in places.items() if path is not None}),
+    )
+    check_places(options.places)
+    loaded: dict[str, Data] = {}
+    for cell in cells:
+        if cell.page_name not in loaded:
+            loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
+        rehearse_cell(cell, loaded[cell.page_name])
+    failed = 0
+    for number, cell in enumerate(cells, 1):
+        try:
+            run_one(cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}")
+        except UserError as error:
+            if len(cells) == 1:
+                raise
+            failed += 1
+            tell(f"{cell.identity}: {error}")
+    for problem in read_records(options.places.records)[1]:
+        tell(f"record {problem.file} was skipped: {problem.reason}")
+    if failed:
+        tell(f"{failed} of {len(cells)} runs failed; the others are on the leaderboard")
+    return failed
+
+
+def run_one(cell: Cell, data: Data, options: Options, console: Console, place: str) -> None:
+    """Run one cell and print its table."""
+    console.print(
+        f"run {place}: {cell.label} at sparsity {cell.sparsity:g}, seed {cell.seed} on {cell.page_name} "
+        f"({options.device.type}; {len(data.train):,} training images)",
+        highlight=False,
+        markup=False,
+    )
+    record, path = run_cell(cell, data, options, console)
+    print_result(console, record, show(path), show(options.places.page))
+
+
+def show(path: Path) -> str:
+    """Return a path relative to the working folder where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

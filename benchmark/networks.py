@@ -1,0 +1,248 @@
+"""The CIFAR networks of the GraNet paper, registered with timm: `cifar_resnet20`, `cifar_vgg19_bn`, `cifar_resnet50`.
+
+Importing this module is enough for `timm.create_model("cifar_resnet20", num_classes=10, in_chans=3, width=1.0)`.
+Shapes and initial values are those of the authors' code (Liu et al., 2021, arXiv:2106.10404), the last batch-norm gain
+of a residual block included: it starts at one, since a zero would hide most gradients from scores taken at step 0.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, model_entrypoint, register_model
+from torch import nn
+from torch.nn import functional
+
+from benchmark.errors import UserError
+
+VGG19_STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; a pooling between stages
+
+
+def scale(channels: int, width: float) -> int:
+    """Return `channels` times `width`, rounded to the nearest whole channel (halves up).
+
+    The result is at least 1 and never falls when `width` grows. Raises UserError when `width` is not positive.
+    """
+    if not width > 0:
+        raise UserError(f"width must be positive, got {width}: 1.0 is the network as published, 0.5 half its channels")
+    return max(1, math.floor(channels * width + 0.5))
+
+
+class CifarNetwork(nn.Module):
+    """Timm's interface around a body that maps images (N, C, H, W) to features (N, num_features, h, w).
+
+    A subclass sets `body` and `num_features`, calls `reset_classifier`, and may override `init_classifier`.
+    """
+
+    body: nn.Module
+    classifier: nn.Module
+    num_features: int
+    classifier_bias = True
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Features that reach the classifier, timm's second name for `num_features`."""
+        return self.num_features
+
+    def init_classifier(self, classifier: nn.Linear) -> None:
+        """Give a new classifier its initial values; PyTorch's own unless a subclass says otherwise."""
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer: `Linear`, or `Identity` when there are no classes."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer by a freshly initialised one for `num_classes`; 0 leaves the pooled features.
+
+        Raises UserError for any pooling but "avg". No other layer changes.
+        """
+        if global_pool not in (None, "avg"):
+            raise UserError(f"the CIFAR networks pool by the mean, got global_pool={global_pool!r}: use 'avg'")
+        self.num_classes = num_classes
+        if num_classes == 0:
+            self.classifier = nn.Identity()
+            return
+        classifier = nn.Linear(self.num_features, num_classes, bias=self.classifier_bias)
+        self.init_classifier(classifier)
+        self.classifier = classifier
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, C, H, W) to the last feature map (N, num_features, h, w)."""
+        features: torch.Tensor = self.body(x)
+        return features
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Map a feature map (N, num_features, h, w) to logits (N, num_classes), or to pooled features."""
+        # a mean, not an adaptive pooling: the backward pass of the latter is not deterministic on a GPU
+        x = x.mean(dim=(2, 3))
+        if not pre_logits:
+            x = self.classifier(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Return a convolution without bias, padded to keep the size at stride 1, and its batch norm."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+class ResidualBlock(nn.Module):
+    """Add a path of convolutions to its input and rectify; the shortcut is a 1x1 projection where shapes differ."""
+
+    def __init__(self, path: nn.Sequential, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.path = path
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else conv_bn(in_channels, out_channels, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        return functional.relu(self.path(x) + self.shortcut(x))
+
+
+def basic_block(in_channels: int, channels: int, stride: int) -> tuple[ResidualBlock, int]:
+    """Return two 3x3 convolutions with a shortcut, and the number of channels they give (He et al., 2015, Fig. 2)."""
+    path = nn.Sequential(conv_bn(in_channels, channels, 3, stride), nn.ReLU(), conv_bn(channels, channels, 3))
+    return ResidualBlock(path, in_channels, channels, stride), channels
+
+
+def bottleneck(in_channels: int, channels: int, stride: int) -> tuple[ResidualBlock, int]:
+    """Return 1x1, 3x3 (here the stride), 1x1 to four times the channels, and the number of channels they give."""
+    reduce, middle = conv_bn(in_channels, channels, 1), conv_bn(channels, channels, 3, stride)
+    path = nn.Sequential(reduce, nn.ReLU(), middle, nn.ReLU(), conv_bn(channels, 4 * channels, 1))
+    return ResidualBlock(path, in_channels, 4 * channels, stride), 4 * channels
+
+
+class CifarResNet(CifarNetwork):
+    """A residual network with a 3x3 stem of stride 1; every stage but the first halves the image.
+
+    `channels` and `depths` give channels and blocks of each stage; the stem has as many channels as the first stage.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, int, int], tuple[ResidualBlock, int]],
+        channels: tuple[int, ...],
+        depths: tuple[int, ...],
+        num_classes: int = 10,
+        in_chans: int = 3,
+        width: float = 1.0,
+        global_pool: str | None = None,
+        classifier_bias: bool = True,
+        kaiming: bool = False,
+    ) -> None:
+        super().__init__()
+        self.classifier_bias, self.kaiming = classifier_bias, kaiming
+        current = scale(channels[0], width)
+        layers: list[nn.Module] = [conv_bn(in_chans, current, 3), nn.ReLU()]
+        for stage, (planes, depth) in enumerate(zip(channels, depths, strict=True)):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                layer, current = block(current, scale(planes, width), stride)
+                layers.append(layer)
+        self.body, self.num_features = nn.Sequential(*layers), current
+        for module in self.body.modules():
+            if kaiming and isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        self.reset_classifier(num_classes, global_pool)
+
+    def init_classifier(self, classifier: nn.Linear) -> None:
+        """Draw the weights as the convolutions' are drawn; the bias keeps PyTorch's default."""
+        if self.kaiming:
+            nn.init.kaiming_normal_(classifier.weight)
+
+
+class CifarVGG19(CifarNetwork):
+    """VGG-19 with batch norm and one linear layer: 16 convolutions, four poolings (Simonyan & Zisserman, 2014)."""
+
+    def __init__(
+        self, num_classes: int = 10, in_chans: int = 3, width: float = 1.0, global_pool: str | None = None
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        current = in_chans
+        for stage, (channels, depth) in enumerate(VGG19_STAGES):
+            if stage > 0:
+                # ceil_mode changes nothing at 32x32 and lets 8x8 images through: 8, 4, 2, 1, 1
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            for _ in range(depth):
+                layers += [*conv_bn(current, scale(channels, width), 3), nn.ReLU()]
+                current = scale(channels, width)
+        self.body, self.num_features = nn.Sequential(*layers), current
+        for module in self.body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.reset_classifier(num_classes, global_pool)
+
+    def init_classifier(self, classifier: nn.Linear) -> None:
+        """Draw the weights from N(0, 0.01^2) and set the bias to zero."""
+        nn.init.normal_(classifier.weight, 0.0, 0.01)
+        nn.init.zeros_(classifier.bias)
+
+
+Entrypoint = Callable[..., CifarNetwork]
+
+default_cfgs = generate_default_cfgs(  # timm looks for this name in the module of a registered network
+    {
+        name: {"num_classes": 10, "input_size": (3, 32, 32), "first_conv": "body.0", "classifier": "classifier"}
+        for name in ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
+    }
+)
+
+
+def register(entrypoint: Entrypoint) -> Entrypoint:
+    """Register `entrypoint` with timm under its own name.
+
+    Replacing what this module registered before (it was reloaded) is silent; timm still warns of any other clash.
+    """
+    name = entrypoint.__name__
+    reloaded = is_model(name) and model_entrypoint(name).__module__ == entrypoint.__module__
+    with warnings.catch_warnings():
+        if reloaded:
+            warnings.filterwarnings("ignore", message=f"Overwriting {name} in registry")
+        register_model(entrypoint)
+    return entrypoint
+
+
+@register
+def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    """Build ResNet-20 with projection shortcuts: 270,896 prunable weights for 10 classes (He et al., 2015, 4.2).
+
+    Weights of convolutions and classifier are Kaiming-normal over the inputs (fan_in). Takes `num_classes`,
+    `in_chans` and `width`, which multiplies every hidden channel count; images of 8x8 and larger.
+    """
+    network = partial(CifarResNet, basic_block, (16, 32, 64), (3, 3, 3), kaiming=True)
+    model: CifarNetwork = build_model_with_cfg(network, "cifar_resnet20", pretrained, **kwargs)
+    return model
+
+
+@register
+def cifar_vgg19_bn(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    """Build VGG-19 with batch norm: 20,024,000 prunable weights for 10 classes (Simonyan & Zisserman, 2014).
+
+    Convolutions are Kaiming-normal over the outputs (fan_out), the classifier is N(0, 0.01^2). Takes `num_classes`,
+    `in_chans` and `width`, which multiplies every hidden channel count; images of 8x8 and larger.
+    """
+    model: CifarNetwork = build_model_with_cfg(CifarVGG19, "cifar_vgg19_bn", pretrained, **kwargs)
+    return model
+
+
+@register
+def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    """Build ResNet-50 for 32x32 images: 23,467,712 prunable weights for 10 classes, no classifier bias.
+
+    All weights keep PyTorch's default initial values. Takes `num_classes`, `in_chans` and `width`, which multiplies
+    every hidden channel count; a bottleneck still expands by four.
+    """
+    network = partial(CifarResNet, bottleneck, (64, 128, 256, 512), (3, 4, 6, 3), classifier_bias=False)
+    model: CifarNetwork = build_model_with_cfg(network, "cifar_resnet50", pretrained, **kwargs)
+    return model

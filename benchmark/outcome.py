@@ -1,0 +1,177 @@
+"""What came out of a run, as a record."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timezone
+from typing import Any
+
+from benchmark.build import Built
+from benchmark.cells import PROTOCOL, Cell
+from benchmark.environment import describe_environment, describe_git
+from benchmark.train import Training
+from leaderboard import Record
+
+SCHEMA = 1
+DIVERGED_SHARE = 0.01  # a run with more skipped steps than this has diverged
+
+
+def make_record(cell: Cell, built: Built, run: Training, command: str, started: datetime) -> Record:
+    """Return the record of a finished run; every figure is taken from the run's own state."""
+    counts = run.maskset.counts()
+    prunable, active = run.maskset.total, sum(counts.values())
+    parameters = sum(p.numel() for p in run.model.parameters())
+    alive = parameters - prunable + active
+    return {
+        "schema": SCHEMA,
+        "protocol": PROTOCOL,
+        "run": cell.identity,
+        "started": stamp(started),
+        "finished": stamp(datetime.now(timezone.utc)),
+        "command": command,
+        "status": "diverged" if has_diverged(run) else "ok",
+        "skipped_steps": run.skipped_steps,
+        "page": describe_page(cell),
+        "method": describe_method(cell, built),
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+        "data": describe_data(run),
+        **describe_accuracy(run),
+        "weights": {
+            "prunable": prunable,
+            "active": active,
+            "parameters": parameters,
+            "active_parameters": alive,
+            "dense_prunable": built.dense_prunable,
+            "dense_parameters": built.dense_parameters,
+        },
+        "density": {"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters},
+        "layers": describe_layers(built, counts),
+        "empty_layers": [name for name, count in counts.items() if count == 0],
+        "masks_sha256": run.maskset.sha256(),
+        "macs": describe_macs(built, run),
+        "history": run.history,
+        "updates": run.updates,
+        "time": {
+            "train_s": run.train_s,
+            "eval_s": run.eval_s,
+            "total_s": run.train_s + run.eval_s,
+            "images_per_s": images_trained(run) / run.train_s,
+        },
+        "environment": describe_environment(run.device, run.precision),
+        "git": describe_git(),
+    }
+
+
+def stamp(moment: datetime) -> str:
+    """Return a moment as ISO-8601 in UTC."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def has_diverged(run: Training) -> bool:
+    """Return whether the run ended without a finite loss or skipped more than one step in a hundred."""
+    return run.history[-1]["loss"] is None or run.skipped_steps > DIVERGED_SHARE * run.timeline.total_steps
+
+
+def images_trained(run: Training) -> int:
+    """Return how many images the run trained on, repeats counted."""
+    per_epoch = len(run.data.train)
+    if run.page.drop_last:
+        per_epoch -= per_epoch % run.page.batch_size
+    return per_epoch * run.epoch
+
+
+def describe_page(cell: Cell) -> dict[str, Any]:
+    """Return the page as a record keeps it."""
+    return {
+        "name": cell.page_name,
+        "variant": cell.variant,
+        "title": cell.page.title,
+        "changed": cell.page_changes,
+        "settings": dataclasses.asdict(cell.page),
+    }
+
+
+def describe_method(cell: Cell, built: Built) -> dict[str, Any]:
+    """Return the method as a record keeps it."""
+    settings = cell.method_settings()
+    if cell.method.narrows_network:
+        settings["width"] = built.width
+    return {
+        "name": cell.plugin.name,
+        "label": cell.label,
+        "reference": cell.method.reference,
+        "group": cell.method.leaderboard_group().value,
+        "budget": cell.method.budget.value,
+        "changed": cell.method_changes,
+        "settings": settings,
+        "source": cell.plugin.source,
+        "sha256": cell.plugin.sha256,
+    }
+
+
+def describe_data(run: Training) -> dict[str, Any]:
+    """Return the data set as a record keeps it."""
+    data = run.data
+    return {
+        "name": data.name,
+        "classes": len(data.classes),
+        "train": len(data.train),
+        "validation": len(data.validation) if data.validation is not None else 0,
+        "test": len(data.test),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def describe_accuracy(run: Training) -> dict[str, Any]:
+    """Return the three accuracies, kept apart, and the epochs they belong to.
+
+    Only epochs at which the final density was in force can be selected; among equals the first is taken.
+    """
+    final = run.history[-1]
+    eligible = [row for row in run.history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
+    on_validation = [row for row in eligible if row["validation_acc_pct"] is not None]
+    chosen = max(on_validation, key=lambda row: row["validation_acc_pct"], default=None)
+    best = max(eligible, key=lambda row: row["test_acc_pct"])
+    return {
+        "accuracy_pct": {
+            "last_epoch": final["test_acc_pct"],
+            "validation_selected": chosen["test_acc_pct"] if chosen else None,
+            "best_on_test": best["test_acc_pct"],
+        },
+        "selected": {"validation_epoch": chosen["epoch"] if chosen else None, "test_epoch": best["epoch"]},
+    }
+
+
+def describe_layers(built: Built, counts: dict[str, int]) -> list[dict[str, Any]]:
+    """Return every convolution and linear layer with its size, its active weights and its dense multiply-adds."""
+    rows = []
+    for layer in built.layers:
+        weight = built.model.get_parameter(layer.name)
+        rows.append(
+            {
+                "name": layer.name,
+                "shape": list(weight.shape),
+                "weights": weight.numel(),
+                "active": counts.get(layer.name, weight.numel()),
+                "macs": built.costs.layers[layer.name],
+                "prunable": layer.prunable,
+            }
+        )
+    return rows
+
+
+def describe_macs(built: Built, run: Training) -> dict[str, Any]:
+    """Return inference and training costs in multiply-adds and as shares of the full dense network's."""
+    inference = built.costs.forward(run.maskset.counts())
+    return {
+        "inference_dense": built.reference.dense,
+        "inference": inference,
+        "train_dense": run.meter.train_dense,
+        "train": run.meter.train,
+        "scoring": run.meter.scoring,
+        "inference_share": inference / built.reference.dense,
+        "train_share": run.meter.train / run.meter.train_dense,
+        "operators": built.costs.operators,
+        "omitted": built.costs.omitted,
+    }

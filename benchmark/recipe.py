@@ -1,0 +1,54 @@
+"""The optimiser, the learning rate and the averaged weights of a page."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+from benchmark.pages import Page
+
+
+def learning_rate(page: Page, epoch: int) -> float:
+    """Return the learning rate of an epoch, counted from 0.
+
+    Warm-up lr (e + 1) / (warmup + 1); then times lr_gamma from each epoch in lr_drops x epochs on, or a cosine to zero.
+    """
+    if epoch < page.warmup_epochs:
+        return page.lr * (epoch + 1) / (page.warmup_epochs + 1)
+    if page.lr_schedule == "cosine":
+        done = (epoch - page.warmup_epochs) / max(1, page.epochs - page.warmup_epochs)
+        return page.lr * (1 + math.cos(math.pi * done)) / 2
+    return page.lr * page.lr_gamma ** sum(epoch >= round(drop * page.epochs) for drop in page.lr_drops)
+
+
+def make_optimizer(page: Page, model: nn.Module) -> Optimizer:
+    """Return the page's optimiser over all trainable parameters of `model`.
+
+    With decay_norm_and_bias off, parameters of one dimension (norms, biases) are not decayed.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if page.decay_norm_and_bias or p.ndim > 1]
+    exempt = [p for p in parameters if not page.decay_norm_and_bias and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": page.weight_decay}]
+    if exempt:
+        groups.append({"params": exempt, "weight_decay": 0.0})
+    if page.optimizer == "sgd":
+        nesterov = page.nesterov and page.momentum > 0
+        return torch.optim.SGD(groups, lr=page.lr, momentum=page.momentum, nesterov=nesterov, fused=True)
+    kind = torch.optim.Adam if page.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=page.lr, fused=True)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def make_average(page: Page, model: nn.Module) -> ModelEmaV3 | None:
+    """Return timm's exponential moving average of the weights, or None where the page has none."""
+    return ModelEmaV3(model, decay=page.ema_decay) if page.ema_decay else None

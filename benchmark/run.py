@@ -1,0 +1,213 @@
+"""One cell from start to record: build, set up masks or resume, train, verify what was written, publish."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from benchmark.build import Built, build
+from benchmark.cells import Cell
+from benchmark.checkpoint import load_checkpoint, save_checkpoint
+from benchmark.console import Reporter
+from benchmark.contract import commit, propose, rehearse
+from benchmark.costs import Meter
+from benchmark.data import Data
+from benchmark.environment import ROOT, choose_precision, set_determinism
+from benchmark.errors import UserError
+from benchmark.export import export_weights
+from benchmark.maskset import MaskSet
+from benchmark.outcome import make_record
+from benchmark.prunable import prunable_weights
+from benchmark.recipe import make_average, make_optimizer
+from benchmark.scoring import score
+from benchmark.tracking import Tracker
+from benchmark.train import Training, train
+from leaderboard import Record, rebuild, write_record
+from methods.core import Timeline, View
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights."""
+
+    records: Path = ROOT / "leaderboard" / "records"
+    page: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
+    runs: Path = ROOT / "runs"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: nothing here may change a number."""
+
+    device: torch.device
+    wandb: str = "off"
+    fresh: bool = False  # start over although a checkpoint is there
+    checkpoint_s: float = 15.0  # at least so long between two checkpoints
+    command: str = ""
+    places: Places = Places()
+
+
+def check_places(places: Places) -> None:
+    """Raise UserError unless every folder can be written and has room for a checkpoint."""
+    for folder in (places.records, places.runs, places.page.parent):
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
+
+
+def check_room(cell: Cell, built: Built, places: Places) -> None:
+    """Raise UserError when the disk cannot hold two checkpoints and the exported weights of this network."""
+    needed = 4 * built.dense_parameters * (2 * (4 if cell.page.optimizer != "sgd" else 3) + 1)
+    free = shutil.disk_usage(places.runs).free
+    if free < needed:
+        raise UserError(
+            f"{places.runs} has {free / 2**20:,.0f} MiB free and this run's checkpoints need {needed / 2**20:,.0f}: "
+            "make room, or point --runs elsewhere"
+        )
+
+
+def make_timeline(cell: Cell, data: Data) -> Timeline:
+    """Return the run's length in steps; raises UserError when an epoch has none."""
+    batch = cell.page.batch_size
+    steps = len(data.train) // batch if cell.page.drop_last else -(-len(data.train) // batch)
+    if steps == 0:
+        raise UserError(f"batch_size {batch} is larger than the {len(data.train)} training images and drop_last is on")
+    return Timeline(cell.page.epochs * steps, steps)
+
+
+def rehearse_cell(cell: Cell, data: Data) -> None:
+    """Hold the cell's method to its contract on a stand-in network, before anything is trained."""
+    rehearse(cell.method, cell.plugin.name, make_timeline(cell, data))
+
+
+def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tuple[Record, Path]:
+    """Train one cell and publish its record; return the record and its file.
+
+    Continues from the checkpoint of an interrupted run of the same cell. Raises UserError for anything a user can
+    mend. Invariant: a record is written only after the exported file was read back and found to hold its budget.
+    """
+    folder = options.places.runs / cell.identity
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            record = train_cell(cell, data, options, console, folder)
+            path = write_record(record, options.places.records)
+            (folder / "checkpoint").unlink(missing_ok=True)
+    except Timeout:
+        raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
+    rebuild(options.places.records, options.places.page)
+    return record, path
+
+
+def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:
+    """Build, set up or resume, train, export and verify; return the record."""
+    started = datetime.now(timezone.utc)
+    set_determinism(cell.page)
+    built = build(cell, data, options.device)
+    check_room(cell, built, options.places)
+    checkpoint = folder / "checkpoint"
+    state = None if options.fresh or not checkpoint.exists() else load_checkpoint(checkpoint)
+    run = prepare(cell, built, data, options.device)
+    if state is None:
+        set_up_masks(cell, run)
+    else:
+        run.load_state(state)
+        started = datetime.fromisoformat(state["started"])
+        console.print(f"continuing {cell.identity} after epoch {run.epoch}", markup=False)
+    tracker = Tracker(options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False))
+    tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})
+    title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
+    after_epoch = make_after_epoch(checkpoint, options.checkpoint_s, tracker, started.isoformat())
+    with Reporter(console, title, cell.page.epochs, run.timeline.steps_per_epoch, run.epoch) as reporter:
+        train(run, reporter, after_epoch)
+    export_weights(run, folder / "weights.safetensors", cell)
+    record = make_record(cell, built, run, options.command, started)
+    tracker.finish({key: record[key] for key in ("accuracy_pct", "density", "status")} | {"macs": record["macs"]})
+    return record
+
+
+def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Training:
+    """Return the run before its first step, every weight still active."""
+    optimizer = make_optimizer(cell.page, built.model)
+    meter = Meter(built.costs, built.reference)
+    maskset = MaskSet(prunable_weights(built.model, built.layers))
+    maskset.listeners.append(meter.on_commit)
+    return Training(
+        page=cell.page,
+        method=cell.method,
+        name=cell.plugin.name,
+        model=built.model,
+        optimizer=optimizer,
+        maskset=maskset,
+        meter=meter,
+        data=data,
+        timeline=make_timeline(cell, data),
+        seed=cell.seed,
+        device=device,
+        precision=choose_precision(cell.page, device),
+        average=make_average(cell.page, built.model),
+    )
+
+
+def set_up_masks(cell: Cell, run: Training) -> None:
+    """Take the gradients the method asks for, ask it for its first masks and commit them.
+
+    Raises UserError when a layer would be left without weights and the page does not allow it.
+    """
+    wanted = cell.method.scoring()
+    scores = None
+    if wanted is not None:
+        scores = score(run.model, run.maskset.weights, run.data.train, wanted, cell.page.batch_size, cell.seed)
+        run.meter.charge_scoring(wanted, scores.images)
+    view = View(
+        weights=run.maskset.weights,
+        masks=run.maskset.masks,
+        step=0,
+        timeline=run.timeline,
+        seed=cell.seed,
+        gradients=scores.gradients if scores else None,
+        hessian_gradients=scores.hessian_gradients if scores else None,
+    )
+    proposed = propose(cell.method, run.name, view)
+    commit(cell.method, run.name, run.maskset, proposed, view, None, run.average.module if run.average else None)
+    empty = [name for name, count in run.maskset.counts().items() if count == 0]
+    if empty and not cell.page.allow_empty_layers:
+        raise UserError(
+            f"method '{run.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}: "
+            "lower SPARSITY, or allow it with ARGS=allow_empty_layers=true"
+        )
+
+
+def make_after_epoch(path: Path, every_s: float, tracker: Tracker, started: str) -> Callable[[Training], None]:
+    """Return what is done after each epoch: log its line, and save a checkpoint when the last is old enough.
+
+    A run long enough to have checkpoints has one of its end too, so a disk that is full when the record is due costs
+    nothing: the same command goes on from there.
+    """
+    last = time.monotonic()
+
+    def after_epoch(run: Training) -> None:
+        nonlocal last
+        tracker.log(run.history[-1], run.step)
+        ended = run.epoch == run.page.epochs and run.train_s >= every_s
+        if time.monotonic() - last >= every_s or ended:
+            try:
+                save_checkpoint(path, {**run.state(), "started": started})
+            except OSError as error:
+                raise UserError(f"cannot save the checkpoint {path}: {error.strerror or error}") from error
+            last = time.monotonic()
+
+    return after_epoch

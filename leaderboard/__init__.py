@@ -1,0 +1,12 @@
+"""The leaderboard: records of finished runs, and the page made from them. Standard library only.
+
+A record is one JSON file per finished run, written once and never edited; the page is a pure function of the records.
+"""
+
+from __future__ import annotations
+
+from leaderboard.page import rebuild, render
+from leaderboard.records import Problem, read_records, write_record
+from leaderboard.schema import Record, RecordError, find_faults
+
+__all__ = ["Problem", "Record", "RecordError", "find_faults", "read_records", "rebuild", "render", "write_record"]

@@ -1,0 +1,182 @@
+"""The leaderboard page: a pure function of the records, rebuilt whole and replaced in one instant."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from urllib.parse import quote
+
+from leaderboard.records import Problem, list_files, read_records, stable_key, write_temporary
+from leaderboard.schema import Record
+from leaderboard.table import details_table, escape, main_table, make_rows
+
+INTRODUCTION = """\
+# Leaderboard
+
+Accuracy and cost of sparse-training methods. Made from the [records]({folder}) by `make leaderboard`; do not edit."""
+
+UNITS = """\
+- **Accuracy**: share of the test images classified correctly after the last epoch, in percent; mean ± sample standard
+  deviation (ddof = 1) over n seeds. One seed has no ±. Diverged runs are counted beside n and enter no mean.
+- **Sparsity**: the share of prunable weights asked to be zero. The densities reached are in the details.
+- **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
+  left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
+  passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.
+- `·`: nothing to show. Protocols, settings of the page and data never share a table."""
+
+FIRST = "There is no record yet. Make the first one: `make bench METHOD=granet SPARSITY=0.9`"
+
+RULE = "One seed counts once: of several runs of a row, sparsity and seed, the first that finished counts."
+
+
+def render(records: list[Record], problems: list[Problem], folder: str = "records") -> str:
+    """Return the page, in Markdown, for records and problems as `read_records` gives them.
+
+    `folder` is where links to records lead, relative to the page. Invariant: the same records and problems in any order
+    give the same text.
+    """
+    sections = make_sections(records)
+    lines = [INTRODUCTION.format(folder=quote(folder)), ""]
+    if records:
+        lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
+    else:
+        lines.append(FIRST)
+    for title, runs in sections:
+        lines += section(title, runs, folder)
+    if problems:
+        lines += ["", "## Skipped files", ""]
+        lines += [f"- {escape(p.file)}: {escape(p.reason)}" for p in sorted(problems, key=lambda p: (p.file, p.reason))]
+    return "\n".join(lines) + "\n"
+
+
+def amount(number: int, noun: str) -> str:
+    """Return `1 record`, `2 records`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def section_key(record: Record) -> tuple[int, str, str, str]:
+    """Return what the records of a table have in common; sorts the newest protocol first."""
+    page = record["page"]
+    return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"]
+
+
+def is_changed(record: Record) -> bool:
+    """Return whether a record's page had settings changed."""
+    return bool(record["page"]["changed"])
+
+
+def make_sections(records: list[Record]) -> list[tuple[str, list[Record]]]:
+    """Return the sections, each with a title of its own: by protocol, pages as they come first, then changed ones."""
+    groups: dict[tuple[int, str, str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda record: (is_changed(record), stable_key(record))):
+        groups.setdefault(section_key(record), []).append(record)
+    ordered = sorted(
+        groups.values(), key=lambda runs: (-runs[0]["protocol"], is_changed(runs[0]), section_key(runs[0]))
+    )
+    titles = [section_title(runs[0]) for runs in ordered]
+    times = Counter(titles)
+    return [
+        (title if times[title] == 1 else f"{title} ({identity(runs[0])})", runs)
+        for title, runs in zip(titles, ordered, strict=True)
+    ]
+
+
+def section_title(record: Record) -> str:
+    """Return the title of a record's page, with the settings that were changed."""
+    page = record["page"]
+    changed = [escape(f"{name} = {json.dumps(value)}") for name, value in sorted(page["changed"].items())]
+    return escape(page["title"]) + (f", with {', '.join(changed)}" if changed else "")
+
+
+def identity(record: Record) -> str:
+    """Return what tells two sections with the same title apart."""
+    data, page = record["data"], record["page"]
+    return f"protocol {record['protocol']}, variant {escape(page['variant'])}, data {escape(data['fingerprint'][:12])}"
+
+
+def description(runs: list[Record]) -> str:
+    """Return the line under a section's title: page, protocol, data and devices."""
+    data = runs[0]["data"]
+    counts = Counter(run["environment"]["device"] for run in runs)
+    devices = [f"{escape(device)} ({amount(count, 'run')})" for device, count in sorted(counts.items())]
+    return (
+        f"Page {escape(runs[0]['page']['name'])}; {identity(runs[0])}; {escape(data['name'])}, "
+        f"{data['classes']} classes, {data['train']} training, {data['validation']} validation and {data['test']} test "
+        f"images; devices: {', '.join(devices)}."
+    )
+
+
+def section(title: str, runs: list[Record], folder: str) -> list[str]:
+    """Return the lines of one section: title, what it holds, main table, details."""
+    rows = make_rows(runs)
+    references = dict.fromkeys(f"{row.label}: {row.reference}" for row in rows if row.reference)
+    return [
+        "",
+        f"## {title}",
+        "",
+        description(runs),
+        "",
+        *main_table(rows),
+        "",
+        RULE,
+        "",
+        "<details>",
+        "<summary>Details: seeds, densities, absolute costs, times, records</summary>",
+        "",
+        *details_table(rows, folder),
+        "",
+        *(f"- {reference}" for reference in references),
+        "",
+        "</details>",
+    ]
+
+
+def make_page(records_dir: Path, output: Path) -> tuple[str, str]:
+    """Return the page for `output` from the records on disk, and one line that sums it up."""
+    records, problems = read_records(records_dir)
+    folder = Path(os.path.relpath(records_dir.resolve(), output.resolve().parent)).as_posix()
+    skipped = f", {amount(len(problems), 'file')} skipped" if problems else ""
+    tables = amount(len(make_sections(records)), "table")
+    return render(records, problems, folder), f"{amount(len(records), 'record')} in {tables}{skipped}"
+
+
+def rebuild(records_dir: Path, output: Path) -> str:
+    """Write the page of the records in `records_dir` to `output` and return a line that sums it up.
+
+    Invariant: readers see the old page or the new one, whole; and when several processes write records and rebuild at
+    once, the page left in the end has all of them.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        before = store_state(records_dir)
+        text, summary = make_page(records_dir, output)
+        temporary = write_temporary(text, output.parent, "leaderboard")
+        try:
+            os.replace(temporary, output)
+        finally:
+            temporary.unlink(missing_ok=True)
+        # A record that arrived meanwhile may be on a page that another process wrote and this one has just replaced.
+        if store_state(records_dir) == before:
+            return summary
+
+
+def is_current(records_dir: Path, output: Path) -> bool:
+    """Return whether the page at `output` is the one the records give. Writes nothing."""
+    try:
+        return output.read_text(encoding="utf-8") == make_page(records_dir, output)[0]
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def store_state(folder: Path) -> list[tuple[str, int, int]]:
+    """Return the names, sizes and times of the files in the store: it changes when a record arrives."""
+    found = []
+    for path in list_files(folder):
+        try:
+            stat = path.stat()
+        except OSError:  # a broken link, or gone since it was listed
+            continue
+        found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return found

@@ -1,0 +1,170 @@
+"""The store: one JSON file per finished run, written whole, never overwritten, never edited."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from leaderboard.schema import Record, RecordError, find_faults, parse_time
+
+LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and the number of a repeat is added
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file of the store that was skipped, and why."""
+
+    file: str
+    reason: str
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write `record` to `folder` as a file of its own and return its path.
+
+    The name is that of the run, `RUN.json`; where that is taken, the run is a repeat and becomes `RUN.2.json`, `.3` …
+    Raises RecordError for an invalid record (NaN and infinities included), before anything is written. Invariant: no
+    existing file is ever changed, and a process killed at any instant leaves no part of a record under a record's name.
+    """
+    faults = find_faults(record)
+    if faults:
+        run = record.get("run") if isinstance(record, dict) else None
+        raise RecordError(f"record '{run}' is invalid and was not written: {list_faults(faults)}")
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = write_temporary(text, folder, "record")
+    try:
+        return publish(temporary, folder, file_stem(record["run"]))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_stem(run: str) -> str:
+    """Return a file name without its suffix for `run`, of the characters A-Z a-z 0-9 . _ - only.
+
+    Invariant: it names a visible file of the folder itself, never another folder.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", run).lstrip(".") or "run"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 17]}.{hashlib.sha256(run.encode('utf-8', 'replace')).hexdigest()[:16]}"
+    return name
+
+
+def write_temporary(text: str, folder: Path, purpose: str) -> Path:
+    """Write `text` to a new hidden file in `folder`, down to the disk, and return its path; the name is unique."""
+    path = folder / f".{purpose}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(path, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def publish(temporary: Path, folder: Path, stem: str) -> Path:
+    """Give the finished file `temporary` the first free name: STEM.json, STEM.2.json …; return its path."""
+    for number in itertools.count(1):
+        target = folder / (f"{stem}.json" if number == 1 else f"{stem}.{number}.json")
+        try:
+            take_name(temporary, target)
+        except FileExistsError:
+            continue
+        sync_folder(folder)
+        return target
+    raise AssertionError("unreachable: there is always a next number")
+
+
+def take_name(temporary: Path, target: Path) -> None:
+    """Show the finished file `temporary` as `target`. Raises FileExistsError where that name is taken, by anyone."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):
+        # No hard links on this file system. Taking the name first keeps others off it; a kill before the replacement
+        # leaves an empty file, which readers skip with a reason.
+        open(target, "x").close()
+        os.replace(temporary, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` down to the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse; the file itself is on the disk already
+        pass
+    finally:
+        os.close(handle)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the paths in `folder` that have a record's name, sorted; an absent folder has none."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
+    """Read every record of `folder`: the valid ones, and a Problem for each file that is damaged or invalid.
+
+    Each record gets one key more, `file`, the name of its file. Sorted by run, time of finishing and file; problems by
+    file. Invariant: every file with a record's name is in exactly one of the two lists.
+    """
+    records, problems = [], []
+    for path in list_files(folder):
+        try:
+            record = parse(path)
+        except RecordError as error:
+            problems.append(Problem(path.name, str(error)))
+        else:
+            records.append({**record, "file": path.name})
+    return sorted(records, key=stable_key), problems
+
+
+def stable_key(record: Record) -> tuple[Any, ...]:
+    """Return what read records are sorted by: run, time of finishing, file (`RUN.json` before `RUN.2.json`)."""
+    return record["run"], parse_time(record["finished"]), len(record["file"]), record["file"]
+
+
+def parse(path: Path) -> Record:
+    """Read one record. Raises RecordError for a file that cannot be read, is damaged or breaks a rule."""
+    if not path.is_file():  # a folder, a broken link or a pipe, which would block
+        raise RecordError("not a file")
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse_constant)
+    except RecordError:
+        raise
+    except OSError as error:  # its full text names the folders of this machine
+        raise RecordError(f"not readable: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not readable as JSON: {error}") from error
+    faults = find_faults(record)
+    if faults:
+        raise RecordError(list_faults(faults))
+    assert isinstance(record, dict)
+    return record
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Raise RecordError for NaN, Infinity and -Infinity, which are no JSON."""
+    raise RecordError(f"not readable as JSON: {name} is not a number")
+
+
+def list_faults(faults: list[str]) -> str:
+    """Return the first three of `faults` in one line, and how many more there are."""
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + more

@@ -1,0 +1,256 @@
+"""The tables of one leaderboard section, in Markdown: the main one in the GraNet paper's layout, and the details."""
+
+from __future__ import annotations
+
+import html
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from leaderboard.records import stable_key
+from leaderboard.schema import GROUPS, Record, parse_time
+
+BLANK = "·"
+HEADINGS = {**{group: group for group in GROUPS}, "control": "controls"}
+LONGEST_TEXT = 200  # characters of any one text from a record
+
+DETAILS = [
+    "method",
+    "sparsity",
+    "seeds",
+    "last epoch, %",
+    "selected on validation, %",
+    "best on test, % (not for comparison: chosen on the test set)",
+    "density, prunable weights",
+    "density, all parameters",
+    "inference FLOPs",
+    "training FLOPs",
+    "training time",
+    "images/s",
+    "notes",
+    "records",
+]
+
+
+def escape(text: object) -> str:
+    """Return `text` on one line, without a meaning in Markdown or HTML, cut to LONGEST_TEXT characters."""
+    kept = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    kept = kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
+    kept = re.sub(r"([\\*\[\]$~#])", r"\\\1", kept)
+    kept = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", kept)  # inside a word it has no meaning
+    return html.escape(kept, quote=False).replace("|", "&#124;").replace("`", "&#96;")
+
+
+def mean(values: Iterable[float | None], show: Callable[[float], str]) -> str:
+    """Return the mean of the `values` that are there, as `show` writes it, or BLANK when there are none."""
+    known = [value for value in values if value is not None]
+    return show(statistics.fmean(known)) if known else BLANK
+
+
+def mean_and_std(values: Iterable[float | None]) -> str:
+    """Return `93.10 ± 0.21`: mean and sample standard deviation (ddof = 1); no ± for one value, BLANK for none."""
+    known = [value for value in values if value is not None]
+    std = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
+    return mean(known, "{:.2f}".format) + std
+
+
+def multiple(share: float) -> str:
+    """Return a cost as a multiple of the dense network's: two decimals, or two digits when below 0.1."""
+    return f"{share:.2f}×" if share >= 0.0995 else f"{share:#.2g}×"
+
+
+def flops(macs: float) -> str:
+    """Return `macs` multiply-adds as FLOPs, two for each: `8.2e9`."""
+    digits, exponent = f"{2 * macs:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent without needless digits: 0.9 -> `90 %`."""
+    return f"{100 * share:.10g} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, in hours from two hours on."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one method at one sparsity: `counted` has one for each seed, in order; `repeats` are the others."""
+
+    counted: list[Record]
+    repeats: list[Record]
+
+    @property
+    def finished(self) -> list[Record]:
+        """The counted runs that did not diverge: those whose numbers enter means."""
+        return [record for record in self.counted if record["status"] == "ok"]
+
+    def accuracy(self) -> str:
+        """Return `93.10 ± 0.21 (n=2, 1 diverged)`, of the last epoch."""
+        diverged = len(self.counted) - len(self.finished)
+        return (
+            f"{mean_and_std(record['accuracy_pct']['last_epoch'] for record in self.finished)} (n={len(self.finished)}"
+            + (f", {diverged} diverged)" if diverged else ")")
+        )
+
+    def cost(self, part: str, absolute: bool) -> str:
+        """Return the mean cost of `part` (inference or train), in FLOPs or as a multiple of the dense network's."""
+        if absolute:
+            return mean((record["macs"][part] for record in self.finished), flops)
+        return mean((record["macs"][f"{part}_share"] for record in self.finished), multiple)
+
+
+def gather(records: list[Record]) -> Cell:
+    """Sort the runs of one method at one sparsity: for each seed the first that finished counts, diverged or not.
+
+    Never the better one: a repeat must not be a second try.
+    """
+    counted: dict[int, Record] = {}
+    repeats = []
+    for record in sorted(records, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
+        if record["seed"] in counted:
+            repeats.append(record)
+        else:
+            counted[record["seed"]] = record
+    return Cell([counted[seed] for seed in sorted(counted)], repeats)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a section: same label, same file. `cells` by sparsity asked."""
+
+    group: str
+    label: str
+    dense: bool
+    reference: str
+    cells: dict[float, Cell]
+
+
+def method_key(record: Record) -> tuple[str, str, str]:
+    """Return what makes a row: the group, the label, and the method's file, for an edited method is another method."""
+    method = record["method"]
+    return method["group"], method["label"], method["sha256"]
+
+
+def make_rows(records: list[Record]) -> list[Row]:
+    """Return the rows of a section in the order of the table: by group, name, defaults first, label."""
+    by_method: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sorted(records, key=row_order):
+        by_method.setdefault(method_key(record), []).append(record)
+    labels = [(group, label) for group, label, _ in by_method]
+    rows = []
+    for (group, label, sha256), runs in by_method.items():
+        method = runs[0]["method"]
+        by_sparsity: dict[float, list[Record]] = {}
+        for run in runs:
+            by_sparsity.setdefault(float(run["sparsity"]), []).append(run)
+        cells = {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)}
+        version = f" (file {escape(sha256[:8])})" if labels.count((group, label)) > 1 else ""
+        rows.append(
+            Row(group, escape(label) + version, method["budget"] == "dense", escape(method["reference"]), cells)
+        )
+    return rows
+
+
+def row_order(record: Record) -> tuple[object, ...]:
+    """Return what the records of a section are sorted by."""
+    method = record["method"]
+    changed = bool(method["changed"])
+    return GROUPS.index(method["group"]), method["name"], changed, *method_key(record), *stable_key(record)
+
+
+def line(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def main_table(rows: list[Row]) -> list[str]:
+    """Return the lines of the main table: groups of methods down, sparsities asked across, three columns for each."""
+    sparsities = sorted({s for row in rows for s in row.cells if not row.dense})
+    head = ["method"]
+    for sparsity in sparsities:
+        head += [f"sparsity {percent(sparsity)}: accuracy, %", "inference FLOPs", "training FLOPs"]
+    if not sparsities:
+        head += ["accuracy, %", "inference FLOPs", "training FLOPs"]
+    lines = [line(head), line(["---"] + ["---:"] * (len(head) - 1))]
+    group = ""
+    for row in rows:
+        if row.group != group:
+            group = row.group
+            lines.append(line([f"*{HEADINGS[group]}*"] + [""] * (len(head) - 1)))
+        cells = list(row.cells.values()) if row.dense else [row.cells.get(sparsity) for sparsity in sparsities]
+        shown = [row.label]
+        for cell in cells:
+            shown += (
+                [BLANK] * 3
+                if cell is None
+                else [cell.accuracy(), cell.cost("inference", row.dense), cell.cost("train", row.dense)]
+            )
+        lines.append(line(shown + [BLANK] * (len(head) - len(shown))))
+    return lines
+
+
+def details_table(rows: list[Row], folder: str) -> list[str]:
+    """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
+    lines = [line(DETAILS), line(["---"] * len(DETAILS))]
+    devices = {
+        record["environment"]["device"] for row in rows for cell in row.cells.values() for record in cell.counted
+    }
+    for row in rows:
+        for sparsity, cell in row.cells.items():
+            lines.append(line([row.label, percent(sparsity), *detail_cells(cell, folder, len(devices) > 1)]))
+    return lines
+
+
+def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
+    """Return the details of one method at one sparsity, from `seeds` on."""
+    runs = cell.finished
+    shown = [", ".join(str(record["seed"]) for record in cell.counted)]
+    for key in ("last_epoch", "validation_selected", "best_on_test"):
+        shown.append(mean_and_std(record["accuracy_pct"][key] for record in runs))
+    for key in ("prunable", "all_parameters"):
+        shown.append(mean((record["density"][key] for record in runs), "{:.4g}".format))
+    shown += [cell.cost("inference", absolute=True), cell.cost("train", absolute=True)]
+    shown.append(by_device(runs, "train_s", duration, name_devices))
+    shown.append(by_device(runs, "images_per_s", "{:,.0f}".format, name_devices))
+    shown.append("; ".join(notes(cell)) or BLANK)
+    links = [link(record, folder, "seed") for record in cell.counted]
+    shown.append(", ".join(links + [link(record, folder, "repeat of seed") for record in cell.repeats]))
+    return shown
+
+
+def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_devices: bool) -> str:
+    """Return the mean of time[key] for each device: times of different devices have no common mean."""
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        times.setdefault(run["environment"]["device"], []).append(run["time"][key])
+    named = {device: f"{escape(device)}: " if name_devices else "" for device in sorted(times)}
+    return "; ".join(f"{name}{mean(times[device], show)}" for device, name in named.items()) or BLANK
+
+
+def notes(cell: Cell) -> list[str]:
+    """Return what a reader must know: diverged seeds, repeats, empty layers, skipped steps, uncommitted code."""
+    seeds: dict[str, list[str]] = {}
+    for record in cell.counted:
+        empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
+        found = {
+            "diverged": record["status"] != "ok",
+            f"empty layers: {', '.join(empty)}": empty,
+            f"skipped steps: {skipped}": skipped,
+            "uncommitted code": record["git"]["dirty"],
+        }
+        for note in (note for note, holds in found.items() if holds):
+            seeds.setdefault(note, []).append(str(record["seed"]))
+    repeats = [f"repeats: {len(cell.repeats)}"] if cell.repeats else []
+    return repeats + [f"{note} (seed {', '.join(which)})" for note, which in seeds.items()]
+
+
+def link(record: Record, folder: str, name: str) -> str:
+    """Return a link to the file of a record, named by its seed."""
+    return f"[{name} {record['seed']}]({quote(folder)}/{quote(record['file'], errors='replace')})"

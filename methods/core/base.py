@@ -1,0 +1,222 @@
+"""The method interface: a method proposes masks, the engine commits them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.core.distributions import DISTRIBUTIONS
+
+Masks = dict[str, Tensor]  # by parameter name; bool, True = active
+
+
+class ContractError(Exception):
+    """A method broke a promise of the interface; the message says which promise and what was seen."""
+
+
+class DenseGrads(Enum):
+    """When a method reads gradients of inactive weights; such a step is charged 2 f_S + f_D instead of 3 f_S."""
+
+    NEVER = "never"
+    AT_UPDATES = "at updates"
+    EVERY_STEP = "every step"
+
+
+class Group(Enum):
+    """The group of the leaderboard a method belongs to, as in Tables 2 and 3 of the GraNet paper."""
+
+    DENSE = "dense"
+    BEFORE_TRAINING = "before training"
+    SPARSE_TO_SPARSE = "sparse-to-sparse"
+    DENSE_TO_SPARSE = "dense-to-sparse"
+    CONTROL = "control"
+
+
+class Budget(Enum):
+    """What a method promises of the number of active weights.
+
+    EXACT: round((1 - planned sparsity) x prunable weights) after every update. OUTCOME: the count is a result.
+    DENSE: every weight stays, whatever sparsity is asked.
+    """
+
+    EXACT = "exact"
+    OUTCOME = "outcome"
+    DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The gradients a method needs before the first step.
+
+    `order` 1 asks for the gradient of the loss, 2 for the Hessian-gradient product as well. The images are `batches`
+    training batches of the page's size, or `samples_per_class` images of every class in `chunks` equal parts.
+    `temperature` divides the logits. The engine charges these passes to the training cost.
+    """
+
+    order: int = 1
+    batches: int = 1
+    samples_per_class: int = 0
+    chunks: int = 1
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The length of a run in optimiser steps. Steps are numbered from 1 to `total_steps`."""
+
+    total_steps: int
+    steps_per_epoch: int
+
+
+def from_page(default: Any) -> Any:
+    """Declare a hyper-parameter that takes the page's setting of the same name; `default` where there is no page."""
+    return dataclasses.field(default=default, metadata={"from_page": True})
+
+
+class View:
+    """What a method may see: read-only weights, masks, gradients, and random numbers that depend on nothing else.
+
+    `weights`, `masks`: by parameter name, in the model's order; masks are bool, True = active. `step`: 0 in `setup`,
+    then the optimiser step just reached. Gradients are dense, averaged over ranks, unscaled. Reading a gradient the
+    method did not declare raises ContractError. Invariant: inactive weights are exactly zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        step: int,
+        timeline: Timeline,
+        seed: int,
+        gradients: Mapping[str, Tensor] | None = None,
+        hessian_gradients: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.weights = MappingProxyType({name: tensor.detach() for name, tensor in weights.items()})
+        self.masks = MappingProxyType(dict(masks))
+        self.step = step
+        self.timeline = timeline
+        self.seed = seed
+        self._gradients = gradients
+        self._hessian_gradients = hessian_gradients
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every prunable weight, by name, in the model's order."""
+        return {name: tuple(weight.shape) for name, weight in self.weights.items()}
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
+        return self.step / self.timeline.total_steps
+
+    @property
+    def gradients(self) -> Mapping[str, Tensor]:
+        """The dense gradients: of the current batch in `update`, of the scoring batches in `setup`."""
+        if self._gradients is None:
+            raise ContractError(
+                "read gradients it did not declare: set dense_grads = DenseGrads.AT_UPDATES for growth, "
+                "or return a Scoring from scoring() for gradients before the first step"
+            )
+        return self._gradients
+
+    @property
+    def hessian_gradients(self) -> Mapping[str, Tensor]:
+        """The product of the Hessian with the gradient, Hg, over the scoring images (`setup` only)."""
+        if self._hessian_gradients is None:
+            raise ContractError(
+                "read Hessian-gradient products it did not declare: return Scoring(order=2) from scoring()"
+            )
+        return self._hessian_gradients
+
+    def count(self, sparsity: float) -> int:
+        """Return the number of weights that stay active at `sparsity`: round((1 - sparsity) x prunable weights)."""
+        return round((1 - sparsity) * sum(weight.numel() for weight in self.weights.values()))
+
+    def random(self, name: str, purpose: str = "") -> Tensor:
+        """Return uniform float64 numbers in [0, 1) in the shape of weight `name`.
+
+        A pure function of (seed, step, name, purpose): the global random state is neither read nor changed, so masks
+        agree between ranks, devices and resumed runs.
+        """
+        text = f"{self.seed}/{self.step}/{name}/{purpose}"
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+        weight = self.weights[name]
+        return torch.rand(tuple(weight.shape), generator=generator, dtype=torch.float64).to(weight.device)
+
+
+SHARES = {"sparsity", "prune_rate", "final_prune_rate", "prune_end", "update_end", "start_sparsity"}
+
+
+def check_ranges(method: Method) -> None:
+    """Raise ValueError for a hyper-parameter with a standard name whose value is outside its range."""
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.name in SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{field.name} must be in [0, 1], got {value}")
+        if field.name == "update_every" and value < 1 and value != field.default:
+            raise ValueError(f"update_every must be at least 1 step, got {value}")
+        if field.name == "distribution" and value not in DISTRIBUTIONS:
+            raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A sparse-training method: which weights live, and when that changes. Nothing else.
+
+    A method is a frozen dataclass in a file of its own: the fields are its hyper-parameters, the class facts say what
+    it needs. It is asked for masks once before the first step (`setup`) and after each of `update_steps` (`update`).
+    Invariant: the engine commits exactly the masks returned, after checking them against `planned_sparsity`.
+    """
+
+    reference: ClassVar[str] = ""  # authors, year, arXiv number
+    group: ClassVar[Group]
+    dense_grads: ClassVar[DenseGrads] = DenseGrads.NEVER
+    replaces_step: ClassVar[bool] = False  # True: an update takes the place of the optimiser step (RigL, Alg. 1)
+    budget: ClassVar[Budget] = Budget.EXACT
+    narrows_network: ClassVar[bool] = False  # True: the engine builds the network narrower, to the same weight count
+
+    sparsity: float  # share of prunable weights that are zero at the end, in [0, 1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 (most methods have nothing to add)
+        """Raise ValueError, naming the setting, its rule and its value, where hyper-parameters make no sense together.
+
+        The standard ones (`prune_rate`, `update_every`, `prune_end`, `distribution` ...) are checked before this call.
+        """
+
+    def leaderboard_group(self) -> Group:
+        """Return the group this configuration belongs to; differs from `group` where a setting changes it."""
+        return self.group
+
+    def scoring(self) -> Scoring | None:
+        """Return what gradients `setup` needs, or None."""
+        return None
+
+    def update_steps(self, timeline: Timeline) -> range:
+        """Return the optimiser steps after which `update` is called; empty for masks that never change."""
+        return range(0)
+
+    def planned_sparsity(self, step: int, timeline: Timeline) -> float:
+        """Return the sparsity in force after the setup (`step` 0) or after the update at `step`."""
+        return self.sparsity
+
+    @abstractmethod
+    def setup(self, view: View) -> Masks:
+        """Return the masks in force from the first step on."""
+
+    def update(self, view: View) -> Masks:
+        """Return the masks in force after the update at `view.step`."""
+        raise ContractError("declares update steps but defines no update()")

@@ -1,0 +1,35 @@
+"""Schedules: pure functions of progress and step."""
+
+from __future__ import annotations
+
+import math
+
+
+def cubic(start: float, end: float, progress: float) -> float:
+    """Return s_f + (s_i - s_f)(1 - progress)^3, progress in [0, 1] (Zhu & Gupta, 2017; GraNet Eq. 1).
+
+    Invariant: exactly `start` at 0 and exactly `end` at 1.
+    """
+    return end + (start - end) * (1 - progress) ** 3 if progress < 1 else end
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Return the value annealed from `start` to `end` by half a cosine, progress in [0, 1]."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def update_range(every: int, stop: float) -> range:
+    """Return the steps every, 2 every, ... that are smaller than `stop`.
+
+    Weights grown at the last step of a run would never be trained, so callers pass at most the run's total steps.
+    """
+    return range(every, math.ceil(stop), every)
+
+
+def prune_progress(step: int, every: int, steps: range) -> float:
+    """Return k / n, the share of the pruning steps done at `step`: k updates so far, n = len(steps) in all.
+
+    The index form makes the last pruning step hit the target exactly, whatever ΔT divides. With no pruning step at
+    all it stays 0, so the run's plan misses its target and is refused before it starts.
+    """
+    return min(1.0, (step // every) / len(steps)) if len(steps) else 0.0
