@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -89,37 +90,53 @@ class CifarNetwork(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Return a convolution without bias, padded to keep the size at stride 1, and its batch norm."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias, padded to keep the size at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class ResidualBlock(nn.Module):
-    """Add a path of convolutions to its input and rectify; the shortcut is a 1x1 projection where shapes differ."""
+def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Return the identity, or a 1x1 projection with batch norm where the shapes differ."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(OrderedDict(conv=conv(in_channels, out_channels, 1, stride), bn=nn.BatchNorm2d(out_channels)))
 
-    def __init__(self, path: nn.Sequential, in_channels: int, out_channels: int, stride: int) -> None:
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al., 2015, Fig. 2)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.path = path
-        same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same else conv_bn(in_channels, out_channels, 1, stride)
+        self.conv1, self.bn1 = conv(in_channels, channels, 3, stride), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = conv(channels, channels, 3), nn.BatchNorm2d(channels)
+        self.shortcut = make_shortcut(in_channels, channels, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        return functional.relu(self.path(x) + self.shortcut(x))
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+        out = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-def basic_block(in_channels: int, channels: int, stride: int) -> tuple[ResidualBlock, int]:
-    """Return two 3x3 convolutions with a shortcut, and the number of channels they give (He et al., 2015, Fig. 2)."""
-    path = nn.Sequential(conv_bn(in_channels, channels, 3, stride), nn.ReLU(), conv_bn(channels, channels, 3))
-    return ResidualBlock(path, in_channels, channels, stride), channels
+class Bottleneck(nn.Module):
+    """Convolutions 1x1, 3x3 (here the stride) and 1x1 to four times the channels, with a shortcut."""
 
+    expansion = 4
 
-def bottleneck(in_channels: int, channels: int, stride: int) -> tuple[ResidualBlock, int]:
-    """Return 1x1, 3x3 (here the stride), 1x1 to four times the channels, and the number of channels they give."""
-    reduce, middle = conv_bn(in_channels, channels, 1), conv_bn(channels, channels, 3, stride)
-    path = nn.Sequential(reduce, nn.ReLU(), middle, nn.ReLU(), conv_bn(channels, 4 * channels, 1))
-    return ResidualBlock(path, in_channels, 4 * channels, stride), 4 * channels
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = self.expansion * channels
+        self.conv1, self.bn1 = conv(in_channels, channels, 1), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = conv(channels, channels, 3, stride), nn.BatchNorm2d(channels)
+        self.conv3, self.bn3 = conv(channels, out_channels, 1), nn.BatchNorm2d(out_channels)
+        self.shortcut = make_shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, 4 channels, H / stride, W / stride)."""
+        out = functional.relu(self.bn1(self.conv1(x)))
+        out = functional.relu(self.bn2(self.conv2(out)))
+        return functional.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
 class CifarResNet(CifarNetwork):
@@ -130,7 +147,7 @@ class CifarResNet(CifarNetwork):
 
     def __init__(
         self,
-        block: Callable[[int, int, int], tuple[ResidualBlock, int]],
+        block: type[BasicBlock] | type[Bottleneck],
         channels: tuple[int, ...],
         depths: tuple[int, ...],
         num_classes: int = 10,
@@ -143,13 +160,17 @@ class CifarResNet(CifarNetwork):
         super().__init__()
         self.classifier_bias, self.kaiming = classifier_bias, kaiming
         current = scale(channels[0], width)
-        layers: list[nn.Module] = [conv_bn(in_chans, current, 3), nn.ReLU()]
-        for stage, (planes, depth) in enumerate(zip(channels, depths, strict=True)):
+        body: OrderedDict[str, nn.Module] = OrderedDict(
+            conv=conv(in_chans, current, 3), bn=nn.BatchNorm2d(current), relu=nn.ReLU()
+        )
+        for stage, (planes, depth) in enumerate(zip(channels, depths, strict=True), 1):
+            blocks = []
             for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                layer, current = block(current, scale(planes, width), stride)
-                layers.append(layer)
-        self.body, self.num_features = nn.Sequential(*layers), current
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(block(current, scale(planes, width), stride))
+                current = block.expansion * scale(planes, width)
+            body[f"stage{stage}"] = nn.Sequential(*blocks)
+        self.body, self.num_features = nn.Sequential(body), current
         for module in self.body.modules():
             if kaiming and isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -168,16 +189,18 @@ class CifarVGG19(CifarNetwork):
         self, num_classes: int = 10, in_chans: int = 3, width: float = 1.0, global_pool: str | None = None
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        body: OrderedDict[str, nn.Module] = OrderedDict()
         current = in_chans
-        for stage, (channels, depth) in enumerate(VGG19_STAGES):
-            if stage > 0:
+        for stage, (channels, depth) in enumerate(VGG19_STAGES, 1):
+            if stage > 1:
                 # ceil_mode changes nothing at 32x32 and lets 8x8 images through: 8, 4, 2, 1, 1
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            for _ in range(depth):
-                layers += [*conv_bn(current, scale(channels, width), 3), nn.ReLU()]
+                body[f"pool{stage - 1}"] = nn.MaxPool2d(2, ceil_mode=True)
+            for index in range(1, depth + 1):
+                body[f"conv{stage}_{index}"] = conv(current, scale(channels, width), 3)
                 current = scale(channels, width)
-        self.body, self.num_features = nn.Sequential(*layers), current
+                body[f"bn{stage}_{index}"] = nn.BatchNorm2d(current)
+                body[f"relu{stage}_{index}"] = nn.ReLU()
+        self.body, self.num_features = nn.Sequential(body), current
         for module in self.body.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -193,8 +216,8 @@ Entrypoint = Callable[..., CifarNetwork]
 
 default_cfgs = generate_default_cfgs(  # timm looks for this name in the module of a registered network
     {
-        name: {"num_classes": 10, "input_size": (3, 32, 32), "first_conv": "body.0", "classifier": "classifier"}
-        for name in ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
+        name: {"num_classes": 10, "input_size": (3, 32, 32), "first_conv": f"body.{first}", "classifier": "classifier"}
+        for name, first in (("cifar_resnet20", "conv"), ("cifar_vgg19_bn", "conv1_1"), ("cifar_resnet50", "conv"))
     }
 )
 
@@ -220,7 +243,7 @@ def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     Weights of convolutions and classifier are Kaiming-normal over the inputs (fan_in). Takes `num_classes`,
     `in_chans` and `width`, which multiplies every hidden channel count; images of 8x8 and larger.
     """
-    network = partial(CifarResNet, basic_block, (16, 32, 64), (3, 3, 3), kaiming=True)
+    network = partial(CifarResNet, BasicBlock, (16, 32, 64), (3, 3, 3), kaiming=True)
     model: CifarNetwork = build_model_with_cfg(network, "cifar_resnet20", pretrained, **kwargs)
     return model
 
@@ -243,6 +266,6 @@ def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     All weights keep PyTorch's default initial values. Takes `num_classes`, `in_chans` and `width`, which multiplies
     every hidden channel count; a bottleneck still expands by four.
     """
-    network = partial(CifarResNet, bottleneck, (64, 128, 256, 512), (3, 4, 6, 3), classifier_bias=False)
+    network = partial(CifarResNet, Bottleneck, (64, 128, 256, 512), (3, 4, 6, 3), classifier_bias=False)
     model: CifarNetwork = build_model_with_cfg(network, "cifar_resnet50", pretrained, **kwargs)
     return model

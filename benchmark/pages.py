@@ -82,7 +82,7 @@ class Page:
     prune_depthwise: bool = False
     distribution: str = "erk"  # of layer densities where a method draws masks at random
     prune_end: float = 0.5  # t_f as a share of the run: when gradual pruning reaches its target
-    allow_empty_layers: bool = False  # whether the first masks may leave a layer without weights
+    allow_empty_layers: bool = False  # whether a sparsity may leave a layer without weights
     methods: dict[str, Any] = field(default_factory=dict)  # settings of named methods on this page
 
     # evaluation

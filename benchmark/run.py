@@ -79,6 +79,18 @@ def check_room(cell: Cell, built: Built, places: Places) -> None:
         )
 
 
+def check_budget(cell: Cell, built: Built) -> None:
+    """Raise UserError when fewer weights than layers stay, so that some layer must be left empty by any method."""
+    weights = prunable_weights(built.model, built.layers)
+    kept = round((1 - cell.sparsity) * built.dense_prunable)
+    if kept < len(weights) and not cell.page.allow_empty_layers:
+        raise UserError(
+            f"sparsity {cell.sparsity:g} leaves {kept} of {built.dense_prunable:,} weights for {len(weights)} layers, "
+            f"so a layer must stay empty ({', '.join(weights)}): lower SPARSITY, or allow it with "
+            "ARGS=allow_empty_layers=true"
+        )
+
+
 def make_timeline(cell: Cell, data: Data) -> Timeline:
     """Return the run's length in steps; raises UserError when an epoch has none."""
     batch = cell.page.batch_size
@@ -118,11 +130,12 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     set_determinism(cell.page)
     built = build(cell, data, options.device)
     check_room(cell, built, options.places)
+    check_budget(cell, built)
     checkpoint = folder / "checkpoint"
     state = None if options.fresh or not checkpoint.exists() else load_checkpoint(checkpoint)
     run = prepare(cell, built, data, options.device)
     if state is None:
-        set_up_masks(cell, run)
+        set_up_masks(cell, run, lambda text: console.print(f"warning: {text}", style="yellow", markup=False))
     else:
         run.load_state(state)
         started = datetime.fromisoformat(state["started"])
@@ -162,10 +175,11 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
     )
 
 
-def set_up_masks(cell: Cell, run: Training) -> None:
+def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda text: None) -> None:
     """Take the gradients the method asks for, ask it for its first masks and commit them.
 
-    Raises UserError when a layer would be left without weights and the page does not allow it.
+    A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores
+    decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
     wanted = cell.method.scoring()
     scores = None
@@ -185,10 +199,10 @@ def set_up_masks(cell: Cell, run: Training) -> None:
     commit(cell.method, run.name, run.maskset, proposed, view, None, run.average.module if run.average else None)
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
     if empty and not cell.page.allow_empty_layers:
-        raise UserError(
-            f"method '{run.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}: "
-            "lower SPARSITY, or allow it with ARGS=allow_empty_layers=true"
-        )
+        says = f"method '{run.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}"
+        if wanted is None:
+            raise UserError(f"{says}: lower SPARSITY, or allow it with ARGS=allow_empty_layers=true")
+        warn(f"{says}: its scores decided so, and the record says it")
 
 
 def make_after_epoch(path: Path, every_s: float, tracker: Tracker, started: str) -> Callable[[Training], None]:

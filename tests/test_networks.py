@@ -222,8 +222,8 @@ def test_width_keeps_the_expansion_of_a_bottleneck() -> None:
     network = shapes_of("cifar_resnet50", width=0.465)  # 64, 128, 256, 512 -> 30, 60, 119, 238
     widest = [
         max(module.out_channels for module in block.modules() if isinstance(module, nn.Conv2d))
-        for block in network.body
-        if isinstance(block, benchmark.networks.ResidualBlock)
+        for block in network.body.modules()
+        if isinstance(block, benchmark.networks.Bottleneck)
     ]
     assert widest == [120] * 3 + [240] * 4 + [476] * 6 + [952] * 3
 

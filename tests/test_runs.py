@@ -1,0 +1,376 @@
+"""Whole runs, from the command to the record and the leaderboard."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import benchmark.networks  # noqa: F401
+from benchmark.environment import cuda_available
+from benchmark.errors import UserError
+from benchmark.grid import run_grid
+from leaderboard import read_records
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = "epochs=2 update_every=8 data=digits"
+
+
+class Bench:
+    """Runs grids in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[str] = []
+        self.shown = io.StringIO()
+
+    def __call__(self, methods="granet", sparsities="0.9", arguments=SHORT, tasks="digits_resnet20", **more) -> int:
+        settings = {
+            "methods": methods,
+            "sparsities": sparsities,
+            "tasks": tasks,
+            "seeds": "0",
+            "arguments": arguments,
+            "device": "cpu",
+            "data_root": self.folder / "data",
+            "wandb": "off",
+            "fresh": False,
+            "checkpoint_s": 0.0,
+            "places": {
+                "records": self.folder / "records",
+                "page": self.folder / "LEADERBOARD.md",
+                "runs": self.folder / "runs",
+            },
+            "command": "test",
+            "console": Console(file=self.shown, width=200),
+            "tell": lambda message: self.said.append(str(message)),
+        }
+        return run_grid(**{**settings, **more})
+
+    def records(self) -> list[dict]:
+        found, problems = read_records(self.folder / "records")
+        assert not problems
+        return found
+
+    def written(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
+    assert bench() == 0
+    (record,) = bench.records()
+    assert record["weights"]["active"] == round(0.1 * record["weights"]["prunable"]) == 27061
+    assert record["density"]["prunable"] == 27061 / 270608
+    assert (record["method"]["name"], record["sparsity"], record["seed"]) == ("granet", 0.9, 0)
+    assert len(record["history"]) == 2
+    assert 0 < record["macs"]["train_share"] < 1
+    assert record["page"]["changed"]["epochs"] == 2
+    assert "granet" in (bench.folder / "LEADERBOARD.md").read_text()
+    assert not list((bench.folder / "runs").rglob("checkpoint"))
+
+    # what was written is what was evaluated: the file loads strictly, holds the budget and gives the accuracy
+    weights = load_file(next((bench.folder / "runs").rglob("weights.safetensors")))
+    model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1)
+    model.load_state_dict(weights, strict=True)
+    layers = [layer for layer in record["layers"] if layer["prunable"]]
+    alive = sum(int((weights[layer["name"]] != 0).sum()) for layer in layers)
+    assert alive <= record["weights"]["active"]  # a grown weight may still be zero
+    from benchmark.data import load_data
+    from benchmark.pages import load_page
+
+    data = load_data(load_page("digits_resnet20"), bench.folder, torch.device("cpu"))
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.batches(512, torch.device("cpu")))
+    assert record["accuracy_pct"]["last_epoch"] == pytest.approx(100 * right / len(data.test), abs=0.3)
+
+
+def test_every_method_and_control_fills_the_leaderboard(bench):
+    methods = "dense,static,set,rigl,rigl_itop,gmp,granet,snip,grasp,small_dense"
+    assert bench(methods, "0.9,0.98", "epochs=1 update_every=5 prune_rate=0.3") == 0
+    records = bench.records()
+    assert len(records) == 19
+    for record in records:
+        weights = record["weights"]
+        if record["method"]["budget"] == "exact":
+            assert weights["active"] == round((1 - record["sparsity"]) * weights["prunable"])
+    dense = next(r for r in records if r["method"]["name"] == "dense")
+    small = next(r for r in records if r["method"]["name"] == "small_dense" and r["sparsity"] == 0.9)
+    assert small["weights"]["dense_prunable"] == dense["weights"]["prunable"]
+    assert abs(small["density"]["prunable"] - 0.1) < 0.005
+    assert small["macs"]["inference"] < dense["macs"]["inference"]
+    assert dense["macs"]["train_share"] == 1.0
+    shares = {r["method"]["name"]: r["macs"]["train_share"] for r in records if r["sparsity"] == 0.9}
+    assert shares["static"] < shares["rigl_itop"] < shares["gmp"]  # dense gradients and dense phases are charged
+    page = (bench.folder / "LEADERBOARD.md").read_text()
+    for name in methods.split(","):
+        assert name in page
+
+
+def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(bench, monkeypatch):
+    import benchmark.run as module
+
+    seen = {}
+    original = module.train
+
+    def spy(run, *rest):
+        weights = [p.detach().sum().item() for n, p in run.model.named_parameters() if n not in run.maskset.masks]
+        first = next(iter(run.data.train.epoch(run.seed, 0, 64, False, run.device)))[0]
+        seen[run.name] = (weights, first.sum().item())
+        original(run, *rest)
+
+    monkeypatch.setattr(module, "train", spy)
+    bench("dense,granet,snip,grasp,set", arguments="epochs=1 update_every=5 prune_rate=0.3")
+    assert len({str(value) for value in seen.values()}) == 1
+
+
+def test_a_repeat_is_a_record_of_its_own_and_gives_the_same_masks(bench):
+    bench()
+    bench()
+    first, second = bench.records()
+    assert first["masks_sha256"] == second["masks_sha256"]
+    assert first["accuracy_pct"] == second["accuracy_pct"]
+    assert sum(name.startswith("records/") and name.endswith(".2.json") for name in bench.written()) == 1
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
+    command = [sys.executable, "-m", "benchmark", "run", "--task", "digits_resnet20", *places, *more]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ask(folder: Path, *more: str) -> tuple[int, str]:
+    process = start(folder, *more)
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out + error
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    options = ["--method", "granet", "--args", "epochs=6 update_every=8", "--checkpoint-s", "0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    assert ask(whole, *options)[0] == 0
+    process = start(broken, *options)
+    deadline = time.monotonic() + 120
+    while not list(broken.rglob("checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((broken / "records").glob("*.json"))
+    status, said = ask(broken, *options)
+    assert status == 0, said
+    assert "continuing" in said
+    (one,), (two,) = read_records(whole / "records")[0], read_records(broken / "records")[0]
+    for key in ("masks_sha256", "accuracy_pct", "history", "updates", "layers"):
+        assert one[key] == two[key], key
+    assert one["macs"] == two["macs"]
+    a, b = (load_file(next(folder.rglob("weights.safetensors"))) for folder in (whole, broken))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_corrupt_checkpoint_is_refused_by_name_and_fresh_starts_over(tmp_path):
+    options = ["--method", "static", "--args", "epochs=3", "--checkpoint-s", "0"]
+    process = start(tmp_path, *options)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    checkpoint = next(tmp_path.rglob("checkpoint"))
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    status, said = ask(tmp_path, *options)
+    assert status == 2
+    assert "checkpoint" in said and "damaged" in said and "FRESH=1" in said
+    assert "Traceback" not in said
+    assert ask(tmp_path, *options, "--fresh")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"methods": "grannet"}, "did you mean 'granet'?"),
+        ({"tasks": "digit_resnet20"}, "did you mean 'digits_resnet20'?"),
+        ({"sparsities": "90"}, "did you mean 0.9?"),
+        ({"sparsities": "1.0"}, "[0, 1)"),
+        ({"sparsities": "-0.1"}, "[0, 1)"),
+        ({"sparsities": "abc"}, "'abc'"),
+        ({"arguments": "epoch=3"}, "did you mean 'epochs'?"),
+        ({"arguments": "epochs=0"}, "epochs must be at least 1"),
+        ({"arguments": "model=cifar_resnet21"}, "did you mean 'cifar_resnet20'"),
+        ({"arguments": "model_args.depth=3"}, "cannot be built with"),
+        ({"arguments": "update_every=100000"}, "makes no update"),
+        ({"arguments": "batch_size=5000 drop_last=true"}, "batch_size must be at most"),
+        ({"arguments": "keep_dense=[stem.*]"}, "'stem.*' matches no weight"),
+        ({"seeds": "x"}, "SEED must be a whole number"),
+        ({"device": "tpu"}, "DEVICE must be auto, cpu or cuda"),
+        ({"wandb": "maybe"}, "WANDB must be one of off, offline, online"),
+        ({"tasks": "folder_resnet20", "arguments": ""}, "no image folder at"),
+        ({"methods": "no/such.py"}, "does not exist"),
+        ({"methods": "static", "sparsities": "0.9999"}, "leaves no weight in layer"),
+        ({"methods": "snip", "sparsities": "0.99999"}, "for 22 layers, so a layer must stay empty (body.conv.weight"),
+        ({"methods": "small_dense", "arguments": "model=mobilenetv3_small_050 image_size=32"}, "narrow"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_batch_and_writes_nothing(bench, asked, message, monkeypatch):
+    import benchmark.run as module
+
+    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("a batch was trained"))
+    with pytest.raises(UserError) as caught:
+        bench(**asked)
+    assert message in str(caught.value)
+    assert not [name for name in bench.written() if name.endswith((".json", ".md"))]
+
+
+def test_an_error_is_one_message_and_status_2_without_a_traceback(tmp_path):
+    status, said = ask(tmp_path, "--method", "grannet")
+    assert status == 2
+    assert said.strip() == (
+        "error: unknown method 'grannet': did you mean 'granet'? available: "
+        "dense, gmp, granet, grasp, rigl, rigl_itop, set, small_dense, snip, static"
+    )
+
+
+def test_a_layer_collapse_decided_by_scores_is_a_result_told_and_recorded(bench):
+    assert bench("snip", "0.98", "epochs=1") == 0
+    (record,) = bench.records()
+    assert record["empty_layers"]
+    assert record["weights"]["active"] == round(0.02 * record["weights"]["prunable"])
+    assert f"leaves no weight in layer {', '.join(record['empty_layers'])}" in bench.shown.getvalue()
+    assert "empty layers" in (bench.folder / "LEADERBOARD.md").read_text()
+
+
+@pytest.mark.skipif(cuda_available(), reason="there is a GPU here")
+def test_a_gpu_asked_for_and_absent_is_refused(bench):
+    with pytest.raises(UserError, match="DEVICE=cuda was asked for"):
+        bench(device="cuda")
+    assert bench.written() == []
+
+
+def test_cifar_absent_without_network_says_what_to_put_where(bench, monkeypatch):
+    import torchvision
+
+    def fail(*args, **more):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz.*TASK=digits_resnet20"):
+        bench(tasks="cifar10_resnet20", arguments="")
+    assert not any("records" in name for name in bench.written())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_refused(bench, tmp_path):
+    (tmp_path / "records").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot write to"):
+        bench()
+
+
+def test_a_place_that_is_a_file_is_refused(bench, tmp_path):
+    (tmp_path / "records").write_text("not a folder")
+    with pytest.raises(UserError, match=r"cannot write to .*records"):
+        bench()
+
+
+def test_a_disk_without_room_is_refused_before_training(bench, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(bench.folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="MiB free and this run's checkpoints need"):
+        bench()
+
+
+def test_one_failing_cell_leaves_the_others(bench):
+    assert bench("static", "0.9,0.9999", "epochs=1") == 1
+    assert [record["sparsity"] for record in bench.records()] == [0.9]
+    assert any("leaves no weight in layer" in said for said in bench.said)
+    assert bench("static", "0.9999", "epochs=1 allow_empty_layers=true") == 0
+
+
+def test_a_damaged_record_is_skipped_told_and_costs_nothing(bench):
+    (bench.folder / "records").mkdir()
+    (bench.folder / "records" / "broken.json").write_text('{"schema": 1')
+    assert bench("static", arguments="epochs=1") == 0
+    assert any("broken.json was skipped" in said for said in bench.said)
+    assert "static" in (bench.folder / "LEADERBOARD.md").read_text()
+
+
+def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
+    from filelock import FileLock
+
+    from benchmark.cells import plan_cells
+
+    identity = plan_cells("static", "0.9", "digits_resnet20", "0", "epochs=1")[0].identity
+    folder = bench.folder / "runs" / identity
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"), pytest.raises(UserError, match="already running in another process"):
+        bench("static", arguments="epochs=1")
+
+
+def test_a_run_that_diverges_is_recorded_as_such(bench):
+    bench("static", arguments="epochs=2 lr=1e30 eval_every=1")
+    records = bench.records()
+    assert [record["status"] for record in records] == ["diverged"]
+    assert "diverged" in (bench.folder / "LEADERBOARD.md").read_text()
+
+
+def test_selection_waits_for_the_target_sparsity(bench):
+    bench("gmp", arguments="epochs=4 update_every=10 prune_end=0.6")
+    (record,) = bench.records()
+    final = record["history"][-1]["density"]
+    eligible = [row for row in record["history"] if row["density"] == final]
+    assert 1 <= len(eligible) < 4
+    best = max(row["test_acc_pct"] for row in eligible)
+    assert record["accuracy_pct"]["best_on_test"] == best
+    assert record["selected"]["test_epoch"] in [row["epoch"] for row in eligible]
+    assert record["accuracy_pct"]["last_epoch"] == record["history"][-1]["test_acc_pct"]
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("vit_tiny_patch16_224", "model_args={patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3} optimizer=adamw"),
+        ("mobilenetv3_small_050", ""),
+        ("convnext_atto", "model_args={depths: [1, 1, 1, 1], dims: [8, 16, 32, 64], ls_init_value: 1.0}"),
+        ("resnet18", "model_args={zero_init_last: false, channels: [8, 16, 32, 64], stem_width: 8}"),
+    ],
+)
+def test_any_timm_backbone_trains_sparse(bench, model, more):
+    more = more.replace("model_args={", "'model_args={").replace("}", "}'")
+    arguments = f"epochs=1 image_size=32 batch_size=256 update_every=2 model={model} {more}"
+    assert bench("granet,snip", "0.8", arguments) == 0
+    for record in bench.records():
+        assert record["weights"]["active"] == round((1 - 0.8) * record["weights"]["prunable"])
+        assert 0.15 < record["macs"]["inference_share"] < 1
+
+
+def test_a_gpu_style_precision_keeps_the_promises_too(bench):
+    assert bench("granet,rigl", arguments="epochs=1 update_every=5 precision=bf16") == 0
+    for record in bench.records():
+        assert record["environment"]["precision"] == "bf16"
+        assert record["weights"]["active"] == 27061
+
+
+def test_records_hold_no_environment_and_no_secret(bench, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key-of-forty-characters-xxxxxxxx")
+    bench("static", arguments="epochs=1")
+    assert "a-secret-key" not in json.dumps(bench.records())
