@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-PLAIN_LINE_S = 10.0  # where there is no terminal: at least so long between two lines
+LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
+WIDE = 130  # columns that the bar and all figures in full need
+PLAIN_S = 10.0  # where there is no terminal: seconds between two lines, at least
 
 
 def format_flops(macs: float) -> str:
@@ -26,22 +28,16 @@ class Reporter:
         self.console = console
         self.title = title
         self.epochs = epochs
-        self.started = time.monotonic()
-        self.first_epoch = start_epoch
-        self.last_line = 0.0
+        self.steps = epochs * steps_per_epoch
+        self.first_step = self.current = start_epoch * steps_per_epoch
+        self.started = self.last_shown = time.monotonic()
         self.bar: Progress | None = None
         self.task = TaskID(0)
         if console.is_terminal:
-            self.bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=18),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(compact=True),
-                console=console,
-            )
-            total, done = epochs * steps_per_epoch, start_epoch * steps_per_epoch
-            self.task = self.bar.add_task(escape(title), total=total, completed=done, facts="")
+            room = [BarColumn(bar_width=14), MofNCompleteColumn()] if console.width >= WIDE else []
+            name, facts = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[facts]}")
+            self.bar = Progress(name, *room, facts, TimeRemainingColumn(compact=True), console=console)
+            self.task = self.bar.add_task(escape(title), total=self.steps, completed=self.current, facts="")
 
     def __enter__(self) -> Reporter:
         if self.bar:
@@ -54,29 +50,39 @@ class Reporter:
         if self.bar:
             self.bar.stop()
 
-    def step(self) -> None:
-        """Move the bar by one step."""
+    def step(self) -> bool:
+        """Move on by one step; return whether it is time to show figures (fetching them waits for the device)."""
+        self.current += 1
         if self.bar:
             self.bar.advance(self.task)
+        return time.monotonic() - self.last_shown >= (LIVE_S if self.bar else PLAIN_S)
 
-    def epoch(self, row: dict[str, Any], images_per_s: float) -> None:
-        """Tell how an epoch ended; `row` is its line of the record's history."""
+    def show(self, row: dict[str, Any], images_per_s: float) -> None:
+        """Show how the run stands; `row` is a line of the record's history, in the making within an epoch."""
         accuracy = row["validation_acc_pct"] if row["validation_acc_pct"] is not None else row["test_acc_pct"]
-        shown = "  ...  " if accuracy is None else f"{accuracy:5.2f} %"
-        loss = "  nan " if row["loss"] is None else f"{row['loss']:6.4f}"
-        facts = (
-            f"epoch {row['epoch']}/{self.epochs}  loss {loss}  acc {shown}  density {row['density']:.4f}  "
-            f"train FLOPs {row['train_share']:.3f}x  {images_per_s:,.0f} img/s"
-        )
+        shown = " ... " if accuracy is None else f"{accuracy:5.2f}"
+        loss = " nan " if row["loss"] is None else f"{row['loss']:5.3f}"
+        if self.bar and self.console.width < WIDE:
+            head, cost = f"{row['epoch']}/{self.epochs} loss {loss} acc {shown}%", f"{row['train_share']:.2f}x FLOPs"
+            facts = f"{head} dens {row['density']:.3f} {cost} {images_per_s:,.0f}/s"
+        else:
+            facts = (
+                f"epoch {row['epoch']}/{self.epochs}  loss {loss}  acc {shown} %  density {row['density']:.4f}  "
+                f"train FLOPs {row['train_share']:.3f}x  {images_per_s:,.0f} img/s"
+            )
+        now = self.last_shown = time.monotonic()
         if self.bar:
             self.bar.update(self.task, facts=facts)
-            return
-        now = time.monotonic()
-        if now - self.last_line >= PLAIN_LINE_S or row["epoch"] in (1, self.epochs):
-            self.last_line = now
-            done = row["epoch"] - self.first_epoch
-            left = (now - self.started) / done * (self.epochs - row["epoch"])
+        else:
+            done = max(1, self.current - self.first_step)
+            left = (now - self.started) / done * (self.steps - self.current)
             self.console.print(f"{self.title}  {facts}  left {left:,.0f} s", highlight=False, markup=False)
+
+    def epoch(self, row: dict[str, Any], images_per_s: float) -> None:
+        """Show how an epoch ended; without a terminal only now and then, and at the last."""
+        due = time.monotonic() - self.last_shown >= PLAIN_S
+        if self.bar or due or row["epoch"] in (1, self.epochs):
+            self.show(row, images_per_s)
 
 
 def print_result(console: Console, record: dict[str, Any], record_file: str, leaderboard_file: str) -> None:

@@ -146,13 +146,14 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     Invariant: parts are disjoint, and no run's seed has a part in them.
     """
     folder = root.expanduser() / Path(page.data_dir or page.data).expanduser()
+    name = folder.resolve().name if page.data in FOLDERS else page.data  # a folder's images are known by its name
     channels = 1 if page.data == "digits" else 3
     if len(page.mean) != channels or len(page.std) != channels:
         raise UserError(f"mean and std must have {channels} value(s) for data={page.data}, got {page.mean}, {page.std}")
     if page.in_memory:
-        data = hold(page, *READERS[page.data](page, folder), device)
+        data = hold(page, name, *READERS[page.data](page, folder), device)
     elif page.data in FOLDERS:
-        data = stream_folder(page, folder)
+        data = stream_folder(page, name, folder)
     else:
         raise UserError(f"in_memory=false streams from a folder of images; data={page.data} is always in memory")
     if page.drop_last and len(data.train) < page.batch_size:
@@ -161,7 +162,7 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     return data
 
 
-def hold(page: Page, classes: tuple[str, ...], parts: dict[str, Arrays], device: torch.device) -> Data:
+def hold(page: Page, name: str, classes: tuple[str, ...], parts: dict[str, Arrays], device: torch.device) -> Data:
     """Split stored arrays (`train`, `test`, perhaps `validation`) as the page says and put them on `device`."""
     fingerprint = hash_arrays(classes, parts)
     train, validation = parts["train"], parts.get("validation")
@@ -173,10 +174,10 @@ def hold(page: Page, classes: tuple[str, ...], parts: dict[str, Arrays], device:
     held_out_part = None if validation is None else MemoryImages(validation, page, device)
     test_part = MemoryImages(parts["test"], page, device)
     channels, size = train.pixels.shape[1:3]
-    return Data(page.data, classes, channels, size, train_part, held_out_part, test_part, fingerprint)
+    return Data(name, classes, channels, size, train_part, held_out_part, test_part, fingerprint)
 
 
-def stream_folder(page: Page, folder: Path) -> Data:
+def stream_folder(page: Page, name: str, folder: Path) -> Data:
     """Split the files of a folder as the page says, to be decoded as they are used."""
     layout = folders.scan_folder(folder)
     train, validation = layout.train, layout.validation
@@ -191,7 +192,7 @@ def stream_folder(page: Page, folder: Path) -> Data:
     held_out_part = None if validation is None else StreamedImages(validation, *settings)
     train_part, test_part = StreamedImages(train, *settings), StreamedImages(layout.test, *settings)
     fingerprint = folders.hash_files(folder, layout)
-    return Data(page.data, layout.classes, 3, page.image_size, train_part, held_out_part, test_part, fingerprint)
+    return Data(name, layout.classes, 3, page.image_size, train_part, held_out_part, test_part, fingerprint)
 
 
 def read_folder(page: Page, folder: Path) -> Stored:

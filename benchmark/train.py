@@ -103,7 +103,9 @@ def train(run: Training, reporter: Reporter, after_epoch: Callable[[Training], N
             run.step += 1
             totals += train_step(run, images, labels, criterion, run.step in update_steps)
             seen += len(labels)
-            reporter.step()
+            if reporter.step():
+                loss = totals[0].item() / seen
+                reporter.show(history_row(run, epoch + 1, loss, None), seen / (time.monotonic() - started))
         loss, correct = (totals / seen).tolist()
         elapsed = time.monotonic() - started
         run.train_s += elapsed
@@ -186,19 +188,24 @@ def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
         test = accuracy_pct(run, run.data.test)
         validation = accuracy_pct(run, run.data.validation) if run.data.validation is not None else None
     run.eval_s += time.monotonic() - started
-    run.history.append(
-        {
-            "epoch": run.epoch,
-            "step": run.step,
-            "lr": run.optimizer.param_groups[0]["lr"],
-            "loss": loss if math.isfinite(loss) else None,
-            "train_acc_pct": train_acc_pct,
-            "validation_acc_pct": validation,
-            "test_acc_pct": test,
-            "density": run.maskset.active() / run.maskset.total,
-            "train_share": run.meter.train / run.meter.train_dense,
-        }
-    )
+    row = history_row(run, run.epoch, loss, train_acc_pct)
+    run.history.append({**row, "validation_acc_pct": validation, "test_acc_pct": test})
+
+
+def history_row(run: Training, epoch: int, loss: float, train_acc_pct: float | None) -> dict[str, Any]:
+    """Return a line of the history as things stand, with the accuracies of the last evaluation."""
+    last = run.history[-1] if run.history else {}
+    return {
+        "epoch": epoch,
+        "step": run.step,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "loss": loss if math.isfinite(loss) else None,
+        "train_acc_pct": train_acc_pct,
+        "validation_acc_pct": last.get("validation_acc_pct"),
+        "test_acc_pct": last.get("test_acc_pct"),
+        "density": run.maskset.active() / run.maskset.total,
+        "train_share": run.meter.train / run.meter.train_dense,
+    }
 
 
 @torch.no_grad()

@@ -116,6 +116,9 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
 class Silent:
     """A reporter that says nothing."""
 
-    def step(self) -> None: ...
+    def step(self) -> bool:
+        return False
+
+    def show(self, row: dict[str, Any], images_per_s: float) -> None: ...
 
     def epoch(self, row: dict[str, Any], images_per_s: float) -> None: ...

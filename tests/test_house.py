@@ -1,0 +1,157 @@
+"""The house: who may import whom, how large things are, and that the README says what is true."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmark.console import print_result
+from benchmark.plugins import built_in_names
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = sorted(path for room in ("methods", "benchmark", "leaderboard") for path in (ROOT / room).rglob("*.py"))
+README = (ROOT / "README.md").read_text()
+
+
+def imported(path: Path) -> set[str]:
+    """Return the full names of all modules a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def allowed(path: Path, name: str) -> bool:
+    """Return whether a file of a room may import a module: methods.core <- methods.NAME <- benchmark -> leaderboard."""
+    top = name.split(".")[0]
+    relative = path.relative_to(ROOT)
+    standard = top in sys.stdlib_module_names
+    if relative.parts[0] == "leaderboard":
+        return standard or top == "leaderboard"
+    if relative.parts[0] == "methods":
+        return standard or top == "torch" or name == "methods" or name.startswith("methods.core")
+    # the engine knows no method by name, only their vocabulary
+    return top != "tests" and (top != "methods" or name == "methods" or name.startswith("methods.core"))
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_rule(path):
+    assert [name for name in imported(path) if not allowed(path, name)] == []
+
+
+def test_the_import_rule_catches_what_it_forbids():
+    rigl, engine, board = ROOT / "methods/rigl.py", ROOT / "benchmark/train.py", ROOT / "leaderboard/page.py"
+    assert not allowed(rigl, "timm")
+    assert not allowed(rigl, "methods.set")
+    assert not allowed(rigl, "benchmark.train")
+    assert not allowed(engine, "methods.granet")
+    assert not allowed(board, "torch")
+    assert not allowed(board, "methods.core")
+    assert allowed(engine, "leaderboard") and allowed(engine, "methods.core") and allowed(rigl, "torch.nn")
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    most = 120 if path.parent.name == "methods" else 310
+    assert text.count("\n") <= most
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            longest = 62 if node.name in ("train_step", "run", "run_grid") else 50
+            assert lines <= longest, f"{node.name}: {lines} lines"
+
+
+def test_public_functions_and_classes_are_documented():
+    bare = []
+    for path in CODE:
+        tree = ast.parse(path.read_text())
+        if path.name != "__init__.py" or path.stat().st_size:
+            bare += [str(path)] if ast.get_docstring(tree) is None and path.parent != ROOT / "benchmark" else []
+        for node in tree.body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                bare.append(f"{path.name}:{node.name}")
+    assert bare == []
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_folders_are_at_most_two_deep():
+    assert [p for p in tracked() if len(p.relative_to(ROOT).parts) > 3] == []
+
+
+def test_no_machine_path_and_no_package_index_is_in_the_repository():
+    pattern = re.compile("|".join(["/wo" + "rk/", "/ro" + "ot/", "index" + "-url", "find" + "-links"]))
+    hits = [str(path) for path in tracked() if path.suffix != ".png" and pattern.search(path.read_text())]
+    assert hits == []
+
+
+def commands(text: str) -> list[str]:
+    """Return the `make` commands in the fenced blocks of a Markdown text, comments stripped."""
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.S)
+    lines = [line.split("#")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("make ")]
+
+
+def test_the_first_screen_of_the_readme_has_the_two_commands_and_ci_runs_them():
+    screen = "\n".join(README.splitlines()[:60])
+    assert {"make bench METHOD=granet SPARSITY=0.9", "make test"} <= set(commands(screen))
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert script.index("make test") < script.index("make bench METHOD=granet SPARSITY=0.9")
+
+
+def test_every_make_target_in_the_documents_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text()
+        used = set(re.findall(r"`make ([a-z][a-z-]*)", text)) | {line.split()[1] for line in commands(text)}
+        assert used <= targets, name
+
+
+def test_what_the_readme_shows_is_what_the_record_prints():
+    """The sample output is the table of a committed record: no number in it is typed."""
+    name = re.search(r"record +│ leaderboard/records/(\S+)", README)
+    assert name, "README shows no record"
+    record = json.loads((ROOT / "leaderboard" / "records" / name[1]).read_text())
+    out = io.StringIO()
+    places = f"leaderboard/records/{name[1]}", "leaderboard/LEADERBOARD.md"
+    print_result(Console(file=out, width=120), record, *places)
+    shown = "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+    assert shown in README, f"README should show:\n{shown}"
+
+
+def test_every_method_is_in_the_readme():
+    committed = {path.stem for path in tracked() if path.parent == ROOT / "methods"}
+    assert [name for name in built_in_names() if name in committed and f"`{name}`" not in README] == []
+
+
+def test_make_alone_prints_help():
+    out = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "make bench METHOD=granet SPARSITY=0.9" in out
+    for variable in ("METHOD", "SPARSITY", "TASK", "SEED", "DEVICE", "DATA", "WANDB", "ARGS"):
+        assert f"  {variable}=" in out
+
+
+def test_pinned_versions_name_no_address_and_pair_torch_with_torchvision():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[^ ]+( ; python_version [<>=]+ \"[0-9.]+\")?", line) for line in lines)
+    assert "torch==2.14.1" in lines
+    assert "torchvision==0.29.1" in lines
