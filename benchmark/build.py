@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,31 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def check_network(model: nn.Module, page: Page, data: Data) -> None:
+    """Raise UserError unless the network gives one score per class, also in training mode on the smallest batch."""
+    alone = 0 if page.drop_last else len(data.train) % page.batch_size
+    images = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    trial = copy.deepcopy(model)
+    try:
+        logits = trial.eval()(images)
+        if alone == 1:
+            trial.train()(images)
+    except ValueError as error:
+        raise UserError(
+            f"the last batch of an epoch has one image, which this backbone cannot train on ({error}): "
+            f"set drop_last=true, or a batch_size other than {page.batch_size}"
+        ) from error
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"model '{page.model}' cannot take images of {tuple(images.shape[1:])}: {str(error).splitlines()[0]}; "
+            "try ARGS=image_size=32 or another model"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(data.classes)):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"model '{page.model}' must give scores of shape (1, {len(data.classes)}), it gives {shape}")
+
+
 def count_prunable(page: Page) -> Callable[[nn.Module], int]:
     """Return a function that counts the weights the page prunes in a network."""
     return lambda model: sum(w.numel() for w in prunable_weights(model, find_layers(model, page)).values())
@@ -75,6 +101,7 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
     width = 1.0
     torch.manual_seed(derive(cell.seed, "weights"))
     model = create_network(page, arguments)
+    check_network(model, page, data)
     shape = (data.channels, data.image_size, data.image_size)
     layers = find_layers(model, page)
     reference = costs = count_costs(model, layers, shape)

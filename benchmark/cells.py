@@ -139,32 +139,37 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
     """
     changes = parse_arguments(arguments)
     plugins = [find_method(name) for name in split_list(methods, "METHOD")]
-    refuse_unknown(changes, plugins)
+    of_methods = {name for plugin in plugins for name in plugin.settings()}
+    refuse_unknown(changes, plugins, of_methods)
     wanted = [parse_sparsity(text) for text in split_list(sparsities, "SPARSITY")]
     numbers = [parse_seed(text) for text in split_list(seeds, "SEED")]
     cells: dict[str, Cell] = {}
     for task, plugin, sparsity, seed in product(split_list(tasks, "TASK"), plugins, wanted, numbers):
-        cell = make_cell(task, plugin, sparsity, seed, changes)
+        cell = make_cell(task, plugin, sparsity, seed, changes, of_methods)
         cells.setdefault(cell.identity, cell)
     return list(cells.values())
 
 
-def make_cell(task: str, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any]) -> Cell:
-    """Return one cell. A setting that the method has is the method's, every other one the page's."""
+def make_cell(
+    task: str, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any], of_methods: set[str]
+) -> Cell:
+    """Return one cell. A setting that a method of the grid has is the methods', every other one the page's.
+
+    So all cells of a grid stay on one page, and what a method has otherwise than usual is in its label.
+    """
     default = load_page(task)
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
-    page = load_page(task, {key: value for key, value in changes.items() if key not in own and key in SETTINGS})
+    page = load_page(task, {key: value for key, value in changes.items() if key not in of_methods})
     if plugin.cls.budget is Budget.DENSE:
         sparsity = 0.0
     method = plugin.build(page, sparsity, own)
-    usual = plugin.defaults(page)
-    changed = {key: getattr(method, key) for key in own if getattr(method, key) != usual.get(key)}
+    usual = plugin.defaults(default)
+    changed = {key: getattr(method, key) for key in usual if getattr(method, key) != usual[key]}
     return Cell(task, page, changed_settings(page, default), plugin, method, changed, sparsity, seed)
 
 
-def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin]) -> None:
+def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: set[str]) -> None:
     """Raise UserError for a setting that neither the page nor any of the methods has."""
-    of_methods = set().union(*(plugin.settings() for plugin in plugins))
     for key in changes:
         if key not in SETTINGS | of_methods:
             names = ", ".join(plugin.name for plugin in plugins)

@@ -86,7 +86,19 @@ def rehearse(method: Method, name: str, timeline: Timeline) -> None:
     Costs milliseconds, so a broken plugin is refused before the first batch. Raises UserError naming the method, the
     moment and the promise.
     """
-    check_timeline(method, name, timeline)
+    try:
+        check_timeline(method, name, timeline)
+        rehearse_updates(method, name, timeline)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin may raise anything at all, in its plans as well
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"line {where.lineno} of {where.filename}"
+        raise UserError(f"method '{name}' fails in rehearsal: {type(error).__name__}: {error} ({place})") from error
+
+
+def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
+    """Ask for the first masks and for some updates, each twice, and commit them."""
     generator = torch.Generator().manual_seed(0)
     weights = {n: nn.Parameter(torch.randn(shape, generator=generator)) for n, shape in SHAPES.items()}
     maskset = MaskSet(weights)

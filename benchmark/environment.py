@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import warnings
@@ -46,7 +45,6 @@ def set_determinism(page: Page) -> None:
 
     Operators without a repeatable version on a GPU still run (torch warns): a page decides, not a crash half-way.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(page.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not page.deterministic
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -137,6 +138,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     if state is None:
         set_up_masks(cell, run, lambda text: console.print(f"warning: {text}", style="yellow", markup=False))
     else:
+        check_same(state, run, checkpoint)
         run.load_state(state)
         started = datetime.fromisoformat(state["started"])
         console.print(f"continuing {cell.identity} after epoch {run.epoch}", markup=False)
@@ -150,6 +152,21 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     record = make_record(cell, built, run, options.command, started)
     tracker.finish({key: record[key] for key in ("accuracy_pct", "density", "status")} | {"macs": record["macs"]})
     return record
+
+
+def surroundings(run: Training) -> dict[str, str]:
+    """Return what must be the same for a run to go on where it stopped, apart from what its name says."""
+    return {"data": run.data.fingerprint, "precision": run.precision, "device": run.device.type}
+
+
+def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
+    """Raise UserError when a checkpoint was made on other data, another kind of device or in another precision."""
+    for key, now in surroundings(run).items():
+        if state[key] != now:
+            raise UserError(
+                f"checkpoint {checkpoint} was made with {key} {state[key]}, now it is {now}: go on as it was begun, "
+                "or start over with FRESH=1 (sparse-bench run --fresh)"
+            )
 
 
 def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Training:
@@ -219,7 +236,7 @@ def make_after_epoch(path: Path, every_s: float, tracker: Tracker, started: str)
         ended = run.epoch == run.page.epochs and run.train_s >= every_s
         if time.monotonic() - last >= every_s or ended:
             try:
-                save_checkpoint(path, {**run.state(), "started": started})
+                save_checkpoint(path, {**run.state(), **surroundings(run), "started": started})
             except OSError as error:
                 raise UserError(f"cannot save the checkpoint {path}: {error.strerror or error}") from error
             last = time.monotonic()

@@ -120,6 +120,17 @@ def test_an_argument_of_one_method_of_the_grid_leaves_the_others_alone():
     assert [c.label for c in cells] == ["granet (start_sparsity=0.0)", "snip"]
 
 
+def test_a_method_setting_moves_no_method_of_the_grid_to_another_page():
+    cells = plan_cells("granet,snip,dense", "0.9", PAGE, "0", "update_every=7")
+    assert len({cell.variant for cell in cells}) == 1
+    assert [cell.page_changes for cell in cells] == [{}, {}, {}]
+
+
+def test_settings_of_a_method_changed_through_the_page_are_in_the_label():
+    (cell,) = plan_cells("rigl", "0.9", PAGE, "0", "methods.rigl.update_every=3")
+    assert cell.label == "rigl (update_every=3)"
+
+
 def test_the_automatic_task_says_which_page_and_why():
     assert choose_task("auto", has_gpu=True)[0] == "cifar10_vgg19"
     page, reason = choose_task("auto", has_gpu=False)

@@ -168,6 +168,25 @@ def test_a_plugin_that_breaks_its_contract_at_the_first_update_is_refused_before
         rehearse_file(path)
 
 
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (
+            "def planned_sparsity(self, step, timeline):\n        return step.nothing",
+            "fails in rehearsal: AttributeError",
+        ),
+        ("def planned_sparsity(self, step, timeline):\n        return 0.5", "ends at sparsity 0.5 instead of 0.9"),
+        ("def update_steps(self, timeline):\n        return range(0, 20, 5)", "outside the run's steps 1..20"),
+        ("def update_steps(self, timeline):\n        return range(5, 99, 5)", "outside the run's steps 1..20"),
+        ("def update_steps(self, timeline):\n        return 7", "fails in rehearsal"),
+        ("def scoring(self):\n        return 1 / 0", "fails in rehearsal: ZeroDivisionError"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(tmp_path, plan, message):
+    with pytest.raises(UserError, match=message):
+        rehearse_file(write(tmp_path, f"{GOOD}\n    {plan}\n"))
+
+
 def test_a_schedule_too_short_for_one_update_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"makes no update in a run of 4 steps .update_every is 5.*ARGS=update_every=N"):
         rehearse_file(write(tmp_path, GOOD), steps=4)

@@ -204,6 +204,20 @@ def test_a_corrupt_checkpoint_is_refused_by_name_and_fresh_starts_over(tmp_path)
     assert ask(tmp_path, *options, "--fresh")[0] == 0
 
 
+def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
+    import benchmark.run as module
+
+    kept = []
+    monkeypatch.setattr(module, "export_weights", lambda *_: kept.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench("static", arguments="epochs=2")
+    monkeypatch.undo()
+    original = module.surroundings
+    monkeypatch.setattr(module, "surroundings", lambda run: {**original(run), "data": "other"})
+    with pytest.raises(UserError, match=r"was made with data .*, now it is other: .*FRESH=1"):
+        bench("static", arguments="epochs=2")
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -220,6 +234,8 @@ def test_a_corrupt_checkpoint_is_refused_by_name_and_fresh_starts_over(tmp_path)
         ({"arguments": "update_every=100000"}, "makes no update"),
         ({"arguments": "batch_size=5000 drop_last=true"}, "batch_size must be at most"),
         ({"arguments": "keep_dense=[stem.*]"}, "'stem.*' matches no weight"),
+        ({"arguments": "batch_size=4 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
+        ({"arguments": "model=convnext_atto"}, "'convnext_atto' cannot take images of (1, 8, 8)"),
         ({"seeds": "x"}, "SEED must be a whole number"),
         ({"device": "tpu"}, "DEVICE must be auto, cpu or cuda"),
         ({"wandb": "maybe"}, "WANDB must be one of off, offline, online"),
