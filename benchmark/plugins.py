@@ -155,7 +155,7 @@ def only_method(module: ModuleType, source: str) -> type[Method]:
     own = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+        if is_class(value) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
     if len(own) != 1:
         found = "none" if not own else ", ".join(cls.__name__ for cls in own)
@@ -163,9 +163,14 @@ def only_method(module: ModuleType, source: str) -> type[Method]:
     return check_class(own[0], source)
 
 
+def is_class(value: Any) -> bool:
+    """Return whether `value` is a class; Python 3.10 also calls an alias such as dict[str, Tensor] one."""
+    return issubclass(type(value), type)
+
+
 def check_class(cls: Any, source: str) -> type[Method]:
     """Return `cls` if it keeps the static part of the contract, otherwise raise UserError."""
-    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+    if not (is_class(cls) and issubclass(cls, Method)):
         raise UserError(f"method {source} must be a subclass of methods.core.Method, got {cls!r}")
     if "__dataclass_fields__" not in vars(cls):
         raise UserError(f"method {source}: put @dataclass(frozen=True, kw_only=True) above class {cls.__name__}")
