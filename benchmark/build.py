@@ -33,6 +33,7 @@ class Built:
     dense_prunable: int
     dense_parameters: int
     width: float
+    channels_last: bool
 
 
 def model_arguments(page: Page, data: Data) -> dict[str, Any]:
@@ -117,6 +118,17 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
     model = model.to(device)
-    if page.channels_last:
+    channels_last = page.channels_last and not is_unsafe(model, device)
+    if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return Built(model, layers, costs, reference, dense_prunable, dense_parameters, width)
+    return Built(model, layers, costs, reference, dense_prunable, dense_parameters, width, channels_last)
+
+
+def is_unsafe(model: nn.Module, device: torch.device) -> bool:
+    """Return whether channels_last would corrupt memory: torch's CPU backward of a strided 1x1 convolution does.
+
+    Seen in torch 2.11 and 2.14 with fewer than 8 input channels, as narrowed residual networks have; 16 is the margin.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    strided = [conv for conv in convolutions if set(conv.kernel_size) == {1} and max(conv.stride) > 1]
+    return device.type == "cpu" and any(conv.in_channels < 16 for conv in strided)

@@ -58,7 +58,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "total_s": run.train_s + run.eval_s,
             "images_per_s": images_trained(run) / run.train_s,
         },
-        "environment": describe_environment(run.device, run.precision),
+        "environment": {**describe_environment(run.device, run.precision), "channels_last": run.channels_last},
         "git": describe_git(),
     }
 

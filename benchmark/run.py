@@ -188,6 +188,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         seed=cell.seed,
         device=device,
         precision=choose_precision(cell.page, device),
+        channels_last=built.channels_last,
         average=make_average(cell.page, built.model),
     )
 

@@ -43,6 +43,7 @@ class Training:
     seed: int
     device: torch.device
     precision: str
+    channels_last: bool
     average: ModelEmaV3 | None = None
     step: int = 0
     epoch: int = 0  # epochs finished
@@ -120,7 +121,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     due = due or run.update_pending
     method, maskset = run.method, run.maskset
     forward_macs = run.meter.forward  # of the masks this step's forward pass uses
-    if run.page.channels_last:
+    if run.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
 
     # 1 forward, backward: gradients are dense, the graph knows nothing of masks
@@ -215,7 +216,7 @@ def accuracy_pct(run: Training, images: Images) -> float:
     model.eval()
     correct = torch.zeros((), device=run.device, dtype=torch.int64)
     for batch, labels in images.batches(EVALUATION_BATCH, run.device):
-        if run.page.channels_last:
+        if run.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         with run.autocast():
             correct += (model(batch).argmax(1) == labels).sum()

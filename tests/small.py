@@ -109,6 +109,7 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
         seed=seed,
         device=torch.device("cpu"),
         precision="fp32",
+        channels_last=False,
         average=make_average(page, model),
     )
 

@@ -314,7 +314,7 @@ def test_every_image_becomes_rgb_of_the_page_size(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", {"train": ["a"], "test": ["a"]}, count=1)
     Image.new("L", (8, 8), 7).save(folder / "train/a/grey.JPG")
     Image.new("RGBA", (20, 10), (1, 2, 3, 0)).save(folder / "train/a/large.png")
-    Image.new("P", (4, 8)).save(folder / "train/a/small.bmp")
+    Image.new("P", (4, 8)).save(folder / "train/a/small.png")
     (folder / "train/a/notes.txt").write_text("not an image")
     images, _ = collect(load_data(page(), tmp_path, CPU).train.batches(4, CPU))
     pixels = stored_pixels(images)  # in the order of the names: 0, grey, large, small

@@ -15,6 +15,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 import benchmark.networks
+from benchmark.build import is_unsafe
 from benchmark.errors import UserError
 from benchmark.narrow import build_shapes, find_width, narrow_arguments
 from benchmark.networks import scale
@@ -234,6 +235,15 @@ def test_a_width_that_is_not_positive_is_refused(width: float) -> None:
         timm.create_model("cifar_resnet20", width=width)
     with pytest.raises(UserError, match="width must be positive"):
         narrow_arguments("resnet18", {}, width)
+
+
+def test_channels_last_is_left_off_where_it_would_corrupt_memory() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not is_unsafe(timm.create_model("cifar_resnet20"), cpu)  # its narrowest projection has 16 inputs
+    narrow = timm.create_model("cifar_resnet20", width=0.3)
+    assert is_unsafe(narrow, cpu)
+    assert not is_unsafe(narrow, gpu)
+    assert not is_unsafe(timm.create_model("cifar_vgg19_bn", width=0.1), cpu)
 
 
 # -- find_width --------------------------------------------------------------------------------------------------------
