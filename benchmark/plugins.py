@@ -180,7 +180,8 @@ def check_class(cls: Any, source: str) -> type[Method]:
     for fact in ("group", "reference"):
         if not getattr(cls, fact, None):
             raise UserError(f"method {source}: class {cls.__name__} does not state its {fact}")
-    return cls
+    checked: type[Method] = cls
+    return checked
 
 
 def digest(path: Path) -> str:
