@@ -63,26 +63,34 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
 @torch.no_grad()
 def check_network(model: nn.Module, page: Page, data: Data) -> None:
     """Raise UserError unless the network gives one score per class, also in training mode on the smallest batch."""
-    alone = 0 if page.drop_last else len(data.train) % page.batch_size
+    alone = page.batch_size == 1 or (not page.drop_last and len(data.train) % page.batch_size == 1)
     images = torch.zeros(1, data.channels, data.image_size, data.image_size)
     trial = copy.deepcopy(model)
     try:
         logits = trial.eval()(images)
-        if alone == 1:
-            trial.train()(images)
-    except ValueError as error:
+        if alone:
+            check_single(trial, images, page)
+    except UserError:
+        raise
+    except Exception as error:  # a backbone may raise anything at all
         raise UserError(
-            f"the last batch of an epoch has one image, which this backbone cannot train on ({error}): "
-            f"set drop_last=true, or a batch_size other than {page.batch_size}"
-        ) from error
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"model '{page.model}' cannot take images of {tuple(images.shape[1:])}: {str(error).splitlines()[0]}; "
+            f"model '{page.model}' cannot take images of {tuple(images.shape[1:])}: {error}; "
             "try ARGS=image_size=32 or another model"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(data.classes)):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"model '{page.model}' must give scores of shape (1, {len(data.classes)}), it gives {shape}")
+
+
+def check_single(model: nn.Module, images: torch.Tensor, page: Page) -> None:
+    """Raise UserError when the network cannot train on the single image an epoch's last batch has."""
+    try:
+        model.train()(images)
+    except ValueError as error:
+        raise UserError(
+            f"the last batch of an epoch has one image, which this backbone cannot train on ({error}): "
+            f"set drop_last=true, or a batch_size other than {page.batch_size}"
+        ) from error
 
 
 def count_prunable(page: Page) -> Callable[[nn.Module], int]:
@@ -125,10 +133,13 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
 
 
 def is_unsafe(model: nn.Module, device: torch.device) -> bool:
-    """Return whether channels_last would corrupt memory: torch's CPU backward of a strided 1x1 convolution does.
+    """Return whether channels_last would fail (three-dimensional convolutions) or corrupt memory.
 
-    Seen in torch 2.11 and 2.14 with fewer than 8 input channels, as narrowed residual networks have; 16 is the margin.
+    On a CPU, torch's backward of a strided 1x1 convolution does:
+    seen in torch 2.11 and 2.14 with fewer than 8 input channels, as narrowed residual networks have; 16 is the margin.
     """
+    if any(isinstance(module, nn.Conv3d) for module in model.modules()):
+        return True
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     strided = [conv for conv in convolutions if set(conv.kernel_size) == {1} and max(conv.stride) > 1]
     return device.type == "cpu" and any(conv.in_channels < 16 for conv in strided)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmark.errors import UserError, nearest
+from benchmark.errors import UserError, nearest, unknown
 from benchmark.pages import SETTINGS, Page, changed_settings, load_page
-from benchmark.plugins import Plugin, find_method
+from benchmark.plugins import Plugin, find_method, method_names
 from methods.core import Budget, Method
 
 PROTOCOL = 1  # raised whenever the same settings would give other numbers
@@ -112,11 +113,11 @@ def parse_arguments(text: str) -> dict[str, Any]:
         raise UserError(f"ARGS cannot be read ({error}): write ARGS='name=value name=value'") from error
     for word in words:
         name, equals, _ = word.partition("=")
-        if not equals or not name:
-            raise UserError(f"ARGS must be name=value pairs, got '{word}'")
+        if not equals or not name or "${" in word:
+            raise UserError(f"ARGS must be name=value pairs of plain values, got '{word}'")
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(words))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"ARGS cannot be read: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -163,9 +164,27 @@ def make_cell(
     if plugin.cls.budget is Budget.DENSE:
         sparsity = 0.0
     method = plugin.build(page, sparsity, own)
+    check_methods(page)
     usual = plugin.defaults(default)
     changed = {key: getattr(method, key) for key in usual if getattr(method, key) != usual[key]}
-    return Cell(task, page, changed_settings(page, default), plugin, method, changed, sparsity, seed)
+    cell = Cell(task, page, changed_settings(page, default), plugin, method, changed, sparsity, seed)
+    for name, value in {**dataclasses.asdict(page), **cell.method_settings()}.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise UserError(f"setting '{name}' must be finite numbers, text or lists of them, got {value!r}") from None
+    return cell
+
+
+def check_methods(page: Page) -> None:
+    """Raise UserError for a method that a page's `methods` names and that does not exist, or lacks the setting."""
+    for name, settings in page.methods.items():
+        if name not in method_names():
+            raise UserError(f"setting 'methods': {unknown('method', name, method_names())}")
+        known = find_method(name).settings()
+        for key in settings:
+            if key not in known:
+                raise UserError(f"setting 'methods': method '{name}' has no setting '{key}'{nearest(key, known)}")
 
 
 def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: set[str]) -> None:

@@ -59,14 +59,19 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
             warnings.simplefilter("ignore")
             by_operator, unsupported = analysis.by_operator(), analysis.unsupported_ops()
             by_module = analysis.by_module_and_operator()
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"the backbone cannot take images of {shape}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a backbone may raise anything at all
+        raise UserError(f"the backbone cannot take images of {shape}: {error}") from error
     finally:
-        for module in unfused:
-            setattr(module, "fused_attn", True)  # noqa: B010 (torch types every attribute of a module as a tensor)
+        fuse_attention(unfused)
         model.train(was_training)
     refuse_heavy(unsupported)
-    dense = {layer.name: sum(counted(by_module[module]) for module in layer.modules) for layer in layers}
+    dense = {layer.name: sum(counted(by_module.get(module, {})) for module in layer.modules) for layer in layers}
+    bypassed = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
+    if bypassed:
+        raise UserError(
+            f"layer {', '.join(bypassed)} has no cost of its own: the backbone uses its weight from outside, or not at "
+            "all, so its sparsity could not be priced; exempt it with keep_dense or choose another backbone"
+        )
     total = counted(by_operator)
     per_weight = {}
     for layer in layers:
@@ -97,8 +102,14 @@ def unfuse_attention(model: nn.Module) -> list[nn.Module]:
     """Switch timm's fused attention off, which fvcore would drop from the count, and return the modules switched."""
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
-        setattr(module, "fused_attn", False)  # noqa: B010
+        setattr(module, "fused_attn", False)  # noqa: B010 (torch types every attribute of a module as a tensor)
     return fused
+
+
+def fuse_attention(modules: list[nn.Module]) -> None:
+    """Switch fused attention on again in the modules that `unfuse_attention` returned."""
+    for module in modules:
+        setattr(module, "fused_attn", True)  # noqa: B010
 
 
 def refuse_heavy(unsupported: Counter[str]) -> None:

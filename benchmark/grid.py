@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from benchmark.console import print_result
 from benchmark.data import Data, load_data
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
-from benchmark.run import Options, Places, check_places, rehearse_cell, run_cell
+from benchmark.run import Options, Places, check_cells, check_places, run_cell
 from benchmark.tracking import MODES
 from leaderboard import read_records
 
@@ -59,16 +60,16 @@ def run_grid(
     for cell in cells:
         if cell.page_name not in loaded:
             loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
-        rehearse_cell(cell, loaded[cell.page_name])
+    check_cells(cells, loaded, options)
     failed = 0
     for number, cell in enumerate(cells, 1):
         try:
             run_one(cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}")
-        except UserError as error:
+        except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
             if len(cells) == 1:
                 raise
             failed += 1
-            tell(f"{cell.identity}: {error}")
+            tell(f"{cell.identity}: {error if isinstance(error, UserError) else traceback.format_exc()}")
     for problem in read_records(options.places.records)[1]:
         tell(f"record {problem.file} was skipped: {problem.reason}")
     if failed:

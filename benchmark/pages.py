@@ -78,7 +78,7 @@ class Page:
     deterministic: bool = True
 
     # sparsity
-    keep_dense: list[str] = field(default_factory=list)  # patterns of weights never pruned; @first and @last too
+    keep_dense: list[str] = field(default_factory=list)  # patterns of weight names never pruned; first and last too
     prune_depthwise: bool = False
     distribution: str = "erk"  # of layer densities where a method draws masks at random
     prune_end: float = 0.5  # t_f as a share of the run: when gradual pruning reaches its target
@@ -172,8 +172,16 @@ def validate_together(page: Page, refuse: Callable[[str, str], None]) -> None:
         refuse("lr_drops", "rising shares of the run in (0, 1]")
     if len(page.mean) != len(page.std) or not page.mean:
         refuse("std", f"a list as long as mean ({len(page.mean)})")
-    if any(value <= 0 for value in page.std):
+    if not all(0 < value < float("inf") for value in page.std):
         refuse("std", "above 0 for every channel")
+    if not all(abs(value) < float("inf") for value in page.mean):
+        refuse("mean", "a finite number for every channel")
+    for name in ("momentum", "ema_decay"):
+        if getattr(page, name) == 1:
+            refuse(name, "below 1")
+    for name, settings in page.methods.items():
+        if not isinstance(settings, dict):
+            refuse("methods", f"a map of settings for each method ('{name}' has none)")
     if page.warmup_epochs >= page.epochs and page.warmup_epochs:
         refuse("warmup_epochs", f"less than epochs ({page.epochs})")
     if page.nesterov and page.optimizer == "sgd" and page.momentum == 0:

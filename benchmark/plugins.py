@@ -143,7 +143,7 @@ def importing(what: str, load: Any) -> Any:
     """Run `load` and turn any failure of the plugin's own code into a UserError that shows its last line."""
     try:
         return load()
-    except Exception as error:  # a plugin may raise anything at all while it is imported
+    except (Exception, SystemExit) as error:  # a plugin may raise anything at all while it is imported
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
             f"method {what} does not import: {type(error).__name__}: {error} (line {where.lineno} of {where.filename})"

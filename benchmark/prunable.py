@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import timm.layers
 from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.pages import Page
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Subclasses that multiply by the stored weight itself. Others, such as weight-standardised convolutions, compute with
+# weights of their own making, where a masked zero is no zero.
+PLAIN = (*LAYERS, timm.layers.Conv2dSame, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
     """Return the convolutions and linear layers of `model` in the order of its modules, tied weights once.
 
     A layer is not prunable when its weight is frozen, when it is a depthwise convolution and the page keeps those
-    dense, or when it matches the page's `keep_dense` (patterns on weight names; `@first` and `@last`). Raises
-    UserError for a pattern that matches nothing and for nn.MultiheadAttention, whose packed projection is no layer.
+    dense, or when it matches the page's `keep_dense` (patterns on weight names; `first` and `last`). Raises UserError
+    for a pattern that matches nothing, for a layer that computes with other weights than it stores, and for
+    nn.MultiheadAttention, whose packed projection is no layer.
     """
     found: dict[int, tuple[str, list[str], nn.Module, Tensor]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -43,7 +47,8 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
                 f"module '{name}' is torch.nn.MultiheadAttention, whose packed in_proj_weight cannot be pruned by "
                 "layer: use a backbone with separate linear layers, such as timm's ViTs"
             )
-        if isinstance(module, LAYERS) and not isinstance(module, TRANSPOSED):
+        if isinstance(module, LAYERS):
+            refuse_derived(name, module)
             entry = found.setdefault(id(module.weight), (f"{name}.weight", [], module, module.weight))
             entry[1].append(name)
     names = [entry[0] for entry in found.values()]
@@ -58,11 +63,20 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
     return layers
 
 
+def refuse_derived(name: str, module: nn.Module) -> None:
+    """Raise UserError for a layer whose effective weight is not the parameter a mask would zero."""
+    if type(module) not in PLAIN or not isinstance(module.weight, nn.Parameter):
+        raise UserError(
+            f"layer '{name}' is a {type(module).__name__}: it computes with another weight than it stores, so "
+            "a masked zero would not stay zero; choose a backbone with plain convolutions and linear layers"
+        )
+
+
 def dense_names(names: list[str], patterns: list[str]) -> set[str]:
     """Return the weight names that match a pattern of `keep_dense`."""
     dense = set()
     for pattern in patterns:
-        special = {"@first": names[:1], "@last": names[-1:]}
+        special = {"first": names[:1], "last": names[-1:]}
         matching = special.get(pattern, [name for name in names if fnmatchcase(name, pattern)])
         if not matching:
             raise UserError(f"keep_dense: '{pattern}' matches no weight; the weights are {', '.join(names)}")

@@ -35,6 +35,8 @@ from benchmark.train import Training, train
 from leaderboard import Record, rebuild, write_record
 from methods.core import Timeline, View
 
+SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
+
 
 @dataclass(frozen=True)
 class Places:
@@ -101,11 +103,6 @@ def make_timeline(cell: Cell, data: Data) -> Timeline:
     return Timeline(cell.page.epochs * steps, steps)
 
 
-def rehearse_cell(cell: Cell, data: Data) -> None:
-    """Hold the cell's method to its contract on a stand-in network, before anything is trained."""
-    rehearse(cell.method, cell.plugin.name, make_timeline(cell, data))
-
-
 def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tuple[Record, Path]:
     """Train one cell and publish its record; return the record and its file.
 
@@ -146,11 +143,15 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})
     title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
     after_epoch = make_after_epoch(checkpoint, options.checkpoint_s, tracker, started.isoformat())
-    with Reporter(console, title, cell.page.epochs, run.timeline.steps_per_epoch, run.epoch) as reporter:
-        train(run, reporter, after_epoch)
-    export_weights(run, folder / "weights.safetensors", cell)
-    record = make_record(cell, built, run, options.command, started)
-    tracker.finish({key: record[key] for key in ("accuracy_pct", "density", "status")} | {"macs": record["macs"]})
+    summary: dict[str, Any] = {"status": "failed"}
+    try:
+        with Reporter(console, title, cell.page.epochs, run.timeline.steps_per_epoch, run.epoch) as reporter:
+            train(run, reporter, after_epoch)
+        export_weights(run, folder / "weights.safetensors", cell)
+        record = make_record(cell, built, run, options.command, started)
+        summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
+    finally:
+        tracker.finish(summary)  # or the next run of a grid would be logged into this one
     return record
 
 
@@ -215,12 +216,51 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
     )
     proposed = propose(cell.method, run.name, view)
     commit(cell.method, run.name, run.maskset, proposed, view, None, run.average.module if run.average else None)
+    if wanted is None:
+        refuse_empty(cell, run.maskset.counts())
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
+    if empty:
+        warn(f"{run.name} leaves no weight in layer {', '.join(empty)}; the record says so")
+    if scores:
+        silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / run.maskset.total
+        if silent > SILENT_SHARE:
+            warn(
+                f"{silent:.0%} of the gradients {run.name} scores by are exactly zero: this backbone starts with zero "
+                "gains; timm's ResNets take ARGS=model_args.zero_init_last=false"
+            )
+
+
+def refuse_empty(cell: Cell, counts: dict[str, int]) -> None:
+    """Raise UserError when first masks that no score decided leave a layer empty, unless the page allows it."""
+    empty = [name for name, count in counts.items() if count == 0]
     if empty and not cell.page.allow_empty_layers:
-        says = f"method '{run.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}"
-        if wanted is None:
-            raise UserError(f"{says}: lower SPARSITY, or allow it with ARGS=allow_empty_layers=true")
-        warn(f"{says}: its scores decided so, and the record says it")
+        raise UserError(
+            f"method '{cell.plugin.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}: "
+            "lower SPARSITY, or allow it with ARGS=allow_empty_layers=true"
+        )
+
+
+def check_cells(cells: list[Cell], loaded: dict[str, Data], options: Options) -> None:
+    """Hold every cell of a grid to what can be known before the first batch; raises UserError for the first fault.
+
+    Each method is rehearsed; each page's network is built once; first masks that need no gradients are drawn for it.
+    """
+    built: dict[tuple[str, bool], Built] = {}
+    for cell in cells:
+        data = loaded[cell.page_name]
+        rehearse(cell.method, cell.plugin.name, make_timeline(cell, data))
+        narrowed = cell.method.narrows_network
+        if narrowed or (cell.page_name, False) not in built:
+            built[cell.page_name, narrowed] = build(cell, data, torch.device("cpu"))
+        network = built[cell.page_name, narrowed]
+        check_room(cell, network, options.places)
+        check_budget(cell, network)
+        if cell.method.scoring() is None:
+            maskset = MaskSet(prunable_weights(network.model, network.layers))
+            timeline, weights = make_timeline(cell, data), maskset.weights
+            view = View(weights=weights, masks=maskset.masks, step=0, timeline=timeline, seed=cell.seed)
+            first = propose(cell.method, cell.plugin.name, view)
+            refuse_empty(cell, {name: int(mask.sum()) for name, mask in first.items()})
 
 
 def make_after_epoch(path: Path, every_s: float, tracker: Tracker, started: str) -> Callable[[Training], None]:

@@ -53,10 +53,24 @@ class Training:
     history: list[dict[str, Any]] = field(default_factory=list)
     train_s: float = 0.0
     eval_s: float = 0.0
+    saved: list[Tensor] = field(default_factory=list)  # buffers before the step
 
     def evaluated(self) -> nn.Module:
         """Return the network that is evaluated and exported: the average where the page keeps one."""
         return self.average.module if self.average is not None else self.model
+
+    def keep_buffers(self) -> None:
+        """Remember the buffers (batch statistics), which a forward pass changes before its loss is known."""
+        buffers = list(self.model.buffers())
+        if len(self.saved) != len(buffers):
+            self.saved = [buffer.clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self.saved, buffers)
+
+    def restore_buffers(self) -> None:
+        """Put the remembered buffers back: a step that is not finite must leave no trace."""
+        if self.saved:
+            torch._foreach_copy_(list(self.model.buffers()), self.saved)
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's precision."""
@@ -126,6 +140,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
 
     # 1 forward, backward: gradients are dense, the graph knows nothing of masks
     run.optimizer.zero_grad(set_to_none=True)
+    run.keep_buffers()
     with run.autocast():
         logits = run.model(images)
         loss = criterion(logits, labels)
@@ -138,7 +153,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     # 3 zero inactive gradients: from here on everything is sparse
     maskset.mask_gradients()
 
-    # 4 clip by the norm of the active weights; a step that is not finite changes neither weights nor masks
+    # 4 clip by the norm of the active weights; a step that is not finite changes nothing
     parameters = [p for p in run.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
@@ -156,6 +171,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
         if run.average is not None:
             run.average.update(run.model)
     else:
+        run.restore_buffers()
         run.skipped_steps += 1
     run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
 

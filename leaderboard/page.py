@@ -24,7 +24,7 @@ UNITS = """\
 - **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
   left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
   passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.
-- `·`: nothing to show. Protocols, settings of the page and data never share a table."""
+- `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
 
 FIRST = "There is no record yet. Make the first one: `make bench METHOD=granet SPARSITY=0.9`"
 
@@ -56,10 +56,10 @@ def amount(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def section_key(record: Record) -> tuple[int, str, str, str]:
+def section_key(record: Record) -> tuple[int, str, str, str, str]:
     """Return what the records of a table have in common; sorts the newest protocol first."""
-    page = record["page"]
-    return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"]
+    page, precision = record["page"], record["environment"]["precision"]
+    return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"], precision
 
 
 def is_changed(record: Record) -> bool:
@@ -69,7 +69,7 @@ def is_changed(record: Record) -> bool:
 
 def make_sections(records: list[Record]) -> list[tuple[str, list[Record]]]:
     """Return the sections, each with a title of its own: by protocol, pages as they come first, then changed ones."""
-    groups: dict[tuple[int, str, str, str], list[Record]] = {}
+    groups: dict[tuple[int, str, str, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: (is_changed(record), stable_key(record))):
         groups.setdefault(section_key(record), []).append(record)
     ordered = sorted(
@@ -93,7 +93,8 @@ def section_title(record: Record) -> str:
 def identity(record: Record) -> str:
     """Return what tells two sections with the same title apart."""
     data, page = record["data"], record["page"]
-    return f"protocol {record['protocol']}, variant {escape(page['variant'])}, data {escape(data['fingerprint'][:12])}"
+    variant, precision = escape(page["variant"]), escape(record["environment"]["precision"])
+    return f"protocol {record['protocol']}, variant {variant}, data {escape(data['fingerprint'][:12])}, {precision}"
 
 
 def description(runs: list[Record]) -> str:

@@ -4,9 +4,10 @@ Paper: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradi
 Eq. 8 and Algorithm 1: score -w Hg, remove the largest, one global ranking.
 
 As in the authors' code: logits divided by T = 200, 10 images of every class in two halves, batch statistics; g is
-summed over both halves, and the second pass takes H g on the same images. Deviations: that code re-initialises the
-linear layers of the copy it scores; here the scores are taken at the very weights that are trained. Exactly k weights
-are kept instead of those under a threshold.
+summed over both halves, and the second pass takes H g on the same images. Deviations: that code puts half of the
+classes into each half, here each has images of every class; it re-initialises the linear layers of the copy it scores,
+here the scores are taken at the very weights that are trained; exactly k weights are kept instead of those under a
+threshold. Very many images (ImageNet's 1,000 classes) are taken in batches of the page's size.
 """
 
 from __future__ import annotations

@@ -4,7 +4,10 @@ Paper: Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020
 Algorithm 1: every ΔT steps until T_end, each layer drops a share f(t) = alpha/2 (1 + cos(t pi / T_end)) of its active
 weights by magnitude and grows as many by dense-gradient magnitude; the update takes the place of the optimiser step.
 
-Deviations: the reference code adds N(0, 1e-5) noise to break ties; here ties go to the lower index. As in that code,
+Deviations: the reference code adds N(0, 1e-5) noise to break ties; here ties go to the lower index. An update uses up
+one of the page's steps, as in Algorithm 1, where the reference code does not count it: every method gets the same
+number of batches. Layer densities come from the page (ERK); with distribution=uniform the first layer is exempt only
+where the page's keep_dense says so. As in that code,
 just-dropped weights are candidates for growth and then keep their value and momentum. The variant the GraNet paper's
 Table 2 calls RigL is `rigl_itop`.
 """

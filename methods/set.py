@@ -6,8 +6,8 @@ smallest positive and of the largest negative weights of each layer and add as m
 
 Deviations: the layers' densities come from the page's distribution at the exact budget (the paper: Erdos-Renyi with
 epsilon = 20); new weights start at zero (as in the RigL and ITOP codes; the first public code drew them at random).
-A weight that is exactly zero counts as positive. `per_sign=false` drops by magnitude alone, as RigL's and ITOP's
-versions of SET do.
+A weight that is exactly zero counts as positive. A weight removed and drawn again in the same update keeps its value.
+`per_sign=false` drops by magnitude alone, as RigL's and ITOP's versions of SET do.
 """
 
 from __future__ import annotations

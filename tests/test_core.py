@@ -137,6 +137,7 @@ def test_largest_remainder_rounding_by_hand():
 
 def test_cubic_by_hand_and_exact_at_its_ends():
     assert cubic(0.5, 0.9, 0.0) == 0.5
+    assert cubic(0.06, 0.561, 0.0) == 0.06  # 0.561 + (0.06 - 0.561) is not 0.06 in binary
     assert cubic(0.5, 0.9, 1.0) == 0.9
     assert cubic(0.0, 0.8, 0.5) == pytest.approx(0.8 - 0.8 * 0.125)
 

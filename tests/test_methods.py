@@ -153,9 +153,9 @@ def test_scoring_gradients_match_a_closed_form():
     wanted = Scoring(order=2, samples_per_class=4, chunks=2, temperature=temperature)
     found = score(model, {"w": model.fc.weight}, images, wanted, 8, seed=3)
     assert found.images == 12
-    from benchmark.scoring import scoring_batches
+    from benchmark.scoring import scoring_chunks
 
-    batches = scoring_batches(images, wanted, 8, 3, torch.device("cpu"))
+    batches = [(images.images[chunk], images.labels[chunk]) for chunk in scoring_chunks(images, wanted, 8, 3)]
     assert [len(labels) for _, labels in batches] == [6, 6]
     assert all(torch.bincount(labels).tolist() == [2, 2, 2] for _, labels in batches)
 
@@ -172,6 +172,10 @@ def test_scoring_gradients_match_a_closed_form():
     step = 1e-5
     hg = (gradient(weight + step * g) - gradient(weight - step * g)) / (2 * step)
     assert torch.allclose(found.hessian_gradients["w"], hg, rtol=1e-6, atol=1e-12)
+    # in pieces of one image (a chunk of 6 is more than four batches): the same, for this model has no batch statistics
+    pieces = score(model, {"w": model.fc.weight}, images, wanted, 1, seed=3)
+    assert torch.allclose(pieces.gradients["w"], g, rtol=1e-9)
+    assert torch.allclose(pieces.hessian_gradients["w"], hg, rtol=1e-6, atol=1e-12)
 
 
 def test_scoring_leaves_the_network_as_it_was():

@@ -10,7 +10,9 @@ def cubic(start: float, end: float, progress: float) -> float:
 
     Invariant: exactly `start` at 0 and exactly `end` at 1.
     """
-    return end + (start - end) * (1 - progress) ** 3 if progress < 1 else end
+    if progress <= 0 or progress >= 1:
+        return start if progress <= 0 else end
+    return end + (start - end) * (1 - progress) ** 3
 
 
 def cosine(start: float, end: float, progress: float) -> float:
