@@ -52,7 +52,7 @@ install: $(READY) ## make .venv and install, without running anything
 
 bench: $(READY) ## train, price, update the leaderboard
 	@$(VENV)/bin/sparse-bench run --method '$(METHOD)' --sparsity '$(SPARSITY)' --task '$(TASK)' --seed '$(SEED)' \
-	    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)' $(if $(ARGS),--args '$(ARGS)') $(if $(FRESH),--fresh)
+	    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)' $(if $(ARGS),--args '$(ARGS)') $(if $(filter 1 yes true,$(FRESH)),--fresh)
 
 test: $(READY) ## run the tests (a few minutes)
 	@$(PY) -m pytest

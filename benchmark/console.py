@@ -59,15 +59,19 @@ class Reporter:
 
     def show(self, row: dict[str, Any], images_per_s: float) -> None:
         """Show how the run stands; `row` is a line of the record's history, in the making within an epoch."""
-        accuracy = row["validation_acc_pct"] if row["validation_acc_pct"] is not None else row["test_acc_pct"]
+        part = "test" if row["validation_acc_pct"] is None else "validation"
+        accuracy, label = row[f"{part}_acc_pct"], "test acc" if part == "test" else "val acc"
         shown = " ... " if accuracy is None else f"{accuracy:5.2f}"
         loss = " nan " if row["loss"] is None else f"{row['loss']:5.3f}"
         if self.bar and self.console.width < WIDE:
-            head, cost = f"{row['epoch']}/{self.epochs} loss {loss} acc {shown}%", f"{row['train_share']:.2f}x FLOPs"
+            head, cost = (
+                f"{row['epoch']}/{self.epochs} loss {loss} {label} {shown}%",
+                f"{row['train_share']:.2f}x FLOPs",
+            )
             facts = f"{head} dens {row['density']:.3f} {cost} {images_per_s:,.0f}/s"
         else:
             facts = (
-                f"epoch {row['epoch']}/{self.epochs}  loss {loss}  acc {shown} %  density {row['density']:.4f}  "
+                f"epoch {row['epoch']}/{self.epochs}  loss {loss}  {label} {shown} %  density {row['density']:.4f}  "
                 f"train FLOPs {row['train_share']:.3f}x  {images_per_s:,.0f} img/s"
             )
         now = self.last_shown = time.monotonic()

@@ -62,10 +62,11 @@ def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
     steps = method.update_steps(timeline)
     has_updates = type(method).update is not Method.update
     every = getattr(method, "update_every", None)
-    mend = "lower it with ARGS=update_every=N" if every else "shorten its schedule"
+    mend = "lower it with ARGS=update_every=N" if every else "it updates once per epoch"
+    way = ", or" if every else ":"
     length = f"a run of {timeline.total_steps} steps (update_every is {every})"
     if has_updates and len(steps) == 0:
-        raise UserError(f"method '{name}' makes no update in {length}: {mend}, or train longer with ARGS=epochs=N")
+        raise UserError(f"method '{name}' makes no update in {length}: {mend}{way} train longer with ARGS=epochs=N")
     if len(steps) and not 1 <= steps[0] <= steps[-1] <= timeline.total_steps:
         raise UserError(f"method '{name}' plans updates outside the run's steps 1..{timeline.total_steps}: {steps}")
     last = steps[-1] if len(steps) else 0
@@ -73,7 +74,7 @@ def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
     if method.budget is Budget.EXACT and end != method.sparsity:
         raise UserError(
             f"method '{name}' ends at sparsity {end:g} instead of {method.sparsity:g} in {length}: "
-            f"{mend}, or train longer with ARGS=epochs=N"
+            f"{mend}{way} train longer with ARGS=epochs=N"
         )
 
 
@@ -120,9 +121,15 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
                 gradients={n: g.clone() for n, g in gradients.items()} if declared else None,
                 hessian_gradients={n: h.clone() for n, h in product.items()} if second else None,
             )
+            random_state = torch.random.get_rng_state()
             before = [weight.detach().clone() for weight in weights.values()]
             proposals.append(propose(method, name, view))
             refuse_writes(name, before, weights.values())
+            if not torch.equal(random_state, torch.random.get_rng_state()):
+                raise UserError(
+                    f"method '{name}' breaks its contract at step {step}: it used torch's global random generator; "
+                    "draw random numbers with view.random(name)"
+                )
         commit(method, name, maskset, proposals[0], view)
         if any(not torch.equal(proposals[0][n], proposals[1][n]) for n in weights):
             raise UserError(

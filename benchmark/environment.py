@@ -81,7 +81,7 @@ def processor_name() -> str:
 def describe_git(root: Path = ROOT) -> dict[str, Any]:
     """Return the commit and whether tracked files differ from it; nulls where git cannot tell.
 
-    New records and the rebuilt leaderboard are results, not code, so they do not make the code dirty.
+    New files among methods, configs and the engine count; records, the leaderboard and tests do not: no run uses them.
     """
     try:
         commit = subprocess.run(
@@ -92,11 +92,11 @@ def describe_git(root: Path = ROOT) -> dict[str, Any]:
                 "git",
                 "status",
                 "--porcelain",
-                "--untracked-files=no",
+                "--untracked-files=all",
                 "--",
-                ".",
-                ":!leaderboard/records",
-                ":!leaderboard/*.md",
+                "methods",
+                "benchmark",
+                "configs",
             ],
             cwd=root,
             capture_output=True,

@@ -84,10 +84,11 @@ class MaskSet:
             mask = proposed[name]
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise ContractError(f"masks must be bool tensors, that of '{name}' is {kind}")
+                raise ContractError(f"must return bool tensors, that of '{name}' is {kind} (mask.bool() converts)")
             if mask.shape != weight.shape:
                 raise ContractError(
-                    f"the mask of '{name}' must have shape {tuple(weight.shape)}, it has {tuple(mask.shape)}"
+                    f"must return masks shaped as the weights: that of '{name}' must have shape "
+                    f"{tuple(weight.shape)}, it has {tuple(mask.shape)}"
                 )
         active = sum(int(mask.sum()) for mask in proposed.values())
         if planned is not None and active != planned:

@@ -134,6 +134,8 @@ def merge_settings(settings: dict[str, Any], source: str) -> Page:
     except OmegaConfBaseException as error:
         setting = getattr(error, "full_key", None) or "?"
         reason = str(error).splitlines()[0]
+        if "ListConfig" in reason:
+            reason = "must be a list, such as [0.5]"
         missing = "is missing" if "mandatory" in reason.lower() or "MISSING" in reason else reason
         raise UserError(f"{source}: setting '{setting}': {missing}") from error
     assert isinstance(page, Page)

@@ -22,10 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 import methods
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.pages import Page
-from methods.core import Method
+from methods.core import Budget, DenseGrads, Group, Method
 
 METHODS = Path(methods.__file__).resolve().parent
 ENTRY_POINTS = "sparse_bench.methods"
+FACTS = {"group": Group, "reference": str, "dense_grads": DenseGrads, "budget": Budget, "replaces_step": bool}
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,19 @@ def check_class(cls: Any, source: str) -> type[Method]:
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise UserError(f"method {source}: class {cls.__name__} does not define {missing}()")
-    for fact in ("group", "reference"):
-        if not getattr(cls, fact, None):
+    for fact, kind in FACTS.items():
+        value = getattr(cls, fact, None)
+        if value is None or value == "":
             raise UserError(f"method {source}: class {cls.__name__} does not state its {fact}")
+        if not isinstance(value, kind):
+            raise UserError(f"method {source}: {fact} of class {cls.__name__} must be a {kind.__name__}, got {value!r}")
+    for name, value in vars(cls).items():
+        plain = isinstance(value, bool | int | float | str | list | dict)
+        if plain and not name.startswith("_") and name not in cls.__annotations__ and not hasattr(Method, name):
+            raise UserError(
+                f"method {source}: '{name} = {value!r}' in class {cls.__name__} is no hyper-parameter without a type: "
+                f"write '{name}: {type(value).__name__} = {value!r}'"
+            )
     checked: type[Method] = cls
     return checked
 
@@ -190,7 +201,7 @@ def digest(path: Path) -> str:
     So a reworded comment leaves a method what it is, and a changed line makes it another.
     """
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
         raise UserError(f"method file {path} does not parse: {error}") from error
     for node in ast.walk(tree):

@@ -24,6 +24,8 @@ UNITS = """\
 - **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
   left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
   passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.
+- **Notes** in the details: `(file …)` tells apart versions of a method's file; `uncommitted code` ran with files that
+  differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
 - `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
 
 FIRST = "There is no record yet. Make the first one: `make bench METHOD=granet SPARSITY=0.9`"

@@ -123,6 +123,13 @@ def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
         (GOOD.replace("@dataclass(frozen=True, kw_only=True)", ""), "put @dataclass"),
         (GOOD.replace("def setup", "def setups"), "does not define setup"),
         (GOOD.replace('    reference: ClassVar[str] = "test"\n', ""), "does not state its reference"),
+        (GOOD.replace("Group.SPARSE_TO_SPARSE", "'sparse'"), "group of class Mine must be a Group, got 'sparse'"),
+        (GOOD.replace('= "test"', "= 5"), "reference of class Mine must be a str, got 5"),
+        (
+            GOOD.replace("update_every: int = 5", "update_every: int = 5\n    dense_grads = True"),
+            "dense_grads of class",
+        ),
+        (GOOD.replace("update_every: int = 5", "update_every: int = 5\n    lam = 1.0"), "write 'lam: float = 1.0'"),
         (GOOD.replace("    group: ClassVar[Group] = Group.SPARSE_TO_SPARSE\n", ""), "does not state its group"),
     ],
 )
@@ -157,7 +164,8 @@ UPDATE = """
         ("next(iter(view.weights.values())).data.mul_(2); return dict(view.masks)", "wrote to a weight"),
         ("[m.fill_(True) for m in view.masks.values()]; return dict(view.masks)", "must not write"),
         ("return {n: m.flatten()[torch.randperm(m.numel())].reshape(m.shape) for n, m in view.masks.items()}",
-         "asked twice with the same view it returned different masks"),
+         "torch's global random generator"),
+        ("torch.manual_seed(view.step); torch.rand(1); return dict(view.masks)", "torch's global random generator"),
         ("return view.nothing", "AttributeError.*line"),
         ("1 / 0", "ZeroDivisionError"),
     ],

@@ -29,7 +29,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     if not 0 <= k <= scores.numel():
         raise ContractError(f"cannot keep {k} of {scores.numel()} candidates")
     if not bool(torch.isfinite(scores).all()):
-        raise ContractError("a score is not finite, so it cannot be ranked")
+        raise ContractError("ranked a score that is not finite")
     if k == 0 or k == scores.numel():
         return torch.full_like(scores, k > 0, dtype=torch.bool)
     rank = scores.numel() - k  # of the k-th largest, from below
