@@ -20,6 +20,7 @@ from benchmark.narrow import find_width, narrow_arguments
 from benchmark.pages import Page
 from benchmark.prunable import Layer, find_layers, prunable_weights
 from benchmark.seeds import derive
+from methods.core import count_kept
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
         def narrowed(factor: float) -> nn.Module:
             return create_network(page, narrow_arguments(page.model, arguments, factor))
 
-        width = find_width(narrowed, count, round((1 - cell.sparsity) * dense_prunable))
+        width = find_width(narrowed, count, count_kept(cell.sparsity, dense_prunable))
         torch.manual_seed(derive(cell.seed, "weights"))
         model = narrowed(width)
         layers = find_layers(model, page)

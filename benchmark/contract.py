@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.maskset import MaskSet
-from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Timeline, View
+from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Timeline, View, count_kept
 
 
 def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
@@ -18,7 +18,7 @@ def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timelin
     if method.budget is Budget.OUTCOME:
         return None
     sparsity = 0.0 if method.budget is Budget.DENSE else method.planned_sparsity(step, timeline)
-    return round((1 - sparsity) * maskset.total)
+    return count_kept(sparsity, maskset.total)
 
 
 def propose(method: Method, name: str, view: View) -> Masks:

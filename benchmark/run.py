@@ -33,7 +33,7 @@ from benchmark.scoring import score
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, rebuild, write_record
-from methods.core import Timeline, View
+from methods.core import Timeline, View, count_kept
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
 
@@ -85,7 +85,7 @@ def check_room(cell: Cell, built: Built, places: Places) -> None:
 def check_budget(cell: Cell, built: Built) -> None:
     """Raise UserError when fewer weights than layers stay, so that some layer must be left empty by any method."""
     weights = prunable_weights(built.model, built.layers)
-    kept = round((1 - cell.sparsity) * built.dense_prunable)
+    kept = count_kept(cell.sparsity, built.dense_prunable)
     if kept < len(weights) and not cell.page.allow_empty_layers:
         raise UserError(
             f"sparsity {cell.sparsity:g} leaves {kept} of {built.dense_prunable:,} weights for {len(weights)} layers, "

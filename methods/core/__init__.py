@@ -12,6 +12,7 @@ from methods.core.base import (
     Scoring,
     Timeline,
     View,
+    count_kept,
     from_page,
 )
 from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform
@@ -34,6 +35,7 @@ __all__ = [
     "all_active",
     "cosine",
     "count_active",
+    "count_kept",
     "cubic",
     "drop",
     "erdos_renyi",

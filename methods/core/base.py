@@ -82,6 +82,11 @@ def from_page(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"from_page": True})
 
 
+def count_kept(sparsity: float, weights: int) -> int:
+    """Return how many of so many weights stay active at `sparsity`: the one place where the budget is rounded."""
+    return round((1 - sparsity) * weights)
+
+
 class View:
     """What a method may see: read-only weights, masks, gradients, and random numbers that depend on nothing else.
 
@@ -140,7 +145,7 @@ class View:
 
     def count(self, sparsity: float) -> int:
         """Return the number of weights that stay active at `sparsity`: round((1 - sparsity) x prunable weights)."""
-        return round((1 - sparsity) * sum(weight.numel() for weight in self.weights.values()))
+        return count_kept(sparsity, sum(weight.numel() for weight in self.weights.values()))
 
     def random(self, name: str, purpose: str = "") -> Tensor:
         """Return uniform float64 numbers in [0, 1) in the shape of weight `name`.
