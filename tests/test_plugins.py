@@ -94,12 +94,7 @@ def test_a_new_method_file_works_as_it_is(tmp_path):
     path = str(tmp_path / "zz_fresh_method.py")
     assert find_method(path).cls.__name__ == "ZzFreshMethod"
     rehearse_file(path, steps=60)
-    again = subprocess.run(
-        [sys.executable, "-m", "benchmark", "new-method", "zz_fresh_method", "--folder", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert again.returncode == 2
     assert "already there" in again.stderr
 
