@@ -86,11 +86,8 @@ def test_an_entry_point_of_an_installed_package_is_a_door(tmp_path, monkeypatch)
 
 
 def test_a_new_method_file_works_as_it_is(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "benchmark", "new-method", "zz_fresh_method", "--folder", str(tmp_path)],
-        check=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-m", "benchmark", "new-method", "zz_fresh_method", "--folder", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120)
     path = str(tmp_path / "zz_fresh_method.py")
     assert find_method(path).cls.__name__ == "ZzFreshMethod"
     rehearse_file(path, steps=60)
