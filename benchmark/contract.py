@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, describe_failure
 from benchmark.maskset import MaskSet
 from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Timeline, View, count_kept
 
@@ -34,9 +33,7 @@ def propose(method: Method, name: str, view: View) -> Masks:
     except ContractError as error:
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
     except Exception as error:  # a plugin may raise anything at all
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"line {where.lineno} of {where.filename}"
-        raise UserError(f"method '{name}' fails in {moment}: {type(error).__name__}: {error} ({place})") from error
+        raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
     return masks
 
 
@@ -93,9 +90,7 @@ def rehearse(method: Method, name: str, timeline: Timeline) -> None:
     except UserError:
         raise
     except Exception as error:  # a plugin may raise anything at all, in its plans as well
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"line {where.lineno} of {where.filename}"
-        raise UserError(f"method '{name}' fails in rehearsal: {type(error).__name__}: {error} ({place})") from error
+        raise UserError(f"method '{name}' fails in rehearsal: {describe_failure(error)}") from error
 
 
 def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:

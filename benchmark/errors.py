@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -23,3 +24,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for a name that does not exist: the nearest one and all there are."""
     names = sorted(known)
     return f"unknown {kind} '{name}'{nearest(name, names) or ';'} available: {', '.join(names)}"
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return what a plugin's own code raised, and where: `TypeError: reason (line 3 of my_method.py)`."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} (line {where.lineno} of {where.filename})"

@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import methods
-from benchmark.errors import UserError, nearest, unknown
+from benchmark.errors import UserError, describe_failure, nearest, unknown
 from benchmark.pages import Page
 from methods.core import Budget, DenseGrads, Group, Method
 
@@ -145,10 +144,7 @@ def importing(what: str, load: Any) -> Any:
     try:
         return load()
     except (Exception, SystemExit) as error:  # a plugin may raise anything at all while it is imported
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"method {what} does not import: {type(error).__name__}: {error} (line {where.lineno} of {where.filename})"
-        ) from error
+        raise UserError(f"method {what} does not import: {describe_failure(error)}") from error
 
 
 def only_method(module: ModuleType, source: str) -> type[Method]:

@@ -127,8 +127,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
     built = build(cell, data, options.device)
-    check_room(cell, built, options.places)
-    check_budget(cell, built)
+    check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"
     state = None if options.fresh or not checkpoint.exists() else load_checkpoint(checkpoint)
     run = prepare(cell, built, data, options.device)
