@@ -31,6 +31,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left in `folder`; the caller holds the folder's lock, so no other is writing."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain Python values) with its own SHA-256 in front."""
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The command line: `sparse-bench run | methods | pages | new-method`."""
+"""The command line: `sparse-bench run | export | verify | methods | pages | new-method | check`."""
 
 from __future__ import annotations
 
@@ -122,6 +122,52 @@ def new_method(
     from benchmark.listing import write_new_method
 
     guarded(lambda: write_new_method(name, folder, console))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")],
+    to: Annotated[Path | None, typer.Option(help="folder to write to (default: export/RUN)")] = None,
+    runs: Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")] = None,
+) -> None:
+    """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
+    from benchmark.environment import ROOT
+    from benchmark.export import MASKS, WEIGHTS, export_run
+
+    def action() -> None:
+        name = record_run(Path(run)) if run.endswith(".json") else Path(run).name
+        folder, masks = export_run(name, runs or ROOT / "runs", to or Path("export") / name)
+        active, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+        console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
+        console.print(f"wrote {folder / MASKS}: one bit per weight, row-major, 1 = active", highlight=False)
+
+    guarded(action)
+
+
+@app.command()
+def verify(
+    record: Annotated[Path, typer.Argument(help="a record: a file of leaderboard/records")],
+    runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
+    data: Annotated[Path, typer.Option(help="root folder of data sets")] = Path("data"),
+) -> None:
+    """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
+    from benchmark.environment import ROOT
+    from benchmark.verify import print_findings, verify_record
+
+    folder = runs or ROOT / "runs"
+    if not guarded(lambda: print_findings(console, verify_record(record, folder, data))):
+        tell(f"record {record} does not describe the network in {folder}")
+        raise typer.Exit(1)
+
+
+def record_run(path: Path) -> str:
+    """Return the name of the run that a record file describes."""
+    from leaderboard import RecordError, read_record
+
+    try:
+        return str(read_record(path)["run"])
+    except RecordError as error:
+        raise UserError(f"record {path}: {error}") from error
 
 
 def main() -> None:

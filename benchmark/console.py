@@ -24,12 +24,12 @@ def format_flops(macs: float) -> str:
 class Reporter:
     """Tells how a run goes. A context manager: the bar is closed whatever happens."""
 
-    def __init__(self, console: Console, title: str, epochs: int, steps_per_epoch: int, start_epoch: int = 0) -> None:
+    def __init__(self, console: Console, title: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
         self.console = console
         self.title = title
         self.epochs = epochs
         self.steps = epochs * steps_per_epoch
-        self.first_step = self.current = start_epoch * steps_per_epoch
+        self.first_step = self.current = done  # steps
         self.started = self.last_shown = time.monotonic()
         self.bar: Progress | None = None
         self.task = TaskID(0)

@@ -1,39 +1,90 @@
-"""The finished network as a file: plain weights that any strict load of the backbone accepts."""
+"""A network as two files: plain weights that any strict load of the backbone accepts, and the masks as bits."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from benchmark.cells import Cell
-from benchmark.checkpoint import write_atomically
+from benchmark.checkpoint import load_checkpoint, write_atomically
 from benchmark.errors import UserError
-from benchmark.train import Training
+from benchmark.maskset import hash_masks, pack, unpack
+
+WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"
 
 
-def export_weights(run: Training, path: Path, cell: Cell) -> None:
-    """Write the evaluated network's state_dict as safetensors and verify the file that was written.
+def export_network(
+    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]
+) -> None:
+    """Write a network's `state` (a state_dict) and its masks to `folder` and verify the files that were written.
 
-    Raises UserError when the file does not hold zeros exactly where the masks are inactive. Invariant: the names are
-    those of the raw model's state_dict.
+    Raises UserError when a file does not hold zeros exactly where the masks are inactive. Invariant: the names are
+    those of the raw model's state_dict. `about` goes into the files' metadata.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
-    shared = {tensor.data_ptr() for tensor in state.values()}
-    if len(shared) < len(state):  # tied weights: safetensors wants each tensor to own its memory
-        state = {name: tensor.clone() for name, tensor in state.items()}
-    settings = {"model": cell.page.model, "run": cell.identity, "masks_sha256": run.maskset.sha256()}
-    write_atomically(path, save(state, metadata=settings))
-    verify_export(run, path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if len({tensor.data_ptr() for tensor in tensors.values()}) < len(tensors):
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # tied: safetensors wants own memory
+    digest = {"masks_sha256": hash_masks(masks)}
+    shapes = {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})}
+    write_atomically(folder / WEIGHTS, save(tensors, metadata={**about, **digest}))
+    bits = {name: pack(mask) for name, mask in masks.items()}
+    write_atomically(folder / MASKS, save(bits, metadata={**about, **digest, **shapes}))
+    written = read_export(folder)[1]
+    if hash_masks(written) != digest["masks_sha256"]:
+        raise UserError(f"{folder / MASKS}: holds other masks than those in force; the run is invalid")
 
 
-@torch.no_grad()
-def verify_export(run: Training, path: Path) -> None:
-    """Read the exported file back and raise UserError unless inactive weights are zero in it."""
-    with safe_open(path, framework="pt") as file:
-        for name, mask in run.maskset.masks.items():
-            alive = int((file.get_tensor(name)[~mask.cpu()] != 0).sum())
-            if alive:
-                raise UserError(f"{path}: {alive} inactive weights of '{name}' are not zero; the run is invalid")
+def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights and the masks that the files in `folder` hold.
+
+    Raises UserError, naming the file, when one is missing or damaged, when they belong to different runs, and when a
+    weight is not zero where its mask is inactive.
+    """
+    weights, about = read_tensors(folder / WEIGHTS)
+    bits, about_masks = read_tensors(folder / MASKS)
+    shapes = json.loads(about_masks["shapes"])
+    masks = {name: unpack(bits[name], torch.Size(shape)) for name, shape in shapes.items()}
+    digest = hash_masks(masks)
+    if {about.get("masks_sha256"), about_masks.get("masks_sha256")} != {digest}:
+        raise UserError(f"{folder / MASKS}: its masks are not those that {WEIGHTS} was written with")
+    for name, mask in masks.items():
+        alive = int((weights[name][~mask] != 0).sum())
+        if alive:
+            raise UserError(f"{folder / WEIGHTS}: {alive} inactive weights of '{name}' are not zero; it is invalid")
+    return weights, masks
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a safetensors file's tensors and metadata; raises UserError when it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def export_run(name: str, runs: Path, target: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Write a run's network to the folder `target`, from its files or, where it was interrupted, from its checkpoint.
+
+    Returns the folder and the masks. Raises UserError for a run without either.
+    """
+    folder = runs / Path(name).name
+    if (folder / "checkpoint").exists():
+        saved = load_checkpoint(folder / "checkpoint")
+        state = saved["average"] or saved["model"]
+        masks = {name: unpack(bits, state[name].shape) for name, bits in saved["masks"].items()}
+        about = {**saved["about"], "step": str(saved["counters"][0])}
+    elif (folder / WEIGHTS).exists():
+        state, masks = read_export(folder)
+        about = {key: value for key, value in read_tensors(folder / WEIGHTS)[1].items() if key != "masks_sha256"}
+    else:
+        there = sorted(path.parent.name for pattern in (WEIGHTS, "checkpoint") for path in runs.glob(f"*/{pattern}"))
+        raise UserError(f"no run '{name}' in {runs}; there is: {', '.join(dict.fromkeys(there)) or 'none'}")
+    target.mkdir(parents=True, exist_ok=True)
+    export_network(state, masks, target, about)
+    return target, masks

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.ranks import count_ranks, differing_ranks
 from methods.core import ContractError
 
 
@@ -37,11 +38,7 @@ class MaskSet:
 
     def sha256(self) -> str:
         """Return a hash over names, shapes and masks: equal exactly when the masks are."""
-        hasher = hashlib.sha256()
-        for name, mask in self.masks.items():
-            hasher.update(f"{name}{tuple(mask.shape)}".encode())
-            hasher.update(pack(mask).numpy().tobytes())
-        return hasher.hexdigest()
+        return hash_masks(self.masks)
 
     @torch.no_grad()
     def commit(
@@ -54,10 +51,12 @@ class MaskSet:
         """Put the proposed masks in force and zero weights, optimiser state and average where they are inactive.
 
         planned: the exact number of active weights, or None where the count is an outcome. Raises ContractError, and
-        changes nothing, for missing or unknown names, another dtype or shape, or another count. A weight active
-        before and after keeps its value and state; a newly active one starts at zero with zero state.
+        changes nothing, for missing or unknown names, another dtype or shape, another count, or other masks than rank
+        0's where several processes train together. A weight active before and after keeps its value and state; a newly
+        active one starts at zero with zero state.
         """
         self.check(proposed, planned)
+        self.check_ranks(proposed)
         for (name, weight), factor in zip(self.weights.items(), self.factors, strict=True):
             mask = self.masks[name]
             mask.copy_(proposed[name])
@@ -94,6 +93,17 @@ class MaskSet:
         if planned is not None and active != planned:
             raise ContractError(f"must keep exactly {planned} of {self.total} weights here, keeps {active}")
 
+    def check_ranks(self, proposed: Mapping[str, Tensor]) -> None:
+        """Raise ContractError, on every rank alike, unless all of them propose the same masks."""
+        if count_ranks() == 1:
+            return
+        differing = differing_ranks(hash_masks({name: proposed[name] for name in self.masks}))
+        if differing:
+            raise ContractError(
+                f"must return the same masks in every process, those of rank {differing} differ from rank 0's: draw "
+                "random numbers with view.random(name), never from a global generator"
+            )
+
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zero the gradients of inactive weights, in place.
@@ -124,6 +134,15 @@ class MaskSet:
             factor.copy_(mask)
         for listener in self.listeners:
             listener(self.counts())
+
+
+def hash_masks(masks: Mapping[str, Tensor]) -> str:
+    """Return a sha256 over the names, shapes and bits of `masks`, in their order."""
+    hasher = hashlib.sha256()
+    for name, mask in masks.items():
+        hasher.update(f"{name}{tuple(mask.shape)}".encode())
+        hasher.update(pack(mask).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 BITS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)

@@ -25,7 +25,14 @@ from methods.core import Budget, DenseGrads, Group, Method
 
 METHODS = Path(methods.__file__).resolve().parent
 ENTRY_POINTS = "sparse_bench.methods"
-FACTS = {"group": Group, "reference": str, "dense_grads": DenseGrads, "budget": Budget, "replaces_step": bool}
+FACTS = {
+    "group": Group,
+    "reference": str,
+    "dense_grads": DenseGrads,
+    "budget": Budget,
+    "replaces_step": bool,
+    "keeps_layer_counts": bool,
+}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,22 +17,23 @@ from rich.console import Console
 
 from benchmark.build import Built, build
 from benchmark.cells import Cell
-from benchmark.checkpoint import load_checkpoint, save_checkpoint
+from benchmark.checkpoint import load_checkpoint, sweep, write_atomically
 from benchmark.console import Reporter
 from benchmark.contract import commit, propose, rehearse
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.environment import ROOT, choose_precision, set_determinism
 from benchmark.errors import UserError
-from benchmark.export import export_weights
+from benchmark.export import export_network
 from benchmark.maskset import MaskSet
 from benchmark.outcome import make_record
 from benchmark.prunable import prunable_weights
 from benchmark.recipe import make_average, make_optimizer
+from benchmark.resume import FINISHED, Saver, check_same, read_finished
 from benchmark.scoring import score
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
-from leaderboard import Record, rebuild, write_record
+from leaderboard import Record, find_same, rebuild, write_record
 from methods.core import Timeline, View, count_kept
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
@@ -106,16 +107,22 @@ def make_timeline(cell: Cell, data: Data) -> Timeline:
 def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tuple[Record, Path]:
     """Train one cell and publish its record; return the record and its file.
 
-    Continues from the checkpoint of an interrupted run of the same cell. Raises UserError for anything a user can
-    mend. Invariant: a record is written only after the exported file was read back and found to hold its budget.
+    Continues an interrupted run of the same cell: from its checkpoint, or with publishing its record where training
+    was over. Raises UserError for anything a user can mend. Invariants: a record is written only after the exported
+    file was read back and found to hold its budget; killed at any instant and called again, a run leaves one record.
     """
     folder = options.places.runs / cell.identity
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            record = train_cell(cell, data, options, console, folder)
-            path = write_record(record, options.places.records)
-            (folder / "checkpoint").unlink(missing_ok=True)
+            sweep(folder)
+            record = None if options.fresh else read_finished(folder / FINISHED)
+            if record is None:
+                record = train_cell(cell, data, options, console, folder)
+                write_atomically(folder / FINISHED, json.dumps(record).encode())
+            path = find_same(record, options.places.records) or write_record(record, options.places.records)
+            (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
+            (folder / FINISHED).unlink()
     except Timeout:
         raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
     rebuild(options.places.records, options.places.page)
@@ -137,16 +144,21 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
         check_same(state, run, checkpoint)
         run.load_state(state)
         started = datetime.fromisoformat(state["started"])
-        console.print(f"continuing {cell.identity} after epoch {run.epoch}", markup=False)
+        console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
     tracker = Tracker(options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False))
     tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})
     title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
-    after_epoch = make_after_epoch(checkpoint, options.checkpoint_s, tracker, started.isoformat())
+    saver = Saver(checkpoint, options.checkpoint_s, {"started": started.isoformat(), "about": about(cell)})
+
+    def after_epoch(run: Training) -> None:
+        tracker.log(run.history[-1], run.step)
+        saver(run)
+
     summary: dict[str, Any] = {"status": "failed"}
     try:
-        with Reporter(console, title, cell.page.epochs, run.timeline.steps_per_epoch, run.epoch) as reporter:
-            train(run, reporter, after_epoch)
-        export_weights(run, folder / "weights.safetensors", cell)
+        with Reporter(console, title, cell.page.epochs, run.timeline.steps_per_epoch, run.step) as reporter:
+            train(run, reporter, after_epoch, saver)
+        export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = make_record(cell, built, run, options.command, started)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
     finally:
@@ -154,19 +166,9 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     return record
 
 
-def surroundings(run: Training) -> dict[str, str]:
-    """Return what must be the same for a run to go on where it stopped, apart from what its name says."""
-    return {"data": run.data.fingerprint, "precision": run.precision, "device": run.device.type}
-
-
-def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
-    """Raise UserError when a checkpoint was made on other data, another kind of device or in another precision."""
-    for key, now in surroundings(run).items():
-        if state[key] != now:
-            raise UserError(
-                f"checkpoint {checkpoint} was made with {key} {state[key]}, now it is {now}: go on as it was begun, "
-                "or start over with FRESH=1 (sparse-bench run --fresh)"
-            )
+def about(cell: Cell) -> dict[str, str]:
+    """Return what an exported file says of where it comes from."""
+    return {"model": cell.page.model, "run": cell.identity}
 
 
 def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Training:
@@ -260,25 +262,3 @@ def check_cells(cells: list[Cell], loaded: dict[str, Data], options: Options) ->
             view = View(weights=weights, masks=maskset.masks, step=0, timeline=timeline, seed=cell.seed)
             first = propose(cell.method, cell.plugin.name, view)
             refuse_empty(cell, {name: int(mask.sum()) for name, mask in first.items()})
-
-
-def make_after_epoch(path: Path, every_s: float, tracker: Tracker, started: str) -> Callable[[Training], None]:
-    """Return what is done after each epoch: log its line, and save a checkpoint when the last is old enough.
-
-    A run long enough to have checkpoints has one of its end too, so a disk that is full when the record is due costs
-    nothing: the same command goes on from there.
-    """
-    last = time.monotonic()
-
-    def after_epoch(run: Training) -> None:
-        nonlocal last
-        tracker.log(run.history[-1], run.step)
-        ended = run.epoch == run.page.epochs and run.train_s >= every_s
-        if time.monotonic() - last >= every_s or ended:
-            try:
-                save_checkpoint(path, {**run.state(), **surroundings(run), "started": started})
-            except OSError as error:
-                raise UserError(f"cannot save the checkpoint {path}: {error.strerror or error}") from error
-            last = time.monotonic()
-
-    return after_epoch

@@ -20,6 +20,7 @@ from benchmark.data import Data
 from benchmark.folders import Images
 from benchmark.maskset import MaskSet
 from benchmark.pages import Page
+from benchmark.ranks import count_ranks, sum_gradients, sum_over_ranks, take_share
 from benchmark.recipe import learning_rate, set_learning_rate
 from benchmark.seeds import derive
 from methods.core import DenseGrads, Method, Timeline, View
@@ -54,6 +55,12 @@ class Training:
     train_s: float = 0.0
     eval_s: float = 0.0
     saved: list[Tensor] = field(default_factory=list)  # buffers before the step
+    # of the epoch in progress
+    epoch_step: int = 0  # steps done
+    epoch_seen: int = 0  # images
+    epoch_totals: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # loss, correct
+    clock: float = 0.0  # when training time was last added to train_s
+    random_state: list[Tensor] | None = None  # of torch's generators, to go on within an epoch
 
     def evaluated(self) -> nn.Module:
         """Return the network that is evaluated and exported: the average where the page keeps one."""
@@ -74,10 +81,16 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's precision."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return make_autocast(self.device, self.precision)
+
+    def settle_clock(self) -> None:
+        """Add the time since the last call, or since the epoch's start, to the training time."""
+        now = time.monotonic()
+        self.train_s += now - self.clock
+        self.clock = now
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on to the same bits from the end of an epoch."""
+        """Return what a checkpoint needs to go on to the same bits after any step."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
@@ -87,6 +100,9 @@ class Training:
             "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
             "history": self.history,
             "clock": [self.train_s, self.eval_s],
+            "position": [self.epoch_step, self.epoch_seen],
+            "totals": self.epoch_totals.cpu(),
+            "random": get_random_state(self.device),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -101,40 +117,81 @@ class Training:
         self.update_pending = bool(pending)
         self.history = state["history"]
         self.train_s, self.eval_s = state["clock"]
+        self.epoch_step, self.epoch_seen = state["position"]
+        self.epoch_totals = state["totals"].to(self.device)
+        self.random_state = state["random"]
 
 
-def train(run: Training, reporter: Reporter, after_epoch: Callable[[Training], None]) -> None:
-    """Train from the run's current epoch to the page's last; `after_epoch` saves and logs."""
+def make_autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast context of a precision, "fp32" or "bf16"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def get_random_state(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators a training step may draw from (dropout): the CPU's and the GPU's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Restore what `get_random_state` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+Hook = Callable[[Training], None]
+
+
+def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook | None = None) -> None:
+    """Train from where the run stands to the page's last epoch; the hooks save and log.
+
+    Invariant: a run restored by `load_state` in either hook goes on to the bits of an undisturbed one.
+    """
     update_steps = run.method.update_steps(run.timeline)
     criterion = nn.CrossEntropyLoss(label_smoothing=run.page.label_smoothing)
     for epoch in range(run.epoch, run.page.epochs):
-        started = time.monotonic()
-        set_learning_rate(run.optimizer, learning_rate(run.page, epoch))
-        torch.manual_seed(derive(run.seed, "epoch", epoch))  # dropout: a function of (seed, epoch), so resume is exact
-        run.model.train()
-        totals, seen = torch.zeros(2, device=run.device, dtype=torch.float64), 0  # loss and correct, on the device
-        batches = run.data.train.epoch(run.seed, epoch, run.page.batch_size, run.page.drop_last, run.device)
-        for images, labels in batches:
+        begin_epoch(run, epoch)
+        began, first = time.monotonic(), run.epoch_seen
+        data, page = run.data.train, run.page
+        for images, labels in data.epoch(run.seed, epoch, page.batch_size, page.drop_last, run.device, run.epoch_step):
             run.step += 1
-            totals += train_step(run, images, labels, criterion, run.step in update_steps)
-            seen += len(labels)
+            run.epoch_totals += train_step(run, images, labels, criterion, run.step in update_steps)
+            run.epoch_seen += len(labels)
+            run.epoch_step += 1
             if reporter.step():
-                loss = totals[0].item() / seen
-                reporter.show(history_row(run, epoch + 1, loss, None), seen / (time.monotonic() - started))
-        loss, correct = (totals / seen).tolist()
-        elapsed = time.monotonic() - started
-        run.train_s += elapsed
-        run.epoch = epoch + 1
+                loss = run.epoch_totals[0].item() / run.epoch_seen
+                row = history_row(run, epoch + 1, loss, None)
+                reporter.show(row, (run.epoch_seen - first) / (time.monotonic() - began))
+            if after_step is not None:
+                after_step(run)
+        loss, correct = (sum_over_ranks(run.epoch_totals) / run.epoch_seen).tolist()
+        run.settle_clock()
+        speed = (run.epoch_seen - first) / (time.monotonic() - began)
+        run.epoch, run.epoch_step, run.epoch_seen = epoch + 1, 0, 0
         evaluate_epoch(run, loss, 100 * correct)
-        reporter.epoch(run.history[-1], seen / elapsed)
+        reporter.epoch(run.history[-1], speed)
         after_epoch(run)
 
 
+def begin_epoch(run: Training, epoch: int) -> None:
+    """Set what an epoch starts from, or, within one that a checkpoint was taken in, what it goes on from."""
+    set_learning_rate(run.optimizer, learning_rate(run.page, epoch))
+    if run.epoch_step == 0:
+        torch.manual_seed(derive(run.seed, "epoch", epoch))  # dropout: a function of (seed, epoch)
+        run.epoch_totals = torch.zeros(2, device=run.device, dtype=torch.float64)
+    elif run.random_state is not None:
+        set_random_state(run.random_state, run.device)
+    run.model.train()
+    run.clock = time.monotonic()
+
+
 def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:
-    """Do one optimiser step in the fixed order; return (summed loss, correct) of the batch on the device."""
+    """Do one optimiser step in the fixed order; return (summed loss, correct) of this rank's images on the device."""
     due = due or run.update_pending
     method, maskset = run.method, run.maskset
     forward_macs = run.meter.forward  # of the masks this step's forward pass uses
+    batch = len(labels)
+    images, labels = take_share(images, labels)
     if run.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
 
@@ -144,7 +201,8 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     with run.autocast():
         logits = run.model(images)
         loss = criterion(logits, labels)
-    loss.backward()
+    (loss if count_ranks() == 1 else loss * (len(labels) / batch)).backward()
+    sum_gradients(run.model.parameters())
 
     # 2 keep the dense gradients where this update grows by them
     wants_dense = method.dense_grads is DenseGrads.EVERY_STEP or (due and method.dense_grads is DenseGrads.AT_UPDATES)
@@ -156,7 +214,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     # 4 clip by the norm of the active weights; a step that is not finite changes nothing
     parameters = [p for p in run.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
+    finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(sum_over_ranks(loss)))
     if finite and run.page.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, run.page.clip_norm, norm)
 
@@ -176,7 +234,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
 
     # 8 charge the step
-    run.meter.step(len(labels), forward_macs, wants_dense)
+    run.meter.step(batch, forward_macs, wants_dense)
     with torch.no_grad():
         return torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
 
@@ -225,15 +283,21 @@ def history_row(run: Training, epoch: int, loss: float, train_acc_pct: float | N
     }
 
 
-@torch.no_grad()
 def accuracy_pct(run: Training, images: Images) -> float:
-    """Return the top-1 accuracy in per cent, in evaluation mode."""
-    model = run.evaluated()
+    """Return the evaluated network's top-1 accuracy in per cent."""
+    return measure_accuracy(run.evaluated(), images, run.device, run.autocast(), run.channels_last)
+
+
+@torch.no_grad()
+def measure_accuracy(
+    model: nn.Module, images: Images, device: torch.device, autocast: torch.autocast, channels_last: bool
+) -> float:
+    """Return a network's top-1 accuracy in per cent, in evaluation mode."""
     model.eval()
-    correct = torch.zeros((), device=run.device, dtype=torch.int64)
-    for batch, labels in images.batches(EVALUATION_BATCH, run.device):
-        if run.channels_last:
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    for batch, labels in images.batches(EVALUATION_BATCH, device):
+        if channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        with run.autocast():
+        with autocast:
             correct += (model(batch).argmax(1) == labels).sum()
     return 100 * correct.item() / len(images)

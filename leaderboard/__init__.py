@@ -6,7 +6,18 @@ A record is one JSON file per finished run, written once and never edited; the p
 from __future__ import annotations
 
 from leaderboard.page import rebuild, render
-from leaderboard.records import Problem, read_records, write_record
+from leaderboard.records import Problem, find_same, read_record, read_records, write_record
 from leaderboard.schema import Record, RecordError, find_faults
 
-__all__ = ["Problem", "Record", "RecordError", "find_faults", "read_records", "rebuild", "render", "write_record"]
+__all__ = [
+    "Problem",
+    "Record",
+    "RecordError",
+    "find_faults",
+    "find_same",
+    "read_record",
+    "read_records",
+    "rebuild",
+    "render",
+    "write_record",
+]

@@ -45,6 +45,22 @@ def write_record(record: Record, folder: Path) -> Path:
         temporary.unlink(missing_ok=True)
 
 
+def find_same(record: Record, folder: Path) -> Path | None:
+    """Return the file of `folder` that holds this very record, times included, or None.
+
+    For a writer that was killed and does not know whether its record was published.
+    """
+    stem = file_stem(record["run"])
+    for path in list_files(folder):
+        if path.name.startswith(f"{stem}."):
+            try:
+                if read_record(path) == record:
+                    return path
+            except RecordError:
+                continue
+    return None
+
+
 def file_stem(run: str) -> str:
     """Return a file name without its suffix for `run`, of the characters A-Z a-z 0-9 . _ - only.
 
@@ -127,7 +143,7 @@ def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
     records, problems = [], []
     for path in list_files(folder):
         try:
-            record = parse(path)
+            record = read_record(path)
         except RecordError as error:
             problems.append(Problem(path.name, str(error)))
         else:
@@ -140,7 +156,7 @@ def stable_key(record: Record) -> tuple[Any, ...]:
     return record["run"], parse_time(record["finished"]), len(record["file"]), record["file"]
 
 
-def parse(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read one record. Raises RecordError for a file that cannot be read, is damaged or breaks a rule."""
     if not path.is_file():  # a folder, a broken link or a pipe, which would block
         raise RecordError("not a file")

@@ -6,11 +6,33 @@ weights; Eq. 3: regrowth of as many by gradient magnitude.
 
 start_sparsity 0.5 is the paper's sparse-to-sparse setting, 0.0 its dense-to-sparse setting.
 
-Deviations: exact-count ERK instead of the authors' Bernoulli draw; the schedule's last step is k = n, so the target is
-hit exactly (the authors' code stops at n - 1); exactly K weights are kept instead of those above a threshold; growth
-never lands on active weights. As in their code: the update follows the optimiser step, the drop rate is annealed to
-0.005 over the whole run, regeneration goes on after the target is reached, and a weight dropped and regrown in one
-update keeps its value and momentum.
+Deviations (point | paper | authors' code | here | why):
+- first masks | not stated | ERK, each weight drawn with its probability | ERK, exact counts | the budget is exact
+- schedule | Eq. 1, printed with Δt as denominator | cubic in k / n, first at step ΔT (k = 1) | as the code | the
+  denominator can only be n ΔT, as in Zhu & Gupta
+- last pruning step | t0 + n ΔT | k = n - 1 (until January 2022: n) | k = n | the target is hit exactly
+- end of pruning, t_f | first learning-rate drop for s_i = 0.5; not stated for s_i = 0 | epoch 80 of 160 in the script
+  (s_i = 0.5), 110 by default; 30 on ImageNet | the page's prune_end for both starts: epoch 80, on ImageNet 30 |
+  prune_end=0.6875 is epoch 110
+- ΔT | every few thousand steps | 1000 (CIFAR), 4000 (ImageNet) | the page's: the same, fewer on short pages | a short
+  run needs updates too
+- weights kept, Eq. 1 | by global magnitude | CIFAR: above a threshold, ties lost; ImageNet: at or above it, so that all
+  masks turn dense where it is 0 | exactly K of the active, ties to the lower index | the budget is exact
+- weights dropped, Eq. 2 | TopK of each layer | CIFAR: ceil(r n) by a threshold, ties dropped as well; ImageNet: sorted
+  | exactly ceil(r n) of each layer | counts are exact
+- candidates, Eq. 3 | zero weights | gradient times the inverted mask, which can land on active weights where few
+  gradients are non-zero | inactive weights only, the just-dropped included | no layer loses density
+- gradient, Eq. 3 | dense | of the current batch, from before the step and the pruning | the same | as the code
+- new weights | not stated | zero, with zero momentum | the same | as the code
+- dropped (Eq. 2), regrown at once | not stated | keeps its value and momentum | keeps both | as the code
+- pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | keeps both |
+  the engine compares masks before and after a whole update
+- update and step | right after a pruning step | follows the weight update, which is not skipped | the same | as the code
+- drop rate r | not stated | 0.5, by a cosine to 0.005 over the whole run | the same | as the code
+- end of regeneration | not stated | none, until the last epoch | the last multiple of ΔT below the last step | weights
+  grown at the last step would never be trained
+- accuracy | on test | of the best test epoch from t_f on (ImageNet: of all) | of the last; best recorded apart | a test
+  set must not choose
 """
 
 from __future__ import annotations
@@ -36,6 +58,7 @@ from methods.core import (
     keep_top_global,
     magnitude,
     prune_progress,
+    prune_range,
     random_masks,
     update_range,
 )
@@ -70,8 +93,8 @@ class GraNet(Method):
         return update_range(self.update_every, timeline.total_steps)
 
     def planned_sparsity(self, step: int, timeline: Timeline) -> float:
-        last = min(self.prune_end * timeline.total_steps + 1, timeline.total_steps)
-        done = prune_progress(step, self.update_every, update_range(self.update_every, last))
+        steps = prune_range(self.update_every, self.prune_end, timeline.total_steps)
+        done = prune_progress(step, self.update_every, steps)
         return cubic(self.start_sparsity, self.sparsity, done)
 
     def setup(self, view: View) -> Masks:

@@ -4,12 +4,30 @@ Paper: Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020
 Algorithm 1: every ΔT steps until T_end, each layer drops a share f(t) = alpha/2 (1 + cos(t pi / T_end)) of its active
 weights by magnitude and grows as many by dense-gradient magnitude; the update takes the place of the optimiser step.
 
-Deviations: the reference code adds N(0, 1e-5) noise to break ties; here ties go to the lower index. An update uses up
-one of the page's steps, as in Algorithm 1, where the reference code does not count it: every method gets the same
-number of batches. Layer densities come from the page (ERK); with distribution=uniform the first layer is exempt only
-where the page's keep_dense says so. As in that code,
-just-dropped weights are candidates for growth and then keep their value and momentum. The variant the GraNet paper's
-Table 2 calls RigL is `rigl_itop`.
+The variant the GraNet paper's Table 2 calls RigL is `rigl_itop`.
+
+Deviations (point | paper | authors' code | here | why):
+- update and step | an update replaces the weight update | the same | the same | Algorithm 1
+- steps counted | an update is one of Algorithm 1's steps | an update is not counted as a step | an update uses up one
+  of the page's steps | every method gets the same number of batches
+- first masks | not stated | floor(S n) zeros in each layer | exact counts that sum to the budget | the budget is exact
+- layer densities | uniform with the first layer dense, or ERK | ERK over all layers, the first one dense only at
+  sparsity 0.99 | the page's (ERK); also in uniform the first layer is exempt only where keep_dense says so | the same
+  prunable layers for every method
+- drop rate | cosine from alpha = 0.3 to 0 at T_end | constant by default, cosine to be asked for | cosine | the paper's
+- number exchanged | share f(t) of a layer's active weights | rounded down | rounded down | as the code
+- ties in magnitude | not stated | broken by noise from N(0, 1e-5) | to the lower index | the same masks everywhere
+- candidates for growth | all weights not kept, the just-dropped included | the same | the same | Algorithm 1
+- new weights | zero | zero, with zero momentum | zero, with zero momentum | as paper and code
+- dropped and regrown in one update | not stated | keeps its value and momentum | keeps both | as the code
+- ΔT | 100 steps (of 4096 images on ImageNet, 128 on CIFAR-10) | not stated | 100 steps of the page's batch size, fewer
+  on short pages | the paper's number; ARGS=update_every=N changes it
+- T_end | step 25,000 of 32,000 (ImageNet), 75,000 of 97,656 (CIFAR-10) | not stated | 0.75 of the run | one share for
+  every length of run
+- recipe | ImageNet: batch 4096, 32,000 steps; CIFAR-10: WRN-22-2, batch 128, 250 epochs | not stated | the page's |
+  one recipe for every method
+- training cost | (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) | not stated | 3 f_S for a step, 2 f_S + f_D for an update | each
+  step is charged as it is run
 """
 
 from __future__ import annotations
@@ -43,6 +61,7 @@ class RigL(Method):
     reference: ClassVar[str] = "Evci et al., 2020, arXiv:1911.11134"
     group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
     dense_grads: ClassVar[DenseGrads] = DenseGrads.AT_UPDATES
+    keeps_layer_counts: ClassVar[bool] = True
     replaces_step: ClassVar[bool] = True  # Alg. 1: either an update or an SGD step
 
     prune_rate: float = 0.3  # alpha

@@ -4,10 +4,26 @@ Paper: Mocanu et al., "Scalable training of artificial neural networks with adap
 network science", Nature Communications 2018, arXiv:1707.04780: after every epoch, remove a share zeta = 0.3 of the
 smallest positive and of the largest negative weights of each layer and add as many new ones at random.
 
-Deviations: the layers' densities come from the page's distribution at the exact budget (the paper: Erdos-Renyi with
-epsilon = 20); new weights start at zero (as in the RigL and ITOP codes; the first public code drew them at random).
-A weight that is exactly zero counts as positive. A weight removed and drawn again in the same update keeps its value.
-`per_sign=false` drops by magnitude alone, as RigL's and ITOP's versions of SET do.
+`per_sign=false update_every=N` comes nearer to the versions of SET in the RigL and ITOP codes.
+
+Deviations (point | paper | authors' code | here | why):
+- first masks | Erdos-Renyi by epsilon | Erdos-Renyi, epsilon = 20 | the page's distribution (ERK), exact counts | the
+  sparsity is asked, not an outcome of epsilon; all methods of a page start alike
+- weights removed | smallest positive and largest negative, each sign apart | the same; RigL's and ITOP's versions: by
+  magnitude | each sign apart; by magnitude with per_sign=false | the paper's
+- a weight that is zero | not stated | not stated | counts as positive | it must belong to one of the two
+- when | after every epoch | after every epoch; RigL's version: every 100 steps; ITOP's: every 1500 steps | after every
+  epoch; update_every=N: every N steps | the paper's
+- share removed | 0.3 | 0.3; RigL's version: 0.3, annealed by a cosine; ITOP's: 0.5 | 0.3 throughout | the paper's
+- number added | as many as removed | as many; ITOP's version: as many only in expectation | as many, in each layer |
+  the budget is exact
+- new weights | not stated | random normal in the code with sparse data structures; RigL's and ITOP's versions: zero |
+  zero | the engine starts every new weight at zero, for all methods alike
+- removed and drawn again in one update | not stated | not stated | keeps its value and momentum | the engine compares
+  masks before and after an update
+- update and step | update after an epoch's last step | the same; RigL's version: both in one step | update follows the
+  step | as the paper
+- after the last epoch | not stated | not stated | no update | new weights would never be trained
 """
 
 from __future__ import annotations
@@ -38,6 +54,7 @@ class SET(Method):
 
     reference: ClassVar[str] = "Mocanu et al., 2018, arXiv:1707.04780"
     group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
+    keeps_layer_counts: ClassVar[bool] = True
 
     prune_rate: float = 0.3  # zeta
     per_sign: bool = True  # rank positive and negative weights apart

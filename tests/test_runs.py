@@ -219,12 +219,14 @@ def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
     import benchmark.run as module
 
     kept = []
-    monkeypatch.setattr(module, "export_weights", lambda *_: kept.append(1) or 1 / 0)
+    monkeypatch.setattr(module, "export_network", lambda *_: kept.append(1) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench("static", arguments="epochs=2")
     monkeypatch.undo()
-    original = module.surroundings
-    monkeypatch.setattr(module, "surroundings", lambda run: {**original(run), "data": "other"})
+    import benchmark.resume as resume
+
+    original = resume.surroundings
+    monkeypatch.setattr(resume, "surroundings", lambda run: {**original(run), "data": "other"})
     with pytest.raises(UserError, match=r"was made with data .*, now it is other: .*FRESH=1"):
         bench("static", arguments="epochs=2")
 

@@ -17,7 +17,7 @@ from methods.core.base import (
 )
 from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform
 from methods.core.masks import all_active, count_active, keep_top, keep_top_global, random_masks
-from methods.core.schedules import cosine, cubic, prune_progress, update_range
+from methods.core.schedules import cosine, cubic, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
 from methods.core.topology import drop, grow
 
@@ -48,6 +48,7 @@ __all__ = [
     "keep_top_global",
     "magnitude",
     "prune_progress",
+    "prune_range",
     "random_masks",
     "random_scores",
     "snip_scores",

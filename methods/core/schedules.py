@@ -28,6 +28,14 @@ def update_range(every: int, stop: float) -> range:
     return range(every, math.ceil(stop), every)
 
 
+def prune_range(every: int, end: float, total_steps: int) -> range:
+    """Return the steps at which gradual pruning prunes: every `every` steps up to the share `end` of the run.
+
+    A pruning step that falls on the end itself counts, so the target is in force from there on.
+    """
+    return update_range(every, min(end * total_steps + 1, total_steps))
+
+
 def prune_progress(step: int, every: int, steps: range) -> float:
     """Return k / n, the share of the pruning steps done at `step`: k updates so far, n = len(steps) in all.
 

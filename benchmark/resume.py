@@ -1,0 +1,72 @@
+"""Going on after a kill: what is saved while a run lasts, and what must be the same when it continues."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmark.checkpoint import save_checkpoint
+from benchmark.errors import UserError
+from benchmark.train import Training
+from leaderboard import Record
+
+FINISHED = "record.json"  # in the run's folder, from the end of training until it is published
+
+
+def read_finished(path: Path) -> Record | None:
+    """Return the record of a run that ended but may not have been published, or None."""
+    try:
+        record: Record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record
+
+
+def surroundings(run: Training) -> dict[str, str]:
+    """Return what must be the same for a run to go on where it stopped, apart from what its name says."""
+    return {"data": run.data.fingerprint, "precision": run.precision, "device": run.device.type}
+
+
+def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
+    """Raise UserError when a checkpoint was made on other data, another kind of device or in another precision."""
+    for key, now in surroundings(run).items():
+        if state[key] != now:
+            raise UserError(
+                f"checkpoint {checkpoint} was made with {key} {state[key]}, now it is {now}: go on as it was begun, "
+                "or start over with FRESH=1 (sparse-bench run --fresh)"
+            )
+
+
+class Saver:
+    """Saves checkpoints of a run, after a step or an epoch, when the last is old enough.
+
+    A run long enough to have checkpoints has one of its end too, so a disk that is full when the record is due costs
+    nothing: the same command goes on from there.
+    """
+
+    def __init__(self, path: Path, every_s: float, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.every_s = every_s
+        self.facts = facts  # of the run, for whoever reads the checkpoint
+        self.last = time.monotonic()
+        self.cost_s = 0.0  # of the last checkpoint
+
+    def __call__(self, run: Training) -> None:
+        ended = run.epoch == run.page.epochs and run.train_s >= self.every_s
+        # A large network's checkpoint takes long: at most one part in twenty of the time goes there.
+        if time.monotonic() - self.last >= max(self.every_s, 20 * self.cost_s) or ended:
+            self.save(run)
+
+    def save(self, run: Training) -> None:
+        """Save now; raises UserError when the disk refuses."""
+        began = time.monotonic()
+        if run.epoch_step:
+            run.settle_clock()
+        try:
+            save_checkpoint(self.path, {**run.state(), **surroundings(run), **self.facts})
+        except OSError as error:
+            raise UserError(f"cannot save the checkpoint {self.path}: {error.strerror or error}") from error
+        self.last = run.clock = time.monotonic()
+        self.cost_s = self.last - began
