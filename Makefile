@@ -16,12 +16,12 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench test test-slow check format lint types leaderboard methods pages new-method clean
+.PHONY: help install bench check-method mutants test test-slow check format lint types leaderboard deviations methods pages new-method clean
 
 help: ## this text
 	@echo "make bench METHOD=granet SPARSITY=0.9   trains, prices and updates leaderboard/LEADERBOARD.md"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "variables of make bench (lists are comma-separated and run one after the other):"
 	@echo "  METHOD=$(METHOD)     names from \`make methods\`, or paths of Python files; a list"
@@ -60,7 +60,7 @@ test: $(READY) ## run the tests (a few minutes)
 test-slow: $(READY) ## run the tests that take long, real photographs included
 	@$(PY) -m pytest -m slow
 
-check: format-check lint types test board-check ## everything CI checks: format, lint, types, tests, leaderboard
+check: format-check lint types test board-check ## everything CI checks: format, lint, types, tests, leaderboard, deviations
 
 .PHONY: format-check board-check
 format-check: $(READY)
@@ -74,6 +74,7 @@ types: $(READY) ## mypy
 
 board-check: $(READY)
 	@$(PY) -m leaderboard --check
+	@$(PY) -m benchmark.deviations --check
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(PY) -m ruff format .
@@ -81,6 +82,15 @@ format: $(READY) ## rewrite the code in the project's format
 
 leaderboard: $(READY) ## rebuild leaderboard/LEADERBOARD.md from the records alone
 	@$(PY) -m leaderboard
+
+deviations: $(READY) ## rebuild methods/DEVIATIONS.md from the methods' docstrings
+	@$(PY) -m benchmark.deviations
+
+check-method: $(READY) ## METHOD=name-or-path: hold a method to every promise, in under a minute
+	@$(VENV)/bin/sparse-bench check '$(METHOD)'
+
+mutants: $(READY) ## plant every known fault and show which check catches it
+	@$(PY) -m tests.mutants
 
 methods: $(READY) ## list the methods: paper, kind, what each needs
 	@$(VENV)/bin/sparse-bench methods

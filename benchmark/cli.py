@@ -114,6 +114,18 @@ def pages() -> None:
 
 
 @app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="methods, comma-separated: names, or paths of Python files")],
+) -> None:
+    """Hold a method to every promise of the interface on three small networks, and print what was seen."""
+    from benchmark.cells import split_list
+    from benchmark.conformance.report import check_methods
+
+    if guarded(lambda: check_methods(split_list(method, "METHOD"), console)):
+        raise typer.Exit(1)
+
+
+@app.command()
 def new_method(
     name: Annotated[str, typer.Argument(help="name of the method: a Python name in lower case")],
     folder: Annotated[Path | None, typer.Option(help="where to write it (default: methods/)")] = None,

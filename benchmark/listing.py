@@ -60,8 +60,11 @@ def print_pages(console: Console) -> None:
 
 TEMPLATE = '''"""{title}: one line on what it does.
 
-Paper: authors, title, year, arXiv number. Name the equations beside the lines that are them, and say here where this
-file deviates from the paper or its authors' code.
+Paper: authors, title, year, arXiv number. Name the equations beside the lines that are them. Under "Deviations" write a
+row for each point on which this file, the paper or its authors' code differ ("not stated" where unknown), or only: none
+
+Deviations (point | paper | authors' code | here | why):
+- first masks | not stated | not stated | the page's distribution (ERK), exact counts | the budget is exact
 """
 
 from __future__ import annotations
@@ -129,4 +132,6 @@ def write_new_method(name: str, folder: Path | None, console: Console) -> None:
     asked = name if folder is None else str(target)
     console.print(f"wrote {target}: a working method that drops by magnitude and grows at random", highlight=False)
     console.print(f"try it    make bench METHOD={asked} SPARSITY=0.9", highlight=False, markup=False)
+    if folder is None:
+        console.print("list it   make deviations  (methods/DEVIATIONS.md, from the table in the file's docstring)")
     console.print("check it  make test        (every test of the contract runs over every method in methods/)")

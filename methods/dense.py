@@ -1,4 +1,8 @@
-"""Dense: the same network with every weight, the upper control."""
+"""Dense: the same network with every weight, the upper control.
+
+Deviations (point | paper | authors' code | here | why):
+none
+"""
 
 from __future__ import annotations
 

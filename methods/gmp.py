@@ -12,15 +12,15 @@ Deviations (point | paper | authors' code | here | why):
 - schedule | cubic, from s_i to s_f at t0 + n ΔT | GraNet's: cubic in k / n; STR's: over end - start + 1 epochs | cubic
   in k / n from s_i = 0 | as GraNet's
 - last pruning step | reaches s_f | GraNet's: k = n - 1; STR's: not exactly s_f | k = n | the target is hit exactly
-- when pruning ends | not stated | GraNet's: epoch 80 of 160 or 110 (not known which); RigL's: step 25,000 of 32,000
-  (ImageNet) and 75,000 of 97,656 (CIFAR); STR's: epoch 79 | the page's prune_end, as for GraNet | one schedule for
-  both; prune_end=0.6875 is epoch 110
+- when pruning ends | not stated | GraNet's: epoch 110 by default, 80 in its script for GraNet; RigL's: step 25,000 of
+  32,000 (ImageNet) and 75,000 of 97,656 (CIFAR); STR's: epoch 79 | the page's prune_end, as for GraNet | one schedule
+  for both; prune_end=0.6875 is epoch 110
 - when pruning starts | not stated | RigL's: step 10,000 (ImageNet), 20,000 (CIFAR); STR's: epoch 20; GraNet's: step ΔT
   | step ΔT | as GraNet's
 - ΔT in steps | not stated | GraNet's: 1000 (CIFAR), 4000 (ImageNet); RigL's: 1000 | the page's, as for GraNet | as
   GraNet's
-- layers left dense | not stated | GraNet's: none; Gale et al. (2019): first convolution dense, last layer at most
-  80 % sparse, the others uniform | none unless the page's keep_dense says so | the same layers for every method
+- layers left dense | not stated | GraNet's: none; Gale et al. (2019): first convolution dense, last layer at most 80 %
+  sparse, the others uniform | none unless the page's keep_dense says so | the same layers for every method
 - length of training | not stated | Gale et al. (2019): also 1.5 times as long | the page's epochs | the same number of
   steps for every method
 """

@@ -25,13 +25,16 @@ Deviations (point | paper | authors' code | here | why):
 - gradient, Eq. 3 | dense | of the current batch, from before the step and the pruning | the same | as the code
 - new weights | not stated | zero, with zero momentum | the same | as the code
 - dropped (Eq. 2), regrown at once | not stated | keeps its value and momentum | keeps both | as the code
-- pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | keeps both |
-  the engine compares masks before and after a whole update
-- update and step | right after a pruning step | follows the weight update, which is not skipped | the same | as the code
+- pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | keeps its value
+  and momentum | the engine compares the masks before and after a whole update
+- update and step | right after a pruning step | follows the weight update, which is not skipped | the same | as the
+  code
 - drop rate r | not stated | 0.5, by a cosine to 0.005 over the whole run | the same | as the code
 - end of regeneration | not stated | none, until the last epoch | the last multiple of ΔT below the last step | weights
   grown at the last step would never be trained
-- accuracy | on test | of the best test epoch from t_f on (ImageNet: of all) | of the last; best recorded apart | a test
+- prunable weights | those of all layers | every tensor of two or four dimensions | those of convolutions and linear
+  layers, by type | other tensors have two dimensions too, such as position embeddings
+- accuracy | on test | of the best test epoch after t_f (ImageNet: of all) | of the last; best recorded apart | a test
   set must not choose
 """
 

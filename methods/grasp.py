@@ -3,11 +3,29 @@
 Paper: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020, arXiv:2002.07376,
 Eq. 8 and Algorithm 1: score -w Hg, remove the largest, one global ranking.
 
-As in the authors' code: logits divided by T = 200, 10 images of every class in two halves, batch statistics; g is
-summed over both halves, and the second pass takes H g on the same images. Deviations: that code puts half of the
-classes into each half, here each has images of every class; it re-initialises the linear layers of the copy it scores,
-here the scores are taken at the very weights that are trained; exactly k weights are kept instead of those under a
-threshold. Very many images (ImageNet's 1,000 classes) are taken in batches of the page's size.
+As in the authors' code, g is summed over both halves of the images and the second pass takes H g on the same images.
+
+Deviations (point | paper | authors' code | here | why):
+- sign | scores -w Hg, the largest are removed | the same | scores w Hg, the largest are kept | the same ranking
+- normalisation | not stated | scores divided by the absolute value of their sum + 1e-10 | none | a positive factor
+  leaves the ranking as it is
+- temperature | not stated | logits divided by T = 200 | the same | as the code
+- images | not stated | 10 of every class in all configurations (25 by default) | 10 of every class | as configured
+- halves | not stated | half of the classes in each | half of every class's images in each | a batch's statistics then
+  come from all classes
+- many classes (ImageNet) | not stated | not stated | halves of more than four of the page's batches are taken batch by
+  batch, each with its own statistics | memory
+- weights scored | not stated | a copy of the network whose linear layers are initialised anew (xavier_normal) | the
+  very weights that are trained | a score of other weights says little of these
+- which weights | not stated | those of convolutions and linear layers | the page's prunable ones | the same layers for
+  every method
+- batch norm while scoring | not stated | batch statistics | batch statistics | as the code
+- weights kept | not stated | scores at or below the (S N)-th largest | exactly k, ties to the lower index | the budget
+  is exact
+- recipe | not stated | SGD without Nesterov, 160 epochs, all 50,000 images | the page's (on CIFAR with Nesterov; on
+  CIFAR-10 45,000 images) | one recipe for every method
+- accuracy | not stated | of the epoch that is best on the test set | of the last epoch; the best on test is recorded
+  apart | a test set must not choose
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ Deviations (point | paper | authors' code | here | why):
 - candidates for growth | all weights not kept, the just-dropped included | the same | the same | Algorithm 1
 - new weights | zero | zero, with zero momentum | zero, with zero momentum | as paper and code
 - dropped and regrown in one update | not stated | keeps its value and momentum | keeps both | as the code
-- ΔT | 100 steps (of 4096 images on ImageNet, 128 on CIFAR-10) | not stated | 100 steps of the page's batch size, fewer
-  on short pages | the paper's number; ARGS=update_every=N changes it
+- ΔT | 100 steps (of 4096 images on ImageNet, 128 on CIFAR-10) | not stated | 100 steps of the page's batch size; on
+  short pages fewer steps | the paper's number; ARGS=update_every=N changes it
 - T_end | step 25,000 of 32,000 (ImageNet), 75,000 of 97,656 (CIFAR-10) | not stated | 0.75 of the run | one share for
   every length of run
-- recipe | ImageNet: batch 4096, 32,000 steps; CIFAR-10: WRN-22-2, batch 128, 250 epochs | not stated | the page's |
-  one recipe for every method
+- recipe | ImageNet: batch 4096, 32,000 steps; CIFAR-10: WRN-22-2, batch 128, 250 epochs | not stated | the page's | one
+  recipe for every method
 - training cost | (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) | not stated | 3 f_S for a step, 2 f_S + f_D for an update | each
   step is charged as it is run
 """

@@ -6,8 +6,8 @@ GraNet authors' code: ERK, a share r = 0.5 of each layer's active weights exchan
 
 Deviations (point | paper | authors' code | here | why):
 - first masks | not stated | ERK, each weight drawn with its probability | ERK, exact counts | the budget is exact
-- ΔT in steps | not stated | ITOP's: 4000 (CIFAR and ImageNet); GraNet's: 1000 (CIFAR), 4000 (ImageNet) | the page's:
-  as GraNet's, fewer on short pages | the row of the GraNet paper's Table 2
+- ΔT in steps | not stated | ITOP's: 4000 (CIFAR and ImageNet); GraNet's: 1000 (CIFAR), 4000 (ImageNet) | the page's: as
+  GraNet's, fewer on short pages | the row of the GraNet paper's Table 2
 - drop rate | not stated | 0.5, by a cosine to 0.005 over the whole run | the same | as the code
 - last update | not stated | no T_end: updates until the end | the last multiple of ΔT below the last step | weights
   grown at the last step would never be trained

@@ -8,7 +8,7 @@ smallest positive and of the largest negative weights of each layer and add as m
 
 Deviations (point | paper | authors' code | here | why):
 - first masks | Erdos-Renyi by epsilon | Erdos-Renyi, epsilon = 20 | the page's distribution (ERK), exact counts | the
-  sparsity is asked, not an outcome of epsilon; all methods of a page start alike
+  sparsity is asked, not an outcome of epsilon; methods of equal budget start from the same masks
 - weights removed | smallest positive and largest negative, each sign apart | the same; RigL's and ITOP's versions: by
   magnitude | each sign apart; by magnitude with per_sign=false | the paper's
 - a weight that is zero | not stated | not stated | counts as positive | it must belong to one of the two

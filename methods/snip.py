@@ -3,8 +3,17 @@
 Paper: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, arXiv:1810.02340,
 Eqs. 5-6 and Algorithm 1: one mini-batch, score |dL/dc| at c = 1, which is |g w|, one global top-k.
 
-Deviations: the official code prunes biases too, here only prunable weights; the batch has the page's size (the
-official default is 100). The scores are taken at the very weights that are trained, with batch statistics.
+Deviations (point | paper | authors' code | here | why):
+- what is pruned | not stated | weights and biases | the page's prunable weights | the same layers for every method
+- score | sensitivity to a connection's removal at c = 1, divided by the sum of all | absolute product of gradient and
+  weight, divided by its sum | the same, not divided | a common factor leaves the ranking as it is
+- ranking | one top-k over the whole network | the same, k = round((1 - S) N); RigL's own version of SNIP ranks within
+  each layer at given densities | one top-k over the whole network, exactly k, ties to the lower index | the paper's
+- batch | one mini-batch | one of 100 images by default | one of the page's size, augmented as in training; more with
+  score_batches=N | one batch may not hold every class of CIFAR-100
+- batch norm while scoring | not stated | not stated | batch statistics; running ones are put back | as in training
+- initial weights | not stated | variance scaling | the network's own, the ones that are trained | every method starts
+  from the same weights
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""Checks of promise 1, the exact budget: after every update, at the end, in the file that is written."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmark import export
+from benchmark.conformance.checks import Outcome, check
+from benchmark.conformance.nets import make_network
+from benchmark.conformance.trial import Kit, Trial
+from benchmark.conformance.views import propose_with_ties
+from methods.core import Budget, Method, Timeline
+
+NETS = ("conv", "vit", "depthwise")
+HOW_TO_COUNT = "keep view.count(planned sparsity) weights with keep_top or keep_top_global: exactly k, ties by position"
+
+
+def budget_of(method: Method, step: int, timeline: Timeline, total: int) -> int | None:
+    """Return round((1 - planned sparsity) x total), or None where the count is an outcome."""
+    if method.budget is Budget.OUTCOME:
+        return None
+    sparsity = 0.0 if method.budget is Budget.DENSE else method.planned_sparsity(step, timeline)
+    return round((1 - sparsity) * total)
+
+
+def count(masks: dict[str, Tensor]) -> int:
+    """Return the number of active weights."""
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+def find_wrong_counts(trial: Trial) -> list[str]:
+    """Return where the method proposed, or the engine put in force, another number of weights than planned."""
+    wrong, run = [], trial.run
+    for call in trial.calls:
+        planned = budget_of(run.method, call.step, run.timeline, run.maskset.total)
+        if call.masks is not None and planned is not None and count(call.masks) != planned:
+            wrong.append(f"{trial.setting.network} step {call.step}: {count(call.masks)} active, planned {planned}")
+    for commit in trial.commits:
+        planned = budget_of(run.method, commit.step, run.timeline, run.maskset.total)
+        if planned is not None and not count(commit.after.masks) == sum(commit.counts.values()) == planned:
+            wrong.append(f"{trial.setting.network} step {commit.step}: {count(commit.after.masks)} in force")
+    return wrong
+
+
+@check(
+    "budget-after-every-update", "exactly round((1 - planned sparsity) x weights) active at each commit", HOW_TO_COUNT
+)
+def check_every_update(kit: Kit) -> Outcome:
+    trials = [kit.trial(network=network) for network in NETS]
+    wrong = [text for trial in trials for text in find_wrong_counts(trial)]
+    if wrong:
+        return Outcome(False, wrong[0])
+    if kit.plugin.cls.budget is Budget.OUTCOME:
+        return Outcome(None, "the count is an outcome")
+    return Outcome(True, f"{sum(len(trial.commits) for trial in trials)} commits on {len(NETS)} networks")
+
+
+@check("sparsities", "0, 0.5 and 0.99 are delivered to the weight as well", HOW_TO_COUNT)
+def check_sparsities(kit: Kit) -> Outcome:
+    if kit.plugin.cls.budget is not Budget.EXACT:
+        return Outcome(None, f"the count is {kit.plugin.cls.budget.value}")
+    trials = [kit.trial(network=network, sparsity=sparsity) for network in NETS for sparsity in (0.0, 0.5, 0.99)]
+    for trial in trials:
+        total = trial.run.maskset.total
+        active, wanted = count(trial.run.maskset.masks), round((1 - trial.setting.sparsity) * total)
+        wrong = find_wrong_counts(trial)
+        if wrong or (active != wanted and not trial.error):
+            return Outcome(False, (wrong or [f"{trial.setting.network}: {active} of {total}, asked {wanted}"])[0])
+    return Outcome(True, f"{len(trials)} runs end at their count")
+
+
+@check(
+    "last-update-hits-target",
+    "the last planned update reaches the sparsity asked, for every length of run; the run ends there",
+    "let the schedule reach progress 1 at its last step: prune_progress(step, every, steps)",
+)
+def check_target(kit: Kit) -> Outcome:
+    if kit.plugin.cls.budget is not Budget.EXACT:
+        return Outcome(None, f"the count is {kit.plugin.cls.budget.value}")
+    method = kit.method(0.9)
+    timelines = [Timeline(steps, per) for per in (1, 5, 6, 13) for steps in range(per, 140, per)]
+    for timeline in timelines:
+        steps = method.update_steps(timeline)
+        plans = [method.planned_sparsity(step, timeline) for step in [0, *steps]]
+        kept = plans[0] == plans[-1] != method.sparsity  # no pruning step at all: the engine refuses such a run
+        if plans[-1] != method.sparsity and not (kept and timeline.total_steps < 24):
+            return Outcome(False, f"a run of {timeline.total_steps} steps ends at sparsity {plans[-1]:.6g}, not 0.9")
+    trial = kit.trial()
+    active, wanted = count(trial.run.maskset.masks), round(0.1 * trial.run.maskset.total)
+    if active != wanted and not trial.error:
+        return Outcome(False, f"{active} weights at the end, asked {wanted}")
+    return Outcome(True, f"{len(timelines)} lengths of run; {active} weights at the end")
+
+
+@check(
+    "budget-with-ties",
+    "the planned count also where weights tie, gradients are zero, and active weights are zero",
+    "never compare with a threshold; take exactly k (keep_top), and grow among inactive weights only (grow)",
+)
+def check_ties(kit: Kit) -> Outcome:
+    if kit.plugin.cls.budget is Budget.OUTCOME:
+        return Outcome(None, "the count is an outcome")
+    seen = 0
+    for what, step, method, masks, timeline in propose_with_ties(kit):
+        planned = budget_of(method, step, timeline, sum(mask.numel() for mask in masks.values()))
+        if count(masks) != planned:
+            return Outcome(False, f"{what}, step {step}: {count(masks)} active, planned {planned}")
+        seen += 1
+    return Outcome(True, f"{seen} proposals, every count as planned")
+
+
+@check(
+    "layer-counts",
+    "each layer keeps its number of active weights at every update, where the method says so",
+    "grow as many in each layer as were dropped (grow(..., like=view.masks)), or drop keeps_layer_counts = True",
+)
+def check_layers(kit: Kit) -> Outcome:
+    if not kit.plugin.cls.keeps_layer_counts:
+        return Outcome(None, "not declared")
+    exchanged = 0
+    for network in NETS:
+        trial = kit.trial(network=network)
+        for call, commit in zip(trial.calls[1:], trial.commits[1:], strict=False):
+            for name, mask in (call.masks or {}).items():
+                if int(mask.sum()) != int(commit.before.masks[name].sum()):
+                    return Outcome(False, f"{network} {name} step {call.step}: {int(mask.sum())} weights, had others")
+                exchanged += int((mask & ~commit.before.masks[name]).sum())
+    return Outcome(True, f"{exchanged} weights exchanged within their layers")
+
+
+@check(
+    "update-window",
+    "update() is called after the steps of update_steps() and no others; masks change nowhere else",
+    "return update_range(every, stop) with stop at most the run's total steps",
+)
+def check_window(kit: Kit) -> Outcome:
+    trial = kit.trial()
+    run = trial.run
+    declared = list(run.method.update_steps(run.timeline))
+    if declared != list(run.method.update_steps(run.timeline)):
+        return Outcome(False, "asked twice, update_steps() returned different steps")
+    outside = [step for step in declared if not 1 <= step <= run.timeline.total_steps]
+    if outside:
+        return Outcome(False, f"steps {outside[:3]} lie outside the run's 1..{run.timeline.total_steps}")
+    called = [call.step for call in trial.calls]
+    if not trial.error and called != [0, *declared]:
+        return Outcome(False, f"called at steps {called[:6]}, declared {[0, *declared][:6]}")
+    states = [trial.commits[0].after, *(seen.state for seen in trial.steps)] if trial.commits else []
+    for step, (before, after) in enumerate(itertools.pairwise(states), 1):
+        if step not in declared and any(not torch.equal(before.masks[n], after.masks[n]) for n in after.masks):
+            return Outcome(False, f"masks changed at step {step}, which is not declared")
+    return Outcome(True, f"{len(declared)} updates, all as declared")
+
+
+@check(
+    "exported-file",
+    "the file loads strictly, holds the evaluated weights, zero off the masks, and the masks of the budget",
+    "this is the engine's; report it",
+)
+def check_export(kit: Kit) -> Outcome:
+    trial = kit.trial()
+    run = trial.run
+    with tempfile.TemporaryDirectory() as folder:
+        export.export_network(run.evaluated().state_dict(), run.maskset.masks, Path(folder), {"model": "kit"})
+        weights, bits = (load_file(Path(folder) / file) for file in (export.WEIGHTS, export.MASKS))
+    make_network(trial.setting.network, 9).load_state_dict(weights, strict=True)
+    kept = 0
+    for name, mask in trial.steps[-1].state.masks.items():
+        stored = numpy.unpackbits(bits[name].numpy())[: mask.numel()].reshape(mask.shape).astype(bool)
+        if not (stored == mask.numpy()).all():
+            return Outcome(False, f"the masks of {name} in the file are not those in force")
+        if bool((weights[name][~mask] != 0).any()):
+            return Outcome(False, f"{name} is not zero off its mask in the file")
+        kept += int(stored.sum())
+    evaluated = trial.steps[-1].state.average or trial.steps[-1].state.model
+    other = [name for name, tensor in evaluated.items() if not torch.equal(tensor, weights[name])]
+    if other:
+        return Outcome(False, f"{other[0]} in the file is not what was evaluated")
+    return Outcome(True, f"{kept} of {run.maskset.total} weights active in the file")

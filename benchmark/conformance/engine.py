@@ -1,0 +1,205 @@
+"""Checks of runs as wholes: resume, two processes, steps that are not finite, odd networks, the same treatment."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from benchmark.checkpoint import load_checkpoint, save_checkpoint
+from benchmark.conformance.budget import NETS, find_wrong_counts
+from benchmark.conformance.checks import Outcome, check
+from benchmark.conformance.ranks import SHARED, run_ranks
+from benchmark.conformance.trial import Kit, Setting, Trial, finish, prepare, set_up
+from benchmark.conformance.watch import same_bits, snapshot
+from benchmark.train import Training
+from methods.core import Budget, Group, Masks, Method, View, all_active
+
+ENGINE = "this is the engine's; report it"
+LAYERS = {
+    "conv": {"conv1.weight", "conv2.weight", "fc.weight"},
+    "vit": {"patch_embed.proj.weight", "head.weight"}
+    | {f"blocks.0.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")},
+    "depthwise": {"point.weight", "depth.weight", "grouped.weight", "fc.weight"},
+    "odd": {"mix.weight", "single.weight", "dead.weight", "fc.weight"},
+}
+
+
+@check("runs", "setup and every update go through, and the run reaches its end, on every network", "see the message")
+def check_runs(kit: Kit) -> Outcome:
+    trials = [kit.trial(network=network) for network in (*NETS, "odd")]
+    for trial in trials:
+        if trial.error:
+            return Outcome(False, f"{trial.setting.network}: {trial.error}")
+    return Outcome(True, f"{len(trials)} networks, {sum(len(trial.steps) for trial in trials)} steps")
+
+
+@check(
+    "resume",
+    "killed after any step and continued from its checkpoint, the run ends with the same bits",
+    "keep no state outside the masks: an update may depend on the view alone",
+)
+def check_resume(kit: Kit) -> Outcome:
+    whole = kit.trial()
+    if whole.error:
+        return Outcome(True, "")
+    end, charged = snapshot(whole.run), whole.run.meter.train
+    with tempfile.TemporaryDirectory() as folder:
+
+        def save(run: Training) -> None:
+            save_checkpoint(Path(folder) / str(run.step), run.state())
+
+        again = kit.prepare(Setting())
+        finish(again, lambda: set_up(again), save)
+        for step in range(1, whole.run.timeline.total_steps + 1):
+            other = kit.prepare(Setting())
+            other.run.load_state(load_checkpoint(Path(folder) / str(step)))
+            finish(other)
+            different = snapshot(other.run).differences(end)
+            if other.error or different:
+                return Outcome(False, f"killed after step {step}: {other.error or 'other bits in ' + different[0]}")
+            if other.run.meter.train != charged or other.run.history != whole.run.history:
+                return Outcome(False, f"killed after step {step}: another cost or history")
+    return Outcome(True, f"{whole.run.timeline.total_steps} instants, the same bits each time")
+
+
+@check(
+    "two-processes",
+    "two processes that share each batch have the masks of one process at every update, and equal weights",
+    "draw with view.random(name); grow by view.gradients, which are summed over processes; never use hash()",
+)
+def check_two(kit: Kit) -> Outcome:
+    alone = kit.trial(network="vit", double=True, sparsity=SHARED)
+    ranks = kit.ranks or run_ranks([kit.plugin.source if kit.plugin.source.endswith(".py") else kit.plugin.name])
+    seen = ranks[kit.plugin.name]
+    for rank, one in enumerate(seen):
+        if one["error"] and not alone.error:
+            return Outcome(False, f"process {rank}: {one['error']}")
+        if one["masks"] != alone.mask_hashes():
+            pairs = zip(alone.commits, one["masks"], strict=False)
+            steps = [commit.step for commit, digest in pairs if commit.digest != digest]
+            return Outcome(False, f"process {rank} has other masks from step {steps[0] if steps else 0} on")
+    if seen[0]["weights"] != seen[1]["weights"]:
+        return Outcome(False, "the processes end with different weights")
+    return Outcome(True, f"{len(alone.commits)} masks the same in 1 and 2 processes")
+
+
+@check("non-finite-step", "a step that is not finite leaves no trace; its update is made up for at the next", ENGINE)
+def check_finite(kit: Kit) -> Outcome:
+    method = kit.method(0.9)
+    usual = kit.trial()
+    updates = list(method.update_steps(usual.run.timeline))
+    poison = tuple(sorted({2, *updates[:1], *updates[-1:]} - {1}))
+    trial = kit.trial(poison=poison)
+    for step in poison:
+        if step > len(trial.steps):
+            break
+        different = trial.steps[step - 1].state.differences(trial.steps[step - 2].state)
+        if different:
+            return Outcome(False, f"step {step} was not finite and changed {different[0]}")
+    if trial.steps and not trial.error:
+        if trial.run.skipped_steps != len(poison):
+            return Outcome(False, f"{trial.run.skipped_steps} steps counted as skipped, {len(poison)} were not finite")
+        missed = [sum(state.maskset.counts().values()) for state in (trial.run, usual.run)]
+        if missed[0] != missed[1] and method.budget is Budget.EXACT:
+            return Outcome(False, f"{missed[0]} weights at the end, {missed[1]} without the bad steps")
+    return Outcome(True, f"steps {', '.join(map(str, poison))} left no trace")
+
+
+@check("bf16", "under bf16 autocast budgets hold, weights stay float32, inactive ones zero", ENGINE)
+def check_bf16(kit: Kit) -> Outcome:
+    trial = kit.trial(precision="bf16")
+    wrong = find_wrong_counts(trial)
+    if wrong:
+        return Outcome(False, wrong[0])
+    for seen in trial.steps:
+        for name, mask in seen.state.masks.items():
+            weight = seen.state.model[name]
+            if weight.dtype != torch.float32 or bool((weight[~mask] != 0).any()):
+                return Outcome(False, f"{name} at step {seen.step}: {weight.dtype}, or alive off its mask")
+    for call in trial.calls:
+        if call.gradients and any(g.dtype != torch.float32 for g in call.gradients.values()):
+            return Outcome(False, f"gradients at step {call.step} are not float32")
+    return Outcome(True, f"{len(trial.steps)} steps")
+
+
+@check("prunable-layers", "prunable are the weights of convolutions and linear layers, tied ones once", ENGINE)
+def check_layers(kit: Kit) -> Outcome:
+    for network, expected in LAYERS.items():
+        found = set(kit.trial(network=network).run.maskset.weights)
+        if found != expected:
+            return Outcome(False, f"{network}: {', '.join(sorted(found ^ expected))} too many or missing")
+    return Outcome(True, f"{sum(len(names) for names in LAYERS.values())} weights on {len(LAYERS)} networks")
+
+
+@check(
+    "odd-layers",
+    "a frozen layer keeps its bits; a tied weight, a layer of one weight and one without gradient keep the budget",
+    "keep exactly as many as planned whatever a layer's size or gradient: keep_top, grow",
+)
+def check_odd(kit: Kit) -> Outcome:
+    for sparsity in (0.5, 0.9):
+        trial = kit.trial(network="odd", sparsity=sparsity)
+        wrong = find_wrong_counts(trial)
+        if wrong:
+            return Outcome(False, wrong[0])
+        for seen in trial.steps:
+            if not same_bits(seen.state.model["frozen.weight"], trial.start["frozen.weight"]):
+                return Outcome(False, f"the frozen layer changed at step {seen.step}")
+            if not same_bits(seen.state.model["mix.weight"], seen.state.model["again.weight"]):
+                return Outcome(False, f"the tied weights came apart at step {seen.step}")
+    return Outcome(True, "sparsities 0.5 and 0.9")
+
+
+@check("clipping", "gradients are clipped by the norm of the active weights' gradients", ENGINE)
+def check_clipping(kit: Kit) -> Outcome:
+    limit, trial = 0.01, kit.trial(clip_norm=0.01)
+    half = trial.run.timeline.total_steps // 2  # the learning rate drops there
+    lengths = []
+    for before, after in zip(trial.steps, trial.steps[1:half], strict=False):
+        if any(commit.step == after.step for commit in trial.commits):
+            continue
+        moves = [
+            (after.state.model[name] - before.state.model[name]).flatten().double()
+            for name, _ in trial.run.model.named_parameters()
+        ]
+        lengths.append(float(torch.cat(moves).norm()) / trial.run.page.lr)
+    wrong = [length for length in lengths if not abs(length / limit - 1) < 0.01]
+    if wrong:
+        return Outcome(False, f"a step of {wrong[0]:.5f} x lr where clipping to {limit} gives {limit}")
+    return Outcome(bool(lengths), f"{len(lengths)} steps of {limit} x lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepAll(Method):
+    """The control that every method is compared with."""
+
+    reference: ClassVar[str] = "control"
+    group: ClassVar[Group] = Group.CONTROL
+    budget: ClassVar[Budget] = Budget.DENSE
+
+    def setup(self, view: View) -> Masks:
+        return all_active(view)
+
+
+@check(
+    "same-treatment", "the method gets the initial weights and the batches that a dense run of its seed gets", ENGINE
+)
+def check_treatment(kit: Kit) -> Outcome:
+    trial = kit.trial(noise=1)
+    setting = Setting()
+    control: Trial = prepare(kit.plugin, KeepAll(sparsity=0.0), setting, {})
+    finish(control, lambda: set_up(control))
+    if any(not same_bits(control.start[name], tensor) for name, tensor in trial.start.items()):
+        return Outcome(False, "other initial weights")
+    for step, (ours, theirs) in enumerate(zip(trial.batches, control.batches, strict=False), 1):
+        if ours != theirs:
+            return Outcome(False, f"another batch at step {step}")
+    if len(trial.batches) != len(control.batches) and not trial.error:
+        return Outcome(False, f"{len(trial.batches)} batches, the control had {len(control.batches)}")
+    assert isinstance(trial.run.model, nn.Module)
+    return Outcome(True, f"{len(trial.batches)} batches")

@@ -1,0 +1,165 @@
+"""Checks of what a method reads against what it declares, and of what the engine gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.conformance.checks import Outcome, check
+from benchmark.conformance.nets import BATCH, CLASSES, make_network
+from benchmark.conformance.trial import Kit, Trial
+from benchmark.scoring import scoring_pieces
+from methods.core import DenseGrads, Scoring
+
+CLOSE = 1e-3  # relative error of a gradient's norm: float32 against float64
+GRADIENTS, PRODUCTS = "gradients", "Hessian-gradient products"
+
+
+@check(
+    "declared-gradients",
+    "update() reads gradients exactly if dense_grads says so: a reading is charged, so is a declaration",
+    "set dense_grads = DenseGrads.AT_UPDATES if update() reads view.gradients, DenseGrads.NEVER if it does not",
+)
+def check_declared(kit: Kit) -> Outcome:
+    declared = kit.plugin.cls.dense_grads
+    trial = kit.trial()
+    updates = [call for call in trial.calls if call.step > 0]
+    read = any(GRADIENTS in call.reads for call in updates)
+    seen = f"declared {declared.value}, {'read' if read else 'not read'} in {len(updates)} updates"
+    if read != (declared is not DenseGrads.NEVER) and (updates or not trial.error):
+        return Outcome(False, seen)
+    return Outcome(True, seen)
+
+
+@check(
+    "declared-scoring",
+    "setup() reads gradients exactly if scoring() asks for them, Hessian-gradient products exactly if of order 2",
+    "return Scoring(order=1) from scoring() for view.gradients, Scoring(order=2) for view.hessian_gradients, else None",
+)
+def check_scoring(kit: Kit) -> Outcome:
+    trial = kit.trial()
+    wanted = trial.run.method.scoring()
+    read = trial.calls[0].reads if trial.calls else set()
+    order = 0 if wanted is None else wanted.order
+    needed = 2 if PRODUCTS in read else 1 if GRADIENTS in read else 0
+    seen = f"declared order {order}, read {', '.join(sorted(read)) or 'nothing'}"
+    return Outcome(order == needed, seen)
+
+
+def batch_at(trial: Trial, step: int) -> tuple[Tensor, Tensor]:
+    """Return the batch of a step, drawn from the loader again."""
+    run = trial.run
+    epoch, index = divmod(step - 1, run.timeline.steps_per_epoch)
+    batches = run.data.train.epoch(run.seed, epoch, BATCH, False, run.device)
+    return list(batches)[index]
+
+
+def gradients_again(
+    trial: Trial, state: Mapping[str, Tensor], loss: Callable[[nn.Module], Tensor]
+) -> dict[str, Tensor]:
+    """Return the dense gradients of a loss at given weights, in float64, on a network of its own."""
+    model = make_network(trial.setting.network, 9)
+    model.load_state_dict(state)
+    model.double().train()
+    names = list(trial.run.maskset.weights)
+    found = torch.autograd.grad(loss(model), [model.get_parameter(name) for name in names])
+    return dict(zip(names, found, strict=True))
+
+
+def relative_error(given: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> float:
+    """Return the norm of the difference over the norm of the true value, all layers together."""
+    names = list(true)
+    difference = torch.cat([(given[name].double() - true[name]).flatten() for name in names])
+    return float(difference.norm() / torch.cat([true[name].flatten() for name in names]).norm())
+
+
+@check(
+    "dense-gradients",
+    "the gradients shown are those of the batch at the weights of its forward pass, of inactive weights too",
+    "this is the engine's; report it",
+)
+def check_dense(kit: Kit) -> Outcome:
+    trial = kit.trial()
+    offered = [call for call in trial.calls if call.step > 1 and call.gradients is not None]
+    for call in offered:
+        images, labels = batch_at(trial, call.step)
+        state = trial.steps[call.step - 2].state
+
+        def loss(model: nn.Module, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            return nn.functional.cross_entropy(model(images.double()), labels)
+
+        true = gradients_again(trial, state.model, loss)
+        given = call.gradients or {}
+        if any(gradient.dtype != torch.float32 for gradient in given.values()):
+            return Outcome(False, "gradients are not in float32")
+        error = relative_error(given, true)
+        inactive = {name: ~mask for name, mask in state.masks.items()}
+        if any(bool(mask.any()) for mask in inactive.values()):
+            hidden = relative_error(
+                {name: given[name] * mask for name, mask in inactive.items()},
+                {name: true[name] * mask for name, mask in inactive.items()},
+            )
+            error = max(error, hidden)
+        if not error < CLOSE:
+            return Outcome(False, f"step {call.step}: off by {error:.1%} of their norm")
+    return Outcome(True if offered else None, f"{len(offered)} updates, all within {CLOSE:.1%}")
+
+
+@check(
+    "scoring-gradients",
+    "setup() sees gradients of the very weights that are trained, on as many images as it asked for",
+    "this is the engine's; report it",
+)
+def check_scored(kit: Kit) -> Outcome:
+    trial = kit.trial()
+    wanted = trial.run.method.scoring()
+    if wanted is None or not trial.calls:
+        return Outcome(None, "nothing is scored")
+    pieces = scoring_pieces(trial.run.data.train, wanted, BATCH, trial.setting.seed, trial.run.device)
+    images = sum(len(labels) for _, labels, _ in pieces)
+    if images != asked_images(wanted):
+        return Outcome(False, f"{images} images, asked for {asked_images(wanted)}")
+
+    def loss(model: nn.Module) -> Tensor:
+        parts = [
+            share * nn.functional.cross_entropy(model(x.double()) / wanted.temperature, y) for x, y, share in pieces
+        ]
+        return torch.stack(parts).sum()
+
+    true = gradients_again(trial, trial.start, loss)
+    error = relative_error(trial.calls[0].gradients or {}, true)
+    if not error < CLOSE:
+        return Outcome(False, f"gradients off by {error:.1%} of their norm")
+    if wanted.order == 2:
+        error = relative_error(trial.calls[0].hessian_gradients or {}, product_again(trial, true, loss))
+        if not error < 10 * CLOSE:
+            return Outcome(False, f"Hessian-gradient products off by {error:.1%} of their norm")
+    return Outcome(True, f"{images} images, order {wanted.order}, within {error:.2%}")
+
+
+def asked_images(wanted: Scoring) -> int:
+    """Return how many images a scoring declares."""
+    return wanted.samples_per_class * CLASSES or wanted.batches * BATCH
+
+
+def product_again(
+    trial: Trial, direction: Mapping[str, Tensor], loss: Callable[[nn.Module], Tensor]
+) -> dict[str, Tensor]:
+    """Return the Hessian of the loss times `direction`, by differencing gradients: no second derivative is taken."""
+    length = torch.cat([d.flatten() for d in direction.values()]).norm()
+    size = 1e-8 / float(length)  # so small a shift crosses no kink of a ReLU
+    sides = []
+    for sign in (1, -1):
+        state = {
+            name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in trial.start.items()
+        }
+        state.update({name: state[name] + sign * size * d for name, d in direction.items()})
+
+        def shifted(model: nn.Module, state: dict[str, Tensor] = state) -> Tensor:
+            model.load_state_dict(state)  # in float64: a copy in float32 would round the shift away
+            return loss(model)
+
+        sides.append(gradients_again(trial, trial.start, shifted))
+    return {name: (sides[0][name] - sides[1][name]) / (2 * size) for name in direction}

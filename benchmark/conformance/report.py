@@ -1,0 +1,50 @@
+"""The verdicts as a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmark.conformance.checks import CHECKS, Result, run_check
+from benchmark.conformance.trial import Kit
+from benchmark.plugins import find_method
+
+COLOURS = {"pass": "green", "n/a": "dim", "FAIL": "bold red", "not reached": "yellow"}
+
+
+def check_methods(names: Sequence[str], console: Console) -> int:
+    """Run every check on each method and print its table; return how many methods broke a promise."""
+    return sum(not check_method(name, console) for name in names)
+
+
+def check_method(name: str, console: Console) -> bool:
+    """Run every check on the method called `name`, print the table, and return whether all promises are kept."""
+    plugin = find_method(name)
+    kit = Kit(plugin)
+    began = time.monotonic()
+    with console.status(f"checking {plugin.name}"):
+        results = [run_check(kit, check) for check in CHECKS]
+    print_results(console, results)
+    bad = [result for result in results if result.bad]
+    verdict = f"breaks {len(bad)} of {len(results)} promises" if bad else f"keeps all {len(results)} promises"
+    took = time.monotonic() - began
+    console.print(f"{plugin.name} ({plugin.source}) {verdict}; {took:.0f} s", highlight=False, markup=False)
+    return not bad
+
+
+def print_results(console: Console, results: Sequence[Result]) -> None:
+    """Print check, verdict, what was seen, what was expected and, where a promise is broken, how to mend it."""
+    table = Table(pad_edge=False, box=None)
+    columns = ["check", "verdict", "seen", "expected"]
+    for column in [*columns, "how to mend"] if any(result.bad for result in results) else columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("check", "verdict"))
+    for result in results:
+        colour = COLOURS[result.verdict]
+        row = [result.check.name, f"[{colour}]{result.verdict}[/{colour}]"]
+        row += [escape(text) for text in (result.seen, result.check.expected, result.check.mend if result.bad else "")]
+        table.add_row(*row[: len(table.columns)])
+    console.print(table)
