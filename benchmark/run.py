@@ -121,11 +121,11 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
                 record = train_cell(cell, data, options, console, folder)
                 write_atomically(folder / FINISHED, json.dumps(record).encode())
             path = find_same(record, options.places.records) or write_record(record, options.places.records)
+            rebuild(options.places.records, options.places.page)
             (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
             (folder / FINISHED).unlink()
     except Timeout:
         raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
-    rebuild(options.places.records, options.places.page)
     return record, path
 
 

@@ -1,4 +1,4 @@
-"""Checks of promise 1, the exact budget: after every update, at the end, in the file that is written."""
+"""Checks of promise 1, the exact budget: after every update, at the end, in the file; and that runs end at all."""
 
 from __future__ import annotations
 
@@ -49,10 +49,19 @@ def find_wrong_counts(trial: Trial) -> list[str]:
     return wrong
 
 
-@check(
-    "budget-after-every-update", "exactly round((1 - planned sparsity) x weights) active at each commit", HOW_TO_COUNT
-)
+@check("runs", "see the message")
+def check_runs(kit: Kit) -> Outcome:
+    """Setup and every update go through, and the run reaches its end, on every network."""
+    trials = [kit.trial(network=network) for network in (*NETS, "odd")]
+    for trial in trials:
+        if trial.error:
+            return Outcome(False, f"{trial.setting.network}: {trial.error}")
+    return Outcome(True, f"{len(trials)} networks, {sum(len(trial.steps) for trial in trials)} steps")
+
+
+@check("budget-after-every-update", HOW_TO_COUNT)
 def check_every_update(kit: Kit) -> Outcome:
+    """Exactly round((1 - planned sparsity) x weights) active at each commit."""
     trials = [kit.trial(network=network) for network in NETS]
     wrong = [text for trial in trials for text in find_wrong_counts(trial)]
     if wrong:
@@ -62,8 +71,9 @@ def check_every_update(kit: Kit) -> Outcome:
     return Outcome(True, f"{sum(len(trial.commits) for trial in trials)} commits on {len(NETS)} networks")
 
 
-@check("sparsities", "0, 0.5 and 0.99 are delivered to the weight as well", HOW_TO_COUNT)
+@check("sparsities", HOW_TO_COUNT)
 def check_sparsities(kit: Kit) -> Outcome:
+    """0, 0.5 and 0.99 are delivered to the weight as well."""
     if kit.plugin.cls.budget is not Budget.EXACT:
         return Outcome(None, f"the count is {kit.plugin.cls.budget.value}")
     trials = [kit.trial(network=network, sparsity=sparsity) for network in NETS for sparsity in (0.0, 0.5, 0.99)]
@@ -77,11 +87,10 @@ def check_sparsities(kit: Kit) -> Outcome:
 
 
 @check(
-    "last-update-hits-target",
-    "the last planned update reaches the sparsity asked, for every length of run; the run ends there",
-    "let the schedule reach progress 1 at its last step: prune_progress(step, every, steps)",
+    "last-update-hits-target", "let the schedule reach progress 1 at its last step: prune_progress(step, every, steps)"
 )
 def check_target(kit: Kit) -> Outcome:
+    """The last planned update reaches the sparsity asked, for every length of run; the run ends there."""
     if kit.plugin.cls.budget is not Budget.EXACT:
         return Outcome(None, f"the count is {kit.plugin.cls.budget.value}")
     method = kit.method(0.9)
@@ -101,10 +110,10 @@ def check_target(kit: Kit) -> Outcome:
 
 @check(
     "budget-with-ties",
-    "the planned count also where weights tie, gradients are zero, and active weights are zero",
     "never compare with a threshold; take exactly k (keep_top), and grow among inactive weights only (grow)",
 )
 def check_ties(kit: Kit) -> Outcome:
+    """The planned count also where weights tie, gradients are zero, and active weights are zero."""
     if kit.plugin.cls.budget is Budget.OUTCOME:
         return Outcome(None, "the count is an outcome")
     seen = 0
@@ -118,10 +127,10 @@ def check_ties(kit: Kit) -> Outcome:
 
 @check(
     "layer-counts",
-    "each layer keeps its number of active weights at every update, where the method says so",
     "grow as many in each layer as were dropped (grow(..., like=view.masks)), or drop keeps_layer_counts = True",
 )
 def check_layers(kit: Kit) -> Outcome:
+    """Each layer keeps its number of active weights at every update, where the method says so."""
     if not kit.plugin.cls.keeps_layer_counts:
         return Outcome(None, "not declared")
     exchanged = 0
@@ -135,12 +144,9 @@ def check_layers(kit: Kit) -> Outcome:
     return Outcome(True, f"{exchanged} weights exchanged within their layers")
 
 
-@check(
-    "update-window",
-    "update() is called after the steps of update_steps() and no others; masks change nowhere else",
-    "return update_range(every, stop) with stop at most the run's total steps",
-)
+@check("update-window", "return update_range(every, stop) with stop at most the run's total steps")
 def check_window(kit: Kit) -> Outcome:
+    """Update() is called after the steps of update_steps() and no others; masks change nowhere else."""
     trial = kit.trial()
     run = trial.run
     declared = list(run.method.update_steps(run.timeline))
@@ -159,12 +165,9 @@ def check_window(kit: Kit) -> Outcome:
     return Outcome(True, f"{len(declared)} updates, all as declared")
 
 
-@check(
-    "exported-file",
-    "the file loads strictly, holds the evaluated weights, zero off the masks, and the masks of the budget",
-    "this is the engine's; report it",
-)
+@check("exported-file", "this is the engine's; report it")
 def check_export(kit: Kit) -> Outcome:
+    """The file loads strictly, holds the evaluated weights, zero off the masks, and the masks of the budget."""
     trial = kit.trial()
     run = trial.run
     with tempfile.TemporaryDirectory() as folder:

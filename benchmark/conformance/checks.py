@@ -46,12 +46,13 @@ class Result:
 CHECKS: dict[str, Check] = {}
 
 
-def check(name: str, expected: str, mend: str) -> Callable[[Callable[[Kit], Outcome]], Callable[[Kit], Outcome]]:
-    """Register a function as the check `name`."""
+def check(name: str, mend: str) -> Callable[[Callable[[Kit], Outcome]], Callable[[Kit], Outcome]]:
+    """Register a function as the check `name`; its docstring is what is expected."""
 
     def register(look: Callable[[Kit], Outcome]) -> Callable[[Kit], Outcome]:
         assert name not in CHECKS, name
-        CHECKS[name] = Check(name, expected, mend, look)
+        expected = " ".join((look.__doc__ or "").split()).removesuffix(".")
+        CHECKS[name] = Check(name, expected[:1].lower() + expected[1:], mend, look)
         return look
 
     return register

@@ -29,10 +29,9 @@ class Recount:
         return self.attention + sum(self.uses[name] * count for name, count in active.items())
 
 
-@check(
-    "training-cost", "every step is charged 2 f + f, or 2 f + f_D where dense gradients are read, to the unit", ENGINE
-)
+@check("training-cost", ENGINE)
 def check_training(kit: Kit) -> Outcome:
+    """Every step is charged 2 f + f, or 2 f + f_D where dense gradients are read, to the unit."""
     totals = []
     for network in NETS:
         trial = kit.trial(network=network)
@@ -55,8 +54,9 @@ def check_training(kit: Kit) -> Outcome:
     return Outcome(True, ", ".join(totals))
 
 
-@check("inference-cost", "the multiply-adds of the final masks, groups, strides and attention included", ENGINE)
+@check("inference-cost", ENGINE)
 def check_inference(kit: Kit) -> Outcome:
+    """The multiply-adds of the final masks, groups, strides and attention included."""
     shares = []
     for network in NETS:
         trial = kit.trial(network=network)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmark.checkpoint import load_checkpoint, save_checkpoint
-from benchmark.conformance.budget import NETS, find_wrong_counts
+from benchmark.conformance.budget import find_wrong_counts
 from benchmark.conformance.checks import Outcome, check
 from benchmark.conformance.ranks import SHARED, run_ranks
 from benchmark.conformance.trial import Kit, Setting, Trial, finish, prepare, set_up
@@ -29,21 +29,9 @@ LAYERS = {
 }
 
 
-@check("runs", "setup and every update go through, and the run reaches its end, on every network", "see the message")
-def check_runs(kit: Kit) -> Outcome:
-    trials = [kit.trial(network=network) for network in (*NETS, "odd")]
-    for trial in trials:
-        if trial.error:
-            return Outcome(False, f"{trial.setting.network}: {trial.error}")
-    return Outcome(True, f"{len(trials)} networks, {sum(len(trial.steps) for trial in trials)} steps")
-
-
-@check(
-    "resume",
-    "killed after any step and continued from its checkpoint, the run ends with the same bits",
-    "keep no state outside the masks: an update may depend on the view alone",
-)
+@check("resume", "keep no state outside the masks: an update may depend on the view alone")
 def check_resume(kit: Kit) -> Outcome:
+    """Killed after any step and continued from its checkpoint, the run ends with the same bits."""
     whole = kit.trial()
     if whole.error:
         return Outcome(True, "")
@@ -69,10 +57,10 @@ def check_resume(kit: Kit) -> Outcome:
 
 @check(
     "two-processes",
-    "two processes that share each batch have the masks of one process at every update, and equal weights",
     "draw with view.random(name); grow by view.gradients, which are summed over processes; never use hash()",
 )
 def check_two(kit: Kit) -> Outcome:
+    """Two processes that share each batch have the masks of one process at every update, and equal weights."""
     alone = kit.trial(network="vit", double=True, sparsity=SHARED)
     ranks = kit.ranks or run_ranks([kit.plugin.source if kit.plugin.source.endswith(".py") else kit.plugin.name])
     seen = ranks[kit.plugin.name]
@@ -88,8 +76,9 @@ def check_two(kit: Kit) -> Outcome:
     return Outcome(True, f"{len(alone.commits)} masks the same in 1 and 2 processes")
 
 
-@check("non-finite-step", "a step that is not finite leaves no trace; its update is made up for at the next", ENGINE)
+@check("non-finite-step", ENGINE)
 def check_finite(kit: Kit) -> Outcome:
+    """A step that is not finite leaves no trace; its update is made up for at the next."""
     method = kit.method(0.9)
     usual = kit.trial()
     updates = list(method.update_steps(usual.run.timeline))
@@ -110,8 +99,9 @@ def check_finite(kit: Kit) -> Outcome:
     return Outcome(True, f"steps {', '.join(map(str, poison))} left no trace")
 
 
-@check("bf16", "under bf16 autocast budgets hold, weights stay float32, inactive ones zero", ENGINE)
+@check("bf16", ENGINE)
 def check_bf16(kit: Kit) -> Outcome:
+    """Under bf16 autocast budgets hold, weights stay float32, inactive ones zero."""
     trial = kit.trial(precision="bf16")
     wrong = find_wrong_counts(trial)
     if wrong:
@@ -127,8 +117,9 @@ def check_bf16(kit: Kit) -> Outcome:
     return Outcome(True, f"{len(trial.steps)} steps")
 
 
-@check("prunable-layers", "prunable are the weights of convolutions and linear layers, tied ones once", ENGINE)
+@check("prunable-layers", ENGINE)
 def check_layers(kit: Kit) -> Outcome:
+    """Prunable are the weights of convolutions and linear layers, tied ones once."""
     for network, expected in LAYERS.items():
         found = set(kit.trial(network=network).run.maskset.weights)
         if found != expected:
@@ -136,12 +127,9 @@ def check_layers(kit: Kit) -> Outcome:
     return Outcome(True, f"{sum(len(names) for names in LAYERS.values())} weights on {len(LAYERS)} networks")
 
 
-@check(
-    "odd-layers",
-    "a frozen layer keeps its bits; a tied weight, a layer of one weight and one without gradient keep the budget",
-    "keep exactly as many as planned whatever a layer's size or gradient: keep_top, grow",
-)
+@check("odd-layers", "keep exactly as many as planned whatever a layer's size or gradient: keep_top, grow")
 def check_odd(kit: Kit) -> Outcome:
+    """A frozen layer keeps its bits; a tied weight, a layer of one weight and one without gradient keep the budget."""
     for sparsity in (0.5, 0.9):
         trial = kit.trial(network="odd", sparsity=sparsity)
         wrong = find_wrong_counts(trial)
@@ -155,8 +143,9 @@ def check_odd(kit: Kit) -> Outcome:
     return Outcome(True, "sparsities 0.5 and 0.9")
 
 
-@check("clipping", "gradients are clipped by the norm of the active weights' gradients", ENGINE)
+@check("clipping", ENGINE)
 def check_clipping(kit: Kit) -> Outcome:
+    """Gradients are clipped by the norm of the active weights' gradients."""
     limit, trial = 0.01, kit.trial(clip_norm=0.01)
     half = trial.run.timeline.total_steps // 2  # the learning rate drops there
     lengths = []
@@ -186,10 +175,9 @@ class KeepAll(Method):
         return all_active(view)
 
 
-@check(
-    "same-treatment", "the method gets the initial weights and the batches that a dense run of its seed gets", ENGINE
-)
+@check("same-treatment", ENGINE)
 def check_treatment(kit: Kit) -> Outcome:
+    """The method gets the initial weights and the batches that a dense run of its seed gets."""
     trial = kit.trial(noise=1)
     setting = Setting()
     control: Trial = prepare(kit.plugin, KeepAll(sparsity=0.0), setting, {})

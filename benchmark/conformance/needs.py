@@ -19,10 +19,10 @@ GRADIENTS, PRODUCTS = "gradients", "Hessian-gradient products"
 
 @check(
     "declared-gradients",
-    "update() reads gradients exactly if dense_grads says so: a reading is charged, so is a declaration",
     "set dense_grads = DenseGrads.AT_UPDATES if update() reads view.gradients, DenseGrads.NEVER if it does not",
 )
 def check_declared(kit: Kit) -> Outcome:
+    """Update() reads gradients exactly if dense_grads says so: a reading is charged, so is a declaration."""
     declared = kit.plugin.cls.dense_grads
     trial = kit.trial()
     updates = [call for call in trial.calls if call.step > 0]
@@ -35,10 +35,10 @@ def check_declared(kit: Kit) -> Outcome:
 
 @check(
     "declared-scoring",
-    "setup() reads gradients exactly if scoring() asks for them, Hessian-gradient products exactly if of order 2",
     "return Scoring(order=1) from scoring() for view.gradients, Scoring(order=2) for view.hessian_gradients, else None",
 )
 def check_scoring(kit: Kit) -> Outcome:
+    """Setup() reads gradients exactly if scoring() asks for them, Hessian-gradient products exactly if of order 2."""
     trial = kit.trial()
     wanted = trial.run.method.scoring()
     read = trial.calls[0].reads if trial.calls else set()
@@ -75,12 +75,9 @@ def relative_error(given: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> f
     return float(difference.norm() / torch.cat([true[name].flatten() for name in names]).norm())
 
 
-@check(
-    "dense-gradients",
-    "the gradients shown are those of the batch at the weights of its forward pass, of inactive weights too",
-    "this is the engine's; report it",
-)
+@check("dense-gradients", "this is the engine's; report it")
 def check_dense(kit: Kit) -> Outcome:
+    """The gradients shown are those of the batch at the weights of its forward pass, of inactive weights too."""
     trial = kit.trial()
     offered = [call for call in trial.calls if call.step > 1 and call.gradients is not None]
     for call in offered:
@@ -107,12 +104,9 @@ def check_dense(kit: Kit) -> Outcome:
     return Outcome(True if offered else None, f"{len(offered)} updates, all within {CLOSE:.1%}")
 
 
-@check(
-    "scoring-gradients",
-    "setup() sees gradients of the very weights that are trained, on as many images as it asked for",
-    "this is the engine's; report it",
-)
+@check("scoring-gradients", "this is the engine's; report it")
 def check_scored(kit: Kit) -> Outcome:
+    """Setup() sees gradients of the very weights that are trained, on as many images as it asked for."""
     trial = kit.trial()
     wanted = trial.run.method.scoring()
     if wanted is None or not trial.calls:

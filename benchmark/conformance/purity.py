@@ -10,12 +10,9 @@ from benchmark.conformance.views import LINE, all_true, ask, distinct_values, sh
 from methods.core import Masks
 
 
-@check(
-    "inputs-untouched",
-    "weights, masks and gradients have the same bits after setup() and update() as before",
-    "return new masks; never write to a tensor of the view, through .data or numpy() either",
-)
+@check("inputs-untouched", "return new masks; never write to a tensor of the view, through .data or numpy() either")
 def check_inputs(kit: Kit) -> Outcome:
+    """Weights, masks and gradients have the same bits after setup() and update() as before."""
     calls = [call for network in ("conv", "vit") for call in kit.trial(network=network).calls]
     for call in calls:
         if call.changed:
@@ -23,12 +20,9 @@ def check_inputs(kit: Kit) -> Outcome:
     return Outcome(True, f"{len(calls)} calls")
 
 
-@check(
-    "repeatable",
-    "the same seed gives the same masks at every update, whatever torch's, numpy's and Python's global generators hold",
-    "draw with view.random(name, purpose); keep nothing between calls",
-)
+@check("repeatable", "draw with view.random(name, purpose); keep nothing between calls")
 def check_repeatable(kit: Kit) -> Outcome:
+    """The same seed gives the same masks at every update, whatever the global random generators hold."""
     usual = kit.trial()
     for noise in (1, 2):
         other = kit.trial(noise=noise)
@@ -39,12 +33,9 @@ def check_repeatable(kit: Kit) -> Outcome:
     return Outcome(True, f"{len(usual.commits)} masks the same under 3 global random states")
 
 
-@check(
-    "parameter-order",
-    "the masks of a layer do not depend on the order in which layers are listed",
-    "draw each layer's numbers with view.random(name), and go by names, never by position",
-)
+@check("parameter-order", "draw each layer's numbers with view.random(name), and go by names, never by position")
 def check_order(kit: Kit) -> Outcome:
+    """The masks of a layer do not depend on the order in which layers are listed."""
     method = kit.method(0.8)
     weights, gradients = distinct_values(1), distinct_values(2)
     names = list(weights)
@@ -65,10 +56,10 @@ def check_order(kit: Kit) -> Outcome:
 
 @check(
     "fine-scores",
-    "weights and gradients that differ in float32 alone are told apart: shuffled inputs give shuffled masks",
     "score in float32 or better (precise()); half precision ties by the thousand, and ties go by position",
 )
 def check_fine(kit: Kit) -> Outcome:
+    """Weights and gradients that differ in float32 alone are told apart: shuffled inputs give shuffled masks."""
     method = kit.method(0.8)
     values = distinct_values(3)
     ones = {name: torch.ones_like(value) for name, value in values.items()}

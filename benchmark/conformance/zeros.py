@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from benchmark.conformance.checks import Outcome, check
-from benchmark.conformance.trial import Kit, Trial
-from benchmark.conformance.watch import same_bits
+from benchmark.conformance.trial import Kit
+from benchmark.conformance.watch import State, same_bits
 
 OPTIMISERS = ("sgd", "adam", "adamw")
 ENGINE = "this is the engine's part; a method only returns masks. Report it"
@@ -17,8 +17,9 @@ def alive(tensor: Tensor, mask: Tensor) -> int:
     return int((tensor[~mask] != 0).sum())
 
 
-@check("inactive-weights", "zero after every step, with SGD, Adam and AdamW, momentum and weight decay", ENGINE)
+@check("inactive-weights", ENGINE)
 def check_weights(kit: Kit) -> Outcome:
+    """Zero after every step, with SGD, Adam and AdamW, momentum and weight decay."""
     looked = 0
     for optimizer in OPTIMISERS:
         for seen in kit.trial(optimizer=optimizer).steps:
@@ -30,8 +31,9 @@ def check_weights(kit: Kit) -> Outcome:
     return Outcome(True, f"{looked:,} looked at, all zero")
 
 
-@check("inactive-optimiser-state", "momentum and both moments of inactive weights are zero after every step", ENGINE)
+@check("inactive-optimiser-state", ENGINE)
 def check_state(kit: Kit) -> Outcome:
+    """Momentum and both moments of inactive weights are zero after every step."""
     kinds = set()
     for optimizer in OPTIMISERS:
         for seen in kit.trial(optimizer=optimizer).steps:
@@ -45,8 +47,9 @@ def check_state(kit: Kit) -> Outcome:
     return Outcome(bool(kinds), f"{', '.join(sorted(kinds))}: all zero")
 
 
-@check("inactive-average", "the averaged weights are zero where the masks are inactive, after every step", ENGINE)
+@check("inactive-average", ENGINE)
 def check_average(kit: Kit) -> Outcome:
+    """The averaged weights are zero where the masks are inactive, after every step."""
     for seen in kit.trial().steps:
         for name, mask in seen.state.masks.items():
             if alive(seen.state.average[name], mask):
@@ -55,12 +58,9 @@ def check_average(kit: Kit) -> Outcome:
     return Outcome(True, "all zero")
 
 
-@check(
-    "grown-weights",
-    "a grown weight starts at zero with zero state and average; one active before and after keeps all three",
-    ENGINE,
-)
+@check("grown-weights", ENGINE)
 def check_grown(kit: Kit) -> Outcome:
+    """A grown weight starts at zero with zero state and average; one active before and after keeps all three."""
     grown = 0
     for optimizer in OPTIMISERS:
         trial = kit.trial(optimizer=optimizer)
@@ -68,7 +68,7 @@ def check_grown(kit: Kit) -> Outcome:
             for name, mask in commit.after.masks.items():
                 new, kept = mask & ~commit.before.masks[name], mask & commit.before.masks[name]
                 grown += int(new.sum())
-                for what, before, after in tensors_of(trial, commit.before, commit.after, name):
+                for what, before, after in tensors_of(commit.before, commit.after, name):
                     if bool((after[new] != 0).any()):
                         return Outcome(False, f"{optimizer} step {commit.step}: {what} of grown weights is not zero")
                     if not same_bits(before[kept], after[kept]):
@@ -76,11 +76,8 @@ def check_grown(kit: Kit) -> Outcome:
     return Outcome(True if grown else None, f"{grown} grown" if grown else "nothing is grown")
 
 
-def tensors_of(trial: Trial, before: object, after: object, name: str) -> list[tuple[str, Tensor, Tensor]]:
+def tensors_of(before: State, after: State, name: str) -> list[tuple[str, Tensor, Tensor]]:
     """Return (what, before, after) for a weight, its average and its optimiser state."""
-    from benchmark.conformance.watch import State
-
-    assert isinstance(before, State) and isinstance(after, State)
     found = [(f"value in {name}", before.model[name], after.model[name])]
     if name in after.average:
         found.append((f"average in {name}", before.average[name], after.average[name]))
@@ -90,12 +87,9 @@ def tensors_of(trial: Trial, before: object, after: object, name: str) -> list[t
     return found
 
 
-@check(
-    "replaces-step",
-    "an update takes the place of the optimiser step where replaces_step is True, and follows it where it is False",
-    "state replaces_step as the paper has it (RigL, Algorithm 1: True)",
-)
+@check("replaces-step", "state replaces_step as the paper has it (RigL, Algorithm 1: True)")
 def check_replaces(kit: Kit) -> Outcome:
+    """An update takes the place of the optimiser step where replaces_step is True, and follows it where it is False."""
     trial = kit.trial()
     replaces = kit.plugin.cls.replaces_step
     if len(trial.commits) < 2:

@@ -111,8 +111,8 @@ class View:
         self.step = step
         self.timeline = timeline
         self.seed = seed
-        self._gradients = gradients
-        self._hessian_gradients = hessian_gradients
+        self._gradients = MappingProxyType(dict(gradients)) if gradients is not None else None
+        self._hessian_gradients = MappingProxyType(dict(hessian_gradients)) if hessian_gradients is not None else None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

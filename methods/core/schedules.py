@@ -20,12 +20,15 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
+ROUNDING = 1e-9  # a share of a run that is a whole step may be off by the last bits: 0.56 x 25 = 14.000000000000002
+
+
 def update_range(every: int, stop: float) -> range:
     """Return the steps every, 2 every, ... that are smaller than `stop`.
 
     Weights grown at the last step of a run would never be trained, so callers pass at most the run's total steps.
     """
-    return range(every, math.ceil(stop), every)
+    return range(every, math.ceil(stop - ROUNDING), every)
 
 
 def prune_range(every: int, end: float, total_steps: int) -> range:
@@ -33,7 +36,7 @@ def prune_range(every: int, end: float, total_steps: int) -> range:
 
     A pruning step that falls on the end itself counts, so the target is in force from there on.
     """
-    return update_range(every, min(end * total_steps + 1, total_steps))
+    return update_range(every, min(math.floor(end * total_steps + ROUNDING) + 1, total_steps))
 
 
 def prune_progress(step: int, every: int, steps: range) -> float:

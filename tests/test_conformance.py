@@ -1,0 +1,151 @@
+"""The conformance kit over every method, and the kit itself: nothing it checks goes unproven."""
+
+from __future__ import annotations
+
+import functools
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmark.conformance import CHECKS, Kit
+from benchmark.conformance.checks import Outcome, run_check
+from benchmark.conformance.ranks import run_ranks
+from benchmark.conformance.report import check_method
+from benchmark.errors import UserError
+from benchmark.listing import write_new_method
+from benchmark.plugins import built_in_names, find_method, method_names
+from tests.mutant_methods import GlobalGenerator, ThresholdKeepsTies
+from tests.mutants import MUTANTS, SHARED, Mutant, catch_by_oracle, examine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def ranks() -> dict:
+    """Train every method in two processes, started once for all of them."""
+    return run_ranks(method_names())
+
+
+@functools.cache
+def kit_of(name: str) -> Kit:
+    return Kit(find_method(name))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_keeps_every_promise(name, check):
+    kit = kit_of(name)
+    if check == "two-processes":
+        kit.ranks = ranks()
+    result = run_check(kit, check)
+    assert not result.bad, f"{result.verdict}: {result.seen}; expected: {result.check.expected}"
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(m, id=m.name) for m in MUTANTS])
+def test_every_planted_fault_is_caught_by_the_check_meant_for_it(mutant):
+    if mutant.caught_by.startswith("oracle:"):
+        assert catch_by_oracle(mutant), mutant.wrong
+    else:
+        assert examine(mutant, [mutant.caught_by]), mutant.wrong
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(m, id=m.name) for m in SHARED])
+@pytest.mark.slow
+def test_every_fault_between_processes_is_caught(mutant):
+    assert examine(mutant, ["two-processes"]), mutant.wrong
+
+
+def test_every_check_is_proven_by_a_fault_it_catches():
+    proven = {mutant.caught_by for mutant in [*MUTANTS, *SHARED]}
+    assert set(CHECKS) <= proven
+    assert {f"oracle:{name}" for name in built_in_names()} - proven <= {
+        f"oracle:{n}" for n in ("dense", "small_dense", "rigl_itop")
+    }
+    assert len(MUTANTS) + len(SHARED) >= 20
+
+
+def test_a_fault_planted_in_the_engine_is_gone_afterwards():
+    before = find_method("rigl")
+    for mutant in MUTANTS:
+        with mutant.plant():
+            pass
+    for check in ("budget-after-every-update", "training-cost", "inactive-weights", "clipping", "non-finite-step"):
+        assert not run_check(Kit(before), check).bad, check
+
+
+USES_GLOBAL = """from dataclasses import dataclass
+
+import torch
+
+from methods import static
+from methods.core import DISTRIBUTIONS, keep_top
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsesGlobal(static.Static):
+    def setup(self, view):
+        counts = DISTRIBUTIONS["erk"](view.shapes, view.count(self.sparsity))
+        return {name: keep_top(torch.rand(shape), counts[name]) for name, shape in view.shapes.items()}
+"""
+
+
+def report(name: str) -> tuple[bool, str]:
+    shown = io.StringIO()
+    return check_method(name, Console(file=shown, width=250)), shown.getvalue()
+
+
+def test_the_table_says_what_was_seen_what_was_expected_and_how_to_mend_it(tmp_path, monkeypatch):
+    import benchmark.conformance.engine as engine
+
+    monkeypatch.setattr(
+        engine, "run_ranks", lambda methods: {"uses_global": [{"error": "x", "masks": [], "weights": ""}] * 2}
+    )
+    source = tmp_path / "uses_global.py"
+    source.write_text(USES_GLOBAL)
+    kept, shown = report(str(source))
+    assert not kept
+    assert "repeatable" in shown and "other masks from step 0 on, with other global random states" in shown
+    assert "draw with view.random(name, purpose)" in shown
+    assert "how to mend" in shown
+    assert "uses_global" in shown and "breaks" in shown
+
+
+def test_a_new_methods_file_keeps_every_promise_as_it_is_written(tmp_path, monkeypatch):
+    import benchmark.conformance.engine as engine
+
+    write_new_method("fresh_one", tmp_path, Console(file=io.StringIO()))
+    file = str(tmp_path / "fresh_one.py")
+    kept, shown = report(file)
+    assert kept, shown
+    assert "keeps all" in shown
+    assert engine.run_ranks is run_ranks
+
+
+def test_a_run_that_breaks_off_lets_no_check_pass_on_it():
+    kit = Kit(Mutant("x", "", "runs", ThresholdKeepsTies).plugin())
+    kit.trial().error = "it broke"
+    result = run_check(kit, "inactive-average")
+    assert (result.verdict, result.seen) == ("not reached", "it broke")
+
+
+def test_a_check_that_fails_itself_is_no_pass(monkeypatch):
+    monkeypatch.setitem(CHECKS, "runs", type(CHECKS["runs"])("runs", "", "", lambda kit: Outcome(1 / 0 > 0, "")))
+    assert run_check(Kit(find_method("static")), "runs").verdict == "FAIL"
+
+
+def test_processes_that_cannot_train_are_told_and_named():
+    with pytest.raises(UserError, match=r"two processes could not train together: .*unknown method 'nosuch'"):
+        run_ranks(["nosuch"])
+
+
+def test_the_command_ends_with_1_for_a_broken_method_and_2_for_a_name_that_is_none():
+    source = Path(__file__).with_name("mutant_methods.py")
+    asked = [sys.executable, "-m", "benchmark", "check"]
+    several = subprocess.run([*asked, str(source)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert several.returncode == 2
+    assert "must define exactly one subclass" in several.stderr
+    assert GlobalGenerator.__name__ in several.stderr

@@ -1,0 +1,169 @@
+"""Exported files and records against each other: what `export` and `verify` promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmark.errors import UserError
+from benchmark.export import MASKS, WEIGHTS, export_run, read_export
+from benchmark.maskset import hash_masks
+from benchmark.verify import verify_record
+from tests.test_runs import Bench
+
+TINY = "epochs=2 update_every=5 batch_size=256 ema_decay=0.9 model_args.width=0.5"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Bench:
+    """A grid that was run once, for tests that only read it."""
+    bench = Bench(tmp_path_factory.mktemp("done"))
+    assert bench("granet,small_dense,snip", arguments=TINY) == 0
+    return bench
+
+
+def places(bench: Bench, method: str) -> tuple[Path, Path, Path]:
+    """Return a method's record, the folder of runs, and its run's folder."""
+    record = next((bench.folder / "records").glob(f"*.{method}.*.json"))
+    return record, bench.folder / "runs", bench.folder / "runs" / record.stem
+
+
+@pytest.mark.parametrize("method", ["granet", "small_dense", "snip"])
+def test_a_record_agrees_with_the_network_its_run_exported(done, method):
+    record, runs, _ = places(done, method)
+    findings = verify_record(record, runs, done.folder / "data")
+    assert all(agrees for *_, agrees in findings), findings
+    assert {"masks (sha256)", "active weights", "density", "inference macs", "test accuracy, last epoch (%)"} <= {
+        what for what, *_ in findings
+    }
+    assert ("budget at sparsity 0.9" in [what for what, *_ in findings]) == (method != "small_dense")
+
+
+def set_active(record: dict) -> None:
+    record["weights"]["active"] -= 1
+
+
+def set_accuracy(record: dict) -> None:
+    record["accuracy_pct"]["last_epoch"] += 1.5
+
+
+def set_macs(record: dict) -> None:
+    record["macs"]["inference"] -= 1
+
+
+def move_a_weight(record: dict) -> None:
+    first, second = [layer for layer in record["layers"] if layer["prunable"]][:2]
+    first["active"] -= 1
+    second["active"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (set_active, "active weights"),
+        (set_accuracy, "test accuracy, last epoch (%)"),
+        (set_macs, "inference macs"),
+        (move_a_weight, "layers with the recorded count"),
+    ],
+)
+def test_an_edited_record_is_found_out_by_the_very_figure(done, tmp_path, monkeypatch, change, differs):
+    import leaderboard.records as store
+
+    record, runs, _ = places(done, "granet")
+    content = json.loads(record.read_text())
+    change(content)
+    edited = tmp_path / record.name
+    edited.write_text(json.dumps(content))
+    monkeypatch.setattr(store, "find_faults", lambda record: [])  # the schema would notice some of them by itself
+    wrong = [what for what, *_, agrees in verify_record(edited, runs, done.folder / "data") if not agrees]
+    assert wrong == [differs]
+
+
+def copy_run(done: Bench, target: Path) -> Path:
+    """Copy the files of the granet run to `target`."""
+    _, _, folder = places(done, "granet")
+    copied = target / folder.name
+    copied.mkdir(parents=True)
+    for name in (WEIGHTS, MASKS):
+        (copied / name).write_bytes((folder / name).read_bytes())
+    return copied
+
+
+def test_a_weight_that_came_alive_in_the_file_is_named(done, tmp_path):
+    folder = copy_run(done, tmp_path)
+    weights, masks = read_export(folder)
+    name = "body.stage1.0.conv1.weight"
+    weights[name][~masks[name]] = 1e-30
+    save_file(weights, folder / WEIGHTS, metadata={"masks_sha256": hash_masks(masks)})
+    with pytest.raises(UserError, match=rf"inactive weights of '{name}' are not zero"):
+        read_export(folder)
+
+
+def test_masks_of_another_run_are_refused(done, tmp_path):
+    folder = copy_run(done, tmp_path)
+    (folder / MASKS).write_bytes((places(done, "snip")[2] / MASKS).read_bytes())
+    with pytest.raises(UserError, match=r"are not those that weights\.safetensors was written with"):
+        read_export(folder)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100])])
+@pytest.mark.parametrize("name", [WEIGHTS, MASKS])
+def test_a_missing_or_cut_file_is_named(done, tmp_path, name, harm):
+    folder = copy_run(done, tmp_path)
+    harm(folder / name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read"):
+        read_export(folder)
+
+
+def test_an_exported_run_loads_strictly_into_plain_timm_and_holds_its_budget(done, tmp_path):
+    record, runs, _ = places(done, "granet")
+    folder, masks = export_run(record.stem, runs, tmp_path / "out")
+    model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1, width=0.5)
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    content = json.loads(record.read_text())
+    assert sum(int(mask.sum()) for mask in masks.values()) == content["weights"]["active"]
+    assert hash_masks(masks) == content["masks_sha256"]
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())
+
+
+def test_an_interrupted_run_is_exported_as_it_stands(tmp_path, monkeypatch):
+    import benchmark.run as module
+
+    bench = Bench(tmp_path)
+    monkeypatch.setattr(module, "export_network", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench("static", arguments=TINY)
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / WEIGHTS).exists()
+    target, masks = export_run(folder.name, tmp_path / "runs", tmp_path / "out")
+    weights, again = read_export(target)
+    assert hash_masks(masks) == hash_masks(again)
+    assert all(bool((weights[name][~mask] == 0).all()) for name, mask in masks.items())
+    assert any(bool(torch.is_nonzero(weights[name].abs().sum())) for name in masks)
+
+
+def test_a_run_that_is_not_there_is_told_with_those_that_are(done):
+    with pytest.raises(UserError, match=r"no run 'nosuch' in .*; there is: .*digits_resnet20.granet"):
+        export_run("nosuch", done.folder / "runs", done.folder / "out")
+
+
+@pytest.mark.parametrize("name", ["write_record", "rebuild"])
+def test_a_finished_run_killed_before_all_was_published_is_published_once(tmp_path, monkeypatch, name):
+    import benchmark.run as module
+
+    bench = Bench(tmp_path)
+    monkeypatch.setattr(module, name, lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench("static", arguments=TINY)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
+    assert bench("static", arguments=TINY) == 0
+    assert len(bench.records()) == 1
+    assert "static" in (tmp_path / "LEADERBOARD.md").read_text()
+    assert not [path for path in bench.written() if path.endswith(("checkpoint", "record.json"))]
