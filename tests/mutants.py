@@ -350,6 +350,8 @@ MUTANTS = [
            patched(loop.Training, "load_state", restoring(optimizer=None))),
     Mutant("epoch begun anew", "a continued run reads the epoch's first batches again", "resume", "set",
            patched(loop.Training, "load_state", restoring(position=[0, 0]))),
+    Mutant("generators lost", "a continued run drops out other units", "resume", "static",
+           patched(loop.Training, "load_state", restoring(random=None))),
     Mutant("cost lost", "a continued run is charged from zero", "resume", "static",
            patched(loop.Training, "load_state", restoring(meter={"train": 0, "train_dense": 0, "scoring": 0}))),
     Mutant("clipping first", "the norm of dense gradients", "clipping", "static", clip_before_masking),

@@ -26,6 +26,7 @@ from benchmark.plugins import method_names
 from leaderboard import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
+WANTS_GPU = pytest.mark.skipif(not cuda_available(), reason="no GPU here")
 SHORT = "epochs=2 update_every=8 data=digits"
 
 
@@ -173,8 +174,9 @@ def ask(folder: Path, *more: str) -> tuple[int, str]:
     return process.returncode, out + error
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    options = ["--method", "granet", "--args", "epochs=6 update_every=8", "--checkpoint-s", "0"]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, WANTS_GPU])])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, device):
+    options = ["--method", "granet", "--args", "epochs=6 update_every=8", "--checkpoint-s", "0", "--device", device]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     assert ask(whole, *options)[0] == 0

@@ -53,7 +53,7 @@ class DepthwiseNet(nn.Module):
 
 
 class OddNet(nn.Module):
-    """What breaks assumptions: a frozen layer, a weight used twice, a layer of one weight, a layer without gradient."""
+    """What breaks assumptions: a frozen layer, a tied weight, a layer of one weight, one without gradient, dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +64,7 @@ class OddNet(nn.Module):
         self.again.weight = self.mix.weight
         self.single = nn.Conv2d(1, 1, 1, bias=False)
         self.dead = nn.Linear(10, 10, bias=False)
+        self.drop = nn.Dropout(0.2)
         self.fc = nn.Linear(10, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class OddNet(nn.Module):
         x = torch.relu(self.frozen(x))
         x = torch.relu(self.again(torch.relu(self.mix(x))))
         x = (x * (1 + self.single(x.mean(1, keepdim=True)))).mean((2, 3))
-        logits: Tensor = self.fc(x + 0 * self.dead(x))
+        logits: Tensor = self.fc(self.drop(x) + 0 * self.dead(x))
         return logits
 
 

@@ -42,6 +42,9 @@ class Setting:
     noise: int = 0  # stirs every global random generator, before the run and at each of the method's calls
 
 
+RESUMED = (Setting(), Setting(network="odd"))  # the trials that are continued from every step
+
+
 @dataclass
 class Trial:
     """A run under a setting, and what was seen of it."""
@@ -54,6 +57,7 @@ class Trial:
     commits: list[Commit] = field(default_factory=list)
     steps: list[StepSeen] = field(default_factory=list)
     batches: list[str] = field(default_factory=list)  # hashes of the images of each training step
+    checkpoints: dict[int, dict[str, Any]] = field(default_factory=dict)  # what would be saved after each step
     error: str = ""
 
     def mask_hashes(self) -> list[str]:
@@ -150,16 +154,8 @@ def set_up(trial: Trial) -> None:
     engine.set_up_masks(trial.cell, trial.run)
 
 
-def finish(
-    trial: Trial, first: Callable[[], None] | None = None, also: Callable[[Training], None] | None = None
-) -> Trial:
-    """Do `first`, then train to the end, doing `also` after each step; a failure is kept in `error`."""
-
-    def after_step(run: Training) -> None:
-        observe(trial)
-        if also is not None:
-            also(run)
-
+def finish(trial: Trial, first: Callable[[], None] | None = None) -> Trial:
+    """Do `first`, then train to the end; a failure is kept in `error`, with all that was seen until then."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are so small that threads only get in each other's way
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -167,7 +163,7 @@ def finish(
     try:
         if first is not None:
             first()
-        loop.train(trial.run, Silent(), lambda run: None, after_step)  # type: ignore[arg-type]
+        loop.train(trial.run, Silent(), lambda run: None, lambda run: observe(trial))  # type: ignore[arg-type]
     except UserError as error:
         trial.error = str(error)
     except Exception as error:  # a plugin or a broken engine may raise anything at all
@@ -204,4 +200,6 @@ def watch(trial: Trial) -> None:
 
 def observe(trial: Trial) -> None:
     """Note the state of the run after a step."""
-    trial.steps.append(StepSeen(trial.run.step, snapshot(trial.run), trial.run.meter.train, trial.run.skipped_steps))
+    trial.steps.append(StepSeen(trial.run.step, snapshot(trial.run), trial.run.meter.train))
+    if trial.setting in RESUMED:
+        trial.checkpoints[trial.run.step] = copy.deepcopy(trial.run.state())

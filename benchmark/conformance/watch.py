@@ -65,7 +65,6 @@ class StepSeen:
     step: int
     state: State
     train_macs: int
-    skipped_steps: int
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

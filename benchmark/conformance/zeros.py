@@ -50,11 +50,12 @@ def check_state(kit: Kit) -> Outcome:
 @check("inactive-average", ENGINE)
 def check_average(kit: Kit) -> Outcome:
     """The averaged weights are zero where the masks are inactive, after every step."""
-    for seen in kit.trial().steps:
-        for name, mask in seen.state.masks.items():
-            if alive(seen.state.average[name], mask):
+    for optimizer in OPTIMISERS:
+        for seen in kit.trial(optimizer=optimizer).steps:
+            for name, mask in seen.state.masks.items():
                 count = alive(seen.state.average[name], mask)
-                return Outcome(False, f"{count} alive in the average of {name} after step {seen.step}")
+                if count:
+                    return Outcome(False, f"{optimizer}: {count} alive in the average of {name} after step {seen.step}")
     return Outcome(True, "all zero")
 
 
