@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError, describe_failure
 from benchmark.maskset import MaskSet
-from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Timeline, View, count_kept
+from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Stages, Timeline, View, count_kept
 
 
 def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
@@ -20,35 +20,41 @@ def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timelin
     return count_kept(sparsity, maskset.total)
 
 
-def propose(method: Method, name: str, view: View) -> Masks:
-    """Ask `method` for masks; raise UserError, naming method, moment and promise, when it fails or writes to inputs."""
+def propose(method: Method, name: str, view: View) -> list[Masks]:
+    """Ask `method` for masks, to be put in force in turn; most methods return one set.
+
+    Raises UserError, naming method, moment and promise, when it fails or writes to its inputs.
+    """
     moment = "setup" if view.step == 0 else f"the update at step {view.step}"
     protected = [*view.weights.values(), *view.masks.values(), *(view._gradients or {}).values()]
     versions = [tensor._version for tensor in protected]
     try:
         with torch.no_grad():
-            masks = method.setup(view) if view.step == 0 else method.update(view)
+            masks: Stages = method.setup(view) if view.step == 0 else method.update(view)
         if versions != [tensor._version for tensor in protected]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
     except Exception as error:  # a plugin may raise anything at all
         raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
-    return masks
+    return list(masks) if isinstance(masks, tuple) else [masks]
 
 
 def commit(
     method: Method,
     name: str,
     maskset: MaskSet,
-    masks: Masks,
+    stages: list[Masks],
     view: View,
     optimizer: torch.optim.Optimizer | None = None,
     average: nn.Module | None = None,
 ) -> None:
     """Commit proposed masks; a broken promise becomes a UserError that names the method and the moment."""
     try:
-        maskset.commit(masks, planned_count(method, maskset, view.step, view.timeline), optimizer, average)
+        if not stages:
+            raise ContractError("must return masks, returned an empty tuple")
+        for masks in stages:
+            maskset.commit(masks, planned_count(method, maskset, view.step, view.timeline), optimizer, average)
     except ContractError as error:
         moment = "setup" if view.step == 0 else f"the update at step {view.step}"
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
@@ -126,11 +132,17 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
                     "draw random numbers with view.random(name)"
                 )
         commit(method, name, maskset, proposals[0], view)
-        if any(not torch.equal(proposals[0][n], proposals[1][n]) for n in weights):
+        if not same_stages(*proposals):
             raise UserError(
                 f"method '{name}' breaks its contract at step {step}: asked twice with the same view it returned "
                 "different masks; draw random numbers with view.random(name), never from a global generator"
             )
+
+
+def same_stages(one: list[Masks], other: list[Masks]) -> bool:
+    """Return whether two proposals are the same masks in the same stages."""
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
 
 
 def refuse_writes(name: str, before: Iterable[Tensor], after: Iterable[Tensor]) -> None:

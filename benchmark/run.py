@@ -261,4 +261,4 @@ def check_cells(cells: list[Cell], loaded: dict[str, Data], options: Options) ->
             timeline, weights = make_timeline(cell, data), maskset.weights
             view = View(weights=weights, masks=maskset.masks, step=0, timeline=timeline, seed=cell.seed)
             first = propose(cell.method, cell.plugin.name, view)
-            refuse_empty(cell, {name: int(mask.sum()) for name, mask in first.items()})
+            refuse_empty(cell, {name: int(mask.sum()) for name, mask in first[-1].items()})

@@ -25,8 +25,8 @@ Deviations (point | paper | authors' code | here | why):
 - gradient, Eq. 3 | dense | of the current batch, from before the step and the pruning | the same | as the code
 - new weights | not stated | zero, with zero momentum | the same | as the code
 - dropped (Eq. 2), regrown at once | not stated | keeps its value and momentum | keeps both | as the code
-- pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | keeps its value
-  and momentum | the engine compares the masks before and after a whole update
+- pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | the same | as
+  the code: both masks are put in force in turn
 - update and step | right after a pruning step | follows the weight update, which is not skipped | the same | as the
   code
 - drop rate r | not stated | 0.5, by a cosine to 0.005 over the whole run | the same | as the code
@@ -50,6 +50,7 @@ from methods.core import (
     Group,
     Masks,
     Method,
+    Stages,
     Timeline,
     View,
     cosine,
@@ -103,9 +104,9 @@ class GraNet(Method):
     def setup(self, view: View) -> Masks:
         return random_masks(view, DISTRIBUTIONS[self.distribution](view.shapes, view.count(self.start_sparsity)))
 
-    def update(self, view: View) -> Masks:
+    def update(self, view: View) -> Stages:
         budget = view.count(self.planned_sparsity(view.step, view.timeline))
         pruned = keep_top_global(magnitude(view), budget, among=view.masks)  # Eq. 1
         rate = cosine(self.prune_rate, self.final_prune_rate, view.progress)
         kept = drop(pruned, magnitude(view), rate, math.ceil)  # Eq. 2
-        return grow(kept, gradient_magnitude(view), like=pruned)  # Eq. 3
+        return pruned, grow(kept, gradient_magnitude(view), like=pruned)  # Eq. 1 zeroes what it prunes; then Eq. 3

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmark.contract import commit, propose
+from benchmark.maskset import MaskSet
 from benchmark.pages import load_page
 from benchmark.plugins import built_in_names, find_method
 from benchmark.scoring import score
@@ -36,16 +38,35 @@ def test_granet_update_by_hand():
     assert method.planned_sparsity(10, LINE) == 0.4375
     weights = [0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.05]
     gradients = [5.0, 0.0, 0.0, 0.0, 0.0, 9.0, 4.0, 0.0, 3.0, 2.0]
-    masks = method.update(view_of(weights, gradients=gradients))["w"][0]
+    pruned, final = method.update(view_of(weights, gradients=gradients))
+    assert pruned["w"][0].nonzero().flatten().tolist() == [1, 3, 5, 6, 7, 8]
+    masks = final["w"][0]
     # pruned globally: the six largest are 1 3 5 7 8 6. Eq. 2: rate 0.488 at progress 0.1 -> drop ceil(2.93) = 3: 6 8 7.
     # Eq. 3: among all but {1 3 5} the three largest gradients are at 0 (5), 6 (4), 8 (3): 6 and 8 were just dropped.
     assert masks.nonzero().flatten().tolist() == [0, 1, 3, 5, 6, 8]
 
 
+def test_granet_restarts_what_it_pruned_globally_and_keeps_what_it_only_dropped():
+    """The update above: 0 was pruned by Eq. 1 and grown, 6 and 8 dropped by Eq. 2 and grown; 1, 3 and 5 stayed."""
+    method = make("granet", 0.5, start_sparsity=0.0, update_every=10, prune_end=0.2, prune_rate=0.5)
+    weight = nn.Parameter(torch.tensor([[0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.05]]))
+    before = weight.detach().clone()
+    maskset, optimizer = MaskSet({"w": weight}), torch.optim.SGD([weight], lr=0.0, momentum=0.9)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    gradients = {"w": torch.tensor([[5.0, 0.0, 0.0, 0.0, 0.0, 9.0, 4.0, 0.0, 3.0, 2.0]])}
+    view = View(weights=maskset.weights, masks=maskset.masks, step=10, timeline=LINE, seed=0, gradients=gradients)
+    commit(method, "granet", maskset, propose(method, "granet", view), view, optimizer)
+    kept = torch.tensor([[0, 1, 0, 1, 0, 1, 1, 0, 1, 0]])
+    assert maskset.masks["w"][0].nonzero().flatten().tolist() == [0, 1, 3, 5, 6, 8]
+    assert torch.equal(weight.detach(), before * kept)
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], kept.float())
+
+
 def test_granet_goes_on_regenerating_after_its_target_is_reached():
     method = make("granet", 0.5, start_sparsity=0.5, update_every=10, prune_end=0.2)
     view = view_of([1.0, 2.0, 3.0, 0.0, 0.0, 0.0], [1, 1, 1, 0, 0, 0], step=50, gradients=[0.0] * 5 + [1.0])
-    masks = method.update(view)["w"][0]
+    masks = method.update(view)[-1]["w"][0]
     # rate at progress 0.5 = 0.2525 -> ceil(0.76) = 1: the smallest, 0, goes; position 5 grows
     assert masks.tolist() == [False, True, True, False, False, True]
 

@@ -209,3 +209,15 @@ def test_the_digest_is_that_of_the_code_not_of_its_comments(tmp_path):
     two = Path(write(tmp_path, "x = 1\n\n\n# other\n", "b.py"))
     three = Path(write(tmp_path, "x = 2\n", "c.py"))
     assert digest(one) == digest(two) != digest(three)
+
+
+def test_an_update_that_returns_no_masks_at_all_is_refused(tmp_path):
+    file = tmp_path / "nothing.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom methods import set as original\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Nothing(original.SET):\n"
+        "    def update(self, view):\n        return ()\n"
+    )
+    method = find_method(str(file)).build(load_page("digits_resnet20"), 0.5, {})
+    with pytest.raises(UserError, match=r"'nothing' breaks its contract in the update at step 6: .* an empty tuple"):
+        rehearse(method, "nothing", Timeline(24, 6))

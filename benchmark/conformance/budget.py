@@ -136,11 +136,13 @@ def check_layers(kit: Kit) -> Outcome:
     exchanged = 0
     for network in NETS:
         trial = kit.trial(network=network)
-        for call, commit in zip(trial.calls[1:], trial.commits[1:], strict=False):
-            for name, mask in (call.masks or {}).items():
-                if int(mask.sum()) != int(commit.before.masks[name].sum()):
-                    return Outcome(False, f"{network} {name} step {call.step}: {int(mask.sum())} weights, had others")
-                exchanged += int((mask & ~commit.before.masks[name]).sum())
+        before = {commit.step: commit.before.masks for commit in reversed(trial.commits)}  # of each step's first
+        for call in trial.calls[1:]:
+            for name, mask in (call.masks or {}).items() if call.step in before else ():
+                had, has = int(before[call.step][name].sum()), int(mask.sum())
+                if had != has:
+                    return Outcome(False, f"{network} {name} step {call.step}: {has} weights, had {had}")
+                exchanged += int((mask & ~before[call.step][name]).sum())
     return Outcome(True, f"{exchanged} weights exchanged within their layers")
 
 

@@ -44,9 +44,10 @@ def show(
 
 
 def ask(method: Method, view: View) -> Masks:
-    """Return the method's proposal for a view."""
+    """Return the masks that the method's proposal for a view leaves in force."""
     with torch.no_grad():
-        return method.setup(view) if view.step == 0 else method.update(view)
+        proposed = method.setup(view) if view.step == 0 else method.update(view)
+    return proposed[-1] if isinstance(proposed, tuple) else proposed
 
 
 def all_true(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmark.train import Training
-from methods.core import Masks, Method, View
+from methods.core import Method, Stages, View
 
 
 @dataclass
@@ -124,8 +124,8 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
     """Return the same method, watched: each call of `setup` and `update` is appended to `calls`."""
     cls = type(method)
 
-    def watched(original: Callable[[Any, View], Masks]) -> Callable[[Any, View], Masks]:
-        def ask(self: Any, view: View) -> Masks:
+    def watched(original: Callable[[Any, View], Stages]) -> Callable[[Any, View], Stages]:
+        def ask(self: Any, view: View) -> Stages:
             before_call()
             gradients, products = view._gradients, view._hessian_gradients
             call = Call(view.step, clone(gradients) if gradients else None, clone(products) if products else None)
@@ -136,8 +136,9 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
                 masks = original(self, SpyView(view, call.reads))
             finally:
                 call.changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
-            if isinstance(masks, Mapping) and all(isinstance(mask, torch.Tensor) for mask in masks.values()):
-                call.masks = clone(masks)
+            last = masks[-1] if isinstance(masks, tuple) and masks else masks
+            if isinstance(last, Mapping) and all(isinstance(mask, torch.Tensor) for mask in last.values()):
+                call.masks = clone(last)
             return masks
 
         return ask

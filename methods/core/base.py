@@ -17,6 +17,8 @@ from torch import Tensor
 from methods.core.distributions import DISTRIBUTIONS
 
 Masks = dict[str, Tensor]  # by parameter name; bool, True = active
+# One set of masks, or several that are put in force one after the other: what any of them leaves out starts at zero.
+Stages = Masks | tuple[Masks, ...]
 
 
 class ContractError(Exception):
@@ -223,6 +225,10 @@ class Method(ABC):
     def setup(self, view: View) -> Masks:
         """Return the masks in force from the first step on."""
 
-    def update(self, view: View) -> Masks:
-        """Return the masks in force after the update at `view.step`."""
+    def update(self, view: View) -> Stages:
+        """Return the masks in force after the update at `view.step`.
+
+        A weight active before and after keeps its value and optimiser state. Where it must start anew because a part
+        of the update took it away, return a tuple of masks: each is put in force in turn, the last one stays.
+        """
         raise ContractError("declares update steps but defines no update()")
