@@ -76,6 +76,6 @@ class RigL(Method):
         return random_masks(view, DISTRIBUTIONS[self.distribution](view.shapes, view.count(self.sparsity)))
 
     def update(self, view: View) -> Masks:
-        rate = cosine(self.prune_rate, 0.0, view.progress / self.update_end)
+        rate = cosine(self.prune_rate, 0.0, view.step / (self.update_end * view.timeline.total_steps))
         kept = drop(dict(view.masks), magnitude(view), rate)
         return grow(kept, gradient_magnitude(view), like=view.masks)

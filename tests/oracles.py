@@ -1,0 +1,398 @@
+"""Oracles: every method once more, written from its paper in plain NumPy; slow, obvious, sharing no code with them.
+
+`ORACLES[name](settings, timeline)` answers for one run: `update_steps()`, `planned(step)`, `masks(step, ...)` and
+`stages(step, ...)`, on dicts of arrays by layer name. `timeline` has `total_steps` T and `steps_per_epoch`; settings
+left out are the paper's.
+
+Fixed where papers leave freedom: a budget is round((1 - s) N); every selection takes exactly k, and of equal scores
+the earlier layer's, then the lower row-major index's, is taken first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def budget(sparsity, weights):
+    """Return how many of so many weights stay at `sparsity`."""
+    return round((1 - sparsity) * weights)
+
+
+def best(scores, count, among):
+    """Return a mask of the `count` largest scores among the candidates, the lower index first where scores tie."""
+    candidates = np.flatnonzero(among)
+    if count > len(candidates):
+        raise ValueError(f"{count} asked of {len(candidates)} candidates")
+    order = np.lexsort((candidates, -scores.ravel()[candidates]))
+    chosen = np.zeros(among.size, dtype=bool)
+    chosen[candidates[order[:count]]] = True
+    return chosen.reshape(among.shape)
+
+
+def best_of_all(scores, count, among, select=best):
+    """Return masks of the `count` largest scores of the whole network: its layers as one long vector, in order."""
+
+    def joined(arrays):
+        return np.concatenate([arrays[name].ravel() for name in scores])
+
+    flat = select(joined(scores), count, joined(among))
+    masks, start = {}, 0
+    for name, array in scores.items():
+        masks[name] = flat[start : start + array.size].reshape(array.shape)
+        start += array.size
+    return masks
+
+
+def cosine(start, end, progress):
+    """Return the cosine annealing from `start` to `end` (Dettmers & Zettlemoyer 2019; RigL, Sec. 3 with end 0)."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def cubic(start, end, progress):
+    """Return Zhu & Gupta 2017, Eq. 1 (GraNet, Eq. 1), with progress (t - t0) / (n dt)."""
+    return end + (start - end) * (1 - progress) ** 3
+
+
+def moment(share, total_steps):
+    """Return share x T; a product such as 0.29 x 100 = 28.999999999999996 is the whole number it stands for."""
+    product = share * total_steps
+    return round(product) if math.isclose(product, round(product), rel_tol=1e-12) else product
+
+
+def parts(shape, distribution):
+    """Return a layer's raw density times its size, a whole number.
+
+    Erdos-Renyi (Mocanu 2018, Eq. 3): (n_in + n_out) / (n_in n_out), kernels left out; its kernel version ERK (RigL,
+    Sec. 3 (1)): (n_in + n_out + k_w + k_h) / (n_in n_out k_w k_h); uniform: the same density everywhere.
+    """
+    if distribution == "erk":
+        return sum(shape)
+    if distribution == "er":
+        return (shape[0] + shape[1]) * math.prod(shape[2:])
+    return math.prod(shape)
+
+
+def layer_counts(shapes, total, distribution):
+    """Return how many of `total` weights each layer gets: RigL, Sec. 3 (1), solved anew while a layer exceeds 1.
+
+    In whole numbers: density_l > 1 where left / mass * part_l > size_l, and a remainder is compared exactly.
+    """
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    part = {name: parts(shape, distribution) for name, shape in shapes.items()}
+    full = []
+    while True:
+        sparse = [name for name in shapes if name not in full]
+        left = total - sum(size[name] for name in full)
+        mass = sum(part[name] for name in sparse)
+        above = [name for name in sparse if left * part[name] > size[name] * mass]
+        if not above:
+            break
+        full += above
+    counts = {name: size[name] for name in full}
+    counts |= {name: left * part[name] // mass for name in sparse}
+    by_remainder = sorted(sparse, key=lambda name: -(left * part[name] % mass))  # stable: the earlier layer on ties
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return {name: counts[name] for name in shapes}
+
+
+def magnitudes(arrays):
+    """Return the absolute values of every layer."""
+    return {name: np.abs(array) for name, array in arrays.items()}
+
+
+class Oracle:
+    """One method over one run; what differs between methods is overridden."""
+
+    defaults: dict = {}  # noqa: RUF012 (never written to)
+    replaces_step = False  # whether an update takes the place of the optimiser step
+    dense_gradients = "never"  # when gradients of inactive weights are read
+    best = staticmethod(best)
+
+    def __init__(self, settings, timeline):
+        self.settings = {**self.defaults, **settings}
+        self.total_steps = timeline.total_steps
+        self.steps_per_epoch = timeline.steps_per_epoch
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["settings"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def scoring(self):
+        """Return what gradients are taken before the first step, or None."""
+
+    def update_steps(self):
+        """Return the steps after which masks change."""
+        return []
+
+    def planned(self, step):
+        """Return the sparsity in force once `step` is over; None where nothing is promised."""
+        return self.sparsity
+
+    def masks(self, step, weights, masks, gradients, hessian_gradients, draw):
+        """Return the masks after the set-up (`step` 0) or the update at `step`; `draw(name, purpose)` is in [0, 1)."""
+        if step == 0:
+            return self.first(weights, gradients, hessian_gradients, draw)
+        return self.update(step, weights, masks, gradients, draw)
+
+    def stages(self, *shown):
+        """Return the masks put in force one after the other, those of `masks` last: what one leaves out starts anew."""
+        return [self.masks(*shown)]
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Return the random start at the planned sparsity, layer by layer the largest draws."""
+        total = budget(self.planned(0), sum(weight.size for weight in weights.values()))
+        counts = layer_counts({name: weight.shape for name, weight in weights.items()}, total, self.distribution)
+        everything = {name: np.ones(weight.shape, bool) for name, weight in weights.items()}
+        return {name: self.best(draw(name, "mask"), counts[name], everything[name]) for name in weights}
+
+    def every(self, interval, end):
+        """Return interval, 2 interval, ... as far as it is below `end`."""
+        steps, step = [], interval
+        while step < end:
+            steps.append(step)
+            step += interval
+        return steps
+
+
+class Dense(Oracle):
+    """The dense network, and the narrower one: every weight stays (GraNet, Tables 2 and 3, "Dense")."""
+
+    def planned(self, step):
+        """Promise no sparsity."""
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Keep everything."""
+        return {name: np.ones(weight.shape, bool) for name, weight in weights.items()}
+
+
+class Static(Oracle):
+    """Random masks, never changed (Evci 2020, arXiv:1911.11134, Sec. 4, "Static")."""
+
+    defaults = {"distribution": "erk"}  # noqa: RUF012
+
+
+class Snip(Oracle):
+    """Lee 2019, arXiv:1810.02340, Eq. 6 and Alg. 1: s = |g w|, the top kappa of the whole network."""
+
+    defaults = {"score_batches": 1}  # noqa: RUF012
+
+    def scoring(self):
+        """One gradient of the loss, on the first batch."""
+        return {"order": 1, "batches": self.score_batches, "samples_per_class": 0, "temperature": 1.0}
+
+    def score(self, weight, gradient):
+        """Return |dL/dc| at c = 1, rounded to float32."""
+        return np.abs(gradient * weight)
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Return Alg. 1, lines 3 to 6; dividing every score by their sum (line 4) leaves the order as it is."""
+        scores = {name: self.score(weights[name], gradients[name]) for name in weights}
+        everything = {name: np.ones(weight.shape, bool) for name, weight in weights.items()}
+        kept = budget(self.sparsity, sum(weight.size for weight in weights.values()))
+        return best_of_all(scores, kept, everything, self.best)
+
+
+class Grasp(Oracle):
+    """Wang 2020, arXiv:2002.07376, Eq. 8 and Alg. 1: S(-theta) = -theta * Hg, the largest scores removed."""
+
+    defaults = {"samples_per_class": 10, "temperature": 200.0}  # noqa: RUF012
+
+    def scoring(self):
+        """Hg over so many images of each class in two halves, the logits divided by the temperature."""
+        few = {"samples_per_class": self.samples_per_class, "temperature": self.temperature}
+        return {"order": 2, "chunks": 2, **few}
+
+    def score(self, weight, gradient, hessian_gradient):
+        """Return the change of the gradient flow when the weight goes, Eq. 8, rounded to float32."""
+        return -(weight * hessian_gradient)
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Return Alg. 1, lines 3 to 5: keep the smallest scores, which is removing the largest."""
+        scores = {n: self.score(weights[n], gradients[n], hessian_gradients[n]) for n in weights}
+        everything = {name: np.ones(weight.shape, bool) for name, weight in weights.items()}
+        kept = budget(self.sparsity, sum(weight.size for weight in weights.values()))
+        return best_of_all({name: -score for name, score in scores.items()}, kept, everything, self.best)
+
+
+class Gmp(Oracle):
+    """Zhu & Gupta 2017, arXiv:1710.01878, Sec. 3, pruned globally as GraNet's baseline (arXiv:2106.10404, Sec. 4.1)."""
+
+    defaults = {"prune_end": 0.5}  # noqa: RUF012
+    start = 0.0
+
+    def prune_steps(self):
+        """Return the pruning updates: every dt steps up to t_f, before the run's last step."""
+        end = moment(self.prune_end, self.total_steps)
+        return [step for step in self.every(self.update_every, self.total_steps) if step <= end]
+
+    def update_steps(self):
+        """Prune until t_f and never again."""
+        return self.prune_steps()
+
+    def planned(self, step):
+        """Return Eq. 1 after k of n pruning updates, t0 = 0; s_i itself before the first."""
+        steps = self.prune_steps()
+        done = sum(s <= step for s in steps)
+        return cubic(self.start, self.sparsity, done / len(steps)) if done else self.start
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Start dense."""
+        return {name: np.ones(weight.shape, bool) for name, weight in weights.items()}
+
+    def prune(self, step, weights, masks):
+        """Return the largest |w| of the whole network among the active ones, down to the budget."""
+        kept = budget(self.planned(step), sum(weight.size for weight in weights.values()))
+        return best_of_all(magnitudes(weights), kept, masks, self.best)
+
+    def update(self, step, weights, masks, gradients, draw):
+        """Prune; what is pruned stays away."""
+        return self.prune(step, weights, masks)
+
+
+class Exchange(Oracle):
+    """Drop and grow in each layer, as many as were dropped: what RigL, SET and GraNet have in common."""
+
+    round_drop = staticmethod(math.floor)
+
+    def drops(self, step, active):
+        """Return how many of a layer's active weights are dropped."""
+        return self.round_drop(self.rate(step) * active)
+
+    def keep(self, step, weight, mask):
+        """Return which active weights of a layer are not dropped: all but the smallest |w|."""
+        active = int(mask.sum())
+        return self.best(np.abs(weight), active - self.drops(step, active), mask)
+
+    def growth(self, name, gradients, draw):
+        """Return by what weights are grown: the size of the dense gradient."""
+        return np.abs(gradients[name])
+
+    def candidates(self, mask, kept):
+        """Return which weights may be grown: all that were not kept, those dropped a moment ago included."""
+        return ~kept
+
+    def exchange(self, step, weights, masks, gradients, draw):
+        """Return the masks after one drop and one growth in each layer."""
+        result = {}
+        for name, mask in masks.items():
+            kept = self.keep(step, weights[name], mask)
+            missing = int(mask.sum()) - int(kept.sum())
+            result[name] = kept | self.best(self.growth(name, gradients, draw), missing, self.candidates(mask, kept))
+        return result
+
+    def update(self, step, weights, masks, gradients, draw):
+        """Exchange, and nothing else."""
+        return self.exchange(step, weights, masks, gradients, draw)
+
+
+class Rigl(Exchange):
+    """Evci 2020, arXiv:1911.11134, Sec. 3 and Alg. 1."""
+
+    defaults = {"prune_rate": 0.3, "update_every": 100, "update_end": 0.75, "distribution": "erk"}  # noqa: RUF012
+    replaces_step = True  # Alg. 1: the branch of an update has no SGD step
+    dense_gradients = "at updates"
+
+    def update_steps(self):
+        """Every dt steps while t < T_end."""
+        return self.every(self.update_every, moment(self.update_end, self.total_steps))
+
+    def rate(self, step):
+        """Return f_decay(t; alpha, T_end) = alpha / 2 (1 + cos(t pi / T_end)), Sec. 3 (2)."""
+        return cosine(self.prune_rate, 0.0, step / moment(self.update_end, self.total_steps))
+
+
+class RiglItop(Exchange):
+    """Liu 2021, arXiv:2102.02887, Sec. 4: RigL's exchange, rarely, to the end of the run, the drop rounded up."""
+
+    defaults = {"prune_rate": 0.5, "final_prune_rate": 0.005, "distribution": "erk"}  # noqa: RUF012
+    dense_gradients = "at updates"
+    round_drop = staticmethod(math.ceil)
+
+    def update_steps(self):
+        """Every dt steps before the run's last."""
+        return self.every(self.update_every, self.total_steps)
+
+    def rate(self, step):
+        """Return the rate annealed over the whole run."""
+        return cosine(self.prune_rate, self.final_prune_rate, step / self.total_steps)
+
+
+class GraNet(Gmp, RiglItop):
+    """Liu 2021, arXiv:2106.10404, Alg. 2: gradual pruning (Eq. 1), then zero-cost neuroregeneration (Eqs. 2 and 3)."""
+
+    defaults = {  # noqa: RUF012
+        "start_sparsity": 0.5,
+        "prune_rate": 0.5,
+        "final_prune_rate": 0.005,
+        "prune_end": 0.5,
+        "distribution": "erk",
+    }
+    first = Oracle.first
+
+    @property
+    def start(self):
+        """The sparsity s_i of Eq. 1."""
+        return self.start_sparsity
+
+    def update_steps(self):
+        """Regeneration goes on after t_f: every dt steps before the run's last."""
+        return self.every(self.update_every, self.total_steps)
+
+    def update(self, step, weights, masks, gradients, draw):
+        """Prune globally (Eq. 1), drop the share r of each layer by |w| (Eq. 2), grow as many by |g| (Eq. 3)."""
+        return self.exchange(step, weights, self.prune(step, weights, masks), gradients, draw)
+
+    def stages(self, step, weights, masks, *shown):
+        """Set what Eq. 1 prunes to zero first; what Eq. 2 drops and Eq. 3 regrows keeps its value."""
+        result = super().stages(step, weights, masks, *shown)
+        return [self.prune(step, weights, masks), *result] if step else result
+
+
+class Set(Exchange):
+    """Mocanu 2018, arXiv:1707.04780, Alg. 1: zeta of the smallest positive and of the largest negative weights go."""
+
+    defaults = {"prune_rate": 0.3, "per_sign": True, "update_every": 0, "distribution": "erk"}  # noqa: RUF012
+
+    def update_steps(self):
+        """After each epoch, or every so many steps where asked, before the run's last step."""
+        return self.every(self.update_every or self.steps_per_epoch, self.total_steps)
+
+    def rate(self, step):
+        """Return zeta, the same at every update."""
+        return self.prune_rate
+
+    def signs(self, weight, mask):
+        """Return the groups that are dropped from apart: positive weights, zero among them, and negative ones."""
+        return [mask & (weight >= 0), mask & (weight < 0)]
+
+    def keep(self, step, weight, mask):
+        """Return the weights furthest from zero, of each sign apart where asked."""
+        groups = self.signs(weight, mask) if self.per_sign else [mask]
+        kept = np.zeros(mask.shape, bool)
+        for group in groups:
+            active = int(group.sum())
+            kept |= self.best(np.abs(weight), active - self.drops(step, active), group)
+        return kept
+
+    def growth(self, name, gradients, draw):
+        """Return random numbers: SET grows blindly."""
+        return draw(name, "grow")
+
+
+ORACLES = {
+    "dense": Dense,
+    "small_dense": Dense,
+    "static": Static,
+    "snip": Snip,
+    "grasp": Grasp,
+    "gmp": Gmp,
+    "set": Set,
+    "rigl": Rigl,
+    "rigl_itop": RiglItop,
+    "granet": GraNet,
+}
