@@ -13,7 +13,8 @@ import torch
 
 from benchmark.errors import UserError
 
-MAGIC = b"sparse-bench checkpoint 1\n"
+MAGIC = b"sparse-bench checkpoint 2\n"
+OLDER = b"sparse-bench checkpoint 1\n"  # of an earlier version, which saved at the ends of epochs only
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -53,6 +54,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}; {way_out}") from error
+    if content.startswith(OLDER):
+        raise UserError(
+            f"checkpoint {path} was written by an earlier version of sparse-bench and cannot be used; {way_out}"
+        )
     digest, payload = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
     if not content.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
         raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum; {way_out}")

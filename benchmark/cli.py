@@ -117,7 +117,7 @@ def pages() -> None:
 def check(
     method: Annotated[str, typer.Argument(help="methods, comma-separated: names, or paths of Python files")],
 ) -> None:
-    """Hold a method to every promise of the interface on three small networks, and print what was seen."""
+    """Hold a method to every promise of the interface on small networks and in two processes; print what was seen."""
     from benchmark.cells import split_list
     from benchmark.conformance.report import check_methods
 
@@ -148,9 +148,12 @@ def export(
 
     def action() -> None:
         name = record_run(Path(run)) if run.endswith(".json") else Path(run).name
-        folder, masks = export_run(name, runs or ROOT / "runs", to or Path("export") / name)
+        folder = to or Path("export") / name
+        masks, about = export_run(name, runs or ROOT / "runs", folder)
         active, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
         console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
+        if "interrupted_at_step" in about:
+            console.print(f"as the run stood after step {about['interrupted_at_step']}, where it was interrupted")
         console.print(f"wrote {folder / MASKS}: one bit per weight, row-major, 1 = active", highlight=False)
 
     guarded(action)

@@ -35,7 +35,7 @@ def propose(method: Method, name: str, view: View) -> list[Masks]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
-    except Exception as error:  # a plugin may raise anything at all
+    except (Exception, SystemExit) as error:  # a plugin may raise anything at all
         raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
     return list(masks) if isinstance(masks, tuple) else [masks]
 

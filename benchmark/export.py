@@ -47,7 +47,9 @@ def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """
     weights, about = read_tensors(folder / WEIGHTS)
     bits, about_masks = read_tensors(folder / MASKS)
-    shapes = json.loads(about_masks["shapes"])
+    shapes = json.loads(about_masks.get("shapes", "{}"))
+    if not shapes or set(shapes) != set(bits) or not set(shapes) <= set(weights):
+        raise UserError(f"{folder / MASKS} is no file of masks for the weights in {folder / WEIGHTS}")
     masks = {name: unpack(bits[name], torch.Size(shape)) for name, shape in shapes.items()}
     digest = hash_masks(masks)
     if {about.get("masks_sha256"), about_masks.get("masks_sha256")} != {digest}:
@@ -65,26 +67,28 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(
+            f"{path} cannot be read: {error}; name the folder of runs with --runs, or run the cell again"
+        ) from error
 
 
-def export_run(name: str, runs: Path, target: Path) -> tuple[Path, dict[str, Tensor]]:
+def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Write a run's network to the folder `target`, from its files or, where it was interrupted, from its checkpoint.
 
-    Returns the folder and the masks. Raises UserError for a run without either.
+    Returns the masks and what the files say of themselves. Raises UserError for a run without either.
     """
     folder = runs / Path(name).name
-    if (folder / "checkpoint").exists():
+    if (folder / WEIGHTS).exists():
+        state, masks = read_export(folder)
+        about = {key: value for key, value in read_tensors(folder / WEIGHTS)[1].items() if key != "masks_sha256"}
+    elif (folder / "checkpoint").exists():
         saved = load_checkpoint(folder / "checkpoint")
         state = saved["average"] or saved["model"]
         masks = {name: unpack(bits, state[name].shape) for name, bits in saved["masks"].items()}
-        about = {**saved["about"], "step": str(saved["counters"][0])}
-    elif (folder / WEIGHTS).exists():
-        state, masks = read_export(folder)
-        about = {key: value for key, value in read_tensors(folder / WEIGHTS)[1].items() if key != "masks_sha256"}
+        about = {**saved["about"], "interrupted_at_step": str(saved["counters"][0])}
     else:
         there = sorted(path.parent.name for pattern in (WEIGHTS, "checkpoint") for path in runs.glob(f"*/{pattern}"))
         raise UserError(f"no run '{name}' in {runs}; there is: {', '.join(dict.fromkeys(there)) or 'none'}")
     target.mkdir(parents=True, exist_ok=True)
     export_network(state, masks, target, about)
-    return target, masks
+    return masks, about

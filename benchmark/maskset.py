@@ -55,8 +55,10 @@ class MaskSet:
         0's where several processes train together. A weight active before and after keeps its value and state; a newly
         active one starts at zero with zero state.
         """
-        self.check(proposed, planned)
-        self.check_ranks(proposed)
+        fault = self.find_fault(proposed, planned)
+        self.check_ranks(proposed, fault)
+        if fault:
+            raise ContractError(fault)
         for (name, weight), factor in zip(self.weights.items(), self.factors, strict=True):
             mask = self.masks[name]
             mask.copy_(proposed[name])
@@ -93,16 +95,24 @@ class MaskSet:
         if planned is not None and active != planned:
             raise ContractError(f"must keep exactly {planned} of {self.total} weights here, keeps {active}")
 
-    def check_ranks(self, proposed: Mapping[str, Tensor]) -> None:
-        """Raise ContractError, on every rank alike, unless all of them propose the same masks."""
+    def check_ranks(self, proposed: Mapping[str, Tensor], fault: str) -> None:
+        """Raise ContractError, on every rank alike, unless all have the same masks or the same fault."""
         if count_ranks() == 1:
             return
-        differing = differing_ranks(hash_masks({name: proposed[name] for name in self.masks}))
+        differing = differing_ranks(fault or hash_masks({name: proposed[name] for name in self.masks}))
         if differing:
             raise ContractError(
                 f"must return the same masks in every process, those of rank {differing} differ from rank 0's: draw "
                 "random numbers with view.random(name), never from a global generator"
             )
+
+    def find_fault(self, proposed: Mapping[str, Tensor], planned: int | None) -> str:
+        """Return what is wrong with the proposed masks, or nothing."""
+        try:
+            self.check(proposed, planned)
+        except ContractError as error:
+            return str(error)
+        return ""
 
     @torch.no_grad()
     def mask_gradients(self) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell
+from benchmark.data import Data
 from benchmark.environment import describe_environment, describe_git
+from benchmark.pages import Page
 from benchmark.train import Training
 from leaderboard import Record
 
@@ -36,7 +38,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "sparsity": cell.sparsity,
         "seed": cell.seed,
         "data": describe_data(run),
-        **describe_accuracy(run),
+        **describe_accuracy(run.history),
         "weights": {
             "prunable": prunable,
             "active": active,
@@ -56,7 +58,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "train_s": run.train_s,
             "eval_s": run.eval_s,
             "total_s": run.train_s + run.eval_s,
-            "images_per_s": images_trained(run) / run.train_s,
+            "images_per_s": images_trained(run.page, run.data) / run.train_s,
         },
         "environment": {**describe_environment(run.device, run.precision), "channels_last": run.channels_last},
         "git": describe_git(),
@@ -73,12 +75,12 @@ def has_diverged(run: Training) -> bool:
     return run.history[-1]["loss"] is None or run.skipped_steps > DIVERGED_SHARE * run.timeline.total_steps
 
 
-def images_trained(run: Training) -> int:
-    """Return how many images the run trained on, repeats counted."""
-    per_epoch = len(run.data.train)
-    if run.page.drop_last:
-        per_epoch -= per_epoch % run.page.batch_size
-    return per_epoch * run.epoch
+def images_trained(page: Page, data: Data) -> int:
+    """Return how many images a whole run trains on, repeats counted."""
+    per_epoch = len(data.train)
+    if page.drop_last:
+        per_epoch -= per_epoch % page.batch_size
+    return per_epoch * page.epochs
 
 
 def describe_page(cell: Cell) -> dict[str, Any]:
@@ -123,13 +125,13 @@ def describe_data(run: Training) -> dict[str, Any]:
     }
 
 
-def describe_accuracy(run: Training) -> dict[str, Any]:
+def describe_accuracy(history: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the three accuracies, kept apart, and the epochs they belong to.
 
     Only epochs at which the final density was in force can be selected; among equals the first is taken.
     """
-    final = run.history[-1]
-    eligible = [row for row in run.history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
+    final = history[-1]
+    eligible = [row for row in history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
     on_validation = [row for row in eligible if row["validation_acc_pct"] is not None]
     chosen = max(on_validation, key=lambda row: row["validation_acc_pct"], default=None)
     best = max(eligible, key=lambda row: row["test_acc_pct"])

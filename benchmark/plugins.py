@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import methods
@@ -74,6 +74,11 @@ class Plugin:
             typed = OmegaConf.merge(OmegaConf.structured(self.cls), dict(values, sparsity=sparsity))
             plain = OmegaConf.to_container(typed)
             assert isinstance(plain, dict)
+            for setting, value in plain.items():
+                if value == MISSING:
+                    raise UserError(
+                        f"method '{self.name}': setting '{setting!s}' has no default: give it with ARGS={setting!s}=..."
+                    )
             return self.cls(**{str(key): value for key, value in plain.items()})
         except OmegaConfBaseException as error:
             setting = getattr(error, "full_key", None) or "?"

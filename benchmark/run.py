@@ -33,7 +33,7 @@ from benchmark.resume import FINISHED, Saver, check_same, read_finished
 from benchmark.scoring import score
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
-from leaderboard import Record, find_same, rebuild, write_record
+from leaderboard import Record, find_faults, find_same, rebuild, write_record
 from methods.core import Timeline, View, count_kept
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
@@ -116,17 +116,31 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
     try:
         with FileLock(folder / "lock", timeout=0):
             sweep(folder)
-            record = None if options.fresh else read_finished(folder / FINISHED)
-            if record is None:
-                record = train_cell(cell, data, options, console, folder)
-                write_atomically(folder / FINISHED, json.dumps(record).encode())
-            path = find_same(record, options.places.records) or write_record(record, options.places.records)
-            rebuild(options.places.records, options.places.page)
-            (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
-            (folder / FINISHED).unlink()
+            finished = read_finished(folder / FINISHED)
+            if finished is not None:  # never lost, whatever is asked now
+                path = publish(finished, folder, options.places)
+                console.print(f"published the run that finished {finished['finished']}: {path.name}", markup=False)
+                if not options.fresh and finished["data"]["fingerprint"] == data.fingerprint:
+                    return finished, path
+            if options.fresh:
+                (folder / "checkpoint").unlink(missing_ok=True)
+            record = train_cell(cell, data, options, console, folder)
+            write_atomically(folder / FINISHED, json.dumps(record).encode())
+            return record, publish(record, folder, options.places)
     except Timeout:
         raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
-    return record, path
+
+
+def publish(record: Record, folder: Path, places: Places) -> Path:
+    """Write a finished run's record, unless it is there already, rebuild the page, and clear the run's folder.
+
+    Killed anywhere and called again, it ends with one record.
+    """
+    path = find_same(record, places.records) or write_record(record, places.records)
+    rebuild(places.records, places.page)
+    (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
+    (folder / FINISHED).unlink()
+    return path
 
 
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:
@@ -136,7 +150,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     built = build(cell, data, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"
-    state = None if options.fresh or not checkpoint.exists() else load_checkpoint(checkpoint)
+    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
     run = prepare(cell, built, data, options.device)
     if state is None:
         set_up_masks(cell, run, lambda text: console.print(f"warning: {text}", style="yellow", markup=False))
@@ -160,10 +174,21 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             train(run, reporter, after_epoch, saver)
         export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = make_record(cell, built, run, options.command, started)
+        refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
     finally:
         tracker.finish(summary)  # or the next run of a grid would be logged into this one
     return record
+
+
+def refuse_invalid(record: Record, folder: Path) -> None:
+    """Raise UserError for a record that the store would refuse: a missed budget, a figure that is no number."""
+    faults = find_faults(record)
+    if faults:
+        raise UserError(
+            f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}; "
+            f"its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
+        )
 
 
 def about(cell: Cell) -> dict[str, str]:

@@ -15,58 +15,63 @@ from benchmark.build import create_network, model_arguments
 from benchmark.costs import count_costs
 from benchmark.data import Data, load_data
 from benchmark.errors import UserError
-from benchmark.export import read_export
+from benchmark.export import WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.narrow import narrow_arguments
+from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
+from benchmark.plugins import find_method, method_names
 from benchmark.prunable import find_layers, prunable_weights
 from benchmark.train import make_autocast, measure_accuracy
 from leaderboard import Record, RecordError, read_record
-from methods.core import count_kept
+from methods.core import Budget, count_kept
 
 POINTS = 0.1  # another processor may round a score the other way: so far apart accuracies may be, or by one image
 
 Finding = tuple[str, Any, Any, bool]  # what, in the record, found again, whether they agree
 
 
+NOT_FOUND_AGAIN = "not found again: training cost before the last epoch, accuracies of earlier epochs, times, the seed"
+
+
 def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     """Compare the record at `path` with the network its run exported, rebuilt and evaluated anew.
 
-    Nothing is taken from the record but the settings to rebuild network and data. Raises UserError when the record or
-    the files cannot be read, or the weights do not fit the backbone.
+    Taken from the record are the settings of page and method, its history, and nothing else: every other figure is
+    found again. Raises UserError when record or files cannot be read, or the weights do not fit the backbone.
     """
     try:
         record = read_record(path)
     except RecordError as error:
         raise UserError(f"record {path}: {error}") from error
     page = merge_settings(record["page"]["settings"], f"record {path}")
-    weights, masks = read_export(runs / record["run"])
+    folder = runs / Path(record["run"]).name
+    weights, masks = read_export(folder)
+    about = read_tensors(folder / WEIGHTS)[1]
     data = load_data(page, data_root, torch.device("cpu"))
-    model = rebuild_network(record, page, data)
+    full = create_network(page, model_arguments(page, data))
+    model = rebuild_network(record, page, data, full, masks)
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{runs / record['run']}: the weights do not fit {page.model}: {error}") from error
+        raise UserError(f"{folder}: the weights do not fit {page.model}: {error}") from error
     return [
-        (
-            "data",
-            record["data"]["fingerprint"][:16],
-            data.fingerprint[:16],
-            record["data"]["fingerprint"] == data.fingerprint,
-        ),
+        same("run", record["run"], about.get("run")),
+        same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),
         *compare_masks(record, masks),
-        *compare_costs(record, page, model, data, masks),
-        compare_accuracy(record, model, data),
+        *compare_sizes(record, page, full, masks),
+        *compare_costs(record, page, full, model, data, masks),
+        *compare_accuracy(record, model, data),
     ]
 
 
-def rebuild_network(record: Record, page: Page, data: Data) -> nn.Module:
-    """Return the record's backbone, narrowed where its method narrows."""
-    arguments = model_arguments(page, data)
-    width = record["method"]["settings"].get("width")
-    if width is not None:
-        arguments = narrow_arguments(page.model, arguments, width)
-    return create_network(page, arguments)
+def rebuild_network(record: Record, page: Page, data: Data, full: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return the backbone of the masks: the full one, or the one narrowed to the width the record names."""
+    prunable = prunable_weights(full, find_layers(full, page))
+    if all(name in masks and masks[name].shape == weight.shape for name, weight in prunable.items()):
+        return full
+    width = record["method"]["settings"].get("width", 1.0)
+    return create_network(page, narrow_arguments(page.model, model_arguments(page, data), width))
 
 
 def same(what: str, recorded: Any, found: Any) -> Finding:
@@ -78,17 +83,42 @@ def compare_masks(record: Record, masks: Mapping[str, Tensor]) -> list[Finding]:
     """Compare counts, density and masks, layer by layer."""
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     recorded = {layer["name"]: layer["active"] for layer in record["layers"] if layer["prunable"]}
-    active = sum(counts.values())
     findings = [
         same("masks (sha256)", record["masks_sha256"][:16], hash_masks(masks)[:16]),
-        same("active weights", record["weights"]["active"], active),
+        same("active weights", record["weights"]["active"], sum(counts.values())),
         same("layers with the recorded count", f"{len(recorded)} of {len(recorded)}", tally(recorded, counts)),
-        same("density", record["density"]["prunable"], active / record["weights"]["dense_prunable"]),
     ]
-    if record["method"]["budget"] == "exact":
-        budget = count_kept(record["sparsity"], sum(mask.numel() for mask in masks.values()))
-        findings.append(same(f"budget at sparsity {record['sparsity']:g}", budget, active))
+    budget = budget_kind(record)
+    findings.append(same("kind of budget", record["method"]["budget"], budget))
+    if budget == Budget.EXACT.value:
+        kept = count_kept(record["sparsity"], sum(mask.numel() for mask in masks.values()))
+        findings.append(same(f"budget at sparsity {record['sparsity']:g}", kept, sum(counts.values())))
     return findings
+
+
+def budget_kind(record: Record) -> str:
+    """Return what the method promises of its count: as its class says where it is found here, else as recorded."""
+    name = str(record["method"]["name"])
+    known = name in method_names() and record["method"]["source"] == find_method(name).source
+    return find_method(name).cls.budget.value if known else str(record["method"]["budget"])
+
+
+def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[str, Tensor]) -> list[Finding]:
+    """Compare the numbers of weights of the full network, and the densities relative to it."""
+    active = sum(int(mask.sum()) for mask in masks.values())
+    idle = sum(mask.numel() for mask in masks.values()) - active
+    prunable = sum(weight.numel() for weight in prunable_weights(full, find_layers(full, page)).values())
+    parameters = sum(weight.numel() for weight in full.parameters())
+    return [
+        same("prunable weights, dense", record["weights"]["dense_prunable"], prunable),
+        same("parameters, dense", record["weights"]["dense_parameters"], parameters),
+        same("density", record["density"]["prunable"], active / prunable),
+        same(
+            "density of all parameters",
+            record["density"]["all_parameters"],
+            (record["weights"]["parameters"] - idle) / parameters,
+        ),
+    ]
 
 
 def tally(recorded: Mapping[str, int], counts: Mapping[str, int]) -> str:
@@ -98,21 +128,29 @@ def tally(recorded: Mapping[str, int], counts: Mapping[str, int]) -> str:
 
 
 def compare_costs(
-    record: Record, page: Page, model: nn.Module, data: Data, masks: Mapping[str, Tensor]
+    record: Record, page: Page, full: nn.Module, model: nn.Module, data: Data, masks: Mapping[str, Tensor]
 ) -> list[Finding]:
-    """Count the inference cost again, from the rebuilt network and the masks in the file."""
+    """Count the costs again, from the rebuilt networks and the masks in the file."""
+    shape = (data.channels, data.image_size, data.image_size)
     layers = find_layers(model, page)
-    costs = count_costs(model, layers, (data.channels, data.image_size, data.image_size))
+    dense = count_costs(full, find_layers(full, page), shape).dense
+    inference = count_costs(model, layers, shape).forward({name: int(mask.sum()) for name, mask in masks.items()})
     names = list(prunable_weights(model, layers))
-    inference = costs.forward({name: int(mask.sum()) for name, mask in masks.items()})
+    macs = record["macs"]
     return [
         same("prunable layers", len(names), sum(name in masks for name in names)),
-        same("inference macs", record["macs"]["inference"], inference),
+        same("parameters", record["weights"]["parameters"], sum(weight.numel() for weight in model.parameters())),
+        same("inference macs, dense", macs["inference_dense"], dense),
+        same("inference macs", macs["inference"], inference),
+        same("inference share", macs["inference_share"], inference / dense),
+        same("training macs, dense", macs["train_dense"], 3 * dense * images_trained(page, data)),
+        same("training share", macs["train_share"], macs["train"] / macs["train_dense"]),
+        same("training share, last epoch", macs["train_share"], record["history"][-1]["train_share"]),
     ]
 
 
-def compare_accuracy(record: Record, model: nn.Module, data: Data) -> Finding:
-    """Evaluate the network on the test part, in the record's precision."""
+def compare_accuracy(record: Record, model: nn.Module, data: Data) -> list[Finding]:
+    """Evaluate the network on the test part, in the record's precision; choose among its epochs again."""
     environment, cpu = record["environment"], torch.device("cpu")
     channels_last = bool(environment.get("channels_last"))
     if channels_last:
@@ -120,7 +158,14 @@ def compare_accuracy(record: Record, model: nn.Module, data: Data) -> Finding:
     found = measure_accuracy(model, data.test, cpu, make_autocast(cpu, environment["precision"]), channels_last)
     recorded = record["accuracy_pct"]["last_epoch"]
     near = recorded is not None and abs(found - recorded) <= max(POINTS, 100 / len(data.test)) + 1e-9
-    return "test accuracy, last epoch (%)", recorded, found, near
+    again = describe_accuracy(record["history"])["accuracy_pct"]
+    return [
+        ("test accuracy, last epoch (%)", recorded, found, near),
+        *(
+            same(f"accuracy by its history, {kind}", record["accuracy_pct"][kind], value)
+            for kind, value in again.items()
+        ),
+    ]
 
 
 def print_findings(console: Console, findings: list[Finding]) -> bool:
@@ -131,6 +176,7 @@ def print_findings(console: Console, findings: list[Finding]) -> bool:
     for what, recorded, found, agrees in findings:
         table.add_row(what, show(recorded), show(found), "same" if agrees else "[red]DIFFERS[/red]")
     console.print(table)
+    console.print(NOT_FOUND_AGAIN, style="dim")
     return all(finding[3] for finding in findings)
 
 

@@ -266,13 +266,33 @@ def keep_local_gradients() -> None:
     MaskSet.dense_gradients = lambda self: {n: local[id(w)].float() for n, w in self.weights.items()}
 
 
+def weigh_shares_equally() -> None:
+    """Average the processes' mean gradients, whatever their numbers of images."""
+    from benchmark.ranks import count_ranks
+
+    take, summed, weight = loop.take_share, loop.sum_gradients, [1.0]
+
+    def take_share(images: Any, labels: Any) -> Any:
+        mine = take(images, labels)
+        weight[0] = len(labels) / len(mine[1]) / count_ranks()
+        return mine
+
+    def sum_gradients(parameters: Any) -> None:
+        parameters = list(parameters)
+        for parameter in parameters:
+            parameter.grad.mul_(weight[0])
+        summed(parameters)
+
+    loop.take_share, loop.sum_gradients = take_share, sum_gradients
+
+
 def draw_masks_per_rank() -> None:
     """Have each process draw its own masks, with nobody comparing them."""
     from benchmark.ranks import own_rank
 
     original = View.random
     View.random = lambda self, name, purpose="": original(self, name, f"{purpose}{own_rank() or ''}")
-    MaskSet.check_ranks = lambda self, proposed: None
+    MaskSet.check_ranks = lambda self, proposed, fault: None
 
 
 SALTED = '''"""A plugin that seeds its generator with hash()."""
@@ -389,11 +409,13 @@ MUTANTS = [
 # These need two processes, so they are planted in each of them.
 SHARED = [
     Mutant("local gradients", "growth by each process's own gradients", "two-processes", "rigl_itop"),
+    Mutant("shares not weighed", "an uneven batch's shares averaged as if even", "two-processes", "rigl_itop"),
     Mutant("masks per process", "each process draws its own", "two-processes", "static"),
     Mutant("salted hash", "seeded by hash(), which differs between processes", "two-processes", "static"),
 ]
 PLANTED = {
     "local gradients": "tests.mutants:keep_local_gradients",
+    "shares not weighed": "tests.mutants:weigh_shares_equally",
     "masks per process": "tests.mutants:draw_masks_per_rank",
 }
 

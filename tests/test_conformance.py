@@ -149,3 +149,81 @@ def test_the_command_ends_with_1_for_a_broken_method_and_2_for_a_name_that_is_no
     assert several.returncode == 2
     assert "must define exactly one subclass" in several.stderr
     assert GlobalGenerator.__name__ in several.stderr
+
+
+BASE = """from dataclasses import dataclass
+from typing import ClassVar
+
+import sys
+import torch
+
+from methods import rigl_itop, set as plain, snip, static
+from methods.core import DenseGrads, Scoring, View, all_active
+
+
+@dataclass(frozen=True, kw_only=True)
+"""
+
+
+def judge(tmp_path: Path, code: str, *checks: str) -> dict[str, str]:
+    """Return the verdicts of the checks on a plugin written as a class body."""
+    file = tmp_path / "mine.py"
+    file.write_text(BASE + code)
+    kit = Kit(find_method(str(file)), str(file))
+    return {name: run_check(kit, name).verdict for name in checks}
+
+
+def test_a_method_whose_updates_never_come_in_the_kit_is_not_passed(tmp_path):
+    code = (
+        "class Rare(static.Static):\n    delta_t: int = 1000\n"
+        "    def update_steps(self, timeline):\n"
+        "        return range(self.delta_t, timeline.total_steps, self.delta_t)\n"
+        "    def update(self, view):\n        raise NotImplementedError\n"
+    )
+    assert judge(tmp_path, code, "runs") == {"runs": "FAIL"}
+
+
+def test_a_method_that_ends_the_program_is_caught(tmp_path):
+    code = "class Ends(static.Static):\n    def setup(self, view):\n        sys.exit(0)\n"
+    assert judge(tmp_path, code, "runs", "inactive-weights") == {"runs": "FAIL", "inactive-weights": "not reached"}
+
+
+def test_scoring_on_more_images_than_the_kit_has_is_no_fault(tmp_path):
+    code = "class Many(snip.SNIP):\n    score_batches: int = 8\n"
+    wanted = ("scoring-gradients", "training-cost", "declared-scoring")
+    assert judge(tmp_path, code, *wanted) == dict.fromkeys(wanted, "pass")
+
+
+def test_updates_at_every_step_are_no_fault(tmp_path):
+    code = (
+        "class Busy(rigl_itop.RigLITOP):\n    dense_grads: ClassVar[DenseGrads] = DenseGrads.EVERY_STEP\n"
+        "    def update_steps(self, timeline):\n        return range(1, timeline.total_steps + 1)\n"
+    )
+    seen = judge(tmp_path, code, *(name for name in CHECKS if name != "two-processes"))
+    assert not [name for name, verdict in seen.items() if verdict in ("FAIL", "not reached")], seen
+    assert seen["clipping"] == "n/a"
+
+
+def test_a_method_that_keeps_whole_outputs_is_no_fault(tmp_path):
+    code = (
+        "class Rows(snip.SNIP):\n    def setup(self, view):\n"
+        "        rows = {n: (g * view.weights[n]).abs().flatten(1).sum(1) for n, g in view.gradients.items()}\n"
+        "        return {n: (r >= r.median()).view(-1, *[1] * (view.weights[n].dim() - 1)).expand_as(view.weights[n])"
+        " for n, r in rows.items()}\n"
+    )
+    assert judge(tmp_path, code, "fine-scores") == {"fine-scores": "pass"}
+
+
+def test_a_setting_without_default_is_asked_for_by_name(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(BASE + "class Asks(static.Static):\n    depth: int\n")
+    result = run_check(Kit(find_method(str(file)), str(file)), "runs")
+    assert (result.verdict, "setting 'depth' has no default: give it with ARGS=depth=..." in result.seen) == (
+        "FAIL",
+        True,
+    )
+
+
+def test_a_built_in_is_checked_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_check(Kit(find_method("static"), "static"), "two-processes").verdict == "pass"

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmark.checkpoint import load_checkpoint
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, export_run, read_export
 from benchmark.maskset import hash_masks
@@ -52,8 +53,36 @@ def set_accuracy(record: dict) -> None:
     record["accuracy_pct"]["last_epoch"] += 1.5
 
 
+def set_best(record: dict) -> None:
+    record["accuracy_pct"]["best_on_test"] = 99.9
+
+
 def set_macs(record: dict) -> None:
     record["macs"]["inference"] -= 1
+
+
+def halve_share(record: dict) -> None:
+    record["macs"]["inference_dense"] *= 2
+    record["macs"]["inference_share"] /= 2
+
+
+def halve_density(record: dict) -> None:
+    record["weights"]["dense_prunable"] *= 2
+    record["density"]["prunable"] /= 2
+
+
+def loosen_budget(record: dict) -> None:
+    record["method"]["budget"] = "outcome"
+    record["sparsity"] = 0.95
+
+
+def cheapen_training(record: dict) -> None:
+    record["macs"]["train"] //= 3
+    record["macs"]["train_share"] = record["macs"]["train"] / record["macs"]["train_dense"]
+
+
+def lengthen(record: dict) -> None:
+    record["page"]["settings"]["epochs"] = 400
 
 
 def move_a_weight(record: dict) -> None:
@@ -65,10 +94,16 @@ def move_a_weight(record: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "differs"),
     [
-        (set_active, "active weights"),
-        (set_accuracy, "test accuracy, last epoch (%)"),
-        (set_macs, "inference macs"),
-        (move_a_weight, "layers with the recorded count"),
+        (set_active, ["active weights"]),
+        (set_accuracy, ["test accuracy, last epoch (%)", "accuracy by its history, last_epoch"]),
+        (set_best, ["accuracy by its history, best_on_test"]),
+        (set_macs, ["inference macs"]),
+        (halve_share, ["inference macs, dense", "inference share"]),
+        (halve_density, ["prunable weights, dense", "density"]),
+        (loosen_budget, ["kind of budget", "budget at sparsity 0.95"]),
+        (cheapen_training, ["training share, last epoch"]),
+        (lengthen, ["training macs, dense"]),
+        (move_a_weight, ["layers with the recorded count"]),
     ],
 )
 def test_an_edited_record_is_found_out_by_the_very_figure(done, tmp_path, monkeypatch, change, differs):
@@ -81,7 +116,7 @@ def test_an_edited_record_is_found_out_by_the_very_figure(done, tmp_path, monkey
     edited.write_text(json.dumps(content))
     monkeypatch.setattr(store, "find_faults", lambda record: [])  # the schema would notice some of them by itself
     wrong = [what for what, *_, agrees in verify_record(edited, runs, done.folder / "data") if not agrees]
-    assert wrong == [differs]
+    assert wrong == differs
 
 
 def copy_run(done: Bench, target: Path) -> Path:
@@ -122,7 +157,9 @@ def test_a_missing_or_cut_file_is_named(done, tmp_path, name, harm):
 
 def test_an_exported_run_loads_strictly_into_plain_timm_and_holds_its_budget(done, tmp_path):
     record, runs, _ = places(done, "granet")
-    folder, masks = export_run(record.stem, runs, tmp_path / "out")
+    folder = tmp_path / "out"
+    masks, about = export_run(record.stem, runs, folder)
+    assert about == {"model": "cifar_resnet20", "run": record.stem}
     model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1, width=0.5)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     content = json.loads(record.read_text())
@@ -141,8 +178,9 @@ def test_an_interrupted_run_is_exported_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.undo()
     (folder,) = (tmp_path / "runs").iterdir()
     assert not (folder / WEIGHTS).exists()
-    target, masks = export_run(folder.name, tmp_path / "runs", tmp_path / "out")
-    weights, again = read_export(target)
+    masks, about = export_run(folder.name, tmp_path / "runs", tmp_path / "out")
+    assert int(about["interrupted_at_step"]) > 0
+    weights, again = read_export(tmp_path / "out")
     assert hash_masks(masks) == hash_masks(again)
     assert all(bool((weights[name][~mask] == 0).all()) for name, mask in masks.items())
     assert any(bool(torch.is_nonzero(weights[name].abs().sum())) for name in masks)
@@ -151,6 +189,62 @@ def test_an_interrupted_run_is_exported_as_it_stands(tmp_path, monkeypatch):
 def test_a_run_that_is_not_there_is_told_with_those_that_are(done):
     with pytest.raises(UserError, match=r"no run 'nosuch' in .*; there is: .*digits_resnet20.granet"):
         export_run("nosuch", done.folder / "runs", done.folder / "out")
+
+
+def test_fresh_publishes_what_had_finished_before_it_starts_over(tmp_path, monkeypatch):
+    import benchmark.run as module
+
+    bench = Bench(tmp_path)
+    monkeypatch.setattr(module, "write_record", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench("static", arguments=TINY)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "export_network", lambda *_: 1 / 0)  # the fresh run is killed too, at its end
+    with pytest.raises(ZeroDivisionError):
+        bench("static", arguments=TINY, fresh=True)
+    assert len(bench.records()) == 1
+    assert "published the run that finished" in bench.shown.getvalue()
+    monkeypatch.undo()
+    assert bench("static", arguments=TINY) == 0
+    assert len(bench.records()) == 2
+    assert "continuing" in bench.shown.getvalue()
+
+
+def test_a_fresh_run_killed_at_once_does_not_go_on_from_the_old_checkpoint(tmp_path, monkeypatch):
+    import benchmark.run as module
+
+    bench = Bench(tmp_path)
+    for name, fresh in (("export_network", False), ("train", True)):
+        monkeypatch.setattr(module, name, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bench("static", arguments=TINY, fresh=fresh)
+        monkeypatch.undo()
+    assert bench("static", arguments=TINY) == 0
+    assert "continuing" not in bench.shown.getvalue()
+
+
+def test_a_record_that_is_not_valid_is_told_with_the_way_out(tmp_path, monkeypatch):
+    import benchmark.run as module
+
+    original = module.make_record
+    monkeypatch.setattr(module, "make_record", lambda *rest: {**original(*rest), "sparsity": 7.0})
+    with pytest.raises(UserError, match=r"its record is not valid and was not published: .*FRESH=1"):
+        Bench(tmp_path)("static", arguments=TINY)
+    assert not list((tmp_path / "records").glob("*.json"))
+
+
+def test_a_checkpoint_of_the_version_before_is_told_from_a_damaged_one(tmp_path):
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"sparse-bench checkpoint 1\n" + bytes(100))
+    with pytest.raises(UserError, match=r"was written by an earlier version .*FRESH=1"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_weights_is_no_file_of_masks(done, tmp_path):
+    folder = copy_run(done, tmp_path)
+    (folder / MASKS).write_bytes((folder / WEIGHTS).read_bytes())
+    with pytest.raises(UserError, match="is no file of masks"):
+        read_export(folder)
 
 
 @pytest.mark.parametrize("name", ["write_record", "rebuild"])

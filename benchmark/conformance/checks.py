@@ -66,7 +66,7 @@ def run_check(kit: Kit, name: str) -> Result:
         outcome = chosen.look(kit)
     except UserError as error:
         return Result(chosen, "FAIL", str(error))
-    except Exception as error:  # a plugin may raise anything at all
+    except (Exception, SystemExit) as error:  # a plugin may raise anything at all
         broken = next((trial.error for trial in kit.used if trial.error), "")
         return Result(chosen, NOT_REACHED if broken else "FAIL", broken or describe_failure(error))
     if outcome.ok is False:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.conformance.checks import Outcome, check
-from benchmark.conformance.nets import BATCH, CLASSES, make_network
+from benchmark.conformance.nets import BATCH, CLASSES, IMAGES, make_network
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.scoring import scoring_pieces
 from methods.core import DenseGrads, Scoring
@@ -134,8 +134,8 @@ def check_scored(kit: Kit) -> Outcome:
 
 
 def asked_images(wanted: Scoring) -> int:
-    """Return how many images a scoring declares."""
-    return wanted.samples_per_class * CLASSES or wanted.batches * BATCH
+    """Return how many images a scoring declares, as far as the kit has so many."""
+    return min(wanted.samples_per_class * CLASSES or wanted.batches * BATCH, IMAGES)
 
 
 def product_again(

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,21 +43,23 @@ def run_ranks(methods: list[str], before: str = "") -> dict[str, Any]:
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join(path for path in roots if path),
             }
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            )
-        said = []
+            with open(Path(folder) / f"said{rank}", "wb") as said:  # a pipe would fill, and stop who prints much
+                processes.append(subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT))
+        deadline = time.monotonic() + PATIENCE_S
         try:
-            said = [process.communicate(timeout=PATIENCE_S)[0].decode(errors="replace") for process in processes]
+            for process in processes:
+                process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            said = [f"no answer within {PATIENCE_S} s"]
+            pass  # what they wrote, or did not, tells
         finally:
             for process in processes:
                 process.kill()
+                process.wait()
         try:
             results = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
         except (OSError, ValueError):
-            lines = "; ".join(text.strip().splitlines()[-1] for text in said if text.strip())
+            texts = [(Path(folder) / f"said{rank}").read_text(errors="replace").strip() for rank in range(RANKS)]
+            lines = "; ".join(text.splitlines()[-1] for text in texts if text) or f"no answer within {PATIENCE_S} s"
             raise UserError(f"two processes could not train together: {lines}") from None
     return {name: [result[name] for result in results] for name in results[0]}
 

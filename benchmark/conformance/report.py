@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,7 +25,7 @@ def check_methods(names: Sequence[str], console: Console) -> int:
 def check_method(name: str, console: Console) -> bool:
     """Run every check on the method called `name`, print the table, and return whether all promises are kept."""
     plugin = find_method(name)
-    kit = Kit(plugin)
+    kit = Kit(plugin, str(Path(name).resolve()) if name.endswith(".py") or "/" in name else name)
     began = time.monotonic()
     with console.status(f"checking {plugin.name}"):
         results = [run_check(kit, check) for check in CHECKS]

@@ -82,8 +82,9 @@ class Silent:
 class Kit:
     """A plugin under examination; its trials are run once each and shared by the checks."""
 
-    def __init__(self, plugin: Plugin) -> None:
+    def __init__(self, plugin: Plugin, asked: str = "") -> None:
         self.plugin = plugin
+        self.asked = asked or plugin.name  # how another process finds it: its name, or the path of its file
         self.trials: dict[Setting, Trial] = {}
         self.used: list[Trial] = []  # by the check now running
         self.ranks: dict[str, Any] | None = None  # what two processes saw, where someone has run them already
@@ -93,10 +94,9 @@ class Kit:
         settings = make_kit_page(**page)
         usual = self.plugin.defaults(settings)
         changes: dict[str, Any] = {}
-        if usual.get("update_every", 0) > settings.update_every:
-            changes["update_every"] = settings.update_every
-        if usual.get("start_sparsity", 0) > sparsity:
-            changes["start_sparsity"] = sparsity
+        for name, most in (("update_every", settings.update_every), ("start_sparsity", sparsity)):
+            if isinstance(usual.get(name), int | float) and usual[name] > most:
+                changes[name] = most
         return self.plugin.build(settings, sparsity, changes)
 
     def trial(self, **changes: Any) -> Trial:
@@ -166,7 +166,7 @@ def finish(trial: Trial, first: Callable[[], None] | None = None) -> Trial:
         loop.train(trial.run, Silent(), lambda run: None, lambda run: observe(trial))  # type: ignore[arg-type]
     except UserError as error:
         trial.error = str(error)
-    except Exception as error:  # a plugin or a broken engine may raise anything at all
+    except (Exception, SystemExit) as error:  # a plugin or a broken engine may raise anything at all
         trial.error = describe_failure(error)
     finally:
         torch.set_num_threads(threads)

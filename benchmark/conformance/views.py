@@ -91,8 +91,8 @@ def distinct_values(seed: int) -> dict[str, Tensor]:
 
 
 def shuffle(tensors: Mapping[str, Tensor], orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the elements of each layer in another order."""
-    return {name: t.reshape(-1)[orders[name]].reshape(t.shape) for name, t in tensors.items()}
+    """Return the tensors with the outputs (first dimension) of each layer in another order."""
+    return {name: t[orders[name]] for name, t in tensors.items()}
 
 
 def shuffled_view(orders: Mapping[str, Tensor]) -> type[View]:
