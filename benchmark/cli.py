@@ -143,14 +143,16 @@ def export(
     runs: Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")] = None,
 ) -> None:
     """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
-    from benchmark.environment import ROOT
     from benchmark.export import MASKS, WEIGHTS, export_run
+    from benchmark.run import Places
+    from benchmark.verify import load_record
+    from methods.core import count_active
 
     def action() -> None:
-        name = record_run(Path(run)) if run.endswith(".json") else Path(run).name
+        name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
         folder = to or Path("export") / name
-        masks, about = export_run(name, runs or ROOT / "runs", folder)
-        active, total = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+        masks, about = export_run(name, runs or Places().runs, folder)
+        active, total = count_active(masks), sum(mask.numel() for mask in masks.values())
         console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
         if "interrupted_at_step" in about:
             console.print(f"as the run stood after step {about['interrupted_at_step']}, where it was interrupted")
@@ -166,23 +168,13 @@ def verify(
     data: Annotated[Path, typer.Option(help="root folder of data sets")] = Path("data"),
 ) -> None:
     """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
-    from benchmark.environment import ROOT
+    from benchmark.run import Places
     from benchmark.verify import print_findings, verify_record
 
-    folder = runs or ROOT / "runs"
+    folder = runs or Places().runs
     if not guarded(lambda: print_findings(console, verify_record(record, folder, data))):
         tell(f"record {record} does not describe the network in {folder}")
         raise typer.Exit(1)
-
-
-def record_run(path: Path) -> str:
-    """Return the name of the run that a record file describes."""
-    from leaderboard import RecordError, read_record
-
-    try:
-        return str(read_record(path)["run"])
-    except RecordError as error:
-        raise UserError(f"record {path}: {error}") from error
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmark.build import create_network, model_arguments
+from benchmark.build import count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
 from benchmark.data import Data, load_data
 from benchmark.errors import UserError
@@ -24,7 +24,7 @@ from benchmark.plugins import find_method, method_names
 from benchmark.prunable import find_layers, prunable_weights
 from benchmark.train import make_autocast, measure_accuracy
 from leaderboard import Record, RecordError, read_record
-from methods.core import Budget, count_kept
+from methods.core import Budget, count_active, count_kept
 
 POINTS = 0.1  # another processor may round a score the other way: so far apart accuracies may be, or by one image
 
@@ -34,16 +34,21 @@ Finding = tuple[str, Any, Any, bool]  # what, in the record, found again, whethe
 NOT_FOUND_AGAIN = "not found again: training cost before the last epoch, accuracies of earlier epochs, times, the seed"
 
 
+def load_record(path: Path) -> Record:
+    """Return the record at `path`; raises UserError, naming it, when it cannot be read or breaks a rule."""
+    try:
+        return read_record(path)
+    except RecordError as error:
+        raise UserError(f"record {path}: {error}") from error
+
+
 def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     """Compare the record at `path` with the network its run exported, rebuilt and evaluated anew.
 
     Taken from the record are the settings of page and method, its history, and nothing else: every other figure is
     found again. Raises UserError when record or files cannot be read, or the weights do not fit the backbone.
     """
-    try:
-        record = read_record(path)
-    except RecordError as error:
-        raise UserError(f"record {path}: {error}") from error
+    record = load_record(path)
     page = merge_settings(record["page"]["settings"], f"record {path}")
     folder = runs / Path(record["run"]).name
     weights, masks = read_export(folder)
@@ -105,9 +110,9 @@ def budget_kind(record: Record) -> str:
 
 def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[str, Tensor]) -> list[Finding]:
     """Compare the numbers of weights of the full network, and the densities relative to it."""
-    active = sum(int(mask.sum()) for mask in masks.values())
+    active = count_active(masks)
     idle = sum(mask.numel() for mask in masks.values()) - active
-    prunable = sum(weight.numel() for weight in prunable_weights(full, find_layers(full, page)).values())
+    prunable = count_prunable(page)(full)
     parameters = sum(weight.numel() for weight in full.parameters())
     return [
         same("prunable weights, dense", record["weights"]["dense_prunable"], prunable),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmark.conformance.trial import Silent
 from benchmark.costs import Meter, count_costs
 from benchmark.data import Data
 from benchmark.maskset import MaskSet
@@ -18,6 +19,7 @@ from benchmark.train import Training
 from methods.core import Method, Timeline
 
 IMAGES, BATCH, SIZE = 48, 8, 6
+__all__ = ["BATCH", "IMAGES", "PRUNABLE", "SIZE", "Silent", "SmallImages", "SmallNet", "make_page", "make_training"]
 
 
 class SmallImages:
@@ -112,14 +114,3 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
         channels_last=False,
         average=make_average(page, model),
     )
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def step(self) -> bool:
-        return False
-
-    def show(self, row: dict[str, Any], images_per_s: float) -> None: ...
-
-    def epoch(self, row: dict[str, Any], images_per_s: float) -> None: ...

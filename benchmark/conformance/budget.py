@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmark import export
 from benchmark.conformance.checks import Outcome, check
@@ -17,7 +16,7 @@ from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.conformance.views import propose_with_ties
 from benchmark.contract import rehearse
-from methods.core import Budget, Method, Timeline
+from methods.core import Budget, Method, Timeline, count_active
 
 NETS = ("conv", "vit", "depthwise")
 HOW_TO_COUNT = "keep view.count(planned sparsity) weights with keep_top or keep_top_global: exactly k, ties by position"
@@ -31,22 +30,19 @@ def budget_of(method: Method, step: int, timeline: Timeline, total: int) -> int 
     return round((1 - sparsity) * total)
 
 
-def count(masks: dict[str, Tensor]) -> int:
-    """Return the number of active weights."""
-    return sum(int(mask.sum()) for mask in masks.values())
-
-
 def find_wrong_counts(trial: Trial) -> list[str]:
     """Return where the method proposed, or the engine put in force, another number of weights than planned."""
     wrong, run = [], trial.run
     for call in trial.calls:
         planned = budget_of(run.method, call.step, run.timeline, run.maskset.total)
-        if call.masks is not None and planned is not None and count(call.masks) != planned:
-            wrong.append(f"{trial.setting.network} step {call.step}: {count(call.masks)} active, planned {planned}")
+        if call.masks is not None and planned is not None and count_active(call.masks) != planned:
+            wrong.append(
+                f"{trial.setting.network} step {call.step}: {count_active(call.masks)} active, planned {planned}"
+            )
     for commit in trial.commits:
         planned = budget_of(run.method, commit.step, run.timeline, run.maskset.total)
-        if planned is not None and not count(commit.after.masks) == sum(commit.counts.values()) == planned:
-            wrong.append(f"{trial.setting.network} step {commit.step}: {count(commit.after.masks)} in force")
+        if planned is not None and not count_active(commit.after.masks) == sum(commit.counts.values()) == planned:
+            wrong.append(f"{trial.setting.network} step {commit.step}: {count_active(commit.after.masks)} in force")
     return wrong
 
 
@@ -81,7 +77,7 @@ def check_sparsities(kit: Kit) -> Outcome:
     trials = [kit.trial(network=network, sparsity=sparsity) for network in NETS for sparsity in (0.0, 0.5, 0.99)]
     for trial in trials:
         total = trial.run.maskset.total
-        active, wanted = count(trial.run.maskset.masks), round((1 - trial.setting.sparsity) * total)
+        active, wanted = count_active(trial.run.maskset.masks), round((1 - trial.setting.sparsity) * total)
         wrong = find_wrong_counts(trial)
         if wrong or (active != wanted and not trial.error):
             return Outcome(False, (wrong or [f"{trial.setting.network}: {active} of {total}, asked {wanted}"])[0])
@@ -105,7 +101,7 @@ def check_target(kit: Kit) -> Outcome:
         if plans[-1] != method.sparsity and not refused:
             return Outcome(False, f"a run of {timeline.total_steps} steps ends at sparsity {plans[-1]:.6g}, not 0.9")
     trial = kit.trial()
-    active, wanted = count(trial.run.maskset.masks), round(0.1 * trial.run.maskset.total)
+    active, wanted = count_active(trial.run.maskset.masks), round(0.1 * trial.run.maskset.total)
     if active != wanted and not trial.error:
         return Outcome(False, f"{active} weights at the end, asked {wanted}")
     return Outcome(True, f"{len(timelines)} lengths of run; {active} weights at the end")
@@ -122,8 +118,8 @@ def check_ties(kit: Kit) -> Outcome:
     seen = 0
     for what, step, method, masks, timeline in propose_with_ties(kit):
         planned = budget_of(method, step, timeline, sum(mask.numel() for mask in masks.values()))
-        if count(masks) != planned:
-            return Outcome(False, f"{what}, step {step}: {count(masks)} active, planned {planned}")
+        if count_active(masks) != planned:
+            return Outcome(False, f"{what}, step {step}: {count_active(masks)} active, planned {planned}")
         seen += 1
     return Outcome(True, f"{seen} proposals, every count as planned")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmark.conformance.checks import CHECKS, Result, run_check
+from benchmark.conformance.checks import Result, run_checks
 from benchmark.conformance.trial import Kit
 from benchmark.plugins import find_method
 
@@ -28,7 +28,7 @@ def check_method(name: str, console: Console) -> bool:
     kit = Kit(plugin, str(Path(name).resolve()) if name.endswith(".py") or "/" in name else name)
     began = time.monotonic()
     with console.status(f"checking {plugin.name}"):
-        results = [run_check(kit, check) for check in CHECKS]
+        results = run_checks(kit)
     print_results(console, results)
     bad = [result for result in results if result.bad]
     verdict = f"breaks {len(bad)} of {len(results)} promises" if bad else f"keeps all {len(results)} promises"

@@ -53,7 +53,7 @@ class Trial:
     run: Training
     cell: Cell
     start: dict[str, Tensor]  # the state_dict before the first masks
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call]
     commits: list[Commit] = field(default_factory=list)
     steps: list[StepSeen] = field(default_factory=list)
     batches: list[str] = field(default_factory=list)  # hashes of the images of each training step
@@ -132,11 +132,11 @@ def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str,
         model.double()
     total = sum(weight.numel() for weight in weights.values())
     built = Built(model, layers, costs, costs, total, sum(p.numel() for p in model.parameters()), 1.0, False)
-    cell = Cell("kit", page, {}, plugin, method, {}, setting.sparsity, setting.seed)
+    calls: list[Call] = []
+    watched = spy_on(method, calls, lambda: stir(setting.noise))
+    cell = Cell("kit", page, {}, plugin, watched, {}, setting.sparsity, setting.seed)
     run = engine.prepare(cell, built, data, torch.device("cpu"))
-    trial = Trial(setting, run, cell, copy.deepcopy(model.state_dict()))
-    run.method = spy_on(method, trial.calls, lambda: stir(setting.noise))
-    trial.cell = Cell("kit", page, {}, plugin, run.method, {}, setting.sparsity, setting.seed)
+    trial = Trial(setting, run, cell, copy.deepcopy(model.state_dict()), calls)
     watch(trial)
     return trial
 

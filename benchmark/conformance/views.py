@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from benchmark.conformance.trial import Kit
 from methods.core import DenseGrads, Masks, Method, Timeline, View
 
 LINE = Timeline(24, 6)
-Draw = Callable[[str], Tensor]
 
 
 def kit_shapes() -> dict[str, tuple[int, ...]]:
