@@ -9,6 +9,10 @@ WANDB    ?= off
 ARGS     ?=
 FRESH    ?=
 NAME     ?=
+GRID     ?=
+PLAN     ?=
+A        ?=
+B        ?=
 PYTHON   ?= python3
 
 VENV  := .venv
@@ -16,12 +20,17 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench check-method mutants test test-slow check format lint types leaderboard deviations methods pages new-method clean
+.PHONY: help install bench grid table1 table2 table3 check-method mutants test test-slow check format lint types
+.PHONY: leaderboard verify claim site perf-pages deviations methods pages new-method clean
+
+# $(call given,NAME,option): the option where the user set NAME, nothing where it has its default
+given = $(if $(filter command environment,$(origin $(1))),--$(2) '$($(1))')
+true  = $(filter 1 yes true,$(1))
 
 help: ## this text
 	@echo "make bench METHOD=granet SPARSITY=0.9   trains, prices and updates leaderboard/LEADERBOARD.md"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "variables of make bench (lists are comma-separated and run one after the other):"
 	@echo "  METHOD=$(METHOD)     names from \`make methods\`, or paths of Python files; a list"
@@ -33,6 +42,13 @@ help: ## this text
 	@echo "  WANDB=$(WANDB)        off, offline or online (offline where no key is set)"
 	@echo "  ARGS='epochs=2'  settings of the page or the method, name=value"
 	@echo "  FRESH=1          start over instead of continuing an interrupted run"
+	@echo
+	@echo "of make grid and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):"
+	@echo "  GRID=file        a grid file, such as configs/grids/digits.yaml"
+	@echo "  PLAN=1           print runs, training FLOPs and an estimated time, and run nothing"
+	@echo
+	@echo "of make claim (TASK and SPARSITY as above):"
+	@echo "  A=granet B=gmp   two rows of the leaderboard; settings as in A=granet:start_sparsity=0"
 
 # The first call makes .venv and installs; later calls see the stamp and start at once.
 $(READY): pyproject.toml constraints.txt
@@ -52,7 +68,21 @@ install: $(READY) ## make .venv and install, without running anything
 
 bench: $(READY) ## train, price, update the leaderboard
 	@$(VENV)/bin/sparse-bench run --method '$(METHOD)' --sparsity '$(SPARSITY)' --task '$(TASK)' --seed '$(SEED)' \
-	    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)' $(if $(ARGS),--args '$(ARGS)') $(if $(filter 1 yes true,$(FRESH)),--fresh)
+	    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)' $(if $(ARGS),--args '$(ARGS)') $(if $(call true,$(FRESH)),--fresh)
+
+GRID_OPTIONS = $(call given,METHOD,method) $(call given,SPARSITY,sparsity) $(call given,TASK,task) \
+    $(call given,SEED,seed) $(if $(call true,$(PLAN)),--plan) --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)'
+
+grid: $(READY) ## GRID=file: run what is not finished of a grid file; PLAN=1: what it costs
+	@test -n '$(GRID)' || { echo "error: name a grid file: make grid GRID=configs/grids/digits.yaml"; exit 2; }
+	@$(VENV)/bin/sparse-bench grid '$(GRID)' $(GRID_OPTIONS)
+
+table1: $(READY) ## run what is not finished of the GraNet paper's dense baselines, rebuild all pages; PLAN=1: the cost
+table2: $(READY) ## likewise its CIFAR table
+table3: $(READY) ## likewise its ImageNet table
+table1 table2 table3:
+	@status=0; $(VENV)/bin/sparse-bench grid configs/paper/$@.yaml $(GRID_OPTIONS) || status=$$?; \
+	$(if $(call true,$(PLAN)),,$(PY) -m leaderboard build || status=$$?;) exit $$status
 
 test: $(READY) ## run the tests (a few minutes)
 	@$(PY) -m pytest
@@ -73,15 +103,27 @@ types: $(READY) ## mypy
 	@$(PY) -m mypy
 
 board-check: $(READY)
-	@$(PY) -m leaderboard --check
+	@$(PY) -m leaderboard verify
 	@$(PY) -m benchmark.deviations --check
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-leaderboard: $(READY) ## rebuild leaderboard/LEADERBOARD.md from the records alone
-	@$(PY) -m leaderboard
+leaderboard: $(READY) ## rebuild every page and picture from the records alone; WANDB=offline or online logs them
+	@$(PY) -m leaderboard build $(if $(filter-out off,$(WANDB)),--wandb '$(WANDB)')
+
+verify: $(READY) ## whether every record is whole, and every page what the records give
+	@$(PY) -m leaderboard verify
+
+claim: $(READY) ## A=granet B=gmp: whether one row is better than another, and how sure that is
+	@$(PY) -m leaderboard claim --a '$(A)' --b '$(B)' --task '$(TASK)' $(call given,SPARSITY,sparsity)
+
+site: $(READY) ## write the leaderboard for a browser, one HTML file
+	@$(PY) -m leaderboard site
+
+perf-pages: $(READY) ## time and memory of all pages from 10,000 records
+	@$(PY) -m tests.perf_pages
 
 deviations: $(READY) ## rebuild methods/DEVIATIONS.md from the methods' docstrings
 	@$(PY) -m benchmark.deviations

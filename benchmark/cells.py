@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.pages import SETTINGS, Page, changed_settings, load_page
@@ -25,8 +26,35 @@ NOT_PROTOCOL = {"title", "data_dir", "workers", "methods"}
 
 
 @dataclass(frozen=True)
+class DonorRun:
+    """The run that a control is made from: what a record says of it, and what the control takes from it.
+
+    `counts`: active weights by prunable layer. `bits`: its masks, eight weights to a byte; None where `kind`, one of
+    methods.core.DONOR_KINDS, is "densities".
+    """
+
+    run: str
+    label: str
+    sparsity: float
+    seed: int
+    kind: str
+    masks_sha256: str
+    counts: dict[str, int]
+    bits: dict[str, Tensor] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the donor as the record of its control keeps it."""
+        keys = ("run", "label", "sparsity", "seed", "kind", "masks_sha256")
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One run to do: everything that decides its numbers, apart from the machine."""
+    """One run to do: everything that decides its numbers, apart from the machine.
+
+    `donor` is the run that the method asks to be made from, once benchmark.donors has found it; None where it asks for
+    none, and until then.
+    """
 
     page_name: str
     page: Page
@@ -36,6 +64,7 @@ class Cell:
     method_changes: dict[str, Any]  # settings that differ from the method's on this page
     sparsity: float
     seed: int
+    donor: DonorRun | None = None
 
     @property
     def label(self) -> str:
@@ -64,6 +93,8 @@ class Cell:
             "sparsity": self.sparsity,
             "seed": self.seed,
         }
+        if self.donor is not None:  # a donor that was run again and ended otherwise makes another control
+            content["donor"] = [self.donor.kind, self.donor.masks_sha256]
         return f"{self.page_name}.{self.plugin.name}.{self.sparsity:g}.s{self.seed}.{short_hash(content)}"
 
     def method_settings(self) -> dict[str, Any]:
@@ -158,6 +189,9 @@ def make_cell(
 
     So all cells of a grid stay on one page, and what a method has otherwise than usual is in its label.
     """
+    for name in (task, plugin.name):
+        if set("<>") & set(name):  # no record may have such a name, and it would be refused at the end of the run
+            raise UserError(f"a name must not contain < or >, got '{name}': rename it")
     default = load_page(task)
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
     page = load_page(task, {key: value for key, value in changes.items() if key not in of_methods})

@@ -13,8 +13,9 @@ import torch
 
 from benchmark.errors import UserError
 
-MAGIC = b"sparse-bench checkpoint 2\n"
-OLDER = b"sparse-bench checkpoint 1\n"  # of an earlier version, which saved at the ends of epochs only
+MAGIC = b"sparse-bench checkpoint 3\n"
+# Of earlier versions: 1 saved at the ends of epochs only, 2 did not keep which weights had been explored.
+OLDER = (b"sparse-bench checkpoint 1\n", b"sparse-bench checkpoint 2\n")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

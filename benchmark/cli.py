@@ -1,4 +1,4 @@
-"""The command line: `sparse-bench run | export | verify | methods | pages | new-method | check`."""
+"""The command line: `sparse-bench run | grid | export | verify | methods | pages | new-method | check`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,41 @@ def guarded(action: Callable[[], Any]) -> Any:
     raise typer.Exit(2)
 
 
+def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
+    """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
+
+    A page or picture that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a
+    run failed, 130 when stopped.
+    """
+    from benchmark.run import Places
+    from leaderboard.records import list_files
+
+    places = Places()
+    folder, page = records or places.records, leaderboard or places.page
+    before = set(list_files(folder))
+    try:
+        failed = guarded(action)
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from None
+    if set(list_files(folder)) - before:
+        try:
+            from leaderboard.build import build_all
+
+            build_all(folder, page)
+        except Exception as error:
+            tell(f"every record is kept, but not every page was rebuilt ({error}): `make leaderboard` tries again")
+    if failed:
+        raise typer.Exit(1)
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+DataRoot = Annotated[Path, typer.Option(help="root folder of data sets")]
+Wandb = Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")]
+Records = Annotated[Path | None, typer.Option(help="folder of records")]
+LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown page to rebuild; others lie beside it")]
+Runs = Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")]
+CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
 
 
 @app.command()
@@ -58,14 +92,14 @@ def run(
     task: Annotated[str, typer.Option(help="pages of configs/, comma-separated; auto chooses by device")] = "auto",
     seed: Annotated[str, typer.Option(help="whole numbers, comma-separated")] = "0",
     device: Device = "auto",
-    data: Annotated[Path, typer.Option(help="root folder of data sets")] = Path("data"),
-    wandb: Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")] = "off",
+    data: DataRoot = Path("data"),
+    wandb: Wandb = "off",
     args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
     fresh: Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")] = False,
-    records: Annotated[Path | None, typer.Option(help="folder of records")] = None,
-    leaderboard: Annotated[Path | None, typer.Option(help="the Markdown page to rebuild")] = None,
-    runs: Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")] = None,
-    checkpoint_s: Annotated[float, typer.Option(help="seconds between checkpoints")] = 15.0,
+    records: Records = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Train a grid of methods, sparsities and seeds, one cell after the other, and update the leaderboard."""
     from benchmark.grid import run_grid  # torch and timm take seconds to import: not for --help
@@ -88,13 +122,44 @@ def run(
             tell=tell,
         )
 
-    try:
-        failed = guarded(action)
-    except KeyboardInterrupt:
-        tell("stopped; the same command goes on from the last checkpoint")
-        raise typer.Exit(130) from None
-    if failed:
-        raise typer.Exit(1)
+    train_then_rebuild(action, records, leaderboard)
+
+
+@app.command()
+def grid(
+    file: Annotated[Path, typer.Argument(help="a grid file, such as configs/paper/table2.yaml")],
+    method: Annotated[str, typer.Option(help="only these methods, comma-separated; a control goes with its row")] = "",
+    sparsity: Annotated[str, typer.Option(help="only these sparsities, comma-separated")] = "",
+    task: Annotated[str, typer.Option(help="only these pages, comma-separated")] = "",
+    seed: Annotated[str, typer.Option(help="only these seeds, comma-separated")] = "",
+    plan: Annotated[bool, typer.Option(help="print what it costs and how far it is, and run nothing")] = False,
+    device: Device = "auto",
+    data: DataRoot = Path("data"),
+    wandb: Wandb = "off",
+    records: Records = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
+) -> None:
+    """Run every cell of a grid file that is not finished; several processes may share one grid."""
+    from benchmark.sweep import run_grid_file
+
+    def action() -> int:
+        return run_grid_file(
+            file=file,
+            wanted={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
+            plan=plan,
+            device=device,
+            data_root=data,
+            wandb=wandb,
+            checkpoint_s=checkpoint_s,
+            places={"records": records, "page": leaderboard, "runs": runs},
+            command="sparse-bench " + shlex.join(sys.argv[1:]),
+            console=console,
+            tell=tell,
+        )
+
+    train_then_rebuild(action, records, leaderboard)
 
 
 @app.command()
@@ -140,7 +205,7 @@ def new_method(
 def export(
     run: Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")],
     to: Annotated[Path | None, typer.Option(help="folder to write to (default: export/RUN)")] = None,
-    runs: Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")] = None,
+    runs: Runs = None,
 ) -> None:
     """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
     from benchmark.export import MASKS, WEIGHTS, export_run
@@ -165,7 +230,7 @@ def export(
 def verify(
     record: Annotated[Path, typer.Argument(help="a record: a file of leaderboard/records")],
     runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
-    data: Annotated[Path, typer.Option(help="root folder of data sets")] = Path("data"),
+    data: DataRoot = Path("data"),
 ) -> None:
     """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
     from benchmark.run import Places

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmark.cells import DonorRun
 from benchmark.errors import UserError, describe_failure
-from benchmark.maskset import MaskSet
-from methods.core import Budget, ContractError, DenseGrads, Masks, Method, Stages, Timeline, View, count_kept
+from benchmark.maskset import MaskSet, hash_masks, pack_all, unpack
+from methods.core import (
+    Budget,
+    ContractError,
+    DenseGrads,
+    Masks,
+    Method,
+    Stages,
+    Timeline,
+    View,
+    count_kept,
+    keep_top_global,
+)
 
 
 def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
@@ -27,6 +40,7 @@ def propose(method: Method, name: str, view: View) -> list[Masks]:
     """
     moment = "setup" if view.step == 0 else f"the update at step {view.step}"
     protected = [*view.weights.values(), *view.masks.values(), *(view._gradients or {}).values()]
+    protected += (view._donor_masks or {}).values()
     versions = [tensor._version for tensor in protected]
     try:
         with torch.no_grad():
@@ -81,6 +95,31 @@ def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
         )
 
 
+def show_donor(donor: DonorRun | None, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a View of `setup` is given of a donor: its counts and, where they were asked for, its masks."""
+    if donor is None:
+        return {}
+    shown: dict[str, Any] = {"donor_counts": donor.counts}
+    if donor.bits is not None:
+        shown["donor_masks"] = {n: unpack(donor.bits[n], w.shape).to(w.device) for n, w in weights.items()}
+    return shown
+
+
+def stand_in_donor(method: Method, weights: Mapping[str, Tensor]) -> DonorRun | None:
+    """Return a donor for a stand-in network, if `method` asks for one: its largest weights, at the method's sparsity.
+
+    A function of the weights alone, whatever their order; so checks that shuffle them see what a method makes of it.
+    """
+    wanted = method.donor()
+    if wanted is None:
+        return None
+    scores = {name: weight.detach().abs() for name, weight in weights.items()}
+    masks = keep_top_global(scores, count_kept(method.sparsity, sum(weight.numel() for weight in weights.values())))
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    bits = pack_all(masks) if wanted.masks else None
+    return DonorRun("stand-in", wanted.run, method.sparsity, 0, wanted.kind, hash_masks(masks), counts, bits)
+
+
 SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}
 
 
@@ -106,6 +145,7 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
     maskset = MaskSet(weights)
     steps = list(method.update_steps(timeline))
     scoring = method.scoring()
+    donor = stand_in_donor(method, weights)
     for step in [0, *sorted({*steps[:2], *steps[-1:]})]:
         gradients = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
         product = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
@@ -121,6 +161,7 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
                 seed=0,
                 gradients={n: g.clone() for n, g in gradients.items()} if declared else None,
                 hessian_gradients={n: h.clone() for n, h in product.items()} if second else None,
+                **show_donor(donor if step == 0 else None, weights),
             )
             random_state = torch.random.get_rng_state()
             before = [weight.detach().clone() for weight in weights.values()]

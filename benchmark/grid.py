@@ -11,6 +11,7 @@ from rich.console import Console
 from benchmark.cells import Cell, choose_task, plan_cells
 from benchmark.console import print_result
 from benchmark.data import Data, load_data
+from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
 from benchmark.run import Options, Places, check_cells, check_places, run_cell
@@ -60,6 +61,7 @@ def run_grid(
     for cell in cells:
         if cell.page_name not in loaded:
             loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
+    cells = resolve_donors(cells, loaded, options.places, chosen)
     check_cells(cells, loaded, options)
     failed = 0
     for number, cell in enumerate(cells, 1):

@@ -26,6 +26,8 @@ def describe_needs(cls: type[Method]) -> str:
         needs.append("an update replaces the step")
     if cls.narrows_network:
         needs.append("a narrower network")
+    if cls.donor is not Method.donor:
+        needs.append("where asked, the counts or masks of another run")
     if cls.budget is Budget.OUTCOME:
         needs.append("its weight count is an outcome")
     return ", ".join(needs) or "nothing"

@@ -16,6 +16,7 @@ from methods.core import ContractError
 class MaskSet:
     """Bool masks beside the model, keyed by parameter name; True = active.
 
+    `explored` keeps which weights were active in any masks committed so far; before the first commit none were.
     Invariant: wherever a mask is False the weight is exactly zero, and so are its optimiser state and its average.
     The model stays an ordinary network: `state_dict` is plain timm's and `p.grad` is the dense gradient.
     """
@@ -23,6 +24,7 @@ class MaskSet:
     def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
         self.weights = dict(weights)
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
+        self.explored = {name: torch.zeros_like(mask) for name, mask in self.masks.items()}
         # Multiplication by bool is three times slower than in the parameter's own dtype and memory format.
         self.factors = [torch.ones_like(weight, requires_grad=False) for weight in self.weights.values()]
         self.total = sum(weight.numel() for weight in self.weights.values())
@@ -35,6 +37,15 @@ class MaskSet:
     def active(self) -> int:
         """Return the number of active weights."""
         return sum(self.counts().values())
+
+    def explored_share(self) -> float:
+        """Return the share of weights active in any masks committed so far, R_s of Liu et al. (2021, arXiv:2102.02887).
+
+        In [density, 1], and never less than before: 1.0 from the start for a network that starts dense. Where an update
+        commits several sets in turn, each counts. It makes no difference where the earlier ones only take weights away
+        (GraNet's pruning), for then they hold nothing that was not active before.
+        """
+        return sum(int(explored.sum()) for explored in self.explored.values()) / self.total
 
     def sha256(self) -> str:
         """Return a hash over names, shapes and masks: equal exactly when the masks are."""
@@ -62,6 +73,7 @@ class MaskSet:
         for (name, weight), factor in zip(self.weights.items(), self.factors, strict=True):
             mask = self.masks[name]
             mask.copy_(proposed[name])
+            self.explored[name] |= mask
             factor.copy_(mask)
             inactive = ~mask
             weight.masked_fill_(inactive, 0.0)
@@ -134,7 +146,7 @@ class MaskSet:
 
     def packed(self) -> dict[str, Tensor]:
         """Return the masks as bits, eight to a byte."""
-        return {name: pack(mask) for name, mask in self.masks.items()}
+        return pack_all(self.masks)
 
     @torch.no_grad()
     def load_packed(self, packed: Mapping[str, Tensor]) -> None:
@@ -144,6 +156,16 @@ class MaskSet:
             factor.copy_(mask)
         for listener in self.listeners:
             listener(self.counts())
+
+    def load_explored(self, packed: Mapping[str, Tensor]) -> None:
+        """Restore what had been explored, from `pack_all(explored)`."""
+        for name, explored in self.explored.items():
+            explored.copy_(unpack(packed[name], explored.shape))
+
+
+def pack_all(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return bool tensors as bits, eight to a byte, by name."""
+    return {name: pack(mask) for name, mask in masks.items()}
 
 
 def hash_masks(masks: Mapping[str, Tensor]) -> str:

@@ -13,8 +13,8 @@ from benchmark.environment import describe_environment, describe_git
 from benchmark.pages import Page
 from benchmark.train import Training
 from leaderboard import Record
+from leaderboard.schema import SCHEMA
 
-SCHEMA = 1
 DIVERGED_SHARE = 0.01  # a run with more skipped steps than this has diverged
 
 
@@ -109,6 +109,7 @@ def describe_method(cell: Cell, built: Built) -> dict[str, Any]:
         "settings": settings,
         "source": cell.plugin.source,
         "sha256": cell.plugin.sha256,
+        **({"donor": cell.donor.describe()} if cell.donor is not None else {}),
     }
 
 

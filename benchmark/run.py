@@ -19,7 +19,7 @@ from benchmark.build import Built, build
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, sweep, write_atomically
 from benchmark.console import Reporter
-from benchmark.contract import commit, propose, rehearse
+from benchmark.contract import commit, propose, rehearse, show_donor
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.environment import ROOT, choose_precision, set_determinism
@@ -30,7 +30,7 @@ from benchmark.outcome import make_record
 from benchmark.prunable import prunable_weights
 from benchmark.recipe import make_average, make_optimizer
 from benchmark.resume import FINISHED, Saver, check_same, read_finished
-from benchmark.scoring import score
+from benchmark.scoring import ScoringGradients, score
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, find_faults, find_same, rebuild, write_record
@@ -223,26 +223,18 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
 def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda text: None) -> None:
     """Take the gradients the method asks for, ask it for its first masks and commit them.
 
-    A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores
-    decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
+    A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores or a
+    donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
     wanted = cell.method.scoring()
     scores = None
     if wanted is not None:
         scores = score(run.model, run.maskset.weights, run.data.train, wanted, cell.page.batch_size, cell.seed)
         run.meter.charge_scoring(wanted, scores.images)
-    view = View(
-        weights=run.maskset.weights,
-        masks=run.maskset.masks,
-        step=0,
-        timeline=run.timeline,
-        seed=cell.seed,
-        gradients=scores.gradients if scores else None,
-        hessian_gradients=scores.hessian_gradients if scores else None,
-    )
+    view = first_view(cell, run.maskset, run.timeline, scores)
     proposed = propose(cell.method, run.name, view)
     commit(cell.method, run.name, run.maskset, proposed, view, None, run.average.module if run.average else None)
-    if wanted is None:
+    if wanted is None and cell.donor is None:
         refuse_empty(cell, run.maskset.counts())
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
     if empty:
@@ -254,6 +246,21 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
                 f"{silent:.0%} of the gradients {run.name} scores by are exactly zero: this backbone starts with zero "
                 "gains; timm's ResNets take ARGS=model_args.zero_init_last=false"
             )
+
+
+def first_view(cell: Cell, maskset: MaskSet, timeline: Timeline, scores: ScoringGradients | None = None) -> View:
+    """Return what the method is shown for its first masks. A donor it asks for must have been resolved."""
+    assert cell.donor is not None or cell.method.donor() is None, "resolve_donors comes first"
+    return View(
+        weights=maskset.weights,
+        masks=maskset.masks,
+        step=0,
+        timeline=timeline,
+        seed=cell.seed,
+        gradients=scores.gradients if scores else None,
+        hessian_gradients=scores.hessian_gradients if scores else None,
+        **show_donor(cell.donor, maskset.weights),
+    )
 
 
 def refuse_empty(cell: Cell, counts: dict[str, int]) -> None:
@@ -283,7 +290,7 @@ def check_cells(cells: list[Cell], loaded: dict[str, Data], options: Options) ->
         check_budget(cell, network)
         if cell.method.scoring() is None:
             maskset = MaskSet(prunable_weights(network.model, network.layers))
-            timeline, weights = make_timeline(cell, data), maskset.weights
-            view = View(weights=weights, masks=maskset.masks, step=0, timeline=timeline, seed=cell.seed)
+            view = first_view(cell, maskset, make_timeline(cell, data))
             first = propose(cell.method, cell.plugin.name, view)
-            refuse_empty(cell, {name: int(mask.sum()) for name, mask in first[-1].items()})
+            if cell.donor is None:
+                refuse_empty(cell, {name: int(mask.sum()) for name, mask in first[-1].items()})

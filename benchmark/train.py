@@ -18,7 +18,7 @@ from benchmark.contract import commit, propose
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.folders import Images
-from benchmark.maskset import MaskSet
+from benchmark.maskset import MaskSet, pack_all
 from benchmark.pages import Page
 from benchmark.ranks import count_ranks, sum_gradients, sum_over_ranks, take_share
 from benchmark.recipe import learning_rate, set_learning_rate
@@ -96,6 +96,7 @@ class Training:
             "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "masks": self.maskset.packed(),
+            "explored": pack_all(self.maskset.explored),
             "meter": self.meter.state(),
             "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
             "history": self.history,
@@ -112,6 +113,7 @@ class Training:
             self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.maskset.load_packed(state["masks"])
+        self.maskset.load_explored(state["explored"])
         self.meter.load_state(state["meter"])
         self.step, self.epoch, self.skipped_steps, self.updates, pending = state["counters"]
         self.update_pending = bool(pending)
@@ -279,6 +281,7 @@ def history_row(run: Training, epoch: int, loss: float, train_acc_pct: float | N
         "validation_acc_pct": last.get("validation_acc_pct"),
         "test_acc_pct": last.get("test_acc_pct"),
         "density": run.maskset.active() / run.maskset.total,
+        "explored": run.maskset.explored_share(),
         "train_share": run.meter.train / run.meter.train_dense,
     }
 

@@ -15,7 +15,7 @@ from benchmark.build import count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
 from benchmark.data import Data, load_data
 from benchmark.errors import UserError
-from benchmark.export import WEIGHTS, read_export, read_tensors
+from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.narrow import narrow_arguments
 from benchmark.outcome import describe_accuracy, images_trained
@@ -64,6 +64,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
         same("run", record["run"], about.get("run")),
         same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),
         *compare_masks(record, masks),
+        *compare_donor(record, masks, runs),
         *compare_sizes(record, page, full, masks),
         *compare_costs(record, page, full, model, data, masks),
         *compare_accuracy(record, model, data),
@@ -86,7 +87,7 @@ def same(what: str, recorded: Any, found: Any) -> Finding:
 
 def compare_masks(record: Record, masks: Mapping[str, Tensor]) -> list[Finding]:
     """Compare counts, density and masks, layer by layer."""
-    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    counts = count_layers(masks)
     recorded = {layer["name"]: layer["active"] for layer in record["layers"] if layer["prunable"]}
     findings = [
         same("masks (sha256)", record["masks_sha256"][:16], hash_masks(masks)[:16]),
@@ -99,6 +100,31 @@ def compare_masks(record: Record, masks: Mapping[str, Tensor]) -> list[Finding]:
         kept = count_kept(record["sparsity"], sum(mask.numel() for mask in masks.values()))
         findings.append(same(f"budget at sparsity {record['sparsity']:g}", kept, sum(counts.values())))
     return findings
+
+
+def compare_donor(record: Record, masks: Mapping[str, Tensor], runs: Path) -> list[Finding]:
+    """Compare the masks of a control with those of the run it was made from, as far as that run's files are here."""
+    donor = record["method"].get("donor")
+    if donor is None:
+        return []
+    whole, ours = donor["masks_sha256"][:16], hash_masks(masks)[:16]
+    findings = [same("masks of its donor (sha256)", whole, ours)] if donor["kind"] == "masks" else []
+    folder = runs / Path(donor["run"]).name
+    if (folder / MASKS).exists():
+        theirs = read_export(folder)[1]
+        counts = count_layers(theirs)
+        findings += [
+            same("masks in its donor's file", whole, hash_masks(theirs)[:16]),
+            same(
+                "layers with its donor's count", f"{len(counts)} of {len(counts)}", tally(counts, count_layers(masks))
+            ),
+        ]
+    return findings
+
+
+def count_layers(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of active weights of each layer."""
+    return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
 def budget_kind(record: Record) -> str:
@@ -139,7 +165,7 @@ def compare_costs(
     shape = (data.channels, data.image_size, data.image_size)
     layers = find_layers(model, page)
     dense = count_costs(full, find_layers(full, page), shape).dense
-    inference = count_costs(model, layers, shape).forward({name: int(mask.sum()) for name, mask in masks.items()})
+    inference = count_costs(model, layers, shape).forward(count_layers(masks))
     names = list(prunable_weights(model, layers))
     macs = record["macs"]
     return [

@@ -1,4 +1,4 @@
-"""`python -m leaderboard`: rebuild the page from the records, or check that it is up to date."""
+"""`python -m leaderboard build | verify | claim | site`: pages from the records, and answers from them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,75 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from leaderboard.page import is_current, rebuild
+from leaderboard import build
+from leaderboard.page import PICTURES, Store, make_sections
+from leaderboard.store import load_store
 
 HERE = Path(__file__).resolve().parent
+WANDB_MODES = ("off", "offline", "online")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    from leaderboard.claims.claim import add_arguments
+
+    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Pages and answers from the records.")
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--records", type=Path, default=HERE / "records", help="folder of the records")
+    places.add_argument("--output", type=Path, default=HERE / "LEADERBOARD.md", help="the page; others lie beside it")
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("build", parents=[places], help="rebuild every page and picture")
+    made.add_argument("--wandb", default="off", help="off, offline or online: log tables and pictures to W&B")
+    made.add_argument("--runs", type=Path, default=HERE.parent / "runs", help="where W&B writes its files")
+    commands.add_parser(
+        "verify", parents=[places], help="write nothing; fail where a page is not what the records give"
+    )
+    add_arguments(commands.add_parser("claim", parents=[places], help="whether one row is better than another"))
+    site = commands.add_parser("site", parents=[places], help="write the leaderboard for a browser, one HTML file")
+    site.add_argument("--html", type=Path, default=None, help="the file to write (default: site/index.html)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 1 when `--check` finds a page that the records do not give."""
-    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Rebuild the leaderboard from records.")
-    parser.add_argument("--records", type=Path, default=HERE / "records", help="folder of the records")
-    parser.add_argument("--output", type=Path, default=HERE / "LEADERBOARD.md", help="the page to write")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is out of date")
-    asked = parser.parse_args(arguments)
-    if asked.check:
-        if is_current(asked.records, asked.output):
-            print(f"{asked.output.name} is up to date")
-            return 0
-        print(f"{asked.output.name} is not what the records give: run make leaderboard", file=sys.stderr)
+    """Run the command and return its exit status: 1 where `verify` finds a fault, 2 for what cannot be answered."""
+    asked = make_parser().parse_args(arguments)
+    if asked.command == "build":
+        if asked.wandb not in WANDB_MODES:
+            print(f"error: WANDB must be one of {', '.join(WANDB_MODES)}, got '{asked.wandb}'", file=sys.stderr)
+            return 2
+        summary, store = build.build_all(asked.records, asked.output)
+        print(f"{asked.output.name}: {summary}")
+        return log_to_wandb(asked, store) if asked.wandb != "off" else 0
+    if asked.command == "verify":
+        return report_faults(build.find_stale(asked.records, asked.output))
+    if asked.command == "site":
+        target, summary = build.build_site(asked.records, asked.output, asked.html)
+        print(f"wrote {target}: {summary}; open it in a browser")
+        return 0
+    from leaderboard.claims.claim import run
+
+    return run(asked, load_store(asked.records)[0])
+
+
+def report_faults(faults: list[str]) -> int:
+    """Print what is not as the records give it; return the exit status."""
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        print("a page is rebuilt by `make leaderboard`; a record is never edited: restore it, or run it again")
         return 1
-    print(f"{asked.output.name}: {rebuild(asked.records, asked.output)}")
+    print("every record is whole, and every page and picture is what the records give")
     return 0
+
+
+def log_to_wandb(asked: argparse.Namespace, store: Store) -> int:
+    """Log the leaderboard to Weights & Biases; return the exit status: a failure costs nothing but the log."""
+    from leaderboard.web.wandb_board import log_board
+
+    done = log_board(
+        make_sections(store[0]), asked.output.parent / PICTURES, asked.wandb, asked.runs, lambda text: print(text)
+    )
+    return 0 if done else 1
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
-from leaderboard.records import Problem, list_files, read_records, stable_key, write_temporary
+from leaderboard.comparisons import blind_spots, gains_table, make_ranks
+from leaderboard.records import Problem, file_stem, list_files, stable_key, write_temporary
 from leaderboard.schema import Record
+from leaderboard.store import load_store
 from leaderboard.table import details_table, escape, main_table, make_rows
 
 INTRODUCTION = """\
@@ -20,6 +23,10 @@ Accuracy and cost of sparse-training methods. Made from the [records]({folder}) 
 UNITS = """\
 - **Accuracy**: share of the test images classified correctly after the last epoch, in percent; mean ± sample standard
   deviation (ddof = 1) over n seeds. One seed has no ±. Diverged runs are counted beside n and enter no mean.
+- **Rank**: the places a row may hold. The first is 1 + the rows significantly better, the last is the number of rows −
+  those significantly worse (paired t-tests by seed of all pairs at a sparsity, Holm's correction, 5 %); rows that the
+  seeds do not tell apart share places. Bold: significantly better than every other row, so rank 1 alone. Dense and
+  controls made from another row's runs are not ranked.
 - **Sparsity**: the share of prunable weights asked to be zero. The densities reached are in the details.
 - **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
   left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
@@ -28,16 +35,24 @@ UNITS = """\
   differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
 - `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
 
+PICTURES = "pictures"  # the folder beside the page
+
 FIRST = "There is no record yet. Make the first one: `make bench METHOD=granet SPARSITY=0.9`"
+
+GAINS = (
+    "Gains over controls: difference in points, paired by seed, with its 95 % interval; bold where it is significant "
+    "after Holm's correction over this table. The step from random masks of the same layer densities to a method is "
+    "what its choice of weights is worth."
+)
 
 RULE = "One seed counts once: of several runs of a row, sparsity and seed, the first that finished counts."
 
 
-def render(records: list[Record], problems: list[Problem], folder: str = "records") -> str:
-    """Return the page, in Markdown, for records and problems as `read_records` gives them.
+def render(records: list[Record], problems: list[Problem], folder: str = "records", pictures: str | None = None) -> str:
+    """Return the page, in Markdown, for records and problems as `read_records` or `load_store` gives them.
 
-    `folder` is where links to records lead, relative to the page. Invariant: the same records and problems in any order
-    give the same text.
+    `folder` is where links to records lead, relative to the page, and `pictures` the folder of the pictures, where
+    there are any. Invariant: the same records and problems in any order give the same text.
     """
     sections = make_sections(records)
     lines = [INTRODUCTION.format(folder=quote(folder)), ""]
@@ -46,7 +61,7 @@ def render(records: list[Record], problems: list[Problem], folder: str = "record
     else:
         lines.append(FIRST)
     for title, runs in sections:
-        lines += section(title, runs, folder)
+        lines += section(title, runs, folder, pictures)
     if problems:
         lines += ["", "## Skipped files", ""]
         lines += [f"- {escape(p.file)}: {escape(p.reason)}" for p in sorted(problems, key=lambda p: (p.file, p.reason))]
@@ -62,6 +77,15 @@ def section_key(record: Record) -> tuple[int, str, str, str, str]:
     """Return what the records of a table have in common; sorts the newest protocol first."""
     page, precision = record["page"], record["environment"]["precision"]
     return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"], precision
+
+
+def section_name(record: Record) -> str:
+    """Return the name of the section a record belongs to, for files: `digits_resnet20.1a2b3c4d`.
+
+    Invariant: a visible file name of A-Z a-z 0-9 . _ - only, another one for every section.
+    """
+    digest = hashlib.sha256(json.dumps(section_key(record)).encode()).hexdigest()[:8]
+    return f"{file_stem(record['page']['name'])[:80]}.{digest}"
 
 
 def is_changed(record: Record) -> bool:
@@ -111,19 +135,22 @@ def description(runs: list[Record]) -> str:
     )
 
 
-def section(title: str, runs: list[Record], folder: str) -> list[str]:
-    """Return the lines of one section: title, what it holds, main table, details."""
+def section(title: str, runs: list[Record], folder: str, pictures: str | None) -> list[str]:
+    """Return the lines of one section: title, what it holds, main table, pictures, gains over controls, details."""
     rows = make_rows(runs)
     references = dict.fromkeys(f"{row.label}: {row.reference}" for row in rows if row.reference)
+    gains, unseen = gains_table(rows), blind_spots(rows)
     return [
         "",
         f"## {title}",
         "",
         description(runs),
         "",
-        *main_table(rows),
+        *main_table(rows, make_ranks(rows)),
         "",
-        RULE,
+        f"{RULE} {unseen}".rstrip(),
+        *(embed(runs, pictures) if pictures is not None else []),
+        *(["", GAINS, "", *gains] if gains else []),
         "",
         "<details>",
         "<summary>Details: seeds, densities, absolute costs, times, records</summary>",
@@ -136,13 +163,44 @@ def section(title: str, runs: list[Record], folder: str) -> list[str]:
     ]
 
 
-def make_page(records_dir: Path, output: Path) -> tuple[str, str]:
-    """Return the page for `output` from the records on disk, and one line that sums it up."""
-    records, problems = read_records(records_dir)
-    folder = Path(os.path.relpath(records_dir.resolve(), output.resolve().parent)).as_posix()
+def embed(runs: list[Record], folder: str) -> list[str]:
+    """Return the lines that show a section's pictures, which `leaderboard.drawing.draw` writes to `folder`."""
+    from leaderboard.drawing.pictures import list_pictures
+
+    name = section_name(runs[0])
+    lines = []
+    for picture in list_pictures(runs):
+        file = f"{quote(folder)}/{name}.{picture.kind}.svg"
+        lines += ["", f"![{picture.title}]({file})", "", f"*{picture.caption}*"]  # neither holds text from records
+    return lines
+
+
+Store = tuple[list[Record], list[Problem]]
+
+
+def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tuple[str, str]:
+    """Return the page for `output` and one line that sums it up; `store`: the records, where they are read already."""
+    records, problems = load_store(records_dir) if store is None else store
+    folder = relative(records_dir, output)
     skipped = f", {amount(len(problems), 'file')} skipped" if problems else ""
     tables = amount(len(make_sections(records)), "table")
-    return render(records, problems, folder), f"{amount(len(records), 'record')} in {tables}{skipped}"
+    text = render(records, problems, folder, PICTURES)
+    return text, f"{amount(len(records), 'record')} in {tables}{skipped}"
+
+
+def relative(folder: Path, page: Path) -> str:
+    """Return where `folder` lies seen from `page`, for links."""
+    return Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give `path` the content `text` in one instant: readers see the old page or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = write_temporary(text, path.parent, "leaderboard")
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def rebuild(records_dir: Path, output: Path) -> str:
@@ -151,15 +209,10 @@ def rebuild(records_dir: Path, output: Path) -> str:
     Invariant: readers see the old page or the new one, whole; and when several processes write records and rebuild at
     once, the page left in the end has all of them.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     while True:
         before = store_state(records_dir)
         text, summary = make_page(records_dir, output)
-        temporary = write_temporary(text, output.parent, "leaderboard")
-        try:
-            os.replace(temporary, output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_text(output, text)
         # A record that arrived meanwhile may be on a page that another process wrote and this one has just replaced.
         if store_state(records_dir) == before:
             return summary

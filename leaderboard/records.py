@@ -1,4 +1,4 @@
-"""The store: one JSON file per finished run, written whole, never overwritten, never edited."""
+"""The store: one JSON file per finished run, sealed and written whole, never overwritten, never edited."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from leaderboard.schema import Record, RecordError, find_faults, parse_time
+from leaderboard.kinds import DIGEST, parse_time
+from leaderboard.schema import Record, RecordError, find_faults, find_rule_faults
+from leaderboard.seal import content_of, is_sealed_text, lay_out, seal_of
 
 LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and the number of a repeat is added
 
@@ -29,24 +31,32 @@ def write_record(record: Record, folder: Path) -> Path:
     """Write `record` to `folder` as a file of its own and return its path.
 
     The name is that of the run, `RUN.json`; where that is taken, the run is a repeat and becomes `RUN.2.json`, `.3` …
-    Raises RecordError for an invalid record (NaN and infinities included), before anything is written. Invariant: no
-    existing file is ever changed, and a process killed at any instant leaves no part of a record under a record's name.
+    The seal is added; a record of schema 1 has none. Raises RecordError for an invalid record (NaN, infinities and a
+    wrong seal included), before anything is written. Invariant: no existing file is ever changed, and a process killed
+    at any instant leaves no part of a record under a record's name.
     """
     faults = find_faults(record)
     if faults:
         run = record.get("run") if isinstance(record, dict) else None
         raise RecordError(f"record '{run}' is invalid and was not written: {list_faults(faults)}")
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = write_temporary(text, folder, "record")
+    temporary = write_temporary(file_text(record), folder, "record")
     try:
         return publish(temporary, folder, file_stem(record["run"]))
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def file_text(record: Record) -> str:
+    """Return the text of the file of a valid record, sealed; a record of schema 1 has no seal."""
+    content = json.loads(json.dumps(content_of(record)))  # as a reader gets it: tuples are lists, keys are texts
+    if content["schema"] > 1:
+        content["seal"] = seal_of(content)
+    return lay_out(content)
+
+
 def find_same(record: Record, folder: Path) -> Path | None:
-    """Return the file of `folder` that holds this very record, times included, or None.
+    """Return the file of `folder` that holds this very record, times included, or None; with or without its seal.
 
     For a writer that was killed and does not know whether its record was published.
     """
@@ -54,7 +64,7 @@ def find_same(record: Record, folder: Path) -> Path | None:
     for path in list_files(folder):
         if path.name.startswith(f"{stem}."):
             try:
-                if read_record(path) == record:
+                if content_of(read_record(path)) == content_of(record):
                     return path
             except RecordError:
                 continue
@@ -129,50 +139,86 @@ def sync_folder(folder: Path) -> None:
 def list_files(folder: Path) -> list[Path]:
     """Return the paths in `folder` that have a record's name, sorted; an absent folder has none."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not path.name.startswith("."))
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
     except FileNotFoundError:
         return []
+    return [folder / name for name in names if not name.startswith(".")]
 
 
 def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
-    """Read every record of `folder`: the valid ones, and a Problem for each file that is damaged or invalid.
+    """Read every record of `folder`: the valid ones, and a Problem for each file that is damaged, invalid or a copy.
 
     Each record gets one key more, `file`, the name of its file. Sorted by run, time of finishing and file; problems by
-    file. Invariant: every file with a record's name is in exactly one of the two lists.
+    file. Invariant: every file with a record's name is in exactly one of the two lists. `leaderboard.store.load_store`
+    says the same of every file and is for large stores.
     """
-    records, problems = [], []
-    for path in list_files(folder):
-        try:
-            record = read_record(path)
-        except RecordError as error:
-            problems.append(Problem(path.name, str(error)))
-        else:
-            records.append({**record, "file": path.name})
-    return sorted(records, key=stable_key), problems
+    return sort_out([read_file(path) for path in list_files(folder)])
+
+
+def read_file(path: Path) -> tuple[str, Record] | Problem:
+    """Return the record in a file with the seal of its content, whether it carries it or not, or what is wrong."""
+    try:
+        record = read_record(path)
+    except RecordError as error:
+        return Problem(path.name, str(error))
+    return record.get("seal") or seal_of(record), {**record, "file": path.name}
+
+
+def sort_out(found: list[tuple[str, Record] | Problem]) -> tuple[list[Record], list[Problem]]:
+    """Return the records and the problems of a store in order, each of several copies of a record but the first aside.
+
+    A copy has the same content. A run of the same name with other content is a repeat and is kept.
+    """
+    problems = [entry for entry in found if isinstance(entry, Problem)]
+    read = [entry for entry in found if not isinstance(entry, Problem)]
+    kept: dict[str, Record] = {}
+    for seal, record in sorted(read, key=lambda entry: file_key(entry[1]["file"])):
+        first = kept.setdefault(seal, record)
+        if first is not record:
+            problems.append(Problem(record["file"], f"a copy of {first['file']}"))
+    return sorted(kept.values(), key=stable_key), sorted(problems, key=lambda problem: problem.file)
+
+
+def file_key(name: str) -> tuple[int, str]:
+    """Return what file names are sorted by: `RUN.json` before `RUN.2.json`, that before `RUN.10.json`."""
+    return len(name), name
 
 
 def stable_key(record: Record) -> tuple[Any, ...]:
     """Return what read records are sorted by: run, time of finishing, file (`RUN.json` before `RUN.2.json`)."""
-    return record["run"], parse_time(record["finished"]), len(record["file"]), record["file"]
+    return record["run"], parse_time(record["finished"]), *file_key(record["file"])
 
 
 def read_record(path: Path) -> Record:
-    """Read one record. Raises RecordError for a file that cannot be read, is damaged or breaks a rule."""
+    """Read one record. Raises RecordError for a file that cannot be read, is damaged, was edited or breaks a rule."""
     if not path.is_file():  # a folder, a broken link or a pipe, which would block
         raise RecordError("not a file")
     try:
-        record = json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse_constant)
+        data = path.read_bytes()
+        record = json.loads(data.decode("utf-8"), parse_constant=refuse_constant, parse_float=read_float)
     except RecordError:
         raise
     except OSError as error:  # its full text names the folders of this machine
         raise RecordError(f"not readable: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"not readable as JSON: {error}") from error
-    faults = find_faults(record)
+    seal: Any = record.get("seal") if isinstance(record, dict) else None
+    untouched = DIGEST.accepts(seal) and is_sealed_text(data, seal)
+    faults = find_rule_faults(record) if untouched else find_faults(record)
+    if not faults and record["schema"] > 1 and seal is None:
+        faults = ["seal is missing"]
     if faults:
         raise RecordError(list_faults(faults))
     assert isinstance(record, dict)
     return record
+
+
+def read_float(text: str) -> float:
+    """Return the float a JSON number names. Raises RecordError for one beyond the largest, which would read as inf."""
+    value = float(text)
+    if value - value:  # inf - inf is not 0
+        raise RecordError(f"is not plain JSON: {text} is beyond the largest number")
+    return value
 
 
 def refuse_constant(name: str) -> NoReturn:

@@ -2,112 +2,64 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterator
 from typing import Any
 
+from leaderboard.kinds import (
+    ABOVE_0,
+    AT_LEAST_0,
+    BOOL,
+    DIGEST,
+    NAME,
+    NUMBER,
+    OBJECT,
+    PERCENT,
+    SHARE,
+    SPARSITY,
+    TEXT,
+    TIME,
+    WHOLE,
+    Kind,
+    is_whole,
+    list_of,
+    make_test,
+    map_of,
+    one_of,
+    or_null,
+    parse_time,
+    shorten,
+    type_faults,
+)
+from leaderboard.seal import seal_of
+
 Record = dict[str, Any]
-SCHEMA = 1
-LARGEST = 10**30  # of a whole number; training an ImageNet network takes 1e18 to 1e20 multiply-adds
+SCHEMA = 2  # 1 had no seal
+READABLE = (1, 2)
+BROKEN = "its content does not match its seal: it was edited or damaged after it was written"
 
 
 class RecordError(ValueError):
     """A record that breaks a rule; the message names the run and every rule it breaks."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of value: the rule in words, and the test of it."""
-
-    rule: str
-    accepts: Callable[[Any], bool]
-
-
-def is_whole(value: Any) -> bool:
-    """Return whether `value` is a whole number from 0 to LARGEST; True and False are not numbers."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
-
-
-def is_number(value: Any) -> bool:
-    """Return whether `value` is a finite number; True and False are not numbers."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
-
-
-def parse_time(text: str) -> datetime:
-    """Return the moment an ISO-8601 text names. Raises ValueError when it is no such text or not in UTC."""
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
-    if moment.utcoffset() != timedelta(0):
-        raise ValueError(f"'{text}' is not in UTC")
-    return moment
-
-
-def is_time(value: Any) -> bool:
-    """Return whether `value` is an ISO-8601 text in UTC."""
-    try:
-        return isinstance(value, str) and bool(parse_time(value))
-    except ValueError:
-        return False
-
-
-def one_of(*choices: str) -> Kind:
-    """Return the kind whose values are `choices`."""
-    return Kind(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
-
-
-def or_null(kind: Kind) -> Kind:
-    """Return the kind that takes null as well."""
-    return Kind(f"{kind.rule}, or null", lambda value: value is None or kind.accepts(value))
-
-
-def list_of(kind: Kind) -> Kind:
-    """Return the kind whose values are lists of `kind`."""
-    return Kind(
-        f"a list, each entry {kind.rule}",
-        lambda value: isinstance(value, list) and all(kind.accepts(entry) for entry in value),
-    )
-
-
-def map_of(kind: Kind) -> Kind:
-    """Return the kind whose values are objects of `kind`."""
-    return Kind(
-        f"an object, each value {kind.rule}",
-        lambda value: isinstance(value, dict) and all(kind.accepts(entry) for entry in value.values()),
-    )
-
-
-TEXT = Kind("a text that is not empty", lambda value: isinstance(value, str) and value.strip() != "")
-BOOL = Kind("true or false", lambda value: isinstance(value, bool))
-WHOLE = Kind("a whole number of at least 0", is_whole)
-ABOVE_0 = Kind("a whole number of at least 1", lambda value: is_whole(value) and value > 0)
-NUMBER = Kind("a finite number", is_number)
-AT_LEAST_0 = Kind("a finite number of at least 0", lambda value: is_number(value) and value >= 0)
-SHARE = Kind("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
-SPARSITY = Kind("a number in [0, 1)", lambda value: is_number(value) and 0 <= value < 1)
-PERCENT = Kind("a number in [0, 100]", lambda value: is_number(value) and 0 <= value <= 100)
-TIME = Kind("an ISO-8601 time in UTC such as 2025-01-31T12:00:00+00:00", is_time)
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-
 GROUPS = ("dense", "before training", "sparse-to-sparse", "dense-to-sparse", "control")
+DONATIONS = ("densities", "masks", "shuffled masks", "shuffled filters")
 
-# A Kind is a value, a dict an object with these keys (more are allowed), a list of one dict a list of such objects.
-# A key that ends in "?" may be absent.
+# As `leaderboard.kinds` reads nested rules: a key that ends in "?" may be absent.
 FIELDS: dict[str, Any] = {
-    "schema": Kind(f"{SCHEMA}, the only one this version reads", lambda value: value == SCHEMA and is_whole(value)),
+    "schema": Kind("1 or 2, the ones that this version reads", lambda value: value in READABLE and is_whole(value)),
+    "seal?": DIGEST,
     "protocol": WHOLE,
-    "run": TEXT,
+    "run": NAME,
     "started": TIME,
     "finished": TIME,
     "command": TEXT,
     "status": one_of("ok", "diverged"),
     "skipped_steps": WHOLE,
-    "page": {"name": TEXT, "variant": TEXT, "title": TEXT, "changed": OBJECT, "settings": OBJECT},
+    "page": {"name": NAME, "variant": TEXT, "title": TEXT, "changed": OBJECT, "settings": OBJECT},
     "method": {
-        "name": TEXT,
+        "name": NAME,
         "label": TEXT,
         "title?": TEXT,
         "reference": Kind("a text", lambda value: isinstance(value, str)),
@@ -117,6 +69,15 @@ FIELDS: dict[str, Any] = {
         "settings": OBJECT,
         "source": TEXT,
         "sha256": TEXT,
+        # Of a control made from another run: that run, what was taken from it, and the masks it ended with.
+        "donor?": {
+            "run": NAME,
+            "label": TEXT,
+            "sparsity": SPARSITY,
+            "seed": WHOLE,
+            "kind": one_of(*DONATIONS),
+            "masks_sha256": TEXT,
+        },
     },
     "sparsity": SPARSITY,
     "seed": WHOLE,
@@ -159,6 +120,7 @@ FIELDS: dict[str, Any] = {
             "test_acc_pct": or_null(PERCENT),
             "density": AT_LEAST_0,
             "train_share": AT_LEAST_0,
+            "explored?": SHARE,  # of the prunable weights, those ever active so far (R_s of ITOP, arXiv:2102.02887)
         }
     ],
     "updates": WHOLE,
@@ -167,50 +129,44 @@ FIELDS: dict[str, Any] = {
     "git": {"commit": or_null(TEXT), "dirty": or_null(BOOL)},
 }
 
+is_typed = make_test(FIELDS)
+
 
 def find_faults(record: Any) -> list[str]:
     """Return every rule that `record` breaks, in words; an empty list for a valid record.
 
-    First come missing keys and wrong types; only where there are none are the numbers compared with each other.
+    What is not plain JSON, or of a schema that this version does not read, is told as such and not looked into. Else a
+    broken seal comes first. A record that is yet to be written may be without its seal.
     """
+    if not isinstance(record, dict):
+        return find_rule_faults(record)
     try:
-        json.dumps(record, allow_nan=False)
+        seal = seal_of(record)
     except (TypeError, ValueError, RecursionError) as error:
         return [f"is not plain JSON: {error}"]
-    return list(type_faults(record, FIELDS, "")) or [
-        *count_faults(record),
-        *budget_faults(record),
-        *cost_faults(record),
-    ]
+    sealed = has_known_schema(record) and record.get("schema") != 1 and DIGEST.accepts(record.get("seal"))
+    broken = [BROKEN] if sealed and record["seal"] != seal else []
+    return broken + find_rule_faults(record)
 
 
-def type_faults(value: Any, expected: Any, path: str) -> Iterator[str]:
-    """Yield what is missing from `value` or of another type than `expected`; `path` names it in the messages."""
-    if isinstance(expected, Kind):
-        if not expected.accepts(value):
-            yield f"{path} must be {expected.rule}, got {shorten(value)}"
-    elif isinstance(expected, list):
-        if not isinstance(value, list):
-            yield f"{path} must be a list, got {shorten(value)}"
-            return
-        for index, entry in enumerate(value):
-            yield from type_faults(entry, expected[0], f"{path}[{index}]")
-    elif not isinstance(value, dict):
-        yield f"{path or 'a record'} must be an object, got {shorten(value)}"
-    else:
-        for key, kind in expected.items():
-            name = key.rstrip("?")
-            inner = f"{path}.{name}" if path else name
-            if name in value:
-                yield from type_faults(value[name], kind, inner)
-            elif name == key:
-                yield f"{inner} is missing"
+def find_rule_faults(record: Any) -> list[str]:
+    """Return what `find_faults` does of plain JSON whose seal is known to be right.
+
+    First come missing keys and wrong types; only where there are none are the numbers compared with each other.
+    """
+    if isinstance(record, dict) and not has_known_schema(record):
+        return list(type_faults(record["schema"], FIELDS["schema"], "schema"))
+    if not is_typed(record):
+        return list(type_faults(record, FIELDS, ""))
+    faults = [*count_faults(record), *budget_faults(record), *cost_faults(record), *history_faults(record)]
+    if record["schema"] == 1 and "seal" in record:
+        faults.append(f"seal must be absent in a record of schema 1, got {shorten(record['seal'])}")
+    return faults
 
 
-def shorten(value: Any) -> str:
-    """Return `value` as JSON, cut to 60 characters."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:59] + "…"
+def has_known_schema(record: Record) -> bool:
+    """Return whether this version reads the record's schema; a record without one is held to the rules of all."""
+    return "schema" not in record or FIELDS["schema"].accepts(record["schema"])
 
 
 def count_faults(record: Record) -> Iterator[str]:
@@ -281,3 +237,16 @@ def cost_faults(record: Record) -> Iterator[str]:
             yield f"accuracy_pct.last_epoch is {last}, the history ends at {history[-1]['test_acc_pct']}"
     if parse_time(record["finished"]) < parse_time(record["started"]):
         yield f"finished ({record['finished']}) is before started ({record['started']})"
+
+
+def history_faults(record: Record) -> Iterator[str]:
+    """Yield where the share of weights ever active is below the share active now, or falls with the epochs."""
+    before = 0.0
+    for number, row in enumerate(record["history"]):
+        if "explored" in row:
+            explored = row["explored"]
+            if explored < row["density"] - 1e-9:
+                yield f"history[{number}].explored is {explored}, below the density {row['density']}"
+            if explored < before:
+                yield f"history[{number}].explored is {explored}, after {before}: it can only grow"
+            before = explored

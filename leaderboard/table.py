@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from leaderboard.kinds import parse_time
 from leaderboard.records import stable_key
-from leaderboard.schema import GROUPS, Record, parse_time
+from leaderboard.schema import GROUPS, Record
 
 BLANK = "·"
 HEADINGS = {**{group: group for group in GROUPS}, "control": "controls"}
@@ -130,6 +131,13 @@ class Row:
     dense: bool
     reference: str
     cells: dict[float, Cell]
+    narrow: bool = False  # a narrower network: its weight count is the sparse networks', its layers are not
+    made_from: str = ""  # label of the row whose masks or layer densities it takes, for controls
+
+
+def sparsities_of(rows: list[Row]) -> list[float]:
+    """Return the sparsities at which some row that is not dense has runs, rising."""
+    return sorted({sparsity for row in rows for sparsity in row.cells if not row.dense})
 
 
 def method_key(record: Record) -> tuple[str, str, str]:
@@ -153,7 +161,15 @@ def make_rows(records: list[Record]) -> list[Row]:
         cells = {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)}
         version = f" (file {escape(sha256[:8])})" if labels.count((group, label)) > 1 else ""
         rows.append(
-            Row(group, escape(label) + version, method["budget"] == "dense", escape(method["reference"]), cells)
+            Row(
+                group,
+                escape(label) + version,
+                method["budget"] == "dense",
+                escape(method["reference"]),
+                cells,
+                runs[0]["weights"]["prunable"] != runs[0]["weights"]["dense_prunable"],
+                str(method["donor"]["label"]) if "donor" in method else "",
+            )
         )
     return rows
 
@@ -170,30 +186,48 @@ def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main_table(rows: list[Row]) -> list[str]:
-    """Return the lines of the main table: groups of methods down, sparsities asked across, three columns for each."""
-    sparsities = sorted({s for row in rows for s in row.cells if not row.dense})
+def show_rank(rank: tuple[int, int] | None) -> str:
+    """Return `1–4`, or `2` where best and worst rank are the same; BLANK where there is nothing to rank against."""
+    if rank is None:
+        return BLANK
+    return str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}"
+
+
+def main_table(rows: list[Row], ranks: Mapping[tuple[int, float], tuple[int, int]]) -> list[str]:
+    """Return the lines of the main table: groups of methods down, sparsities asked across, four columns for each.
+
+    `ranks`: by number of the row and sparsity. Bold is an accuracy whose rank is 1 and nothing else. Controls made from
+    another row's runs have a table of their own.
+    """
+    sparsities = sparsities_of(rows)
     head = ["method"]
     for sparsity in sparsities:
-        head += [f"sparsity {percent(sparsity)}: accuracy, %", "inference FLOPs", "training FLOPs"]
+        head += [f"sparsity {percent(sparsity)}: accuracy, %", "rank", "inference FLOPs", "training FLOPs"]
     if not sparsities:
         head += ["accuracy, %", "inference FLOPs", "training FLOPs"]
     lines = [line(head), line(["---"] + ["---:"] * (len(head) - 1))]
     group = ""
-    for row in rows:
+    for number, row in enumerate(rows):
+        if row.made_from:
+            continue
         if row.group != group:
             group = row.group
             lines.append(line([f"*{HEADINGS[group]}*"] + [""] * (len(head) - 1)))
-        cells = list(row.cells.values()) if row.dense else [row.cells.get(sparsity) for sparsity in sparsities]
         shown = [row.label]
-        for cell in cells:
-            shown += (
-                [BLANK] * 3
-                if cell is None
-                else [cell.accuracy(), cell.cost("inference", row.dense), cell.cost("train", row.dense)]
-            )
+        for sparsity in row.cells if row.dense else sparsities:
+            shown += main_cells(row, sparsity, ranks.get((number, sparsity)), ranked=bool(sparsities))
         lines.append(line(shown + [BLANK] * (len(head) - len(shown))))
     return lines
+
+
+def main_cells(row: Row, sparsity: float, rank: tuple[int, int] | None, ranked: bool) -> list[str]:
+    """Return accuracy, rank (where the table has ranks) and costs of a row at a sparsity."""
+    cell = row.cells.get(sparsity)
+    if cell is None:
+        return [BLANK] * 4
+    accuracy = f"**{cell.accuracy()}**" if rank == (1, 1) else cell.accuracy()
+    costs = [cell.cost("inference", row.dense), cell.cost("train", row.dense)]
+    return [accuracy, *([show_rank(rank)] if ranked else []), *costs]
 
 
 def details_table(rows: list[Row], folder: str) -> list[str]:

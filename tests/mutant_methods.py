@@ -12,6 +12,7 @@ import torch
 from methods.core import (
     DISTRIBUTIONS,
     DenseGrads,
+    Donor,
     Masks,
     Scoring,
     Timeline,
@@ -311,3 +312,22 @@ class DenseButOne(Static):
 
     def setup(self, view: View) -> Masks:
         return all_active(view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndeclaredDonor(Static):
+    """Draws as another run has it, without asking for one."""
+
+    def setup(self, view: View) -> Masks:
+        return random_masks(view, view.donor_counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DonorForNothing(Static):
+    """Asks for the masks of another run and reads its counts alone."""
+
+    def donor(self) -> Donor:
+        return Donor("granet", "masks")
+
+    def setup(self, view: View) -> Masks:
+        return random_masks(view, view.donor_counts)

@@ -1,4 +1,7 @@
-"""Valid records for tests: a network of three layers, small enough to work every number by hand."""
+"""Valid records for tests: a network of three layers, small enough to work every number by hand.
+
+They carry no seal, as a record in memory does: `leaderboard.write_record` adds it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def make_record(**changes: Any) -> dict[str, Any]:
     diverged = changes.get("status") == "diverged"
     base = {
         **make_surroundings(),
-        "schema": 1,
+        "schema": 2,
         "protocol": 1,
         "run": f"digits_resnet20.{name}.{sparsity}.s{seed}.3f9a1c2e",
         "started": "2025-01-31T12:00:00+00:00",
@@ -156,6 +159,7 @@ def make_epoch(epoch: int, accuracy: float) -> dict[str, Any]:
         "test_acc_pct": accuracy,
         "density": 0.1,
         "train_share": 0.2,
+        "explored": 0.1 + 0.05 * (epoch - 1),
     }
 
 

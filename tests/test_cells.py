@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+import benchmark.cells as cells_module
 from benchmark.cells import choose_task, parse_arguments, parse_seed, parse_sparsity, plan_cells
 from benchmark.errors import UserError
+from benchmark.plugins import find_method
 
 PAGE = "digits_resnet20"
 
@@ -137,3 +141,10 @@ def test_the_automatic_task_says_which_page_and_why():
     assert page == "digits_resnet20"
     assert "no GPU" in reason
     assert choose_task("x", has_gpu=True) == ("x", "")
+
+
+def test_a_name_that_no_record_may_have_is_refused_before_anything_runs(monkeypatch):
+    found = find_method("static")
+    monkeypatch.setattr(cells_module, "find_method", lambda name: dataclasses.replace(found, name="<b>static"))
+    with pytest.raises(UserError, match="must not contain < or >, got '<b>static': rename it"):
+        plan_cells("static", "0.9", "digits_resnet20", "0", "")

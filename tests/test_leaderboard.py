@@ -32,8 +32,8 @@ def row(text: str, label: str, number: int = 0) -> list[str]:
 
 
 def details(text: str, label: str) -> dict[str, str]:
-    """Return the one row of the details that starts with `label`, by column."""
-    return dict(zip(table(text, 1)[0], row(text, label, 1), strict=True))
+    """Return the one row of the details (a section's last table) that starts with `label`, by column."""
+    return dict(zip(table(text, -1)[0], row(text, label, -1), strict=True))
 
 
 def with_accuracy(*values: float, **changes: Any) -> list[dict[str, Any]]:
@@ -57,11 +57,12 @@ def test_costs_are_multiples_of_dense_and_absolute_for_dense() -> None:
     text = show(make_record(), make_record(sparsity=0.8), make_record(method={"name": "dense"}))
     assert table(text)[0] == [
         "method",
-        *["sparsity 80 %: accuracy, %", "inference FLOPs", "training FLOPs"],
-        *["sparsity 90 %: accuracy, %", "inference FLOPs", "training FLOPs"],
+        *["sparsity 80 %: accuracy, %", "rank", "inference FLOPs", "training FLOPs"],
+        *["sparsity 90 %: accuracy, %", "rank", "inference FLOPs", "training FLOPs"],
     ]
-    assert row(text, "granet") == ["granet", "92.50 (n=1)", "0.36×", "0.36×", "92.50 (n=1)", "0.28×", "0.28×"]
-    assert row(text, "dense") == ["dense", "92.50 (n=1)", "2.0e4", "1.8e7", "·", "·", "·"]
+    at_80, at_90 = ["92.50 (n=1)", "·", "0.36×", "0.36×"], ["92.50 (n=1)", "·", "0.28×", "0.28×"]
+    assert row(text, "granet") == ["granet", *at_80, *at_90]
+    assert row(text, "dense") == ["dense", "92.50 (n=1)", "·", "2.0e4", "1.8e7", *["·"] * 4]
 
 
 def test_dense_alone_has_a_table() -> None:
@@ -92,8 +93,8 @@ def test_numbers_are_shown_with_the_digits_that_matter(shown: str, expected: str
 
 def test_a_cell_without_runs_is_blank() -> None:
     text = show(make_record(sparsity=0.8), make_record(method={"name": "set"}))
-    assert row(text, "granet")[4:] == ["·", "·", "·"]
-    assert row(text, "set")[1:4] == ["·", "·", "·"]
+    assert row(text, "granet")[5:] == ["·"] * 4
+    assert row(text, "set")[1:5] == ["·"] * 4
 
 
 def test_the_details_have_what_the_main_table_has_no_room_for() -> None:
@@ -138,7 +139,7 @@ def test_diverged_runs_are_counted_and_not_averaged() -> None:
 
 def test_a_method_that_only_diverged_is_still_there() -> None:
     text = show(make_record(status="diverged"), make_record(status="diverged", seed=1))
-    assert row(text, "granet") == ["granet", "· (n=0, 2 diverged)", "·", "·"]
+    assert row(text, "granet") == ["granet", "· (n=0, 2 diverged)", "·", "·", "·"]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])

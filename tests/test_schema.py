@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from record_factory import make_record
 
+from leaderboard.kinds import AT_LEAST_0, BOOL, NUMBER, PERCENT, SHARE, TEXT, WHOLE, Kind, list_of, or_null, type_faults
 from leaderboard.records import read_records
-from leaderboard.schema import find_faults
+from leaderboard.schema import FIELDS, find_faults, is_typed
 
 
 def plant(record: dict[str, Any], folder: Path, name: str = "planted.json") -> str:
@@ -34,7 +35,16 @@ def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
 
 
 FREE = {("environment", "threads"), ("page", "settings"), ("macs", "operators"), ("macs", "omitted")}
-REQUIRED = [p for p in paths(make_record()) if p[:2] not in FREE or (len(p) == 2 and p != ("environment", "threads"))]
+OPTIONAL = {("environment", "threads"), ("history", 0, "explored")}
+REQUIRED = [p for p in paths(make_record()) if p not in OPTIONAL and (p[:2] not in FREE or len(p) == 2)]
+DONOR = {
+    "run": "digits_resnet20.granet.0.9.s0.3f9a1c2e",
+    "label": "granet",
+    "sparsity": 0.9,
+    "seed": 0,
+    "kind": "shuffled masks",
+    "masks_sha256": "ab" * 32,
+}
 
 
 @pytest.mark.parametrize("path", REQUIRED, ids=lambda path: ".".join(map(str, path)))
@@ -57,7 +67,21 @@ def test_every_key_is_required_and_typed(path: tuple[str | int, ...]) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema": 2}, "schema must be 1, the only one this version reads, got 2"),
+        ({"schema": 3}, "schema must be 1 or 2, the ones that this version reads, got 3"),
+        ({"schema": 2.0}, "schema must be 1 or 2, the ones that this version reads, got 2.0"),
+        ({"schema": True}, "schema must be 1 or 2, the ones that this version reads, got true"),
+        ({"seal": "AB" * 32}, "seal must be 64 hex digits, got"),
+        ({"seal": None}, "seal must be 64 hex digits, got null"),
+        ({}, "seal is missing"),
+        (
+            {"method": {"donor": {**DONOR, "kind": "weights"}}},
+            "method.donor.kind must be one of densities, masks, shuff",
+        ),
+        ({"method": {"donor": {**DONOR, "sparsity": 1}}}, "method.donor.sparsity must be a number in [0, 1), got 1"),
+        ({"method": {"donor": {}}}, "method.donor.run is missing; method.donor.label is missing"),
+        ({"run": "<b>run</b>"}, 'run must be a name: a text that is not empty, without < and >, got "<b>run</b>"'),
+        ({"page": {"name": "<script>"}}, "page.name must be a name"),
+        ({"method": {"name": "a>b"}}, "method.name must be a name"),
         ({"status": "fine"}, 'status must be one of ok, diverged, got "fine"'),
         ({"seed": True}, "seed must be a whole number of at least 0, got true"),
         ({"seed": 1.0}, "seed must be a whole number of at least 0, got 1.0"),
@@ -141,3 +165,108 @@ def test_many_faults_are_told_in_one_short_line(tmp_path: Path) -> None:
 
 def test_a_diverged_run_without_accuracy_is_valid() -> None:
     assert find_faults(make_record(status="diverged")) == []
+
+
+# Schemas
+
+
+def schema_1(**changes: Any) -> dict[str, Any]:
+    """Return a record as it was written before there were seals and shares of weights ever active."""
+    record = make_record(schema=1, **changes)
+    for row in record["history"]:
+        del row["explored"]
+    return record
+
+
+def test_a_record_of_schema_1_still_loads_and_has_no_seal(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(json.dumps(schema_1()))
+    records, problems = read_records(tmp_path)
+    assert (records, problems) == ([{**schema_1(), "file": "old.json"}], [])
+    reason = plant(schema_1(seal="ab" * 32), tmp_path / "sealed")
+    assert reason == f'seal must be absent in a record of schema 1, got "{"ab" * 29}…'
+
+
+def test_of_an_unknown_schema_nothing_else_is_judged(tmp_path: Path) -> None:
+    reason = plant({"schema": 3, "seed": "new kind of seed", "seal": "cd" * 32}, tmp_path)
+    assert reason == "schema must be 1 or 2, the ones that this version reads, got 3"
+
+
+def test_a_control_made_from_another_run_names_it() -> None:
+    assert find_faults(make_record(method={"donor": DONOR})) == []
+    for key in DONOR:
+        donor = {name: value for name, value in DONOR.items() if name != key}
+        assert find_faults(make_record(method={"donor": donor})) == [f"method.donor.{key} is missing"]
+        assert find_faults(make_record(method={"donor": {**DONOR, key: []}}))[0].startswith(f"method.donor.{key} must")
+
+
+# The share of weights ever active
+
+
+def with_explored(*shares: float | None) -> dict[str, Any]:
+    """Return a record of density 0.1 whose history has these shares of weights ever active; None: an epoch without."""
+    record = make_record()
+    for row, share in zip(record["history"], shares, strict=True):
+        del row["explored"]
+        if share is not None:
+            row["explored"] = share
+    return record
+
+
+@pytest.mark.parametrize(
+    ("shares", "faults"),
+    [
+        ((0.1, 0.1, 0.3), []),
+        ((None, None, None), []),
+        ((0.2, None, 0.2), []),
+        ((0.1 - 1e-10, 0.5, 1), []),  # rounding is no fault
+        ((0.1, 0.5, 1.1), ["history[2].explored must be a number in [0, 1], got 1.1"]),
+        ((0.09, 0.5, 0.5), ["history[0].explored is 0.09, below the density 0.1"]),
+        ((0.3, 0.2, 0.2), ["history[1].explored is 0.2, after 0.3: it can only grow"]),
+        ((0.3, None, 0.2), ["history[2].explored is 0.2, after 0.3: it can only grow"]),
+    ],
+)
+def test_the_share_ever_active_holds_the_active_ones_and_only_grows(
+    shares: tuple[float | None, ...], faults: list[str]
+) -> None:
+    assert find_faults(with_explored(*shares)) == faults
+
+
+# The quick test of a record against the one that finds words
+
+ODD = [None, True, False, 0, 1, -1, 0.5, 1.5, -0.5, 101, 1e300, 10**31, "", " ", "x", "<", [], [[]], [1], ["x"], {}]
+ODD += [{"x": 1}, {"x": -1}]
+
+
+def test_the_quick_test_of_a_record_is_as_strict_as_the_one_with_words() -> None:
+    plain = make_record(method={"donor": DONOR}, seal="ab" * 32)
+    verdicts = set()
+    for path in paths(plain):
+        for place in (0, 2):  # of the first and the last row of a list of three
+            for odd in [*ODD, "delete"]:
+                record = copy.deepcopy(plain)
+                parent: Any = record
+                for key in path[:-1]:
+                    parent = parent[place if isinstance(key, int) else key]
+                if odd == "delete":
+                    del parent[path[-1]]
+                else:
+                    parent[path[-1]] = odd
+                verdicts.add(is_typed(record))
+                assert is_typed(record) == (not list(type_faults(record, FIELDS, ""))), (path, place, odd)
+    assert verdicts == {True, False}
+    for odd in ODD:
+        for record in (odd, {**plain, "layers": [odd]}, {**plain, "history": [odd, odd]}):
+            assert is_typed(record) == (not list(type_faults(record, FIELDS, "")))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [WHOLE, NUMBER, AT_LEAST_0, SHARE, PERCENT, TEXT, BOOL, or_null(PERCENT), list_of(WHOLE)],
+    ids=lambda k: k.rule,
+)
+def test_many_values_are_tested_as_strictly_as_one_by_one(kind: Kind) -> None:
+    good = [odd for odd in ODD if kind.accepts(odd)]
+    assert good and kind.accepts_all(good) and kind.accepts_all([])
+    for odd in ODD:
+        for values in ([odd], [*good, odd], [odd, *good]):
+            assert kind.accepts_all(values) == kind.accepts(odd), values

@@ -233,9 +233,10 @@ def test_a_record_that_is_not_valid_is_told_with_the_way_out(tmp_path, monkeypat
     assert not list((tmp_path / "records").glob("*.json"))
 
 
-def test_a_checkpoint_of_the_version_before_is_told_from_a_damaged_one(tmp_path):
+@pytest.mark.parametrize("version", [b"1", b"2"])
+def test_a_checkpoint_of_a_version_before_is_told_from_a_damaged_one(tmp_path, version):
     path = tmp_path / "checkpoint"
-    path.write_bytes(b"sparse-bench checkpoint 1\n" + bytes(100))
+    path.write_bytes(b"sparse-bench checkpoint " + version + b"\n" + bytes(100))
     with pytest.raises(UserError, match=r"was written by an earlier version .*FRESH=1"):
         load_checkpoint(path)
 

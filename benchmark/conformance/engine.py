@@ -60,6 +60,21 @@ def continue_from(kit: Kit, whole: Trial, step: int) -> str:
     return "" if same else "another cost or history"
 
 
+@check("exploration", ENGINE)
+def check_exploration(kit: Kit) -> Outcome:
+    """Each epoch's explored share is that of the weights active in any masks until its end, counted again."""
+    trial = kit.trial()
+    shares = []
+    for row in trial.run.history:
+        masks = [commit.after.masks for commit in trial.commits if commit.step <= row["step"]]
+        names = trial.run.maskset.masks
+        ever = sum(int(torch.stack([one[name] for one in masks]).any(0).sum()) for name in names)
+        shares.append(ever / trial.run.maskset.total)
+        if row["explored"] != shares[-1]:
+            return Outcome(False, f"epoch {row['epoch']}: {row['explored']:.6f}, recount {shares[-1]:.6f}")
+    return Outcome(bool(shares), f"{', '.join(f'{share:.3f}' for share in shares)} over the epochs")
+
+
 @check(
     "two-processes",
     "draw with view.random(name); grow by view.gradients, which are summed over processes; never use hash()",

@@ -15,6 +15,7 @@ from methods.core import DenseGrads, Scoring
 
 CLOSE = 1e-3  # relative error of a gradient's norm: float32 against float64
 GRADIENTS, PRODUCTS = "gradients", "Hessian-gradient products"
+COUNTS, MASKS = "donor counts", "donor masks"
 
 
 @check(
@@ -46,6 +47,24 @@ def check_scoring(kit: Kit) -> Outcome:
     needed = 2 if PRODUCTS in read else 1 if GRADIENTS in read else 0
     seen = f"declared order {order}, read {', '.join(sorted(read)) or 'nothing'}"
     return Outcome(order == needed, seen)
+
+
+@check(
+    "declared-donor",
+    "return Donor(run) from donor() if setup() reads view.donor_counts, Donor(run, 'masks') for view.donor_masks, else "
+    "None",
+)
+def check_donor(kit: Kit) -> Outcome:
+    """Setup() reads the counts or the masks of another run exactly if donor() asks for them; updates read neither."""
+    trial = kit.trial()
+    wanted = trial.run.method.donor()
+    needed = set() if wanted is None else {MASKS} if wanted.masks else {COUNTS}
+    late = [call.step for call in trial.calls if call.step > 0 and call.reads & {COUNTS, MASKS}]
+    if late:
+        return Outcome(False, f"read of a donor at step {late[0]}, which is shown to setup() alone")
+    read = trial.calls[0].reads & {COUNTS, MASKS} if trial.calls else set()
+    seen = f"declared {wanted.kind if wanted else 'none'}, read {', '.join(sorted(read)) or 'nothing'}"
+    return Outcome(needed <= read <= needed | {COUNTS} if needed else not read, seen)
 
 
 def batch_at(trial: Trial, step: int) -> tuple[Tensor, Tensor]:

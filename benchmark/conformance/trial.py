@@ -19,6 +19,7 @@ from benchmark.build import Built
 from benchmark.cells import Cell
 from benchmark.conformance.nets import make_data, make_kit_page, make_network
 from benchmark.conformance.watch import Call, Commit, StepSeen, snapshot, spy_on
+from benchmark.contract import stand_in_donor
 from benchmark.costs import count_costs
 from benchmark.errors import UserError, describe_failure
 from benchmark.plugins import Plugin
@@ -134,7 +135,8 @@ def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str,
     built = Built(model, layers, costs, costs, total, sum(p.numel() for p in model.parameters()), 1.0, False)
     calls: list[Call] = []
     watched = spy_on(method, calls, lambda: stir(setting.noise))
-    cell = Cell("kit", page, {}, plugin, watched, {}, setting.sparsity, setting.seed)
+    donor = stand_in_donor(method, weights)
+    cell = Cell("kit", page, {}, plugin, watched, {}, setting.sparsity, setting.seed, donor)
     run = engine.prepare(cell, built, data, torch.device("cpu"))
     trial = Trial(setting, run, cell, copy.deepcopy(model.state_dict()), calls)
     watch(trial)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit
+from benchmark.contract import show_donor, stand_in_donor
 from methods.core import DenseGrads, Masks, Method, Timeline, View
 
 LINE = Timeline(24, 6)
@@ -28,7 +29,7 @@ def show(
     step: int,
     kind: type[View] = View,
 ) -> View:
-    """Return a view with the gradients that the method declared, for setup (step 0) or an update."""
+    """Return a view with the gradients and the donor that the method declared, for setup (step 0) or an update."""
     wanted = method.scoring()
     declared = wanted is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
     return kind(
@@ -39,6 +40,7 @@ def show(
         seed=0,
         gradients=gradients if declared else None,
         hessian_gradients=gradients if step == 0 and wanted is not None and wanted.order == 2 else None,
+        **show_donor(stand_in_donor(method, weights) if step == 0 else None, weights),
     )
 
 

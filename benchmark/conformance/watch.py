@@ -112,11 +112,24 @@ class SpyView(View):
         self.reads.add("Hessian-gradient products")
         return super().hessian_gradients
 
+    @property
+    def donor_counts(self) -> Mapping[str, int]:
+        """The view's counts of a donor; the reading is noted."""
+        self.reads.add("donor counts")
+        return super().donor_counts
+
+    @property
+    def donor_masks(self) -> Mapping[str, Tensor]:
+        """The view's masks of a donor; the reading is noted."""
+        self.reads.add("donor masks")
+        return super().donor_masks
+
 
 def inputs_of(view: View) -> dict[str, Tensor]:
     """Return every tensor a view shows, by kind and name."""
     kinds: dict[str, Mapping[str, Tensor]] = {"weight": view.weights, "mask": view.masks}
     kinds["gradient"], kinds["product"] = view._gradients or {}, view._hessian_gradients or {}
+    kinds["donor's mask"] = view._donor_masks or {}
     return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from methods.core.base import (
+    DONOR_KINDS,
     Budget,
     ContractError,
     DenseGrads,
+    Donor,
     Group,
     Masks,
     Method,
@@ -24,9 +26,11 @@ from methods.core.topology import drop, grow
 
 __all__ = [
     "DISTRIBUTIONS",
+    "DONOR_KINDS",
     "Budget",
     "ContractError",
     "DenseGrads",
+    "Donor",
     "Group",
     "Masks",
     "Method",

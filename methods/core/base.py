@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,31 @@ class Scoring:
     temperature: float = 1.0
 
 
+DONOR_KINDS = ("densities", "masks", "shuffled masks", "shuffled filters")
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Another run that a control is made from, as a user names it.
+
+    `run` is a record, a run or a row of the leaderboard; the engine finds it. `kind` says what is made of it, one of
+    DONOR_KINDS: "densities" shows `setup` the final counts of its layers, every other kind its final masks as well.
+    Raises ContractError for an unknown kind. The donor's own training is not charged to the control.
+    """
+
+    run: str
+    kind: str = "densities"
+
+    def __post_init__(self) -> None:
+        if self.kind not in DONOR_KINDS:
+            raise ContractError(f"must make one of {', '.join(DONOR_KINDS)} of a donor, got {self.kind!r}")
+
+    @property
+    def masks(self) -> bool:
+        """Whether the masks are asked for, not the counts alone."""
+        return self.kind != "densities"
+
+
 @dataclass(frozen=True)
 class Timeline:
     """The length of a run in optimiser steps. Steps are numbered from 1 to `total_steps`."""
@@ -89,12 +114,20 @@ def count_kept(sparsity: float, weights: int) -> int:
     return round((1 - sparsity) * weights)
 
 
+Value = TypeVar("Value")
+
+
+def read_only(values: Mapping[str, Value] | None) -> Mapping[str, Value] | None:
+    """Return a copy of `values` that cannot be changed, or None."""
+    return None if values is None else MappingProxyType(dict(values))
+
+
 class View:
     """What a method may see: read-only weights, masks, gradients, and random numbers that depend on nothing else.
 
     `weights`, `masks`: by parameter name, in the model's order; masks are bool, True = active. `step`: 0 in `setup`,
-    then the optimiser step just reached. Gradients are dense, averaged over ranks, unscaled. Reading a gradient the
-    method did not declare raises ContractError. Invariant: inactive weights are exactly zero.
+    then the optimiser step just reached. Gradients are dense, averaged over ranks, unscaled. Reading a gradient or a
+    donor the method did not declare raises ContractError. Invariant: inactive weights are exactly zero.
     """
 
     def __init__(
@@ -107,14 +140,18 @@ class View:
         seed: int,
         gradients: Mapping[str, Tensor] | None = None,
         hessian_gradients: Mapping[str, Tensor] | None = None,
+        donor_counts: Mapping[str, int] | None = None,
+        donor_masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.weights = MappingProxyType({name: tensor.detach() for name, tensor in weights.items()})
         self.masks = MappingProxyType(dict(masks))
         self.step = step
         self.timeline = timeline
         self.seed = seed
-        self._gradients = MappingProxyType(dict(gradients)) if gradients is not None else None
-        self._hessian_gradients = MappingProxyType(dict(hessian_gradients)) if hessian_gradients is not None else None
+        self._gradients = read_only(gradients)
+        self._hessian_gradients = read_only(hessian_gradients)
+        self._donor_counts = read_only(donor_counts)
+        self._donor_masks = read_only(donor_masks)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -144,6 +181,25 @@ class View:
                 "read Hessian-gradient products it did not declare: return Scoring(order=2) from scoring()"
             )
         return self._hessian_gradients
+
+    @property
+    def donor_counts(self) -> Mapping[str, int]:
+        """The number of active weights that each layer of the donor ended with (`setup` only)."""
+        if self._donor_counts is None:
+            raise ContractError(
+                "read the counts of a donor it did not declare: return Donor(run) from donor(); setup() alone sees it"
+            )
+        return self._donor_counts
+
+    @property
+    def donor_masks(self) -> Mapping[str, Tensor]:
+        """The masks that the donor ended with; bool, True = active (`setup` only)."""
+        if self._donor_masks is None:
+            raise ContractError(
+                "read the masks of a donor it did not declare: return Donor(run, 'masks') from donor(); setup() alone "
+                "sees them"
+            )
+        return self._donor_masks
 
     def count(self, sparsity: float) -> int:
         """Return the number of weights that stay active at `sparsity`: round((1 - sparsity) x prunable weights)."""
@@ -211,6 +267,10 @@ class Method(ABC):
 
     def scoring(self) -> Scoring | None:
         """Return what gradients `setup` needs, or None."""
+        return None
+
+    def donor(self) -> Donor | None:
+        """Return the run that `setup` is shown the final counts or masks of, or None."""
         return None
 
     def update_steps(self, timeline: Timeline) -> range:

@@ -1,0 +1,284 @@
+"""Grid files: which rows a table is made of, flat and readable, expanded into cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmark.cells import Cell, parse_seed, parse_sparsity, plan_cells, refuse_unknown, split_list
+from benchmark.donors import ask_donor
+from benchmark.errors import UserError, nearest, unknown
+from benchmark.pages import CONFIGS, page_names
+from benchmark.plugins import Plugin, find_method
+from methods.core import Budget, Group
+
+LISTS = ("tasks", "sparsities", "seeds")
+KEYS = ("title", *LISTS, "rows", "controls")
+ROW_KEYS = ("method", "args", *LISTS)
+# A control that is made beside every row: the method that makes it. Its setting of that name takes the row's name.
+CONTROLS = {"densities": "static"}
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A cell of a grid, and the cell of the same grid whose run it is made from, its donor, if it is such a control.
+
+    `method` is that of the row it stands for: a control goes with the row it is made from.
+    """
+
+    cell: Cell
+    method: str
+    donor: Cell | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the cell is made from another run, of this grid or not, which must have finished before."""
+        return self.cell.method.donor() is not None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file asks for. Invariant: no cell is in it twice."""
+
+    file: str
+    title: str
+    items: list[Item]
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file and return its cells, row by row, each row's pages outermost, its controls after it.
+
+    Raises UserError that lists every fault of the file, each with the row and the rule: an unknown key, method, page or
+    setting, a value that is impossible, nothing to run. Nothing is trained or downloaded.
+    """
+    reader = Reader()
+    content = read_yaml(path)
+    items = reader.read(content)
+    if reader.faults:
+        number = len(reader.faults)
+        listed = "\n".join(f"  {path}, {fault}" for fault in reader.faults)
+        raise UserError(f"{path} has {number} fault{'' if number == 1 else 's'}, and nothing was run:\n{listed}")
+    return Grid(str(path), str(content.get("title", path.stem)), items)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a grid file. Raises UserError for a file that is absent or no map of settings."""
+    if not path.is_file():
+        known = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.glob("*/*.yaml"))
+        raise UserError(f"no grid file {path}: name one with GRID=file; there are {', '.join(known)}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a map of {', '.join(KEYS)}")
+    return {str(key): value for key, value in content.items()}
+
+
+class Reader:
+    """Reads the content of a grid file and keeps every fault it meets, in order and once."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, None] = {}
+
+    def fault(self, where: str, rule: object) -> None:
+        """Keep a fault of the place `where`."""
+        self.faults[f"{where}: {rule}"] = None
+
+    def read(self, content: dict[str, Any]) -> list[Item]:
+        """Return the items of a whole file."""
+        self.check_keys("top", content, KEYS)
+        shared = self.read_lists("top", content)
+        controls = self.read_list("top", "controls", content.get("controls", []), self.parse_control, empty=True)
+        rows = content.get("rows")
+        if not isinstance(rows, list) or not rows:
+            self.fault("top", f"rows must be a list such as [{{method: dense}}], got {rows!r}")
+            return []
+        items: dict[str, Item] = {}
+        for number, row in enumerate(rows, 1):
+            for item in self.read_row(number, row, shared, controls):
+                items.setdefault(item.cell.identity, item)
+        return list(items.values())
+
+    def check_keys(self, where: str, found: dict[str, Any], known: tuple[str, ...]) -> None:
+        """Keep a fault for every key that is not known."""
+        for key in found:
+            if key not in known:
+                self.fault(where, f"no key '{key}'{nearest(str(key), known)}; there are {', '.join(known)}")
+
+    def read_lists(self, where: str, found: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return those of tasks, sparsities and seeds that are given."""
+        parsers: dict[str, Callable[[str], Any]] = {
+            "tasks": parse_task,
+            "sparsities": parse_sparsity,
+            "seeds": parse_seed,
+        }
+        return {name: self.read_list(where, name, found[name], parsers[name]) for name in LISTS if name in found}
+
+    def read_list(
+        self, where: str, name: str, values: Any, parse: Callable[[str], Value], empty: bool = False
+    ) -> list[Value]:
+        """Return the parsed values of a list, in order and without repeats; a fault for each that is refused."""
+        if not isinstance(values, list) or not (values or empty):
+            self.fault(where, f"{name} must be a list with an entry at least, got {values!r}")
+            return []
+        parsed: dict[Value, None] = {}
+        for value in values:
+            try:
+                parsed[parse(str(value))] = None
+            except UserError as error:
+                self.fault(where, f"{name}: {error}")
+        return list(parsed)
+
+    def parse_control(self, name: str) -> str:
+        """Return the name of a control; raises UserError for an unknown one."""
+        if name not in CONTROLS:
+            raise UserError(unknown("control", name, CONTROLS))
+        return name
+
+    def read_row(self, number: int, row: Any, shared: dict[str, list[Any]], controls: list[str]) -> Iterator[Item]:
+        """Yield the items of a row: its cells, and the controls that stand beside them."""
+        where = f"row {number}"
+        if not isinstance(row, dict) or not isinstance(row.get("method"), str):
+            self.fault(where, f"must be a map with a method, such as {{method: granet}}, got {row!r}")
+            return
+        where = f"{where} ({row['method']})"
+        self.check_keys(where, row, ROW_KEYS)
+        lists = {**shared, **self.read_lists(where, row)}
+        arguments = row.get("args", {})
+        if not isinstance(arguments, dict):
+            self.fault(where, f"args must be a map such as {{start_sparsity: 0.0}}, got {arguments!r}")
+            return
+        try:
+            plugin = find_method(row["method"])
+        except UserError as error:
+            self.fault(where, error)
+            return
+        if plugin.cls.budget is Budget.DENSE:
+            lists["sparsities"] = [0.0]  # it has none, and runs once per seed whatever is listed
+        for name in LISTS:
+            if name not in lists:
+                self.fault(where, f"no {name}: give them for this row or for the whole file")
+        for cell in self.expand(where, row["method"], plugin, lists, arguments):
+            # The seed is all that differs, and it was checked: reading the page again for each would take seconds.
+            beside = [made for control in controls if (made := self.make_control(where, control, cell)) is not None]
+            for seed in lists["seeds"]:
+                of_seed = dataclasses.replace(cell, seed=seed)
+                yield Item(of_seed, plugin.name)
+                yield from (Item(dataclasses.replace(made, seed=seed), plugin.name, of_seed) for made in beside)
+
+    def expand(
+        self, where: str, method: str, plugin: Plugin, lists: dict[str, list[Any]], arguments: dict[str, Any]
+    ) -> Iterator[Cell]:
+        """Yield the row's cells of its first seed; a fault for every setting that is unknown or refused."""
+        if not self.know(where, plugin, arguments) or any(not lists.get(name) for name in LISTS):
+            return
+        for task, sparsity in product(lists["tasks"], lists["sparsities"]):
+            yield from self.plan(where, method, task, sparsity, lists["seeds"][0], arguments)
+
+    def know(self, where: str, plugin: Plugin, arguments: dict[str, Any]) -> bool:
+        """Return whether page and method know every setting; a fault for each that they do not."""
+        before = len(self.faults)
+        for name, value in arguments.items():
+            try:
+                refuse_unknown({str(name).partition(".")[0]: value}, [plugin], plugin.settings())
+            except UserError as error:
+                self.fault(where, error)
+        return len(self.faults) == before
+
+    def plan(
+        self, where: str, method: str, task: str, sparsity: float, seed: int, arguments: dict[str, Any]
+    ) -> list[Cell]:
+        """Return the cell of a row; where it is refused, leave out the setting at fault to find the next fault."""
+        left = dict(arguments)
+        refused = False
+        while True:
+            try:
+                cells = plan_cells(method, repr(sparsity), task, str(seed), write_arguments(left))
+                for cell in cells:
+                    ask_donor(cell)  # the grid asks again, and a plugin that fails there is at fault here
+                return [] if refused else cells
+            except UserError as error:
+                refused = True
+                self.fault(where, error)
+                named = [name for name in left if re.search(rf"\b{re.escape(str(name))}\b", str(error))]
+                if not named:
+                    return []
+                del left[max(named, key=len)]
+
+    def make_control(self, where: str, control: str, cell: Cell) -> Cell | None:
+        """Return the control of a cell, on the cell's own page, at its sparsity and seed; None where it needs none.
+
+        Dense networks and controls have no control of their own.
+        """
+        if cell.method.leaderboard_group() in (Group.DENSE, Group.CONTROL):
+            return None
+        arguments = {**cell.page_changes, control: cell.label}
+        made = self.plan(where, CONTROLS[control], cell.page_name, cell.sparsity, cell.seed, arguments)
+        if made and made[0].variant != cell.variant:
+            self.fault(
+                where, f"control '{control}' would be on another page: leave out args {sorted(cell.page_changes)}"
+            )
+            return None
+        return made[0] if made else None
+
+
+def parse_task(name: str) -> str:
+    """Return the name of a page; raises UserError for an unknown one."""
+    if name not in page_names():
+        raise UserError(unknown("page", name, page_names()))
+    return name
+
+
+def write_arguments(arguments: dict[str, Any]) -> str:
+    """Return settings as ARGS takes them: `name=value name=value`, quoted, values as JSON, which YAML reads."""
+    return shlex.join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
+
+
+def narrow(grid: Grid, wanted: dict[str, str]) -> Grid:
+    """Return the part of a grid that `wanted` names: METHOD, SPARSITY, TASK and SEED as comma-separated lists.
+
+    An empty or absent list leaves everything. A control goes with its row's method; dense rows have no sparsity and
+    stay. Raises UserError for a value that is nowhere in the grid.
+    """
+    items = grid.items
+    for name, text in wanted.items():
+        if not text:
+            continue
+        values = [VALUES[name][0](part) for part in split_list(text, name)]
+        found = dict.fromkeys(VALUES[name][1](item) for item in grid.items)
+        for value in values:
+            if value not in found:
+                there = ", ".join(str(value) for value in found if value is not None)
+                raise UserError(f"{name}: {value} is not in {grid.file}; it has {there}")
+        items = [item for item in items if VALUES[name][1](item) in (*values, None)]
+    if not items:
+        raise UserError(f"nothing of {grid.file} is left by {', '.join(f'{k}={v}' for k, v in wanted.items() if v)}")
+    return dataclasses.replace(grid, items=items)
+
+
+def sparsity_of(item: Item) -> float | None:
+    """Return the sparsity of an item's cell, None where it has no budget."""
+    return None if item.cell.plugin.cls.budget is Budget.DENSE else item.cell.sparsity
+
+
+# How a list that narrows a grid is read, and what of an item it speaks of; None is never left out.
+VALUES: dict[str, tuple[Callable[[str], Any], Callable[[Item], Any]]] = {
+    "METHOD": (str, lambda item: item.method),
+    "SPARSITY": (parse_sparsity, sparsity_of),
+    "TASK": (str, lambda item: item.cell.page_name),
+    "SEED": (parse_seed, lambda item: item.cell.seed),
+}

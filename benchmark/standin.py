@@ -1,0 +1,74 @@
+"""Data sets by their numbers alone: what a plan needs of data that may not be on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from benchmark.data import FOLDERS, Data, load_data, split_indices
+from benchmark.folders import Images, scan_folder
+from benchmark.pages import Page
+
+# Classes, training images, test images, as published. In each training part the classes are of (nearly) equal size.
+KNOWN = {"cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000), "imagenet": (1000, 1_281_167, 50_000)}
+
+
+@dataclass
+class Counted:
+    """One part of a data set of which only the labels are known. Serving an image raises RuntimeError."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(
+        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: torch.device, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Refuse: there are no images."""
+        refuse()
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Refuse: there are no images."""
+        refuse()
+
+    def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Refuse: there are no images."""
+        refuse()
+
+
+def refuse() -> NoReturn:
+    """Raise RuntimeError: a stand-in was asked for images."""
+    raise RuntimeError("a stand-in holds labels and no images")
+
+
+def stand_in(page: Page, root: Path) -> Data:
+    """Return the page's data set by its numbers, split as `load_data` splits it, without reading or downloading images.
+
+    The embedded digits are themselves; CIFAR and ImageNet are taken at their published sizes, an image folder (and
+    ImageNet, where it is there) as its files are listed. `fingerprint` is empty where the images were not read.
+    Raises UserError for a folder that is not there.
+    """
+    if page.data == "digits":
+        return load_data(page, root, torch.device("cpu"))
+    folder = root.expanduser() / Path(page.data_dir or page.data).expanduser()
+    in_folder = page.data in FOLDERS
+    name = folder.resolve().name if in_folder else page.data
+    validation: Images | None = None
+    if page.data == "folder" or (in_folder and folder.is_dir()):
+        layout = scan_folder(folder)
+        classes, labels, test = layout.classes, layout.train.labels, layout.test.labels
+        validation = None if layout.validation is None else Counted(layout.validation.labels)
+    else:
+        number, training, tests = KNOWN[page.data]
+        classes = tuple(str(label) for label in range(number))
+        labels, test = torch.arange(training) % number, torch.arange(tests) % number
+    if validation is None and page.split != "full":
+        kept, held_out = split_indices(labels, page.split, shuffled=in_folder)
+        labels, validation = labels[kept], Counted(labels[held_out])
+    return Data(name, classes, 3, page.image_size, Counted(labels), validation, Counted(test), "")

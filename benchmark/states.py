@@ -1,0 +1,99 @@
+"""How far a cell is: finished, interrupted or to do, as its record and its checkpoint say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmark.cells import PROTOCOL, Cell
+from benchmark.data import Data
+from benchmark.donors import ask_donor, attach
+from benchmark.environment import choose_precision
+from benchmark.gridfile import Item
+from benchmark.resume import FINISHED
+from leaderboard import Record, RecordError, read_record
+from leaderboard.records import file_stem, list_files
+from leaderboard.table import gather
+
+Lookup = Callable[[str], list[Record]]  # from a run's name to its records
+
+
+def read_now(folder: Path) -> Lookup:
+    """Return a lookup that reads the store anew each time: other processes write to it. Damaged records are none."""
+
+    def look_up(run: str) -> list[Record]:
+        found = []
+        for path in list_files(folder):
+            if path.name.startswith(f"{file_stem(run)}."):
+                try:
+                    found.append({**read_record(path), "file": path.name})
+                except RecordError:
+                    continue
+        return [record for record in found if record["run"] == run]
+
+    return look_up
+
+
+def index_runs(records: Iterable[Record]) -> Lookup:
+    """Return a lookup among records that were read already."""
+    by_run: dict[str, list[Record]] = {}
+    for record in records:
+        by_run.setdefault(record["run"], []).append(record)
+    return lambda run: by_run.get(run, [])
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What there is of a grid's cells: records, and the folders of runs that were begun."""
+
+    records: Lookup
+    runs: Path
+    device: torch.device
+
+    def find(self, cell: Cell, data: Data) -> Record | None:
+        """Return the record that finishes a cell: of its run, protocol, data and arithmetic; the first of repeats.
+
+        Where `data` is a stand-in without a fingerprint, its name and the sizes of its parts are compared instead.
+        """
+        precision = choose_precision(cell.page, self.device)
+        found = [
+            record
+            for record in self.records(cell.identity)
+            if record["protocol"] == PROTOCOL
+            and record["environment"]["precision"] == precision
+            and is_same_data(record, data)
+        ]
+        return gather(found).counted[0] if found else None
+
+    def settle(self, item: Item, data: Data) -> Cell | None:
+        """Return the cell of an item, a control's with the counts of its donor's record; None where that is not there.
+
+        For knowing whether a control is finished and what it costs; to run it, `resolve_donors` checks more.
+        """
+        wanted = ask_donor(item.cell)
+        if wanted is None:
+            return item.cell
+        record = self.find(item.donor, data) if item.donor is not None else None
+        return None if record is None else attach(item.cell, wanted, record, wanted.run, None)
+
+    def state(self, item: Item, data: Data) -> str:
+        """Return how far an item's cell is: `finished`, `interrupted` or `to do`."""
+        cell = self.settle(item, data)
+        if cell is None:
+            return "to do"
+        if self.find(cell, data) is not None:
+            return "finished"
+        folder = self.runs / cell.identity
+        return "interrupted" if any((folder / name).exists() for name in ("checkpoint", FINISHED)) else "to do"
+
+
+def is_same_data(record: Record, data: Data) -> bool:
+    """Return whether a record's run had this data."""
+    theirs = record["data"]
+    if data.fingerprint:
+        return bool(theirs["fingerprint"] == data.fingerprint)
+    sizes = {"train": len(data.train), "test": len(data.test), "validation": len(data.validation or ())}
+    return bool(theirs["name"] == data.name and all(theirs[part] == size for part, size in sizes.items()))

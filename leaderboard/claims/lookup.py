@@ -1,0 +1,245 @@
+"""What a claim is about: two rows of one section and the sparsities that both have, found by what a user typed.
+
+Nothing is guessed: what fits several ways is refused, with the names that tell them apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from leaderboard.page import is_changed, make_sections
+from leaderboard.repeat import repeat_words, write_command
+from leaderboard.schema import Record
+from leaderboard.table import LONGEST_TEXT, Cell, gather
+
+
+class ClaimError(ValueError):
+    """A question that cannot be answered as asked; the message says what is there and how to ask."""
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def plain(text: object) -> str:
+    """Return `text` on one line without control characters, cut to LONGEST_TEXT: safe in a terminal."""
+    kept = printable(str(text))
+    return kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A row of the section: its name in plain text and all its runs."""
+
+    name: str
+    runs: list[Record]
+
+    @property
+    def dense(self) -> bool:
+        """Whether the row is a dense network: it has no sparsity and may be compared at any."""
+        return bool(self.runs[0]["method"]["budget"] == "dense")
+
+    def sparsities(self) -> list[float]:
+        """Return the sparsities at which the row has runs, rising."""
+        return sorted({float(run["sparsity"]) for run in self.runs})
+
+    def at(self, sparsity: float) -> Cell:
+        """Return the counted runs at a sparsity, and the repeats; a dense row's are the same at each."""
+        return gather([run for run in self.runs if self.dense or float(run["sparsity"]) == sparsity])
+
+    def command(self, sparsity: float, seeds: Sequence[int]) -> str:
+        """Return the command that makes runs of this row, in its settings and on its device."""
+        page, method, own, device, *changes = repeat_words(self.runs[0])
+        return printable(
+            write_command(page, method, own if self.dense else f"{sparsity:.15g}", device, *changes, seeds=seeds)
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two rows of one section; `note` says why this section, where its page has others."""
+
+    section: str
+    runs: list[Record]
+    a: Side
+    b: Side
+    note: str
+
+
+def name_rows(runs: list[Record]) -> dict[str, list[Record]]:
+    """Return the runs of a section by the name of their row.
+
+    Where a label has runs of several versions of its method's file, `label (file 1a2b3c4d)` names one of them.
+    """
+    rows: dict[str, list[Record]] = {}
+    for run in runs:
+        rows.setdefault(plain(run["method"]["label"]), []).append(run)
+    for label, of_label in list(rows.items()):
+        for version in sorted({run["method"]["sha256"] for run in of_label}):
+            if any(run["method"]["sha256"] != version for run in of_label):
+                of_version = [run for run in of_label if run["method"]["sha256"] == version]
+                rows[f"{label} (file {plain(version[:8])})"] = of_version
+    return rows
+
+
+def normalise(name: str) -> tuple[str, ...]:
+    """Return what is the same for `granet (start_sparsity=0.0)`, `granet:start_sparsity=0` and other spellings."""
+    text, version = plain(name), ""
+    if found := re.fullmatch(r"(.*?) ?\(file ([0-9a-f]+)\)", text):
+        text, version = found.groups()
+    found = re.fullmatch(r"([^(:]*[^(: ]) *(?:\((.*)\)|:(.*))?", text)
+    if found is None:
+        return (text, version)
+    settings = found[2] or found[3] or ""
+    return (found[1], version, *sorted(normalise_setting(part) for part in settings.split(",") if part.strip()))
+
+
+def normalise_setting(part: str) -> str:
+    """Return `name=value` without spaces, numbers as floats."""
+    key, _, value = part.partition("=")
+    try:
+        value = repr(float(value))
+    except ValueError:
+        value = value.strip().lower()
+    return f"{key.strip()}={value}"
+
+
+def match(asked: str, names: Iterable[str]) -> str | None:
+    """Return the one of `names` that was asked for, or None where none or several fit."""
+    known = list(names)
+    same = [name for name in known if name == plain(asked)]
+    same = same or [name for name in known if normalise(name) == normalise(asked)]
+    return same[0] if len(same) == 1 else None
+
+
+def unknown(kind: str, asked: str, names: Iterable[str]) -> ClaimError:
+    """Return the error for a name that is not there: the nearest one and all there are."""
+    known = sorted(set(names))
+    close = difflib.get_close_matches(plain(asked), known, n=1, cutoff=0.6)
+    hint = f": did you mean '{close[0]}'?" if close else ";"
+    return ClaimError(f"unknown {kind} '{plain(asked)}'{hint} with records: {', '.join(known) or 'none'}")
+
+
+def marks(record: Record) -> list[str]:
+    """Return what tells the sections of a page apart, each as `TASK=page@mark` takes it."""
+    data, precision = record["data"]["fingerprint"], record["environment"]["precision"]
+    return [plain(mark) for mark in (f"p{record['protocol']}", record["page"]["variant"], data[:12], precision)]
+
+
+def pose(records: list[Record], a: str, b: str, task: str) -> Question:
+    """Return the two rows asked for, in the one section that has both.
+
+    `task` is a page's name; `page@mark` with the mark of a section picks among the sections of a page, `auto` takes the
+    only page that has both. Where several sections have both, the unchanged page under the newest protocol counts.
+    Raises ClaimError where a name is unknown, no section has both rows, or several remain. Invariant: all runs of the
+    answer share protocol, page settings, data and precision.
+    """
+    sections = on_page(records, task)
+    for asked in (a, b):
+        names = {name for _, runs in sections for name in name_rows(runs)}
+        if match(asked, names) is None:
+            raise unknown("row", asked, names)
+    found = [
+        Question(title, runs, Side(one, rows[one]), Side(other, rows[other]), "")
+        for title, runs in sections
+        for rows in [name_rows(runs)]
+        if (one := match(a, rows)) is not None and (other := match(b, rows)) is not None
+    ]
+    if not found:
+        raise ClaimError(f"no table has both '{plain(a)}' and '{plain(b)}':\n{describe_places(sections, (a, b))}")
+    pages = sorted({plain(question.runs[0]["page"]["name"]) for question in found})
+    if len(pages) > 1:
+        raise ClaimError(f"both rows have records on several pages: say which with TASK={' or TASK='.join(pages)}")
+    return choose(found)
+
+
+def on_page(records: list[Record], task: str) -> list[tuple[str, list[Record]]]:
+    """Return the sections of the page `task`; all for `auto`. Raises ClaimError where there are none."""
+    sections = make_sections(records)
+    if not sections:
+        raise ClaimError("there is no record yet: make the first one with `make bench METHOD=granet SPARSITY=0.9`")
+    page, *wanted = task.split("@")
+    names = {plain(runs[0]["page"]["name"]) for _, runs in sections}
+    if page != "auto" and page not in names:
+        raise unknown("page", page, names)
+    sections = [(title, runs) for title, runs in sections if page in ("auto", plain(runs[0]["page"]["name"]))]
+    for mark in wanted:
+        there = {known for _, runs in sections for known in marks(runs[0])}
+        if mark not in there:
+            raise unknown(f"mark of page '{page}'", mark, there)
+        sections = [(title, runs) for title, runs in sections if mark in marks(runs[0])]
+    return sections
+
+
+def choose(found: list[Question]) -> Question:
+    """Return the question on the unchanged page under the newest protocol. Raises ClaimError where several remain."""
+    left = [question for question in found if not is_changed(question.runs[0])] or found
+    newest = max(question.runs[0]["protocol"] for question in left)
+    left = [question for question in left if question.runs[0]["protocol"] == newest]
+    page = plain(left[0].runs[0]["page"]["name"])
+    if len(left) > 1:
+        ways = "\n".join(f"  TASK={'@'.join([page, *marks(q.runs[0])[1:]])}   {q.section}" for q in left)
+        raise ClaimError(f"{len(left)} tables of page '{page}' have both rows; say which by its mark:\n{ways}")
+    if len(found) == 1:
+        return left[0]
+    changed = "with changed settings" if is_changed(left[0].runs[0]) else "as it comes"
+    note = f"{len(found)} tables of page '{page}' have both rows: this one is the page {changed}, newest protocol"
+    others = [question for question in found if question is not left[0]]
+    note += f"; others: {', '.join('TASK=' + '@'.join([page, *marks(q.runs[0])]) for q in others)}"
+    return Question(left[0].section, left[0].runs, left[0].a, left[0].b, note)
+
+
+def describe_places(sections: list[tuple[str, list[Record]]], asked: tuple[str, str]) -> str:
+    """Return where each row is, and for each such section the command that makes the other row's runs there."""
+    lines = []
+    for title, runs in sections:
+        rows = name_rows(runs)
+        for name in filter(None, (match(one, rows) for one in asked)):
+            page = "@".join([plain(runs[0]["page"]["name"]), *marks(runs[0])])
+            repeat = Side(name, rows[name])
+            seeds = sorted({run["seed"] for run in rows[name]})
+            lines.append(f"  {name} is in {title} ({page}): {repeat.command(repeat.sparsities()[0], seeds)}")
+    return "\n".join([*lines, "  make the other row's runs in the same way, with another METHOD"])
+
+
+def parse_sparsities(text: str) -> list[float]:
+    """Return the sparsities of a list such as `0.9,0.98`, each once. Raises ClaimError for one not in [0, 1)."""
+    found = []
+    for word in text.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            raise ClaimError(f"SPARSITY must be numbers in [0, 1) such as 0.9,0.98, got '{plain(word)}'") from None
+        if not 0 <= value < 1:
+            hint = f": did you mean {value / 100:g}?" if 1 <= value < 100 else ""
+            raise ClaimError(f"SPARSITY must be in [0, 1), got {value:g}{hint}")
+        found.append(value)
+    return list(dict.fromkeys(found))
+
+
+def find_sparsities(text: str | None, a: Side, b: Side) -> list[float]:
+    """Return the sparsities asked for; all that both rows have where `text` is empty.
+
+    Raises ClaimError where a row has no run at one, with those there are and the command that makes the runs.
+    """
+    sides = [side for side in (a, b) if not side.dense]
+    if not sides:
+        return [0.0]
+    if text is not None and text.strip():
+        wanted = parse_sparsities(text)
+    else:
+        wanted = sorted(set.intersection(*(set(side.sparsities()) for side in sides)))
+    lacking = [(side, sparsity) for side in sides for sparsity in wanted if sparsity not in side.sparsities()]
+    if wanted and not lacking:
+        return wanted
+    there = "; ".join(f"{side.name} has {', '.join(f'{s:g}' for s in side.sparsities())}" for side in sides)
+    if not wanted:
+        raise ClaimError(f"the rows have no sparsity in common: {there}")
+    seeds = sorted({0, 1, 2} | {run["seed"] for side in (a, b) for run in side.runs})
+    commands = "\n".join(f"  {side.command(sparsity, seeds)}" for side, sparsity in lacking)
+    names = ", ".join(f"{side.name} at {sparsity:g}" for side, sparsity in lacking)
+    raise ClaimError(f"there is no run of {names} ({there}); make them with\n{commands}")

@@ -1,0 +1,197 @@
+"""The files of the pictures: written, found current and checked. Each says what it was drawn from, and is sealed.
+
+A file holds the digest of its numbers and the versions of what drew it, as a description that any reader of metadata
+shows, and ends with a sha256 of itself. So a picture that is current costs nothing to rebuild, and an edited one is
+found out without being drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import secrets
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from leaderboard.drawing.figures import make_figure
+from leaderboard.drawing.pictures import Picture, list_pictures
+from leaderboard.drawing.style import SETTINGS
+from leaderboard.schema import Record
+
+DRAWING = 1  # raise it when the same numbers are drawn differently: then every picture is drawn again
+FORMATS = ("svg", "png")
+SHARPNESS = 120  # pixels per inch of a PNG: 1020 across
+MANY = 8  # pictures from which other processes are worth their start
+STAMP = re.compile(rb"sparse-bench picture ([0-9a-f]{64}) \(drawing ([0-9]+), matplotlib ([^)]+)\)")
+
+
+def draw_section(name: str, runs: list[Record], folder: Path) -> list[Path]:
+    """Write the pictures of one section to folder/NAME.KIND.svg and .png and return their paths.
+
+    Invariants: the same runs in any order give the same bytes, with the same matplotlib; readers see a file old or
+    new, whole; a file that is current is not touched.
+    """
+    return draw_sections({name: runs}, folder)
+
+
+def draw_sections(sections: Mapping[str, list[Record]], folder: Path, workers: int = 2) -> list[Path]:
+    """Write the pictures of all sections, runs by name, as `draw_section` does; many are shared among processes."""
+    pictures = {
+        folder / f"{name}.{picture.kind}": picture for name, runs in sections.items() for picture in list_pictures(runs)
+    }
+    due = [(stem, picture) for stem, picture in pictures.items() if not is_current(stem, picture)]
+    if due:
+        folder.mkdir(parents=True, exist_ok=True)
+    if len(due) < MANY or workers < 2 or not draw_in_parallel(due, workers):
+        for stem, picture in due:
+            write_picture(stem, picture)
+    return [file_of(stem, form) for stem in pictures for form in FORMATS]
+
+
+def draw_in_parallel(due: list[tuple[Path, Picture]], workers: int) -> bool:
+    """Write pictures with new processes; return False where the system does not let them live."""
+    try:
+        # a fresh interpreter each: a fork of a process with threads (torch, W&B) can hang
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(write_picture, *zip(*due, strict=True)))
+    except (BrokenProcessPool, OSError):
+        return False
+    return True
+
+
+def file_of(stem: Path, form: str) -> Path:
+    """Return the file of a picture in one format."""
+    return stem.with_name(f"{stem.name}.{form}")
+
+
+def write_picture(stem: Path, picture: Picture) -> None:
+    """Write one picture to STEM.svg and STEM.png, each replaced in one instant."""
+    for form, data in render(picture).items():
+        path = file_of(stem, form)
+        temporary = path.with_name(f".leaderboard-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def render(picture: Picture, forms: Iterable[str] = FORMATS) -> dict[str, bytes]:
+    """Return the files of a picture by format. Changes no setting of matplotlib for anyone else."""
+    about = {"Title": picture.title, "Description": stamp_of(picture)}
+    # None leaves out what would differ from one time or version to the next
+    metadata = {"svg": {**about, "Date": None, "Creator": None}, "png": {**about, "Software": None}}
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    files = {}
+    with matplotlib.rc_context({**defaults, **SETTINGS}):
+        figure: Figure = make_figure(picture)
+        for form in forms:
+            file = io.BytesIO()
+            figure.savefig(file, format=form, dpi=SHARPNESS, metadata=metadata[form])
+            files[form] = seal(file.getvalue())
+    return files
+
+
+def stamp_of(picture: Picture) -> str:
+    """Return what a picture's files say they were drawn from, and by what."""
+    return f"sparse-bench picture {picture.digest()} (drawing {DRAWING}, matplotlib {matplotlib.__version__})"
+
+
+def make_end(data: bytes, digest: str) -> bytes:
+    """Return what stands at the end of a sealed file: a comment in an SVG; a text chunk and the last one in a PNG."""
+    if not data.startswith(b"\x89PNG"):
+        return f"<!-- sha256 {digest} -->\n".encode()
+    chunk = b"tEXtsha256\0" + digest.encode()
+    return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+
+
+def seal(data: bytes) -> bytes:
+    """Return an SVG or PNG file with a sha256 of itself in it."""
+    body = data[:-12] if data.startswith(b"\x89PNG") else data  # IEND, the last chunk, has 12 bytes
+    return body + make_end(data, hashlib.sha256(body).hexdigest())
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether a file is as `seal` made it: not a bit of it was changed since."""
+    end = len(make_end(data, "0" * 64))
+    body = data[:-end]
+    return data[-end:] == make_end(data, hashlib.sha256(body).hexdigest())
+
+
+def is_current(stem: Path, picture: Picture) -> bool:
+    """Return whether both files of a picture are whole, drawn from its numbers and by this very code."""
+    stamp = stamp_of(picture).encode()
+    for form in FORMATS:
+        try:
+            data = file_of(stem, form).read_bytes()
+        except OSError:
+            return False
+        found = STAMP.search(data)
+        if found is None or found[0] != stamp or not is_sealed(data):
+            return False
+    return True
+
+
+def check_section(name: str, runs: list[Record], folder: Path) -> list[str]:
+    """Return what is wrong with a section's files in `folder`, one line each; nothing is written.
+
+    A file is held to its seal and to the digest of the numbers. An SVG is also drawn again and compared to the bit
+    where it says it was drawn by the matplotlib that is installed; other versions draw the same numbers differently.
+    """
+    pictures = {f"{name}.{picture.kind}": picture for picture in list_pictures(runs)}
+    faults = [
+        fault
+        for stem, picture in pictures.items()
+        for form in FORMATS
+        for fault in check_file(file_of(folder / stem, form), form, picture)
+    ]
+    extra = [file for file in list_files(folder) if file.rsplit(".", 2)[0] == name and file[:-4] not in pictures]
+    return faults + [f"picture {file} shows what no record gives: delete it" for file in extra]
+
+
+def check_file(path: Path, form: str, picture: Picture) -> Iterator[str]:
+    """Yield what is wrong with one file of a picture, at most one line."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        yield f"picture {path.name} is missing"
+        return
+    found = STAMP.search(data)
+    if found is None or not is_sealed(data):
+        yield f"picture {path.name} was changed after it was drawn"
+    elif found[1].decode() != picture.digest():
+        yield f"picture {path.name} is not what the records give"
+    elif found[2].decode() != str(DRAWING):
+        yield f"picture {path.name} was drawn by another version of the drawing code"
+    elif (
+        form == "svg" and found[3].decode() == matplotlib.__version__ and render(picture, [form])[form] != data
+    ):  # either forged with a fitting seal, or the code changed and DRAWING did not
+        yield f"picture {path.name} is not what the drawing code (version {DRAWING}) makes of the records"
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the names of the pictures in `folder`, sorted; an absent folder has none."""
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.suffix[1:] in FORMATS and not p.name.startswith("."))
+    except OSError:
+        return []
+
+
+def stray(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return a line for each picture in `folder` that belongs to none of the sections `names`."""
+    known = set(names)
+    return [
+        f"picture {file} belongs to no section: delete it"
+        for file in list_files(folder)
+        if file.rsplit(".", 2)[0] not in known
+    ]

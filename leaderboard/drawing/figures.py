@@ -1,0 +1,218 @@
+"""One function for each kind of picture: from its numbers to a matplotlib Figure. Nothing global is touched."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from leaderboard.drawing.parts import (
+    AXIS,
+    HEADS,
+    look,
+    make_keys,
+    mark_lower,
+    set_accuracy_axis,
+    set_log_axis,
+    shorten_names,
+    start,
+    text_width,
+)
+from leaderboard.drawing.pictures import AccuracyPoint, CostPoint, Curve, LayerLine, Picture, pareto_front
+from leaderboard.drawing.style import Style, accuracy_limits, share_limits, sparsity_place, styles_of, turns_of
+
+CURVES = {
+    "density": "density, %",
+    "train_share": "training FLOPs so far,\nmultiple of dense",
+    "explored": "weights ever active, %",
+}
+
+
+def make_figure(picture: Picture) -> Figure:
+    """Return the figure of a picture. To be called, and saved, under the settings of `leaderboard.drawing.draw`."""
+    return FIGURES[picture.kind](picture)
+
+
+def draw_accuracy(picture: Picture) -> Figure:
+    """Return accuracy against sparsity: a line for each method, with intervals; dense as a horizontal line."""
+    points = [point for point in picture.numbers if isinstance(point, AccuracyPoint)]
+    styles = styles_of(point.label for point in points)
+    dense = [point for point in points if point.dense]
+    keys = make_keys(styles, (point.label for point in points), {point.label for point in dense})
+    figure, panels = start(picture, (1, 1), 3.5, (0.0, AXIS), keys)
+    panel = panels[0, 0]
+    ends = [end for point in points for end in (point.low_pct, point.high_pct) if end is not None]
+    limits = accuracy_limits((point.accuracy_pct for point in points), ends)
+    for point in dense:
+        style = styles[point.label]
+        panel.axhline(point.accuracy_pct, color=style.colour, linestyle=style.dash, lw=1.1)
+        if point.low_pct is not None:
+            panel.axhspan(point.low_pct, point.high_pct, color=style.colour, alpha=0.08, lw=0)
+    lines: dict[str, list[AccuracyPoint]] = {}
+    for point in points:
+        if not point.dense:
+            lines.setdefault(point.label, []).append(point)
+    sparsities = sorted({point.sparsity for line in lines.values() for point in line})
+    steps = [sparsity_place(b) - sparsity_place(a) for a, b in itertools.pairwise(sparsities)]
+    spread = 0.36 * min(steps, default=1.0) / len(lines)
+    half = spread * len(lines) / 2
+    for place in map(sparsity_place, sparsities):  # what stands side by side on one ground is of one sparsity
+        panel.axvspan(place - half, place + half, color="#f4f4f4", zorder=0)
+    for number, (label, line) in enumerate(lines.items()):
+        aside = (number - (len(lines) - 1) / 2) * spread
+        xs = [sparsity_place(point.sparsity) + aside for point in line]
+        draw_intervals(panel, xs, line, styles[label])
+        panel.plot(xs, [point.accuracy_pct for point in line], **look(styles[label]))
+        lower = [x for x, point in zip(xs, line, strict=True) if point.accuracy_pct < limits[0]]
+        mark_lower(panel, lower, styles[label])
+    set_accuracy_axis(panel, limits)
+    set_sparsity_axis(panel, sparsities, 0.3 * min(steps, default=2.0))
+    panel.set(ylabel="accuracy, %")
+    return figure
+
+
+def draw_intervals(panel: Any, xs: Sequence[float], line: Sequence[AccuracyPoint], style: Style) -> None:
+    """Draw the intervals of a method's points as thin bars, where there are any; one line with gaps draws fastest."""
+    places, ends = [], []
+    for x, point in zip(xs, line, strict=True):
+        if point.low_pct is not None:
+            places += [x, x, math.nan]
+            ends += [point.low_pct, point.high_pct, math.nan]
+    if places:
+        panel.plot(places, ends, color=style.colour, lw=0.9, marker="_", ms=5, mew=0.9, alpha=0.75)
+
+
+def set_sparsity_axis(panel: Any, sparsities: Sequence[float], pad: float) -> None:
+    """Set ticks at the sparsities that were asked for, without those that would touch the next higher one's."""
+    places = [sparsity_place(sparsity) for sparsity in sparsities]
+    low, high = places[0] - pad, places[-1] + pad
+    ticks: list[tuple[float, str]] = []
+    for place, sparsity in sorted(zip(places, sparsities, strict=True), reverse=True):
+        if not ticks or ticks[-1][0] - place > 0.07 * (high - low):
+            ticks.append((place, f"{100 * sparsity:.10g}"))
+    panel.set(xlim=(low, high), xlabel="sparsity, % of the prunable weights (spaced by density)")
+    panel.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
+    panel.grid(axis="x", visible=False)
+
+
+def draw_cost(picture: Picture) -> Figure:
+    """Return accuracy against training cost and against inference cost, with the Pareto fronts."""
+    points = [point for point in picture.numbers if isinstance(point, CostPoint)]
+    styles = styles_of(point.label for point in points)
+    front = Line2D([], [], color="#c4c4c4", lw=2.2, label="Pareto front")
+    keys = [*make_keys(styles, (point.label for point in points)), front]
+    figure, panels = start(picture, (1, 2), 3.3, (0.0, AXIS), keys, sharey=True)
+    limits = accuracy_limits((point.accuracy_pct for point in points), ())
+    lines: dict[str, list[CostPoint]] = {}
+    for point in points:
+        lines.setdefault(point.label, []).append(point)
+    ranks = sorted({point.sparsity for point in points if not point.dense})
+    for panel, part in zip(panels[0], ("train", "inference"), strict=True):
+        cost_limits = share_limits(getattr(point, f"{part}_share") for point in points)
+
+        def place(point: CostPoint, part: str = part, least: float = cost_limits[0]) -> float:
+            return max(float(getattr(point, f"{part}_share")), least)
+
+        draw_front(panel, pareto_front((place(p), p.accuracy_pct) for p in points), cost_limits[1])
+        for label, line in lines.items():
+            xs = [place(point) for point in line]
+            style = styles[label]
+            ys = [point.accuracy_pct for point in line]
+            sizes = [10.0 if point.dense else max(8.0 - 1.5 * ranks.index(point.sparsity), 4.0) for point in line]
+            panel.plot(xs, ys, color=style.colour, ls=style.dash, lw=0.8, alpha=0.6)
+            fill = "white" if style.hollow else style.colour
+            edge = {"edgecolors": style.colour, "linewidths": 1.0, "zorder": 2.5}
+            panel.scatter(xs, ys, s=[size**2 for size in sizes], c=fill, marker=style.marker, **edge)
+            mark_lower(panel, (x for x, p in zip(xs, line, strict=True) if p.accuracy_pct < limits[0]), style)
+        set_log_axis(panel.xaxis, cost_limits, 7)
+        name = {"train": "training", "inference": "inference"}[part]
+        panel.set(xlabel=f"{name} FLOPs, multiple of dense")
+    set_accuracy_axis(panels[0, 0], limits)
+    panels[0, 0].set(ylabel="accuracy, %")
+    return figure
+
+
+def draw_front(panel: Any, front: Sequence[tuple[float, float]], end: float) -> None:
+    """Draw a Pareto front as steps: at each cost, the best accuracy that costs no more."""
+    xs, ys = [cost for cost, _ in front], [accuracy for _, accuracy in front]
+    panel.plot([*xs, end], [*ys, ys[-1]], drawstyle="steps-post", color="#c4c4c4", lw=2.2, zorder=1.5)
+
+
+def draw_layers(picture: Picture) -> Figure:
+    """Return the density of each layer: a panel for each sparsity, layers across."""
+    lines = [line for line in picture.numbers if isinstance(line, LayerLine)]
+    sparsities = sorted({line.sparsity for line in lines})
+    styles = styles_of(line.label for line in lines)
+    labels = list(dict.fromkeys(line.label for line in lines))
+    names = shorten_names(lines[0].layers)
+    below = max(text_width(name) for name in names) + 0.36
+    figure, panels = start(picture, (len(sparsities), 1), 2.1, (HEADS, below), make_keys(styles, labels))
+    every = math.ceil(len(names) / 52)  # names of nine points need room
+    for panel, sparsity in zip(panels[:, 0], sparsities, strict=True):
+        shown = {line.label: line for line in lines if line.sparsity == sparsity}
+        turns = turns_of({label: line.densities for label, line in shown.items()})
+        for line in shown.values():
+            densities = [density or math.nan for density in line.densities]
+            panel.plot(densities, **look(styles[line.label]), markevery=turns[line.label])
+            empty = [place for place, count in enumerate(line.empty) if count]
+            heights = [0.03 + 0.05 * (labels.index(line.label) % 8)] * len(empty)
+            if not empty:
+                continue
+            crosses = {"color": styles[line.label].colour, "marker": "x", "ls": "", "ms": 5, "mew": 1.5}
+            panel.plot(empty, heights, transform=panel.get_xaxis_transform(), clip_on=False, **crosses)
+        limits = share_limits(density or 0.0 for line in shown.values() for density in line.densities)
+        set_log_axis(panel.yaxis, limits, 6, factor=100)
+        panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
+        panel.set(ylabel="density, %", xlim=(-0.6, len(names) - 0.4), xticks=[])
+        grid = {"color": "#e3e3e3", "linewidth": 0.6, "zorder": 0.5}  # at once; a tick for each layer takes long
+        panel.vlines(range(0, len(names), every), 0, 1, transform=panel.get_xaxis_transform(), **grid)
+    panels[-1, 0].set_xticks(range(0, len(names), every), names[::every], rotation=90)
+    panels[-1, 0].grid(axis="x", visible=False)
+    panels[-1, 0].set(xlabel="prunable layer, in network order")
+    return figure
+
+
+def draw_curves(picture: Picture) -> Figure:
+    """Return panels of curves over epochs: columns of the history down, sparsities across."""
+    found = [curve for curve in picture.numbers if isinstance(curve, Curve)]
+    columns = [column for column in CURVES if any(curve.column == column for curve in found)]
+    sparsities = sorted({curve.sparsity for curve in found})
+    styles = styles_of(curve.label for curve in found)
+    keys = make_keys(styles, (curve.label for curve in found))
+    shape = (len(columns), len(sparsities))
+    height = 2.0 if len(columns) > 1 else 2.6
+    figure, panels = start(picture, shape, height, (HEADS, AXIS), keys, sharex=True, sharey="row")
+    for across, column in zip(panels, columns, strict=True):
+        for panel, sparsity in zip(across, sparsities, strict=True):
+            shown = {c.label: c for c in found if c.column == column and c.sparsity == sparsity}
+            least = max((len(curve.epochs) for curve in shown.values()), default=0) // 4
+            turns = turns_of({label: curve.values for label, curve in shown.items()}, least)
+            for label, curve in shown.items():
+                panel.plot(curve.epochs, curve.values, **look(styles[label]), markevery=turns[label])
+            panel.xaxis.set_major_locator(MaxNLocator(max(4, 10 // len(sparsities)), integer=True, steps=[1, 2, 5, 10]))
+        across[0].set(ylabel=CURVES[column])
+        if column == "explored":
+            across[0].set_ylim(-0.02, 1.04)
+            across[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.10g}"))
+        else:
+            limits = share_limits(value for curve in found if curve.column == column for value in curve.values)
+            set_log_axis(across[0].yaxis, limits, 6, factor=100 if column == "density" else 1)
+    for panel, sparsity in zip(panels[0], sparsities, strict=True):
+        panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
+    for panel in panels[-1]:
+        panel.set(xlabel="epoch")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Picture], Figure]] = {
+    "accuracy": draw_accuracy,
+    "cost": draw_cost,
+    "layers": draw_layers,
+    "time": draw_curves,
+    "exploration": draw_curves,
+}

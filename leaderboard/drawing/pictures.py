@@ -1,0 +1,295 @@
+"""The pictures of one leaderboard section: which there are, and the numbers in them; `draw` beside it draws them.
+
+Controls made from another run (those with a donor) are in no picture: they would double its lines. Every mean is one
+of the leaderboard's table: over the seeds whose counted run did not diverge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from leaderboard.schema import Record
+from leaderboard.store import curves
+from leaderboard.table import Row, make_rows, percent
+
+KINDS = ("accuracy", "cost", "layers", "time", "exploration")
+TITLES = {
+    "accuracy": "Accuracy against sparsity",
+    "cost": "Accuracy against training and inference FLOPs",
+    "layers": "Density of each layer at the end",
+    "time": "Density and training FLOPs over time",
+    "exploration": "Share of weights ever active",
+}
+MOST_PANELS = 4  # sparsities with a panel of their own; more would be too small to read
+MOST_POINTS = 60  # of a curve; a panel is at most 800 pixels wide
+
+ACCURACY = (
+    "Accuracy after the last epoch: mean over seeds, with its 95 % t interval where there are two seeds or more. The "
+    "horizontal line is the dense network, its band the interval. Methods at one sparsity are set apart sideways. "
+    "Intervals are cut at the picture's edge; a triangle below it marks a mean that lies lower."
+)
+COST = (
+    "Accuracy after the last epoch against cost, means over seeds; a method's points are joined, the smaller the "
+    "sparser. Grey steps are the Pareto front: the points that no other beats or equals in both accuracy and cost. "
+    "A triangle below the picture's edge marks a mean that lies lower{nil}."
+)
+LAYERS = (
+    "Share of each prunable layer's weights that is active at the end, in network order, mean over seeds. A cross near "
+    "the lower edge marks a layer that is empty in some seed. Methods with the same densities share a line and mark it "
+    "in turn. Dense and narrower networks are left out."
+)
+TIME = (
+    "Density of the prunable weights, and training FLOPs up to each epoch as a multiple of the dense network's up to "
+    "the same epoch, scoring passes included; mean over seeds. Lines that coincide are marked in turn. Dense and "
+    "narrower networks are left out."
+)
+EXPLORATION = (
+    "Share of the prunable weights that have ever been active (R_s of Liu et al., 2021, arXiv:2102.02887), mean over "
+    "the seeds whose records have it. Lines that coincide are marked in turn. Dense and narrower "
+    "networks are left out."
+)
+
+EVERYWHERE = " Diverged runs, and controls made from another run, are in no picture."
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method: its finished runs, one for each seed, by sparsity asked. No cell is empty, and there is one."""
+
+    label: str
+    dense: bool
+    narrow: bool
+    cells: dict[float, list[Record]]
+
+
+@dataclass(frozen=True)
+class AccuracyPoint:
+    """Mean accuracy over n seeds, and the ends of its 95 % t interval; None where n is 1."""
+
+    label: str
+    dense: bool
+    sparsity: float
+    n: int
+    accuracy_pct: float
+    low_pct: float | None
+    high_pct: float | None
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """Mean accuracy and mean costs, as multiples of dense."""
+
+    label: str
+    dense: bool
+    sparsity: float
+    accuracy_pct: float
+    train_share: float
+    inference_share: float
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """Mean density of each layer (None where the network has no such layer), and in how many seeds it is empty."""
+
+    label: str
+    sparsity: float
+    layers: list[str]
+    densities: list[float | None]
+    empty: list[int]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean over seeds of one column of the history at some epochs, rising; the last epoch is always among them."""
+
+    label: str
+    sparsity: float
+    column: str
+    epochs: list[float]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: `title` and `caption` hold no text from records; `page` (drawn above the picture) and labels do."""
+
+    kind: str
+    title: str
+    caption: str
+    page: str
+    numbers: Sequence[AccuracyPoint | CostPoint | LayerLine | Curve]
+
+    def digest(self) -> str:
+        """Return a sha256 of all that is drawn, numbers to ten digits: they are the same on every machine."""
+        shown = {
+            "kind": self.kind,
+            "title": self.title,
+            "page": self.page,
+            "numbers": [asdict(n) for n in self.numbers],
+        }
+        return hashlib.sha256(json.dumps(to_digits(shown), sort_keys=True).encode()).hexdigest()
+
+
+def to_digits(value: Any) -> Any:
+    """Return `value` with every float in it as a text of ten significant digits."""
+    if isinstance(value, dict):
+        return {key: to_digits(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [to_digits(entry) for entry in value]
+    return f"{value:.10g}" if isinstance(value, float) else value
+
+
+def list_pictures(runs: list[Record]) -> list[Picture]:
+    """Return the pictures that the runs of one section can give, in the order of the page.
+
+    Invariant: the same runs in any order give the same pictures; none is without anything to show, and without a
+    finished sparse run there is none.
+    """
+    series = make_series(runs)
+    shown, left_out = choose_sparsities(series)
+    if not shown:
+        return []
+    costs = cost_points(series)
+    nil = ", one at the left edge a cost of zero" if any(not p.train_share * p.inference_share for p in costs) else ""
+    rest = EVERYWHERE + (
+        f" Left out: sparsity {', '.join(percent(sparsity) for sparsity in left_out)}." if left_out else ""
+    )
+    found: list[tuple[str, str, Sequence[AccuracyPoint | CostPoint | LayerLine | Curve]]] = [
+        ("accuracy", ACCURACY + EVERYWHERE, accuracy_points(series)),
+        ("cost", COST.format(nil=nil) + EVERYWHERE, costs),
+        ("layers", LAYERS + rest, layer_densities(series, shown)),
+        ("time", TIME + rest, [*curves_of(series, "density", shown), *curves_of(series, "train_share", shown)]),
+        ("exploration", EXPLORATION + rest, curves_of(series, "explored", shown)),
+    ]
+    page = min(str(run["page"]["title"]) for run in runs)
+    return [Picture(kind, TITLES[kind], caption, page, numbers) for kind, caption, numbers in found if numbers]
+
+
+def make_series(runs: list[Record]) -> list[Series]:
+    """Return the methods of a section in the order of its table, without controls made from another run."""
+    rows = make_rows([run for run in runs if not run["method"].get("donor")])
+    series = []
+    for row, label in zip(rows, name_rows(rows), strict=True):
+        cells = {sparsity: cell.finished for sparsity, cell in row.cells.items() if cell.finished}
+        if cells:
+            series.append(Series(label, row.dense, row.narrow, cells))
+    return series
+
+
+def name_rows(rows: Iterable[Row]) -> list[str]:
+    """Return a label for each row, as the records have it and no two the same; versions of a file are told apart."""
+    methods = [next(iter(row.cells.values())).counted[0]["method"] for row in rows]
+    labels = [method["label"] for method in methods]
+    names: list[str] = []
+    for label, method in zip(labels, methods, strict=True):
+        name = f"{label} (file {method['sha256'][:8]})" if labels.count(label) > 1 else label
+        names.append(name if name not in names else f"{name} {len(names)}")
+    return names
+
+
+def choose_sparsities(series: Iterable[Series]) -> tuple[list[float], list[float]]:
+    """Return the highest MOST_PANELS sparsities with a finished sparse run, rising, and those left out."""
+    found = sorted({sparsity for one in series if not one.dense for sparsity in one.cells})
+    return found[-MOST_PANELS:], found[:-MOST_PANELS]
+
+
+def accuracy_points(series: Iterable[Series]) -> list[AccuracyPoint]:
+    """Return the accuracy of every method at every sparsity: the table's mean, and its t interval."""
+    from leaderboard.stats import paired_difference  # here, because scipy takes a while
+
+    points = []
+    for one in series:
+        for sparsity, runs in one.cells.items():
+            reached = {run["seed"]: float(run["accuracy_pct"]["last_epoch"]) for run in runs}
+            # the difference from nothing: its interval is that of the mean
+            spread = paired_difference(reached, dict.fromkeys(reached, 0.0))
+            mean = fmean(reached.values())
+            points.append(AccuracyPoint(one.label, one.dense, sparsity, len(runs), mean, spread.low, spread.high))
+    return points
+
+
+def cost_points(series: Iterable[Series]) -> list[CostPoint]:
+    """Return accuracy and costs of every method at every sparsity: the table's means."""
+    return [
+        CostPoint(
+            one.label,
+            one.dense,
+            sparsity,
+            fmean(run["accuracy_pct"]["last_epoch"] for run in runs),
+            fmean(run["macs"]["train_share"] for run in runs),
+            fmean(run["macs"]["inference_share"] for run in runs),
+        )
+        for one in series
+        for sparsity, runs in one.cells.items()
+    ]
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (cost, accuracy) pairs on the Pareto front, the cheapest first.
+
+    A pair is on it if and only if no other has at least its accuracy at no more cost and one of the two strictly
+    better. Invariant: along the front, both cost and accuracy rise strictly.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def layer_densities(series: Iterable[Series], sparsities: Iterable[float]) -> list[LayerLine]:
+    """Return the mean density of each prunable layer, for every method whose network is the full one and not dense."""
+    sparse = [one for one in series if not one.dense and not one.narrow]
+    networks = [run["layers"] for one in sparse for runs in one.cells.values() for run in runs]
+    names = list(dict.fromkeys(layer["name"] for layers in networks for layer in layers if layer["prunable"]))
+    lines = []
+    for sparsity in sparsities:
+        for one in sparse:
+            found: dict[str, list[float]] = {name: [] for name in names}
+            for run in one.cells.get(sparsity, ()):
+                for layer in run["layers"]:
+                    if layer["prunable"] and layer["weights"]:
+                        found[layer["name"]].append(layer["active"] / layer["weights"])
+            if any(found.values()):
+                means = [fmean(values) if values else None for values in found.values()]
+                lines.append(LayerLine(one.label, sparsity, names, means, [v.count(0.0) for v in found.values()]))
+    return lines
+
+
+def curves_of(series: Iterable[Series], column: str, sparsities: Iterable[float]) -> list[Curve]:
+    """Return the mean of a history's column over epochs, for the methods of `layer_densities` that have the column."""
+    sparse = [one for one in series if not one.dense and not one.narrow]
+    found = []
+    for sparsity in sparsities:
+        for one in sparse:
+            epochs, values = mean_curve(one.cells.get(sparsity, []), column)
+            if epochs:
+                found.append(Curve(one.label, sparsity, column, epochs, values))
+    return found
+
+
+def mean_curve(runs: Iterable[Record], column: str) -> tuple[list[float], list[float]]:
+    """Return the epochs that every run with this column knows, at most MOST_POINTS of them, and the means there."""
+    tables = []
+    for run in runs:
+        found = curves(run)
+        known = {e: value for e, value in zip(found["epoch"], found[column], strict=True) if math.isfinite(value)}
+        if known:
+            tables.append(known)
+    if not tables:
+        return [], []
+    epochs = thin(sorted(set(tables[0]).intersection(*tables[1:])))
+    return epochs, [fmean(table[epoch] for table in tables) for epoch in epochs]
+
+
+def thin(values: list[float]) -> list[float]:
+    """Return at most MOST_POINTS of `values`, evenly spread, the first and the last among them."""
+    if len(values) <= MOST_POINTS:
+        return values
+    return [values[round(place * (len(values) - 1) / (MOST_POINTS - 1))] for place in range(MOST_POINTS)]

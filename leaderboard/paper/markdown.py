@@ -1,0 +1,230 @@
+"""The paper's tables in Markdown, each published number beside ours: a pure function of records and tables."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from leaderboard.comparisons import signed
+from leaderboard.page import amount, identity
+from leaderboard.paper.cells import (
+    HIGHER,
+    LOWER,
+    NOT_IN_SUITE,
+    PROTOCOL_DIFFERS,
+    VERDICTS,
+    Comparison,
+    Group,
+    Line,
+    PartView,
+    TableView,
+    compare_all,
+)
+from leaderboard.paper.legend import make_introduction, make_legend, meaning_of
+from leaderboard.paper.published import Published, Tables
+from leaderboard.schema import Record
+from leaderboard.table import BLANK, HEADINGS, escape, flops, line, link, mean, mean_and_std, multiple
+
+NAMES = {1: "dense baselines", 2: "CIFAR-10 and CIFAR-100", 3: "ImageNet"}
+COSTS = (("train", "training FLOPs"), ("inference", "inference FLOPs"))
+
+
+def render_paper(records: list[Record], tables: Tables, folder: str = "records") -> str:
+    """Return the page, in Markdown; `folder` is where links to records lead, relative to the page.
+
+    Invariant: the same records in any order give the same text, and every number is a record's or a published one.
+    """
+    views = compare_all(records, tables)
+    dense = {view.part.page: view.lines[0].cells[0] for view in views[0].parts}
+    lines = [make_introduction(tables, folder), "", *summary_table(views), "", make_legend(tables)]
+    for view in views:
+        name = f"Table {view.table.number}"
+        lines += ["", f"## {name}: {NAMES[view.table.number]}", "", progress(view)]
+        if view.table.number == 1:
+            lines += ["", *baseline_table(view, tables, folder)]
+        else:
+            for part in view.parts:
+                lines += part_section(part, dense[part.part.page], tables, folder)
+        lines += ["", "Marks and notes:", "", *footnotes(view, tables)]
+    return "\n".join(lines) + "\n"
+
+
+def summary_table(views: list[TableView]) -> list[str]:
+    """Return the lines of the table that counts the verdicts."""
+    lines = [line(["table", "cells", *VERDICTS]), line(["---"] + ["---:"] * (1 + len(VERDICTS)))]
+    for view in views:
+        cells = view.distinct()
+        counts = Counter(comparison.verdict for comparison in cells)
+        shown = [str(counts[verdict]) for verdict in VERDICTS]
+        lines.append(line([f"Table {view.table.number}", str(len(cells)), *shown]))
+    return lines
+
+
+def done_of(view: TableView) -> str:
+    """Return `0 of 87 cells run`: of the cells of methods in the suite, those with a run of the table's protocol."""
+    ours = [comparison for comparison in view.distinct() if comparison.verdict != NOT_IN_SUITE]
+    done = sum(comparison.compared is not None for comparison in ours)
+    return f"{done} of {len(ours)} cells run"
+
+
+def progress(view: TableView) -> str:
+    """Return what of a table is done, and the command that does the rest."""
+    target = f"make table{view.table.number}"
+    missing = sum(comparison.verdict == NOT_IN_SUITE for comparison in view.distinct())
+    others = f" {amount(missing, 'further cell')} belong to methods that the suite does not have." if missing else ""
+    return (
+        f"Table {view.table.number}: {done_of(view)}.{others} `{target}` runs what is missing and rebuilds this page; "
+        f"`{target} PLAN=1` prints cells, FLOPs and an estimated time without running."
+    )
+
+
+def baseline_table(view: TableView, tables: Tables, folder: str) -> list[str]:
+    """Return the lines of Table 1: a page to a row, with the recipe the paper prints."""
+    costs = COSTS if any(has_costs(part) for part in view.parts) else ()
+    head = ["network and data", "epochs", "batch", "learning rate", "÷ 10 after epochs", "weight decay", "accuracy, %"]
+    lines = [line([*head, *(name for _, name in costs)]), line(["---"] + ["---:"] * 5 + ["---"] * (1 + len(costs)))]
+    for part in view.parts:
+        recipe = part.part.recipe
+        drops = ", ".join(str(epoch) for epoch in recipe["lr_drops"])
+        shown = [tables.pages[part.part.page].title, *(str(recipe[key]) for key in ("epochs", "batch", "lr")), drops]
+        shown += [f"{recipe['weight_decay']:.4f}"]
+        cell = part.lines[0].cells[0]
+        shown += [accuracy_cell(cell, tables, folder), *(cost_cell(cell, key, True, tables) for key, _ in costs)]
+        lines.append(line(shown))
+    compared = [f"- {tables.pages[part.part.page].title}: {identity(part.usual)}" for part in view.parts if part.usual]
+    return lines + (["", "Compared are:", "", *compared] if compared else [])
+
+
+def part_section(view: PartView, dense: Comparison, tables: Tables, folder: str) -> list[str]:
+    """Return the lines of one part of Table 2 or 3: title, what is compared, the dense network's line, the table."""
+    title = tables.pages[view.part.page].title
+    lines = ["", f"### {title}", "", f"Page `{view.part.page}`; "]
+    lines[-1] += f"compared are runs of {identity(view.usual)}." if view.usual else "no run of its protocol yet."
+    if all(row.group != "dense" for row in view.part.rows):
+        lines[-1] += f" The dense network (Table 1): {'; '.join(accuracy_lines(dense, tables)[:2])}."
+    costs = COSTS if has_costs(view) else ()
+    sparsities = list(view.part.rows[0].cells)
+    head = ["method"]
+    for sparsity in sparsities:
+        head += [f"{sparsity} %: accuracy", *(f"{sparsity} %: {name}" for _, name in costs)]
+    lines += ["", line(head), line(["---"] * len(head))]
+    groups = [row.group for row in view.part.rows]
+    together = len(list(itertools.groupby(groups))) == len(set(groups))  # else headings would repeat
+    group = ""
+    for shown in view.lines:
+        if together and shown.row.group != group:
+            group = shown.row.group
+            lines.append(line([f"*{HEADINGS[group]}*"] + [""] * (len(head) - 1)))
+        cells = [method_cell(shown, not together)]
+        for cell in shown.cells.values():
+            cells.append(accuracy_cell(cell, tables, folder))
+            cells += [cost_cell(cell, key, shown.row.group == "dense", tables) for key, _ in costs]
+        lines.append(line(cells))
+    return lines
+
+
+def has_costs(view: PartView) -> bool:
+    """Return whether a part has FLOPs to show: printed by the paper, or of a run of ours, compared or not."""
+    cells = [cell for shown in view.lines for cell in shown.cells.values()]
+    return any(cell.compared or cell.others or cell.published.train_share is not None for cell in cells)
+
+
+def method_cell(shown: Line, name_group: bool) -> str:
+    """Return the first cell of a row: label, which reading of the paper it is, group, and whether it is cited."""
+    row = shown.row
+    parts = [
+        f"**{escape(row.label)}**",
+        escape(shown.note),
+        f"*{row.group}*" if name_group and row.group != row.label else "",
+    ]
+    return "<br>".join(part for part in [*parts, "cited from another paper" if row.cited else ""] if part)
+
+
+def accuracy_cell(comparison: Comparison, tables: Tables, folder: str) -> str:
+    """Return the accuracies of a cell, stacked: the paper's, ours in its protocol, verdict, ours in the clean one."""
+    lines = accuracy_lines(comparison, tables)
+    compared = comparison.compared
+    if compared is None and comparison.others:
+        for group in comparison.others:
+            lines += [f"with {name_departures(group)}:", *our_lines(group, comparison.published, tables)]
+            lines += [f"*{PROTOCOL_DIFFERS}*", *clean_lines(group), run_links(group, folder)]
+        return "<br>".join(lines)
+    mark = tables.marks[comparison.published.status] if comparison.difference else ""
+    verdict = comparison.verdict + (f": {comparison.reason}" if comparison.reason else "")
+    shown = f"***{verdict}***" if comparison.verdict in (HIGHER, LOWER) else f"*{verdict}*"
+    lines.append(f"{shown} {mark}".rstrip())
+    if compared is not None:
+        lines += [*clean_lines(compared), run_links(compared, folder)]
+        left_out = sum(len(group.cell.counted) + len(group.cell.repeats) for group in comparison.others)
+        reasons = sorted({name_departures(group) for group in comparison.others})
+        lines += [f"not compared: {amount(left_out, 'run')} ({' / '.join(reasons)})"] if left_out else []
+    return "<br>".join(lines)
+
+
+def name_departures(group: Group) -> str:
+    """Return in what a group's runs are not of the table's protocol."""
+    return "; ".join(escape(departure) for departure in group.departures)
+
+
+def accuracy_lines(comparison: Comparison, tables: Tables) -> list[str]:
+    """Return the paper's accuracy and, where there are compared runs, ours in its protocol and the difference."""
+    published = comparison.published
+    std = "" if published.std is None else f" ± {published.std:.2f}"
+    value = BLANK if published.top1 is None else f"{published.top1:.2f}{std} {tables.marks[published.status]}".rstrip()
+    lines = [f"paper: {value}"]
+    if comparison.compared is not None:
+        lines += our_lines(comparison.compared, published, tables, comparison)
+    return lines
+
+
+def our_lines(group: Group, published: Published, tables: Tables, comparison: Comparison | None = None) -> list[str]:
+    """Return ours, best on test, and the difference: with its interval where `comparison` has one."""
+    found = group.values("best_on_test")
+    diverged = len(group.cell.counted) - len(group.cell.finished)
+    count = f"(n={len(found)}, {diverged} diverged)" if diverged else f"(n={len(found)})"
+    lines = [f"ours, best on test: {mean_and_std(found)} {count}"]
+    if found and published.top1 is not None:
+        difference = comparison.difference if comparison else None
+        text = f"ours − paper: {signed(sum(found) / len(found) - published.top1)}"
+        if difference is not None and difference.low is not None and difference.high is not None:
+            text += f" [{signed(difference.low)}, {signed(difference.high)}]"
+            text += ", no ± printed" if published.std is None else ""
+        lines.append(f"{text} {tables.marks[published.status]}".rstrip())
+    return lines
+
+
+def clean_lines(group: Group) -> list[str]:
+    """Return ours in the clean protocols: the last epoch, and selected on validation where a page has that."""
+    kinds = {"last_epoch": "last epoch", "validation_selected": "selected on validation"}
+    found = {name: group.values(key) for key, name in kinds.items()}
+    return [f"ours, {name}: {mean_and_std(values)}" for name, values in found.items() if values]
+
+
+def run_links(group: Group, folder: str) -> str:
+    """Return links to the records of a group, diverged ones named."""
+    shown = [
+        link(record, folder, "seed") + ("" if record["status"] == "ok" else " (diverged)")
+        for record in group.cell.counted
+    ]
+    return ", ".join(shown + [link(record, folder, "repeat of seed") for record in group.cell.repeats])
+
+
+def cost_cell(comparison: Comparison, key: str, absolute: bool, tables: Tables) -> str:
+    """Return the FLOPs of a cell, stacked: the paper's share of dense where it prints one, and ours."""
+    published = {"train": comparison.published.train_share, "inference": comparison.published.inference_share}[key]
+    lines = []
+    if published is not None:
+        lines.append(f"paper: {published:.2f}× {tables.marks[comparison.published.status]}".rstrip())
+    for group in [comparison.compared] if comparison.compared else comparison.others:
+        label = f"ours, with {name_departures(group)}" if group.departures else "ours"
+        own = mean((record["macs"][f"{key}_share"] for record in group.cell.finished), multiple)
+        dense = mean((record["macs"][key] for record in group.cell.finished), flops)
+        lines.append(f"{label}: {own}" + (f" ({dense})" if absolute and group.cell.finished else ""))
+    return "<br>".join(lines) or BLANK
+
+
+def footnotes(view: TableView, tables: Tables) -> list[str]:
+    """Return the lines under a table: the marks it carries, and what a reader must know of it."""
+    used = {cell.status for part in view.table.parts for row in part.rows for cell in row.cells.values()}
+    marks = [f"- {mark} {meaning_of(tables, name)}" for name, mark in tables.marks.items() if name in used and mark]
+    return marks + [f"- {' '.join(note.split())}" for note in view.table.notes]

@@ -1,0 +1,58 @@
+"""Commands that repeat runs: written from what their records say was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from leaderboard.schema import Record
+
+
+def repeat_commands(runs: list[Record]) -> list[str]:
+    """Return the commands that repeat the runs of a row: one, or one for each of their settings where these differ."""
+    asked: dict[tuple[str, ...], set[int]] = {}
+    for run in runs:
+        asked.setdefault(repeat_words(run), set()).add(run["seed"])
+    return sorted(write_command(*words, seeds=sorted(seeds)) for words, seeds in asked.items())
+
+
+def repeat_words(run: Record) -> tuple[str, ...]:
+    """Return what a run must be asked for with, as `write_command` takes it: page, method, sparsity, device, settings.
+
+    Settings are those that were changed, as `name=value`, sorted. Invariant: asked for again, with the same seed and
+    the same version of the method, they give the same cell.
+    """
+    page, method = run["page"], run["method"]
+    outside = method["source"].endswith(".py") and method["source"] != f"methods/{method['name']}.py"
+    name = method["source"] if outside else method["name"]
+    changed = [*page["changed"].items(), *method["changed"].items()]
+    words = [f"{setting}={setting_value(value)}" for setting, value in changed]
+    return page["name"], name, f"{run['sparsity']:.15g}", run["environment"]["device"], *sorted(words)
+
+
+def setting_value(value: Any) -> str:
+    """Return a value as `ARGS` reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(setting_value(entry) for entry in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}: {setting_value(entry)}' for name, entry in value.items())}}}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_command(page: str, method: str, sparsity: str, device: str, *changes: str, seeds: Sequence[int]) -> str:
+    """Return a command for the shell: `make bench …`, or `sparse-bench run …` for words in which make sees a meaning.
+
+    Invariant: no text in a word is run by the shell or by make.
+    """
+    names = ("task", "method", "sparsity", "device")
+    values = dict(zip(names, (page, method, sparsity, device), strict=True), seed=",".join(map(str, seeds)))
+    if all(re.fullmatch(r"[A-Za-z0-9_.,:/=+[\]-]+", word) for word in (*values.values(), *changes)):
+        arguments = [f'ARGS="{" ".join(changes)}"'] if changes else []
+        return " ".join(["make bench", *(f"{name.upper()}={value}" for name, value in values.items()), *arguments])
+    options = [word for name, value in values.items() for word in (f"--{name}", value)]
+    return shlex.join(
+        [".venv/bin/sparse-bench", "run", *options, *(["--args", shlex.join(changes)] if changes else [])]
+    )

@@ -1,0 +1,244 @@
+"""Statistics of comparisons: paired by seed, with intervals, corrected for how many were made, honest about rounding.
+
+Accuracies are in percent, differences in points. Everything rests on the t distribution, since three seeds are too few
+to resample. The tests hold the calibration, by simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy.special import nctdtrinc, stdtr, stdtrit
+
+LEVEL = 0.95  # of the intervals
+ALPHA = 0.05  # two-sided; of a single comparison, and of a family after Holm's correction
+POWER = 0.8  # with which a smallest detectable difference is found
+NO_SPREAD = 1e-9  # points; the difference of two equal percentages is off by 1e-14 in double precision
+MOST_SEEDS = 1000  # above which nobody asks how many are needed
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What n pairs say about a difference a - b, in points.
+
+    `sd` is the standard deviation of the differences as they are (ddof = 1); `low` and `high` bound the 95 % interval;
+    `p` is two-sided; `detectable` is the true difference that n such pairs find with 80 % power. Mean and all else are
+    None without a pair; all but the mean where n < 2; interval, p and detectable also where the spread is zero.
+    Invariant: p < 0.05 exactly where the interval leaves out zero.
+    """
+
+    n: int
+    mean: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    detectable: float | None
+
+
+def mean_std(values: Iterable[float]) -> tuple[float | None, float | None]:
+    """Return mean and sample standard deviation (ddof = 1); None for what too few values cannot give.
+
+    Raises ValueError for a value that is None, NaN or infinite.
+    """
+    known = check_values(values)
+    n = len(known)
+    if n == 0:
+        return None, None
+    mean = math.fsum(known) / n
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1)) if n > 1 else None
+
+
+def check_values(values: Iterable[float]) -> list[float]:
+    """Return `values` as a list. Raises ValueError for one that is not a finite number."""
+    known = list(values)
+    for value in known:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"a value to compare must be a finite number, got {value!r}: leave that run out")
+    return known
+
+
+def check_grain(grain: float) -> None:
+    """Raise ValueError for a `grain` that is no step of an accuracy."""
+    if not math.isfinite(grain) or grain < 0:
+        raise ValueError(f"grain must be 100 / number of test images, or 0 for none, got {grain!r}")
+
+
+def widen(sd: Any, grain: float, accuracies: int) -> Any:
+    """Return the standard deviation `sd` with the noise of rounding added, for a sum of so many `accuracies`.
+
+    An accuracy moves in steps of `grain`. What was rounded away is spread evenly over one step, which has the variance
+    grain² / 12; a difference of two accuracies carries it twice, grain² / 6. So seeds that agree to the last image are
+    not taken for a spread of zero, which would make any difference infinitely significant. The noise is added, and not
+    only the least that is assumed: with sd as it is wherever it is larger, a t-test at seven seeds and a spread of 0.8
+    steps still finds 6 % of the differences that are none; with the sum it finds 5 % or fewer at any spread.
+    """
+    return np.sqrt(np.square(sd) + accuracies * grain**2 / 12)
+
+
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float], grain: float = 0.0) -> Difference:
+    """Return a - b over the seeds (the keys) that both have: the paired, two-sided t-test.
+
+    `grain` is 100 / number of test images, the step in which an accuracy moves; see `widen`. Without a grain, equal
+    differences have no spread to judge them by: they give a mean and an sd of zero, and no interval and no p, whatever
+    the mean, since no verdict may come out of a spread of zero. Raises ValueError for a value that is None or NaN.
+    """
+    check_grain(grain)
+    check_values([*a.values(), *b.values()])
+    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    mean, sd = mean_std(differences)
+    n = len(differences)
+    if mean is None or sd is None:
+        return Difference(n, mean, sd, None, None, None, None)
+    return conclude(n, mean, sd, float(widen(sd, grain, 2)) / math.sqrt(n), n - 1)
+
+
+def difference_from_published(
+    ours: Sequence[float], mean: float, std: float | None, n: int = 3, grain: float = 0.0
+) -> Difference:
+    """Return ours - published, with `mean` ± `std` over `n` published runs: Welch's test. The result's `n` is ours.
+
+    `std` counts as a sample standard deviation (ddof = 1); a paper that divided by n states it too small, at three runs
+    by a factor of 0.82. Where it is None, the published mean is taken as exact, so the interval is of our mean alone
+    and too narrow for the difference: say so beside it. The same holds for a `std` with n < 2.
+
+    Three runs against three cover the true difference in 94 to 97 % at any ratio of spreads. At unequal numbers Welch's
+    degrees of freedom are rounded down: 2 against 3 and 10 against 3 would cover 91 and 92.7 % at worst, so 93 to 98 %.
+    Raises ValueError for a value that is not finite, or a negative std. Source: Welch, Biometrika 34 (1947).
+    """
+    check_grain(grain)
+    average, sd = mean_std(ours)
+    check_values([mean] if std is None else [mean, std])
+    if std is not None and std < 0:
+        raise ValueError(f"a published standard deviation must be at least 0, got {std!r}")
+    if average is None or sd is None:
+        return Difference(len(ours), None if average is None else average - mean, None, None, None, None, None)
+    of_ours = float(widen(sd, grain, 1)) ** 2 / len(ours)
+    if std is None or n < 2:
+        return conclude(len(ours), average - mean, sd, math.sqrt(of_ours), len(ours) - 1)
+    of_theirs = float(widen(std, grain, 1)) ** 2 / n
+    error = math.sqrt(of_ours + of_theirs)
+    raw = math.hypot(sd, std)
+    if error <= NO_SPREAD:
+        return conclude(len(ours), average - mean, raw, 0.0, 1)
+    freedom = (of_ours + of_theirs) ** 2 / (of_ours**2 / (len(ours) - 1) + of_theirs**2 / (n - 1))
+    return conclude(len(ours), average - mean, raw, error, freedom if len(ours) == n else math.floor(freedom))
+
+
+def conclude(n: int, mean: float, sd: float, error: float, freedom: float) -> Difference:
+    """Return the verdict of a t-test of `mean` with the standard error `error` and so many degrees of `freedom`."""
+    if error <= NO_SPREAD:
+        return Difference(n, mean, sd, None, None, None, None)
+    half = quantile(freedom, ALPHA) * error
+    p = float(p_value(mean, error, freedom))
+    return Difference(n, mean, sd, mean - half, mean + half, p, shift(freedom, ALPHA) * error)
+
+
+def p_value(mean: Any, error: Any, freedom: Any) -> Any:
+    """Return the two-sided p of mean / error under the t distribution; numbers or arrays."""
+    return 2 * stdtr(freedom, -np.abs(mean) / error)
+
+
+@lru_cache(maxsize=4096)
+def quantile(freedom: float, alpha: float) -> float:
+    """Return the t above which a share alpha / 2 of the t distribution lies."""
+    return float(stdtrit(freedom, 1 - alpha / 2))
+
+
+@lru_cache(maxsize=4096)
+def shift(freedom: float, alpha: float) -> float:
+    """Return the true difference, in standard errors, that a t-test at `alpha` finds with power POWER.
+
+    The noncentrality at which a noncentral t exceeds the two-sided bound in POWER of the cases. To find a difference
+    with the wrong sign is no success, so the other tail does not count.
+    """
+    return float(nctdtrinc(freedom, 1 - POWER, quantile(freedom, alpha)))
+
+
+def smallest_detectable(n: int, sd: float, alpha: float = ALPHA) -> float | None:
+    """Return the true difference that a paired t-test of n pairs finds with 80 % power, two-sided at `alpha`.
+
+    `sd` is the standard deviation of the differences, in points. None where n < 2 or the spread is zero.
+    """
+    if n < 2 or sd <= NO_SPREAD:
+        return None
+    return shift(n - 1, alpha) * sd / math.sqrt(n)
+
+
+def seeds_needed(difference: float, sd: float, alpha: float = ALPHA) -> int | None:
+    """Return the fewest seeds that find a true `difference` with 80 % power; None above MOST_SEEDS or without spread.
+
+    An estimate: an `sd` from three seeds is easily off by a factor of two, and the number goes with its square.
+    """
+    if sd <= NO_SPREAD:
+        return None
+    for n in range(2, MOST_SEEDS + 1):
+        if shift(n - 1, alpha) * sd / math.sqrt(n) <= abs(difference):
+            return n
+    return None
+
+
+def holm(ps: Mapping[K, float | None]) -> dict[K, float | None]:
+    """Return the p-values adjusted for their number by Holm's step-down rule; at most 1.
+
+    None is a comparison that was not made: it stays None and does not count. Raises ValueError for a p outside [0, 1].
+    Invariant: rejecting those at most 0.05 errs in at most 5 % of families, whatever is true and however the tests
+    depend on each other. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    known = {key: p for key, p in ps.items() if p is not None}
+    for key, p in known.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be in [0, 1], got {p!r} for {key!r}")
+    adjusted: dict[K, float | None] = dict.fromkeys(ps)
+    largest = 0.0
+    for place, key in enumerate(sorted(known, key=lambda key: known[key])):
+        largest = max(largest, min(1.0, (len(known) - place) * known[key]))
+        adjusted[key] = largest
+    return adjusted
+
+
+def rank_ranges(accuracies: Mapping[str, Mapping[int, float]], grain: float = 0.0) -> dict[str, tuple[int, int]]:
+    """Return the ranks (1 = most accurate) that each row may have; `accuracies` by row and seed, in percent.
+
+    From 1 + the rows that are significantly better to the number of rows less those significantly worse: paired t-tests
+    of every two rows, corrected together by Holm. Rows with fewer than two seeds in common are not different.
+    Invariant: all ranges hold the true ranks at once in at least 95 % of such tables; three seeds part few rows.
+    Raises ValueError for a value that is None or NaN.
+    """
+    check_grain(grain)
+    names = list(accuracies)
+    seeds = sorted(set().union(*accuracies.values()))
+    for of_row in accuracies.values():
+        check_values(of_row.values())
+    table = np.array([[accuracies[name].get(seed, math.nan) for seed in seeds] for name in names])
+    table = table.reshape(len(names), len(seeds))
+    first, second = np.triu_indices(len(names), k=1)
+    mean, p = compare_rows(table[first] - table[second], grain)
+    adjusted = holm({pair: None if math.isnan(value) else value for pair, value in enumerate(p.tolist())})
+    better, worse = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for pair, value in adjusted.items():
+        if value is not None and value <= ALPHA:
+            upper, lower = (first[pair], second[pair]) if mean[pair] > 0 else (second[pair], first[pair])
+            better[names[lower]] += 1
+            worse[names[upper]] += 1
+    return {name: (1 + better[name], len(names) - worse[name]) for name in names}
+
+
+def compare_rows(differences: Any, grain: float) -> tuple[Any, Any]:
+    """Return mean and p of each line of `differences` (pairs, seeds; NaN where a seed is not common); NaN for no p."""
+    there = ~np.isnan(differences)
+    n = there.sum(axis=1)
+    known = np.where(there, differences, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = known.sum(axis=1) / n
+        squares = np.where(there, known - mean[:, None], 0.0) ** 2
+        error = widen(np.sqrt(squares.sum(axis=1) / (n - 1)), grain, 2) / np.sqrt(n)
+        p = p_value(mean, error, n - 1)
+    return mean, np.where((n > 1) & (error > NO_SPREAD), p, math.nan)

@@ -1,0 +1,211 @@
+"""What the browser's page tells of a row of the leaderboard and of its runs, as text and as numbers to sort by."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from leaderboard.comparisons import make_ranks
+from leaderboard.repeat import repeat_commands
+from leaderboard.schema import Record
+from leaderboard.table import (
+    HEADINGS,
+    Cell,
+    Row,
+    duration,
+    flops,
+    make_rows,
+    mean,
+    mean_and_std,
+    multiple,
+    notes,
+    percent,
+    show_rank,
+)
+
+# Heading, what is under it, and the direction of the first click; numbers are aligned to the right.
+COLUMNS = (
+    ("method", "", "ascending"),
+    ("sparsity", "", "ascending"),
+    ("accuracy, %", "last epoch, mean ± std", "descending"),
+    ("rank", "", "ascending"),
+    ("selected on validation, %", "mean ± std", "descending"),
+    ("inference FLOPs", "× dense", "ascending"),
+    ("training FLOPs", "× dense", "ascending"),
+    ("density", "prunable weights", "ascending"),
+    ("seeds", "", "descending"),
+    ("group", "", "ascending"),
+    ("page", "", "ascending"),
+)
+
+LABELS = (
+    "last epoch, %",
+    "selected on validation, %",
+    "best on test, % (not for comparison)",
+    "inference FLOPs",
+    "training FLOPs",
+    "density",
+    "time",
+    "device",
+    "finished",
+    "method settings",
+    "of these changed",
+    "page settings changed",
+    "control",
+    "notes",
+    "commit",
+    "masks, SHA-256",
+)
+
+DONORS = {
+    "densities": "random masks with the layer densities of {}",
+    "masks": "the masks of {}, kept from the start",
+    "shuffled masks": "the masks of {}, shuffled in each layer",
+    "shuffled filters": "the masks of {}, shuffled in each filter",
+}
+
+
+def visible(text: object) -> str:
+    """Return `text` with every character that cannot be seen, such as one that turns the line around, as its escape."""
+    plain_text = str(text)
+    if plain_text.isprintable():
+        return plain_text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain_text)
+
+
+def plain(escaped: str) -> str:
+    """Return the text that `leaderboard.table.escape` made `escaped` from, cut and on one line as there."""
+    return re.sub(r"\\([\\*\[\]$~#_])", r"\1", html.unescape(escaped))
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are there, to sort by; None for none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def make_lines(number: int, title: str, runs: list[Record], records: str) -> list[dict[str, Any]]:
+    """Return the rows of section `number`, one for each method and sparsity, in the order of the Markdown page.
+
+    Each has `shown`, a text for each of COLUMNS, and `about`: what the script needs of it, numbers to sort by included.
+    """
+    rows = make_rows(runs)
+    ranks = make_ranks(rows)
+    return [
+        make_line(number, plain(title), row, sparsity, cell, ranks.get((place, sparsity)), records)
+        for place, row in enumerate(rows)
+        for sparsity, cell in row.cells.items()
+    ]
+
+
+def make_line(
+    number: int, title: str, row: Row, sparsity: float, cell: Cell, rank: tuple[int, int] | None, records: str
+) -> dict[str, Any]:
+    """Return one row of the table; every figure is that of the Markdown page."""
+    runs, label, group = cell.finished, plain(row.label), HEADINGS[row.group]
+    made = [*((run, False) for run in cell.counted), *((run, True) for run in cell.repeats)]
+    costs = {part: cell.cost(part, absolute=True) for part in ("inference", "train")}
+    words = [control_of(cell.counted[0]), plain(row.reference), *map(plain, notes(cell))]
+    told = [*filter(None, words), f"inference {costs['inference']} FLOPs, training {costs['train']} FLOPs"]
+    accuracies = {key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected")}
+    densities = [run["density"]["prunable"] for run in runs]
+    cells: list[tuple[str, float | str | None]] = [
+        (label, label.lower()),
+        (percent(sparsity), sparsity),
+        (cell.accuracy(), average(accuracies["last_epoch"])),
+        (show_rank(rank), rank and rank[0] + rank[1] / 1e6),
+        (mean_and_std(accuracies["validation_selected"]), average(accuracies["validation_selected"])),
+        (cell.cost("inference", absolute=False), average(run["macs"]["inference_share"] for run in runs)),
+        (cell.cost("train", absolute=False), average(run["macs"]["train_share"] for run in runs)),
+        (mean(densities, "{:.4g}".format), average(densities)),
+        (", ".join(str(run["seed"]) for run in cell.counted), len(cell.counted)),
+        (group, group),
+        (title, title.lower()),
+    ]
+    about = {
+        "section": str(number),
+        "group": group,
+        "sparsity": percent(sparsity),
+        "raw": [raw for _, raw in cells],
+        "about": visible(f"{label} at {percent(sparsity)} on {title}: {'; '.join(told)}."),
+        "search": visible(" ".join([label, group, title, *words, *(search_text(run) for run, _ in made)])),
+        "repeat": [visible(command) for command in repeat_commands([run for run, _ in made])],
+        "runs": [make_run(run, repeat, records) for run, repeat in made],
+    }
+    return {"shown": [shown for shown, _ in cells], "under": words[0], "about": about}
+
+
+def search_text(run: Record) -> str:
+    """Return what a run is found by: names, settings, machine, code; not its numbers, which would match anything."""
+    parts = [run["file"], settings(run["method"]["settings"]), settings(run["page"]["changed"]), device(run)]
+    return " ".join([*parts, str(run["git"]["commit"]), run["masks_sha256"], run["status"]])
+
+
+def make_run(run: Record, repeat: bool, records: str) -> dict[str, Any]:
+    """Return one run as the script shows it: `values` are texts, one for each of LABELS, empty where there is none."""
+    badges = [["finished", ""] if run["status"] == "ok" else [run["status"], "warn"]]
+    badges += [["repeat: not counted", "warn"]] if repeat else []
+    return {
+        "seed": run["seed"],
+        "badges": badges,
+        "values": [visible(value) for value in run_values(run)],
+        "command": visible(run["command"]),
+        "file": visible(run["file"]),
+        "link": f"{quote(records)}/{quote(run['file'], errors='replace')}",
+    }
+
+
+def run_values(run: Record) -> list[str]:
+    """Return what is told of a run, a text for each of LABELS."""
+    accuracy, epochs = run["accuracy_pct"], run["selected"]
+    method, macs, weights, density = run["method"], run["macs"], run["weights"], run["density"]
+    time, git = run["time"], run["git"]
+    shown = {key: mean([value], "{:.2f}".format) for key, value in accuracy.items()}
+    for key, epoch in (("validation_selected", "validation_epoch"), ("best_on_test", "test_epoch")):
+        shown[key] += "" if epochs[epoch] is None else f" (epoch {epochs[epoch]})"
+    told = [f"{run['skipped_steps']} steps skipped"] if run["skipped_steps"] else []
+    told += [f"layers without weights: {', '.join(run['empty_layers'])}"] if run["empty_layers"] else []
+    donor = method.get("donor")
+    return [
+        shown["last_epoch"],
+        shown["validation_selected"],
+        shown["best_on_test"],
+        f"{multiple(macs['inference_share'])} dense ({flops(macs['inference'])} of {flops(macs['inference_dense'])})",
+        f"{multiple(macs['train_share'])} dense ({flops(macs['train'])} of {flops(macs['train_dense'])})",
+        f"{density['prunable']:.4g} of prunable weights ({weights['active']:,} of {weights['dense_prunable']:,}), "
+        f"{density['all_parameters']:.4g} of all",
+        f"{duration(time['train_s'])} training, {duration(time['eval_s'])} evaluation, "
+        f"{time['images_per_s']:,.0f} images/s",
+        device(run),
+        run["finished"],
+        settings(method["settings"]) or "none",
+        settings(method["changed"]) or "none",
+        settings(run["page"]["changed"]) or "none",
+        f"{control_of(run)} (run {donor['run']}, masks {donor['masks_sha256']})" if donor else "",
+        "; ".join(told),
+        f"{(git['commit'] or 'not known')[:12]}{', with uncommitted changes' if git['dirty'] else ''}",
+        run["masks_sha256"],
+    ]
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Return settings in one line: `prune_rate = 0.5, distribution = "erk"`."""
+    return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(values.items()))
+
+
+def device(run: Record) -> str:
+    """Return where a run ran: device, its name where that is known, arithmetic, library."""
+    about = run["environment"]
+    names = [about["device"], *([str(about["device_name"])] if "device_name" in about else []), about["precision"]]
+    return ", ".join([*names, f"torch {about['torch']}"])
+
+
+def control_of(run: Record) -> str:
+    """Return what a run is a control of, in words; empty for a run that is none."""
+    donor = run["method"].get("donor")
+    return DONORS.get(donor["kind"], f"{donor['kind']} of {{}}").replace("{}", donor["label"]) if donor else ""

@@ -1,0 +1,190 @@
+"""The leaderboard for a browser: one HTML file that needs no other, a pure function of records and pictures.
+
+The table is whole without JavaScript, which sorts it, filters it and opens the runs of a row. Nothing from a record can
+become markup: it is escaped in the HTML, set as text by the script, and the page's content policy lets no other script,
+style or request in.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from leaderboard.page import FIRST, amount, description, replace_text, section_name
+from leaderboard.records import Problem
+from leaderboard.schema import Record
+from leaderboard.web.rows import COLUMNS, LABELS, make_lines, plain, visible
+
+Sections = Sequence[tuple[str, list[Record]]]
+
+PARTS = Path(__file__).resolve().parent
+MEDIA = {"svg": "image/svg+xml", "png": "image/png"}  # the first that is there is shown
+FIRST_HTML = re.sub("`(.*?)`", r"<code>\1</code>", FIRST)
+TEXTS = ("method", "group", "page")
+
+
+def write_site(
+    sections: Sections,
+    output: Path,
+    pictures: Path | None,
+    problems: Iterable[Problem] = (),
+    records: str = "../records",
+) -> str:
+    """Write the page of `sections` (of `leaderboard.page.make_sections`) to `output`; return a line that sums it up.
+
+    `pictures` is the folder with the files that `leaderboard.drawing` makes; those missing are left out. `records` is
+    where links to records lead, relative to the page. Invariant: readers see the old page or the new one, whole.
+    """
+    files = read_pictures(pictures) if pictures is not None else {}
+    text = render_site(sections, problems, files, records)
+    replace_text(output, text)
+    return f"{summary(sections)}, {amount(text.count('<figure>'), 'picture')}, {len(text) / 1e6:.1f} MB"
+
+
+def read_pictures(folder: Path) -> dict[str, bytes]:
+    """Return the pictures in `folder` by file name; an absent folder has none."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix[1:] in MEDIA}
+
+
+def render_site(
+    sections: Sections, problems: Iterable[Problem], pictures: Mapping[str, bytes], records: str = "../records"
+) -> str:
+    """Return the page. `pictures` are files by name, SECTION_NAME.KIND.svg or .png.
+
+    Invariant: a pure function of its arguments, and of no order among the runs of a section or the problems.
+    """
+    lines = [line for number, (title, runs) in enumerate(sections) for line in make_lines(number, title, runs, records)]
+    style, script = ((PARTS / f"site.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return Template((PARTS / "site.html").read_text(encoding="utf-8")).substitute(
+        policy=(
+            f"default-src 'none'; img-src data:; style-src '{digest(style)}'; script-src '{digest(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        style=style,
+        script=script,
+        summary=f"{summary(sections)}.",
+        board=board(sections, lines) if lines else f"<p>{FIRST_HTML}</p>",
+        sections="\n".join(section(number, title, runs, pictures) for number, (title, runs) in enumerate(sections)),
+        problems=problem_list(problems),
+        data=embed({"labels": LABELS, "rows": [line["about"] for line in lines]}),
+    )
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of an inline script or style as a content policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def summary(sections: Sections) -> str:
+    """Return `63 records, 1 page`."""
+    return f"{amount(sum(len(runs) for _, runs in sections), 'record')}, {amount(len(sections), 'page')}"
+
+
+def markup(text: object) -> str:
+    """Return `text` for HTML, inside a tag's quotes too: nothing of it is markup, all of it is seen."""
+    return html.escape(visible(text))
+
+
+def embed(data: object) -> str:
+    """Return `data` as JSON that holds no character with a meaning in HTML, for a <script> element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # all beyond ASCII is \\u.... already
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# The table
+
+
+def board(sections: Sections, lines: list[dict[str, Any]]) -> str:
+    """Return the controls and the table, every row of it."""
+    head = "".join(
+        f'<th scope="col"{align(name)} data-first="{first}"><span class="name">{name}</span>'
+        + (f"<small>{under}</small></th>" if under else "</th>")
+        for name, under, first in COLUMNS
+    )
+    groups = dict.fromkeys(line["about"]["group"] for line in lines)
+    sparsities = sorted({(line["about"]["raw"][1], line["about"]["sparsity"]) for line in lines})
+    return f"""<div class="controls" id="controls" hidden>
+<label class="find">find
+<input id="find" type="search" autocomplete="off" placeholder="method, setting, file, commit"></label>
+{choice("section", "page", [(str(number), plain(title)) for number, (title, _) in enumerate(sections)])}
+{choice("group", "group", [(group, group) for group in groups])}
+{choice("sparsity", "sparsity", [(text, text) for _, text in sparsities])}
+<button type="button" id="reset">reset</button>
+<output id="count" aria-live="polite"></output>
+</div>
+<div class="scroll">
+<table id="board">
+<thead><tr>{head}</tr></thead>
+<tbody>
+{chr(10).join(table_row(line) for line in lines)}
+</tbody>
+</table>
+</div>
+<button type="button" id="more" hidden></button>"""
+
+
+def align(name: str) -> str:
+    """Return the class of a column's cells, as an attribute."""
+    return ' class="page"' if name == "page" else "" if name in TEXTS else ' class="number"'
+
+
+def choice(name: str, label: str, options: Iterable[tuple[str, str]]) -> str:
+    """Return a drop-down list of (value, text), with a first entry that leaves everything in."""
+    listed = "".join(f'<option value="{markup(value)}">{markup(text)}</option>' for value, text in options)
+    return f'<label>{label} <select id="{name}"><option value="">all</option>{listed}</select></label>'
+
+
+def table_row(line: dict[str, Any]) -> str:
+    """Return one row of the table."""
+    first, *others = line["shown"]
+    under = f"<small>{markup(line['under'])}</small>" if line["under"] else ""
+    cells = "".join(f"<td{align(COLUMNS[at][0])}>{markup(text)}</td>" for at, text in enumerate(others, 1))
+    return f'<tr class="row"><th scope="row">{markup(first)}{under}</th>{cells}</tr>'
+
+
+# Below the table
+
+
+def section(number: int, title: str, runs: list[Record], pictures: Mapping[str, bytes]) -> str:
+    """Return what is shown of one section beside its rows: what it holds, its pictures, the settings of its page."""
+    listed = "".join(
+        f"<li><code>{markup(name)} = {markup(json.dumps(value, ensure_ascii=False))}</code></li>"
+        for name, value in sorted(runs[0]["page"]["settings"].items())
+    )
+    return f"""<section data-section="{number}">
+<h2>{markup(plain(title))}</h2>
+<p class="about">{markup(plain(description(runs)))}</p>
+{figures(runs, pictures) if pictures else ""}
+<details><summary>Settings of the page, the same for every method</summary><ul class="settings">{listed}</ul></details>
+</section>"""
+
+
+def figures(runs: list[Record], pictures: Mapping[str, bytes]) -> str:
+    """Return the pictures of a section that are there, as images: what an image holds cannot run."""
+    from leaderboard.drawing.pictures import list_pictures
+
+    shown = []
+    for picture in list_pictures(runs):
+        files = [(kind, f"{section_name(runs[0])}.{picture.kind}.{kind}") for kind in MEDIA]
+        for kind, file in [(kind, file) for kind, file in files if file in pictures][:1]:
+            source = f"data:{MEDIA[kind]};base64,{base64.b64encode(pictures[file]).decode()}"
+            image = f'<img src="{source}" alt="{markup(picture.title)}" decoding="async">'
+            caption = f"<b>{markup(picture.title)}.</b> {markup(picture.caption)}"
+            shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    return f'<div class="pictures">{"".join(shown)}</div>' if shown else ""
+
+
+def problem_list(problems: Iterable[Problem]) -> str:
+    """Return the files of the store that were set aside, and why."""
+    found = sorted((problem.file, problem.reason) for problem in problems)
+    listed = "".join(f"<li><code>{markup(file)}</code>: {markup(reason)}</li>" for file, reason in found)
+    return f'<section class="problems"><h2>Skipped files</h2><ul>{listed}</ul></section>' if found else ""

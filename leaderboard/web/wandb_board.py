@@ -1,0 +1,195 @@
+"""The leaderboard on Weights & Biases: one run with a table and the pictures of each section, and one artifact."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from leaderboard.comparisons import make_ranks
+from leaderboard.page import section_name
+from leaderboard.schema import Record
+from leaderboard.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
+from leaderboard.web.rows import average, control_of, plain, visible
+
+MODES = ("off", "offline", "online")
+PAGES = ("LEADERBOARD.md", "PAPER.md")  # beside the folder of pictures
+
+# Texts as on the Markdown page; then, for W&B's own plots, numbers that are not rounded.
+COLUMNS = (
+    "method",
+    "group",
+    "control",
+    "sparsity",
+    "accuracy, %",
+    "rank",
+    "selected on validation, %",
+    "best on test, % (not for comparison)",
+    "inference FLOPs",
+    "training FLOPs",
+    "density, prunable weights",
+    "density, all parameters",
+    "seeds",
+    "records",
+    "n",
+    "diverged",
+    "sparsity_share",
+    "accuracy_mean_pct",
+    "accuracy_std_pct",
+    "inference_share",
+    "train_share",
+)
+
+
+def log_board(
+    sections: Sequence[tuple[str, list[Record]]],
+    pictures: Path | None,
+    mode: str,
+    folder: Path,
+    warn: Callable[[str], None],
+) -> bool:
+    """Log the sections (of `leaderboard.page.make_sections`) as one W&B run; return whether that went well.
+
+    `pictures` is the folder of the pictures, beside which the Markdown pages lie; `folder` is where W&B writes. `mode`
+    is offline or online, and online without a key becomes offline, with a warning. Raises ValueError for another mode.
+    Invariant: whatever W&B does, the caller goes on; it is told once.
+    """
+    if mode not in MODES[1:]:
+        raise ValueError(f"WANDB must be offline or online to log the leaderboard, got '{mode}'")
+    try:
+        import wandb  # here, because the import alone takes a second
+
+        run = open_run(wandb, mode, folder, warn)
+    except Exception as error:  # W&B's failures are many and none may cost a page
+        warn(failure(error))
+        return False
+    try:
+        log_sections(wandb, run, sections, pictures)
+        run.finish()
+    except Exception as error:
+        warn(failure(error))
+        close_quietly(run)
+        return False
+    return True
+
+
+def failure(error: Exception) -> str:
+    """Return the warning for an error of W&B's, without the key should the error name it."""
+    key = os.environ.get("WANDB_API_KEY")
+    text = f"W&B failed and the leaderboard is not logged: {type(error).__name__}: {error}"
+    return text.replace(key, "(key)") if key else text
+
+
+def close_quietly(run: Any) -> None:
+    """Close a run that failed, so that it does not stay open until this process ends."""
+    try:
+        run.finish(exit_code=1)
+    except Exception:  # it failed already, and that was said
+        return
+
+
+def open_run(wandb: Any, mode: str, folder: Path, warn: Callable[[str], None]) -> Any:
+    """Open a run that holds nothing of this machine: no host, no command line, no list of packages, no code."""
+    if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        warn("W&B: no key is set, so the leaderboard is logged offline (wandb sync uploads it later)")
+        mode = "offline"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(
+        init_timeout=60,
+        silent=True,
+        console="off",
+        host="",
+        disable_git=True,
+        disable_code=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    return wandb.init(
+        project="sparse-bench",
+        name="leaderboard",
+        job_type="leaderboard",
+        dir=str(folder),
+        mode=mode,
+        settings=settings,
+    )
+
+
+def log_sections(wandb: Any, run: Any, sections: Sequence[tuple[str, list[Record]]], pictures: Path | None) -> None:
+    """Log every section's table and pictures, and the artifact with all of them and the Markdown pages."""
+    artifact = wandb.Artifact("leaderboard", type="leaderboard")
+    logged: dict[str, Any] = {}
+    for title, runs in sections:
+        name = section_name(runs[0])
+        table = wandb.Table(columns=list(COLUMNS), data=make_cells(runs))
+        logged[f"{name}/table"] = table
+        artifact.add(table, name)
+        run.config.update({name: visible(plain(title))})
+        for path, caption in find_pictures(runs, pictures):
+            artifact.add_file(str(path), name=f"pictures/{path.name}")
+            if path.suffix == ".png":  # W&B shows no SVG
+                logged[f"{name}/{path.stem.rpartition('.')[2]}"] = wandb.Image(str(path), caption=caption)
+    pages = [pictures.parent / page for page in PAGES] if pictures is not None else []
+    for page in pages:
+        if page.is_file():
+            artifact.add_file(str(page), name=page.name)
+    run.log(logged)
+    run.log_artifact(artifact)
+
+
+def find_pictures(runs: list[Record], pictures: Path | None) -> list[tuple[Path, str]]:
+    """Return the files of a section's pictures that are there, each with its title."""
+    if pictures is None:
+        return []
+    from leaderboard.drawing.pictures import list_pictures
+
+    named = [
+        (pictures / f"{section_name(runs[0])}.{picture.kind}.{kind}", picture.title)
+        for picture in list_pictures(runs)
+        for kind in ("png", "svg")
+    ]
+    return [(path, title) for path, title in named if path.is_file()]
+
+
+def make_cells(runs: list[Record]) -> list[list[Any]]:
+    """Return the cells of a section's table: a row for each method and sparsity, a value for each of COLUMNS."""
+    rows = make_rows(runs)
+    ranks = make_ranks(rows)
+    return [
+        make_row(row, sparsity, cell, show_rank(ranks.get((number, sparsity))))
+        for number, row in enumerate(rows)
+        for sparsity, cell in row.cells.items()
+    ]
+
+
+def make_row(row: Row, sparsity: float, cell: Cell, rank: str) -> list[Any]:
+    """Return one row of a section's table."""
+    runs = cell.finished
+    accuracy = {
+        key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected", "best_on_test")
+    }
+    return [
+        plain(row.label),
+        HEADINGS[row.group],
+        visible(control_of(cell.counted[0])),
+        percent(sparsity),
+        cell.accuracy(),
+        rank,
+        mean_and_std(accuracy["validation_selected"]),
+        mean_and_std(accuracy["best_on_test"]),
+        cell.cost("inference", row.dense),
+        cell.cost("train", row.dense),
+        mean((run["density"]["prunable"] for run in runs), "{:.4g}".format),
+        mean((run["density"]["all_parameters"] for run in runs), "{:.4g}".format),
+        ", ".join(str(run["seed"]) for run in cell.counted),
+        ", ".join(visible(run["file"]) for run in [*cell.counted, *cell.repeats]),
+        len(runs),
+        len(cell.counted) - len(runs),
+        sparsity,
+        average(accuracy["last_epoch"]),
+        statistics.stdev(accuracy["last_epoch"]) if len(runs) > 1 else None,
+        average(run["macs"]["inference_share"] for run in runs),
+        average(run["macs"]["train_share"] for run in runs),
+    ]

@@ -1,0 +1,163 @@
+"""Promises of the build: every page is what the records give, and `verify` finds whatever is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from record_factory import make_record
+
+from leaderboard import write_record
+from leaderboard.__main__ import main
+from leaderboard.build import PAPER, build_all, find_stale
+from leaderboard.page import PICTURES
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with some records and every page built from them."""
+    folder = tmp_path_factory.mktemp("board")
+    for name, sparsity, seed in [("granet", 0.9, 0), ("granet", 0.9, 1), ("set", 0.9, 0), ("dense", 0.0, 0)]:
+        write_record(make_record(sparsity=sparsity, seed=seed, method={"name": name}), folder / "records")
+    build_all(folder / "records", folder / "LEADERBOARD.md")
+    return folder
+
+
+@pytest.fixture
+def board(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of the built pages that a test may spoil."""
+    for path in made.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(made)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def faults(board: Path) -> list[str]:
+    return find_stale(board / "records", board / "LEADERBOARD.md")
+
+
+def command(name: str, board: Path, *more: str) -> int:
+    return main([name, "--records", str(board / "records"), "--output", str(board / "LEADERBOARD.md"), *more])
+
+
+def test_what_was_built_is_what_the_records_give(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert faults(board) == []
+    assert command("verify", board) == 0
+    assert "every page and picture is what the records give" in capsys.readouterr().out
+    assert {path.suffix for path in (board / PICTURES).iterdir()} == {".svg", ".png"}
+    text = (board / "LEADERBOARD.md").read_text()
+    for path in (board / PICTURES).glob("*.svg"):
+        assert f"({PICTURES}/{path.name})" in text
+
+
+def test_building_twice_changes_no_byte(board: Path) -> None:
+    before = {path: path.read_bytes() for path in board.rglob("*") if path.is_file()}
+    build_all(board / "records", board / "LEADERBOARD.md")
+    assert {path: path.read_bytes() for path in board.rglob("*") if path.is_file()} == before
+
+
+def edit_page(board: Path) -> None:
+    page = board / "LEADERBOARD.md"
+    page.write_text(page.read_text().replace("92.50", "99.50", 1))
+
+
+def edit_paper(board: Path) -> None:
+    (board / PAPER).write_text((board / PAPER).read_text().replace("93.73", "93.74", 1))
+
+
+def edit_record(board: Path) -> None:
+    path = sorted((board / "records").iterdir())[0]
+    record = json.loads(path.read_text())
+    record["time"]["train_s"] += 1
+    path.write_text(json.dumps(record))
+
+
+def edit_a_record_and_rebuild(board: Path) -> None:
+    edit_record(board)
+    build_all(board / "records", board / "LEADERBOARD.md")
+
+
+def truncate_record(board: Path) -> None:
+    path = sorted((board / "records").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def copy_record(board: Path) -> None:
+    path = sorted((board / "records").iterdir())[0]
+    (board / "records" / "another.json").write_bytes(path.read_bytes())
+
+
+def add_record(board: Path) -> None:
+    write_record(make_record(seed=7), board / "records")
+
+
+def remove_record(board: Path) -> None:
+    sorted((board / "records").iterdir())[0].unlink()
+
+
+def edit_picture(board: Path) -> None:
+    path = sorted((board / PICTURES).glob("*.svg"))[0]
+    path.write_text(path.read_text().replace("</svg>", "<rect/></svg>"))
+
+
+def remove_picture(board: Path) -> None:
+    sorted((board / PICTURES).glob("*.png"))[0].unlink()
+
+
+def add_picture(board: Path) -> None:
+    (board / PICTURES / "elsewhere.1a2b3c4d.accuracy.svg").write_text("<svg/>")
+
+
+SPOILERS = [
+    *[edit_page, edit_paper, edit_record, edit_a_record_and_rebuild, truncate_record, copy_record, add_record],
+    *[remove_record, edit_picture, remove_picture, add_picture],
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda spoil: spoil.__name__)
+def test_whatever_is_spoilt_fails_the_check(
+    board: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+) -> None:
+    spoil(board)
+    before = {path: path.read_bytes() for path in board.rglob("*") if path.is_file()}
+    assert command("verify", board) == 1
+    assert capsys.readouterr().err.strip()
+    assert {path: path.read_bytes() for path in board.rglob("*") if path.is_file()} == before  # it only looks
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_built(board: Path) -> None:
+    truncate_record(board)
+    summary, _ = build_all(board / "records", board / "LEADERBOARD.md")
+    assert "3 records in 1 table, 1 file skipped" in summary
+    name = sorted((board / "records").iterdir())[0].name
+    assert name in (board / "LEADERBOARD.md").read_text().split("## Skipped files")[1]
+    assert (board / "records" / name).exists()
+
+
+def test_pictures_of_sections_that_are_gone_are_removed_and_nothing_else(board: Path) -> None:
+    drawn = sorted((board / PICTURES).glob("*.svg"))[0]
+    gone = drawn.with_name("gone.1a2b3c4d.accuracy.svg")
+    gone.write_bytes(drawn.read_bytes())
+    (board / PICTURES / "notes.txt").write_text("mine")
+    (board / PICTURES / "mine.svg").write_text("<svg/>")
+    build_all(board / "records", board / "LEADERBOARD.md")
+    assert not gone.exists() and (board / PICTURES / "notes.txt").exists() and (board / PICTURES / "mine.svg").exists()
+    assert faults(board) == ["picture mine.svg belongs to no section: delete it"]
+
+
+def test_an_empty_store_has_pages_too(tmp_path: Path) -> None:
+    build_all(tmp_path / "records", tmp_path / "LEADERBOARD.md")
+    assert find_stale(tmp_path / "records", tmp_path / "LEADERBOARD.md") == []
+    assert (tmp_path / PAPER).exists()
+
+
+def test_an_unknown_wandb_mode_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("build", tmp_path, "--wandb", "on") == 2
+    assert "WANDB must be one of off, offline, online, got 'on'" in capsys.readouterr().err
+    assert not (tmp_path / "LEADERBOARD.md").exists()

@@ -1,0 +1,345 @@
+"""Grids: finished cells are skipped, a failure costs no other cell, processes share, and pages are rebuilt after."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from rich.console import Console
+from typer.testing import CliRunner
+
+import benchmark.sweep
+import benchmark.train
+from benchmark.cli import app
+from benchmark.errors import UserError
+from benchmark.gridfile import read_grid
+from benchmark.sweep import LOCK, run_grid_file
+from leaderboard import read_records
+
+ROOT = Path(__file__).resolve().parent.parent
+
+HEAD = "title: Small\ntasks: [digits_resnet20]\nsparsities: [0.9]\nseeds: [0]\nrows:\n"
+DENSE = "  - {method: dense, args: {epochs: 1}}\n"
+SET = "  - {method: set, args: {epochs: 1, update_every: 8}}\n"
+CONTROLS = "controls: [densities]\n"
+
+BROKEN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.core import Group, Method, keep_top_global, magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Method):
+    """Keep the largest weights; works in rehearsal, on three layers, and fails on a real network."""
+
+    reference: ClassVar[str] = "a test"
+    group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
+
+    def setup(self, view):
+        if len(view.weights) > 3:
+            raise RuntimeError("too many layers")
+        return keep_top_global(magnitude(view), view.count(self.sparsity))
+'''
+
+
+class Grid:
+    """Runs grid files in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[str] = []
+        self.out = io.StringIO()
+
+    def write(self, text: str) -> Path:
+        path = self.folder / "grid.yaml"
+        path.write_text(text)
+        return path
+
+    def __call__(self, text: str, plan: bool = False, **wanted: str) -> int:
+        self.out, self.said = io.StringIO(), []
+        return run_grid_file(
+            file=self.write(text),
+            wanted=wanted,
+            plan=plan,
+            device="cpu",
+            data_root=self.folder / "data",
+            wandb="off",
+            checkpoint_s=0.0,
+            places={
+                "records": self.folder / "records",
+                "page": self.folder / "L.md",
+                "runs": self.folder / "runs",
+            },
+            command="test",
+            console=Console(file=self.out, width=200),
+            tell=lambda message: self.said.append(str(message)),
+        )
+
+    @property
+    def shown(self) -> str:
+        return self.out.getvalue()
+
+    def records(self) -> list[dict]:
+        found, problems = read_records(self.folder / "records")
+        assert not problems
+        return found
+
+    def done(self) -> list[str]:
+        """Return the lines of made here, in order."""
+        return [line for line in self.shown.splitlines() if " done: " in line]
+
+
+@pytest.fixture
+def grid(tmp_path) -> Grid:
+    return Grid(tmp_path)
+
+
+def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(grid):
+    text = HEAD + SET + DENSE + CONTROLS
+    assert grid(text) == 0
+    names = [re.search(r"done: (\w+)", line)[1] for line in grid.done()]
+    assert names == ["set", "dense", "static"]
+    assert "1/3 done: set" in grid.done()[0] and "; 2 left, about" in grid.done()[0]
+    assert grid.done()[-1].endswith("none left")
+    assert "Small: 3 made, 0 finished already, 0 failed" in grid.shown
+    by_name = {record["method"]["name"]: record for record in grid.records()}
+    assert by_name["static"]["method"]["donor"]["run"] == by_name["set"]["run"]
+    layers = {name: [layer["active"] for layer in by_name[name]["layers"]] for name in ("set", "static")}
+    assert layers["set"] == layers["static"]
+
+    assert grid(text) == 0
+    assert grid.done() == []
+    assert "0 made, 3 finished already" in grid.shown
+    assert len(grid.records()) == 3
+
+
+def test_a_finished_grid_reads_no_images(grid, monkeypatch):
+    assert grid(HEAD + SET + CONTROLS) == 0
+    monkeypatch.setattr(benchmark.sweep, "load_data", lambda *_: pytest.fail("nothing is due"))
+    assert grid(HEAD + SET + CONTROLS) == 0
+
+
+def test_an_interrupted_cell_goes_on_where_it_stopped(grid, monkeypatch):
+    text = HEAD + "  - {method: set, args: {epochs: 3, update_every: 8}}\n"
+    evaluate = benchmark.train.evaluate_epoch
+
+    def stop(run, *rest):
+        if run.epoch == 3:
+            raise KeyboardInterrupt
+        evaluate(run, *rest)
+
+    monkeypatch.setattr(benchmark.train, "evaluate_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        grid(text)
+    assert grid.records() == []
+    assert grid(text, plan=True) == 0 and "interrupted" in grid.shown
+    monkeypatch.setattr(benchmark.train, "evaluate_epoch", evaluate)
+    assert grid(text) == 0
+    assert "continuing digits_resnet20.set" in grid.shown
+    assert len(grid.records()) == 1
+
+
+def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_error(grid):
+    plugin = grid.folder / "broken.py"
+    plugin.write_text(BROKEN)
+    text = HEAD + f"  - {{method: {plugin}, args: {{epochs: 1}}}}\n" + DENSE + CONTROLS
+    assert grid(text) == 2
+    assert [record["method"]["name"] for record in grid.records()] == ["dense"]
+    listed = [line for line in grid.said if line.startswith("failed: ")]
+    assert len(listed) == 2
+    assert "digits_resnet20.broken.0.9.s0" in listed[0] and "too many layers" in listed[0]
+    assert "digits_resnet20.static.0.9.s0" in listed[1] and "the run it is made from failed" in listed[1]
+    assert "1 made, 0 finished already, 2 failed" in grid.shown
+
+
+def test_a_page_without_data_fails_with_one_message_and_the_others_go_on(grid):
+    text = HEAD + "  - {method: set, tasks: [folder_resnet20], seeds: [0, 1]}\n" + DENSE
+    assert grid(text) == 2
+    assert [record["method"]["name"] for record in grid.records()] == ["dense"]
+    told = [line for line in grid.said if "no image folder at" in line]
+    assert len(told) == 2  # when it is met, and at the end, for both cells
+    assert told[1].count("folder_resnet20.set") == 2
+
+
+def test_data_are_loaded_when_a_cell_is_due_and_only_one_page_at_a_time(grid, monkeypatch):
+    sweeps, batches = [], []
+    load_page_of, load = benchmark.sweep.Sweep.load, benchmark.sweep.load_data
+
+    def note_sweep(sweep, cell):
+        sweeps.append(sweep)
+        return load_page_of(sweep, cell)
+
+    def note_page(page, *rest):
+        assert sweeps[-1].loaded is None, "the images of the page before were not let go"
+        batches.append(page.batch_size)
+        return load(page, *rest)
+
+    monkeypatch.setattr(benchmark.sweep.Sweep, "load", note_sweep)
+    monkeypatch.setattr(benchmark.sweep, "load_data", note_page)
+    small = "  - {method: dense, args: {epochs: 1, batch_size: 128}, seeds: [0, 1]}\n"
+    assert grid(HEAD + small + DENSE + SET) == 0
+    assert len(sweeps) == 4 and batches == [128, 64]
+    assert sweeps[-1].loaded is None
+
+
+def test_a_grid_is_narrowed(grid):
+    text = HEAD.replace("seeds: [0]", "seeds: [0, 1]") + SET + DENSE + CONTROLS
+    assert grid(text, METHOD="dense", SEED="1") == 0
+    assert [(record["method"]["name"], record["seed"]) for record in grid.records()] == [("dense", 1)]
+    assert grid(text, METHOD="set", SEED="0") == 0
+    assert Counter(record["method"]["name"] for record in grid.records()) == {"dense": 1, "set": 1, "static": 1}
+
+
+def test_faults_are_found_before_anything_is_run_or_written(grid):
+    with pytest.raises(UserError, match="2 faults"):
+        grid(HEAD + DENSE + "  - {method: sett}\n  - {method: set, args: {epochz: 1}}\n")
+    assert [path.name for path in grid.folder.iterdir()] == ["grid.yaml"]
+
+
+def test_a_plan_writes_nothing_and_fails_where_a_run_could_not_begin(grid):
+    assert grid(HEAD + DENSE, plan=True) == 0
+    assert grid(HEAD + "  - {method: gmp, args: {epochs: 1, update_every: 100}}\n", plan=True) == 1
+    assert "makes no update" in grid.shown
+    assert [path.name for path in grid.folder.iterdir()] == ["grid.yaml"]
+
+
+@pytest.mark.parametrize("name", [LOCK, "lock"])
+def test_a_cell_that_another_process_holds_is_passed_over_and_looked_at_again(grid, name, monkeypatch):
+    """Held by another grid, or by a run of that cell alone; once it is let go without a record, it is made here."""
+    monkeypatch.setattr(benchmark.sweep, "POLL_S", 0.1)
+    text = HEAD + SET + DENSE
+    first = read_grid(grid.write(text)).items[0].cell
+    folder = grid.folder / "runs" / first.identity
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / name, thread_local=False)
+    lock.acquire()
+
+    def let_go():
+        if "waiting: another process holds 1 of 2 runs" not in grid.shown:
+            timer = threading.Timer(0.2, let_go)
+            timer.daemon = True
+            timer.start()
+        else:
+            lock.release()
+
+    let_go()
+    assert grid(text) == 0
+    assert [re.search(r"done: (\w+)", line)[1] for line in grid.done()] == ["dense", "set"]
+    assert len(grid.records()) == 2
+
+
+def test_a_record_that_appears_while_a_cell_is_due_is_not_made_twice(grid, monkeypatch):
+    """The last look at the records is taken under the lock."""
+    text = HEAD + SET
+    assert grid(text) == 0
+    (record,) = (grid.folder / "records").iterdir()
+    content = record.read_bytes()
+    record.unlink()
+    hold = benchmark.sweep.holding
+
+    def publish_then_hold(folder):
+        record.write_bytes(content)
+        return hold(folder)
+
+    monkeypatch.setattr(benchmark.sweep, "holding", publish_then_hold)
+    assert grid(text) == 0
+    assert len(grid.records()) == 1 and grid.done() == []
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
+    command = [sys.executable, "-m", "benchmark", "grid", "grid.yaml", *places, *more]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_processes_share_a_grid_and_leave_one_record_of_each_cell(grid):
+    grid.write(HEAD.replace("seeds: [0]", "seeds: [0, 1]") + SET + CONTROLS)
+    both = [start(grid.folder, "--device", "cpu") for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    records = grid.records()
+    assert Counter(record["run"] for record in records) == {record["run"]: 1 for record in records}
+    assert Counter(record["method"]["name"] for record in records) == {"set": 2, "static": 2}
+    made = [int(re.search(r"(\d+) made", text)[1]) for text in said]
+    assert sum(made) == 4, said
+
+
+@pytest.fixture
+def command(grid, monkeypatch):
+    """Run the command line in this process on small grids; return (exit status, what it printed)."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data", "--device", "cpu"]
+    monkeypatch.chdir(grid.folder)
+
+    def run(*arguments: str) -> int:
+        return CliRunner().invoke(app, [*arguments, *places]).exit_code
+
+    return run
+
+
+@pytest.mark.parametrize("asked", ["run", "grid"])
+def test_all_pages_are_rebuilt_once_when_records_came_and_a_failing_picture_costs_a_warning(
+    asked, grid, command, monkeypatch, capfd
+):
+    import leaderboard.build
+
+    built: list[tuple[Path, Path]] = []
+
+    def build(records: Path, page: Path) -> str:
+        built.append((records, page))
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr(leaderboard.build, "build_all", build)
+    told: list[str] = []
+    monkeypatch.setattr("benchmark.cli.tell", lambda message: told.append(str(message)))
+    broken = grid.folder / "broken.py"
+    broken.write_text(BROKEN)
+    grid.write(HEAD + DENSE + DENSE.replace("}}", "}, seeds: [1]}"))
+    arguments = ["run", "--method", "dense", "--seed", "0,1", "--task", "digits_resnet20", "--args", "epochs=1"]
+    arguments = arguments if asked == "run" else ["grid", "grid.yaml"]
+    assert command(*arguments) == 0
+    assert built == [(Path("records"), Path("L.md"))]
+    assert any("no picture today" in text and "make leaderboard" in text for text in told)
+    if asked == "grid":
+        assert command("grid", "grid.yaml") == 0
+        assert len(built) == 1  # nothing new
+        grid.write(HEAD + f"  - {{method: {broken}, args: {{epochs: 1}}}}\n" + DENSE.replace("}}", "}, seeds: [2]}"))
+        assert command("grid", "grid.yaml") == 1
+        assert len(built) == 2  # also when a cell failed
+
+
+def test_faults_of_a_grid_end_with_status_2(grid, command):
+    grid.write("rows: []")
+    assert command("grid", "grid.yaml") == 2
+    assert command("grid", "none.yaml") == 2
+
+
+def make(*arguments: str, **environment: str) -> str:
+    env = {key: value for key, value in os.environ.items() if key not in ("METHOD", "SPARSITY", "TASK", "SEED")}
+    ready = ["-o", ".venv/.installed"]  # as if all were installed
+    command = ["make", "-n", *ready, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env={**env, **environment}, capture_output=True, text=True, check=True)
+    return " ".join(done.stdout.split())
+
+
+def test_make_narrows_a_grid_by_what_the_user_gave_and_by_no_default():
+    assert "grid configs/paper/table2.yaml --device" in make("table2")
+    narrowed = make("table1", "SPARSITY=0.9", "PLAN=1", SEED="3")
+    assert "grid configs/paper/table1.yaml --sparsity '0.9' --seed '3' --plan --device" in narrowed
+    assert "leaderboard build" not in narrowed  # a plan leaves everything as it is
+    assert "leaderboard build" in make("table3")
+    assert "grid 'some file.yaml' --method 'gmp'" in make("grid", "GRID=some file.yaml", "METHOD=gmp")
+    assert "--sparsity" not in make("claim", "A=granet", "B=gmp")
+    assert "--sparsity '0.95'" in make("claim", "A=granet", "B=gmp", "SPARSITY=0.95")
