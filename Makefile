@@ -81,8 +81,8 @@ table1: $(READY) ## run what is not finished of the GraNet paper's dense baselin
 table2: $(READY) ## likewise its CIFAR table
 table3: $(READY) ## likewise its ImageNet table
 table1 table2 table3:
-	@status=0; $(VENV)/bin/sparse-bench grid configs/paper/$@.yaml $(GRID_OPTIONS) || status=$$?; \
-	$(if $(call true,$(PLAN)),,$(PY) -m leaderboard build || status=$$?;) exit $$status
+	@trap : INT; status=0; $(VENV)/bin/sparse-bench grid configs/paper/$@.yaml $(GRID_OPTIONS) || status=$$?; \
+	$(if $(call true,$(PLAN)),,[ $$status -eq 130 ] || $(PY) -m leaderboard build || status=$$?;) exit $$status
 
 test: $(READY) ## run the tests (a few minutes)
 	@$(PY) -m pytest

@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.pages import SETTINGS, Page, changed_settings, load_page
 from benchmark.plugins import Plugin, find_method, method_names
+from leaderboard.kinds import LARGEST, is_number
 from methods.core import Budget, Method
 
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
@@ -29,8 +30,9 @@ NOT_PROTOCOL = {"title", "data_dir", "workers", "methods"}
 class DonorRun:
     """The run that a control is made from: what a record says of it, and what the control takes from it.
 
-    `counts`: active weights by prunable layer. `bits`: its masks, eight weights to a byte; None where `kind`, one of
-    methods.core.DONOR_KINDS, is "densities".
+    `counts`: active weights by prunable layer. `again`: the command that repeats the run. `bits`: its masks, eight
+    weights to a byte; None where `kind`, one of methods.core.DONOR_KINDS, is "densities", and until they are read, see
+    benchmark.donors.take_masks.
     """
 
     run: str
@@ -41,6 +43,7 @@ class DonorRun:
     masks_sha256: str
     counts: dict[str, int]
     bits: dict[str, Tensor] | None = None
+    again: str = ""
 
     def describe(self) -> dict[str, Any]:
         """Return the donor as the record of its control keeps it."""
@@ -207,6 +210,8 @@ def make_cell(
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             raise UserError(f"setting '{name}' must be finite numbers, text or lists of them, got {value!r}") from None
+        if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
+            raise UserError(f"setting '{name}' must be within ±{LARGEST:.0e}, as numbers of records are, got {value!r}")
     return cell
 
 

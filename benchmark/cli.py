@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -52,7 +53,7 @@ def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderbo
     """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
 
     A page or picture that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a
-    run failed, 130 when stopped.
+    run failed, 130 when stopped; stopped once more while the pages are rebuilt, it ends at once.
     """
     from benchmark.run import Places
     from leaderboard.records import list_files
@@ -64,16 +65,27 @@ def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderbo
         failed = guarded(action)
     except KeyboardInterrupt:
         tell("stopped; the same command goes on from the last checkpoint")
+        with contextlib.suppress(KeyboardInterrupt):
+            if set(list_files(folder)) - before:
+                rebuild_all(folder, page)
         raise typer.Exit(130) from None
     if set(list_files(folder)) - before:
-        try:
-            from leaderboard.build import build_all
-
-            build_all(folder, page)
-        except Exception as error:
-            tell(f"every record is kept, but not every page was rebuilt ({error}): `make leaderboard` tries again")
+        rebuild_all(folder, page)
     if failed:
         raise typer.Exit(1)
+
+
+def rebuild_all(records: Path, page: Path) -> None:
+    """Rebuild every page and picture; a failure is told and costs nothing else."""
+    try:
+        from leaderboard.build import build_all
+
+        build_all(records, page)
+    except Exception as error:
+        from leaderboard.claims.lookup import printable
+
+        reason = printable(str(error))
+        tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmark.build import create_network, model_arguments
 from benchmark.cells import PROTOCOL, Cell, DonorRun
 from benchmark.data import Data
 from benchmark.environment import choose_precision
 from benchmark.errors import UserError, describe_failure, nearest
-from benchmark.export import read_export
+from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks, pack_all
 from benchmark.plugins import method_names
 from benchmark.prunable import find_layers, prunable_weights
 from benchmark.run import Places
-from leaderboard import Record, RecordError, read_record, read_records
-from leaderboard.claims.lookup import match, name_rows
+from leaderboard import Record, RecordError, read_record
+from leaderboard.claims.lookup import match, name_rows, printable
 from leaderboard.repeat import repeat_words, setting_value, write_command
+from leaderboard.store import load_store
 from leaderboard.table import gather
 from methods.core import Donor, count_kept
 
@@ -34,6 +34,17 @@ Shapes = dict[str, tuple[int, ...]]
 def resolve_donors(
     cells: list[Cell], loaded: Mapping[str, Data], places: Places, device: torch.device | None = None
 ) -> list[Cell]:
+    """Return the cells ready to train: with their donors, see `find_donors`, and these with their masks."""
+    return [take_masks(cell, places.runs) for cell in find_donors(cells, loaded, places, device)]
+
+
+def find_donors(
+    cells: list[Cell],
+    loaded: Mapping[str, Data],
+    places: Places,
+    device: torch.device | None = None,
+    known: Record | None = None,
+) -> list[Cell]:
     """Return the cells, each with the donor that its method asks for; `loaded` has the data of each page by name.
 
     A donor is named in one of three ways: the path of a record; the file name or run name of a record in
@@ -41,12 +52,13 @@ def resolve_donors(
     `granet (start_sparsity=0.0)`. A row means its record in the cell's own table (page, variant, protocol, data and,
     where `device` is given, precision), at the cell's sparsity and of its seed: the first that finished, as the
     leaderboard counts. A record or run named outright may be of another page variant, seed or data set, as long as its
-    layers and its sparsity fit; cell and record then say which run it was. Masks come from `places.runs`.
+    layers and its sparsity fit; cell and record then say which run it was. Where the caller knows the record that is
+    meant, `known`, nothing is searched.
 
     Raises UserError, naming the donor, the rule, the value and the way out, for a donor that is not there or unclear,
-    diverged, is dense or narrower, has other layers or another count, or whose masks are missing or not those of its
-    record. Invariants: cells without a donor come back as they are; setting and label of the others name a run or a
-    row, never a path of this machine.
+    diverged, is dense or narrower, has other layers or another count. Invariants: no file of a run is needed; cells
+    without a donor come back as they are; setting and label of the others name a run or a row, never a path of this
+    machine.
     """
     records: list[Record] | None = None
     shapes: dict[tuple[str, str], Shapes] = {}
@@ -56,15 +68,16 @@ def resolve_donors(
         if wanted is None:
             resolved.append(cell)
             continue
-        records = read_records(places.records)[0] if records is None else records
+        if records is None:
+            records = [] if known is not None else load_store(places.records)[0]
         page = cell.page_name, cell.variant
         if page not in shapes:
             shapes[page] = find_shapes(cell, loaded[cell.page_name])
         precision = choose_precision(cell.page, device) if device is not None else None
         search = Search(cell, wanted, records, places, loaded[cell.page_name].fingerprint, precision)
-        record, name = search.find()
+        record, name = search.find() if known is None else (known, wanted.run)
         check_fits(record, search, shapes[page])
-        resolved.append(attach(cell, wanted, record, name, read_bits(record, places.runs, search)))
+        resolved.append(attach(cell, wanted, record, name))
     return resolved
 
 
@@ -84,8 +97,8 @@ def find_shapes(cell: Cell, data: Data) -> Shapes:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
-def attach(cell: Cell, wanted: Donor, record: Record, name: str, bits: dict[str, Tensor] | None) -> Cell:
-    """Return the cell with its donor; a setting that named it, by a path perhaps, has the run's or the row's name."""
+def attach(cell: Cell, wanted: Donor, record: Record, name: str) -> Cell:
+    """Return the cell with its donor, without its masks; a setting that named it, by a path perhaps, has its name."""
     counts = {layer["name"]: layer["active"] for layer in record["layers"] if layer["prunable"]}
     donor = DonorRun(
         run=record["run"],
@@ -95,7 +108,7 @@ def attach(cell: Cell, wanted: Donor, record: Record, name: str, bits: dict[str,
         kind=wanted.kind,
         masks_sha256=record["masks_sha256"],
         counts=counts,
-        bits=bits,
+        again=write_command(*repeat_words(record), seeds=[record["seed"]]),
     )
     named: dict[str, Any] = {key: name for key, value in cell.method_settings().items() if value == wanted.run}
     changes = {key: named.get(key, value) for key, value in cell.method_changes.items()}
@@ -131,25 +144,47 @@ def check_fits(record: Record, search: Search, shapes: Shapes) -> None:
         )
 
 
-def read_bits(record: Record, runs: Path, search: Search) -> dict[str, Tensor] | None:
-    """Return the masks a run exported, as bits, where they are asked for; refuse any but those of its record."""
-    if not search.wanted.masks:
-        return None
-    again = f"run it again: {write_command(*repeat_words(record), seeds=[record['seed']])}"
+def has_masks(record: Record, runs: Path) -> bool:
+    """Return whether the files with the masks of a record's run are here; damaged ones are, for that is to be told."""
     folder = runs / Path(record["run"]).name
+    if not all((folder / name).is_file() for name in (WEIGHTS, MASKS)):
+        return False
+    try:
+        return bool(read_tensors(folder / MASKS)[1].get("masks_sha256") == record["masks_sha256"])
+    except UserError:
+        return True
+
+
+def take_masks(cell: Cell, runs: Path) -> Cell:
+    """Return the cell with the masks that its donor exported to `runs`, as bits, where its method asks for them.
+
+    Raises UserError where they are missing or not those of the donor's record. Whoever only wants to know which run a
+    control is made from, or whether it is finished, does without.
+    """
+    donor, wanted = cell.donor, ask_donor(cell)
+    if donor is None or wanted is None or not wanted.masks:
+        return cell
+    folder = runs / Path(donor.run).name
     try:
         masks = read_export(folder)[1]
     except UserError as error:
-        raise search.fault(f"its masks are wanted and {error}; or {again}") from error
-    recorded = {layer["name"]: layer["active"] for layer in record["layers"] if layer["prunable"]}
-    if hash_masks(masks) != record["masks_sha256"]:
-        raise search.fault(
+        raise fault(cell, wanted, f"its masks are wanted and {error}; or run it again: {donor.again}") from error
+    if hash_masks(masks) != donor.masks_sha256:
+        raise fault(
+            cell,
+            wanted,
             f"the masks in {folder} must be those of its record, their sha256 is {hash_masks(masks)[:16]} and the "
-            f"record says {record['masks_sha256'][:16]}; {again}"
+            f"record says {donor.masks_sha256[:16]}; run it again: {donor.again}",
         )
-    if {name: int(mask.sum()) for name, mask in masks.items()} != recorded:
-        raise search.fault(f"the masks in {folder} have other counts than its record says, so that was edited; {again}")
-    return pack_all(masks)
+    if {name: int(mask.sum()) for name, mask in masks.items()} != donor.counts:
+        reason = f"the masks in {folder} have other counts than its record says, so that was edited"
+        raise fault(cell, wanted, f"{reason}; run it again: {donor.again}")
+    return dataclasses.replace(cell, donor=dataclasses.replace(donor, bits=pack_all(masks)))
+
+
+def fault(cell: Cell, wanted: Donor, reason: str) -> UserError:
+    """Return the error that names the method, the donor and the reason, which may quote a record: printable it is."""
+    return UserError(printable(f"method '{cell.plugin.name}': donor '{wanted.run}': {reason}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +200,7 @@ class Search:
 
     def fault(self, reason: str) -> UserError:
         """Return the error that names the method, the donor and the reason."""
-        return UserError(f"method '{self.cell.plugin.name}': donor '{self.wanted.run}': {reason}")
+        return fault(self.cell, self.wanted, reason)
 
     def find(self) -> tuple[Record, str]:
         """Return the donor's record and the name it goes by: that of its run or, where a row was named, of the row."""

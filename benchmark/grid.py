@@ -14,9 +14,11 @@ from benchmark.data import Data, load_data
 from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
-from benchmark.run import Options, Places, check_cells, check_places, run_cell
+from benchmark.foresight import check_cells
+from benchmark.run import Options, Places, check_places, run_cell
 from benchmark.tracking import MODES
-from leaderboard import read_records
+from leaderboard.claims.lookup import printable
+from leaderboard.store import load_store
 
 
 def run_grid(
@@ -72,8 +74,8 @@ def run_grid(
                 raise
             failed += 1
             tell(f"{cell.identity}: {error if isinstance(error, UserError) else traceback.format_exc()}")
-    for problem in read_records(options.places.records)[1]:
-        tell(f"record {problem.file} was skipped: {problem.reason}")
+    for problem in load_store(options.places.records)[1]:
+        tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
     if failed:
         tell(f"{failed} of {len(cells)} runs failed; the others are on the leaderboard")
     return failed

@@ -26,8 +26,13 @@ from methods.core import Budget, Group
 LISTS = ("tasks", "sparsities", "seeds")
 KEYS = ("title", *LISTS, "rows", "controls")
 ROW_KEYS = ("method", "args", *LISTS)
-# A control that is made beside every row: the method that makes it. Its setting of that name takes the row's name.
-CONTROLS = {"densities": "static"}
+# A control that is made beside every row: the method that makes it, its setting that takes the row's name, and others.
+# Masks shuffled within layers are not among them: shuffle=layers draws, bit for bit, the masks of densities.
+CONTROLS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "densities": ("static", "densities", {}),
+    "masks": ("static", "masks", {}),
+    "shuffled": ("static", "masks", {"shuffle": "filters"}),
+}
 
 Value = TypeVar("Value")
 
@@ -226,8 +231,9 @@ class Reader:
         """
         if cell.method.leaderboard_group() in (Group.DENSE, Group.CONTROL):
             return None
-        arguments = {**cell.page_changes, control: cell.label}
-        made = self.plan(where, CONTROLS[control], cell.page_name, cell.sparsity, cell.seed, arguments)
+        method, setting, others = CONTROLS[control]
+        arguments = {**cell.page_changes, setting: cell.label, **others}
+        made = self.plan(where, method, cell.page_name, cell.sparsity, cell.seed, arguments)
         if made and made[0].variant != cell.variant:
             self.fault(
                 where, f"control '{control}' would be on another page: leave out args {sorted(cell.page_changes)}"

@@ -22,11 +22,10 @@ from benchmark.pace import SPEED, Pace, calibrate, format_time, pace_of_records
 from benchmark.planner import Networks, Prediction, predict
 from benchmark.run import Places, check_budget, make_timeline
 from benchmark.standin import stand_in
-from benchmark.states import Ledger, index_runs
+from benchmark.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from leaderboard import Record
 from leaderboard.store import load_store
 
-STATES = ("finished", "interrupted", "to do")
 LIKELY = "≈"  # before a figure that is not exact
 
 
@@ -42,7 +41,7 @@ def row_of(cell: Cell) -> tuple[str, str, str, float]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the plan: a row of a page at one sparsity. `states` has one entry for each seed, of STATES."""
+    """A line of the plan: a row of a page at one sparsity. `states` has one entry for each seed, of states.STATES."""
 
     cell: Cell
     states: list[str]
@@ -53,15 +52,13 @@ class Line:
 
     @property
     def left(self) -> int:
-        """How many of its runs are not finished."""
-        return len(self.states) - self.states.count("finished")
+        """How many of its runs are to be made: not finished, and not without a run to be made from."""
+        return len(self.states) - self.states.count(DONE) - self.states.count(NO_CONTROL)
 
     @property
     def status(self) -> str:
-        """`finished` when all are; else `interrupted` if one is; else `to do`."""
-        if not self.left:
-            return "finished"
-        return "interrupted" if "interrupted" in self.states else "to do"
+        """`finished` when all are; else `interrupted` if one is; else `to do`, or `no control` where none is."""
+        return next((state for state in (INTERRUPTED, TO_DO, NO_CONTROL) if state in self.states), DONE)
 
 
 @dataclass
@@ -77,6 +74,7 @@ class Planner:
     paces: dict[tuple[str, str], Pace] = field(default_factory=dict)
     calibrated: dict[str, Pace] = field(default_factory=dict)  # by what decides the speed: CIFAR-10 and 100 share it
     predictions: dict[tuple[str, str, str, float], Prediction] = field(default_factory=dict)
+    obstacles: dict[str, int] = field(default_factory=dict)  # why no control is possible, and of how many runs
 
     def plan(self, items: list[Item]) -> Line:
         """Return the line of a row's items, which differ in their seed alone.
@@ -95,6 +93,10 @@ class Planner:
             raise UserError(f"{cell.label}: the run it is made from cannot be planned")
         prediction = self.predictions[row_of(cell)] = predict(settled, data, network, donor)
         states = [self.ledger.state(item, data) for item in items]
+        for item, state in zip(items, states, strict=True):
+            if state == NO_CONTROL:
+                obstacle = self.ledger.find_obstacle(item, data)
+                self.obstacles[obstacle] = self.obstacles.get(obstacle, 0) + 1
         train, share = prediction.train, prediction.share
         done = [record for item in items if (record := self.finished(item, data)) is not None]
         if done and not prediction.exact:  # a finished seed says better what the others will cost
@@ -179,7 +181,7 @@ def make_table(grid: Grid, lines: list[Line]) -> Table:
             escape(line.cell.page_name),
             escape(line.cell.label),
             "" if dense else f"{line.cell.sparsity:g}",
-            f"{len(line.states) - line.left}/{len(line.states)}",
+            f"{line.states.count(DONE)}/{len(line.states)}",
             f"{likely}{format_flops(line.train_macs)}",
             f"{likely}{line.share:.3f}",
             format_time(line.seconds),
@@ -204,6 +206,8 @@ def make_notes(planner: Planner, lines: list[Line]) -> list[str]:
             f"{LIKELY} which layers keep their weights is decided in training: as in finished seeds or, before there "
             "is one, the count that is planned, divided among the layers as the page divides it"
         )
+    for obstacle, number in planner.obstacles.items():
+        notes.append(f"no control possible: {number} of {of_all} runs: {obstacle}")
     unread = {page for (page, _), data in planner.data.items() if not data.fingerprint}
     if unread:
         notes.append(f"the images were not read: {', '.join(sorted(unread))} by the sizes of their data sets")

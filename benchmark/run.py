@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from benchmark.build import Built, build
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, sweep, write_atomically
 from benchmark.console import Reporter
-from benchmark.contract import commit, propose, rehearse, show_donor
+from benchmark.contract import commit, propose, show_donor
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.environment import ROOT, choose_precision, set_determinism
@@ -34,6 +34,7 @@ from benchmark.scoring import ScoringGradients, score
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, find_faults, find_same, rebuild, write_record
+from leaderboard.claims.lookup import printable
 from methods.core import Timeline, View, count_kept
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
@@ -58,6 +59,7 @@ class Options:
     checkpoint_s: float = 15.0  # at least so long between two checkpoints
     command: str = ""
     places: Places = Places()
+    told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
 def check_places(places: Places) -> None:
@@ -118,7 +120,7 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
             sweep(folder)
             finished = read_finished(folder / FINISHED)
             if finished is not None:  # never lost, whatever is asked now
-                path = publish(finished, folder, options.places)
+                path = publish(finished, folder, options, console)
                 console.print(f"published the run that finished {finished['finished']}: {path.name}", markup=False)
                 if not options.fresh and finished["data"]["fingerprint"] == data.fingerprint:
                     return finished, path
@@ -126,18 +128,26 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
                 (folder / "checkpoint").unlink(missing_ok=True)
             record = train_cell(cell, data, options, console, folder)
             write_atomically(folder / FINISHED, json.dumps(record).encode())
-            return record, publish(record, folder, options.places)
+            return record, publish(record, folder, options, console)
     except Timeout:
         raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
 
 
-def publish(record: Record, folder: Path, places: Places) -> Path:
+def publish(record: Record, folder: Path, options: Options, console: Console) -> Path:
     """Write a finished run's record, unless it is there already, rebuild the page, and clear the run's folder.
 
-    Killed anywhere and called again, it ends with one record.
+    A page that cannot be made costs a warning. Killed anywhere and called again, it ends with one record.
     """
+    places = options.places
     path = find_same(record, places.records) or write_record(record, places.records)
-    rebuild(places.records, places.page)
+    try:
+        rebuild(places.records, places.page)
+    except Exception as error:  # the record is what counts, and another one may be what breaks the page
+        reason = printable(f"{type(error).__name__}: {error}")
+        text = f"every record is kept, but {places.page} was not rebuilt ({reason}): `make leaderboard` tries again"
+        if text not in options.told:
+            options.told.add(text)
+            console.print(f"warning: {text}", style="yellow", markup=False)
     (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
     (folder / FINISHED).unlink()
     return path
@@ -271,26 +281,3 @@ def refuse_empty(cell: Cell, counts: dict[str, int]) -> None:
             f"method '{cell.plugin.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}: "
             "lower SPARSITY, or allow it with ARGS=allow_empty_layers=true"
         )
-
-
-def check_cells(cells: list[Cell], loaded: dict[str, Data], options: Options) -> None:
-    """Hold every cell of a grid to what can be known before the first batch; raises UserError for the first fault.
-
-    Each method is rehearsed; each page's network is built once; first masks that need no gradients are drawn for it.
-    """
-    built: dict[tuple[str, bool], Built] = {}
-    for cell in cells:
-        data = loaded[cell.page_name]
-        rehearse(cell.method, cell.plugin.name, make_timeline(cell, data))
-        narrowed = cell.method.narrows_network
-        if narrowed or (cell.page_name, False) not in built:
-            built[cell.page_name, narrowed] = build(cell, data, torch.device("cpu"))
-        network = built[cell.page_name, narrowed]
-        check_room(cell, network, options.places)
-        check_budget(cell, network)
-        if cell.method.scoring() is None:
-            maskset = MaskSet(prunable_weights(network.model, network.layers))
-            view = first_view(cell, maskset, make_timeline(cell, data))
-            first = propose(cell.method, cell.plugin.name, view)
-            if cell.donor is None:
-                refuse_empty(cell, {name: int(mask.sum()) for name, mask in first[-1].items()})

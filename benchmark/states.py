@@ -1,4 +1,4 @@
-"""How far a cell is: finished, interrupted or to do, as its record and its checkpoint say."""
+"""How far a cell is, as its record, its checkpoint and, of a control, the run it is made from say."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 from benchmark.cells import PROTOCOL, Cell
 from benchmark.data import Data
-from benchmark.donors import ask_donor, attach
+from benchmark.donors import ask_donor, attach, has_masks
 from benchmark.environment import choose_precision
 from benchmark.gridfile import Item
 from benchmark.resume import FINISHED
 from leaderboard import Record, RecordError, read_record
 from leaderboard.records import file_stem, list_files
 from leaderboard.table import gather
+
+STATES = DONE, INTERRUPTED, TO_DO, NO_CONTROL = "finished", "interrupted", "to do", "no control"
 
 Lookup = Callable[[str], list[Record]]  # from a run's name to its records
 
@@ -77,17 +79,34 @@ class Ledger:
         if wanted is None:
             return item.cell
         record = self.find(item.donor, data) if item.donor is not None else None
-        return None if record is None else attach(item.cell, wanted, record, wanted.run, None)
+        return None if record is None else attach(item.cell, wanted, record, wanted.run)
+
+    def find_obstacle(self, item: Item, data: Data) -> str:
+        """Return why no control can be made from an item's donor, although that has run; empty where nothing is known.
+
+        Whether the control has been made already is not asked: a finished one needs no file of its donor.
+        """
+        wanted = ask_donor(item.cell)
+        record = self.find(item.donor, data) if item.donor is not None else None
+        if wanted is None or record is None:
+            return ""
+        if record["status"] != "ok":
+            return f"its run {record['status']}"
+        if wanted.masks and not has_masks(record, self.runs):
+            return f"the masks of its run are not in {self.runs}: make that run again, `make bench` with FRESH=1"
+        return ""
 
     def state(self, item: Item, data: Data) -> str:
-        """Return how far an item's cell is: `finished`, `interrupted` or `to do`."""
+        """Return how far an item's cell is, one of STATES."""
         cell = self.settle(item, data)
         if cell is None:
-            return "to do"
+            return TO_DO
         if self.find(cell, data) is not None:
-            return "finished"
+            return DONE
+        if self.find_obstacle(item, data):
+            return NO_CONTROL
         folder = self.runs / cell.identity
-        return "interrupted" if any((folder / name).exists() for name in ("checkpoint", FINISHED)) else "to do"
+        return INTERRUPTED if any((folder / name).exists() for name in ("checkpoint", FINISHED)) else TO_DO
 
 
 def is_same_data(record: Record, data: Data) -> bool:

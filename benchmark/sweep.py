@@ -14,18 +14,20 @@ from rich.console import Console
 
 from benchmark.cells import Cell
 from benchmark.data import Data, load_data
-from benchmark.donors import resolve_donors
+from benchmark.donors import find_donors, take_masks
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
+from benchmark.foresight import check_cells, find_faults
 from benchmark.gridfile import Grid, Item, narrow, read_grid
 from benchmark.pace import format_time
 from benchmark.pages import Page
 from benchmark.plan import page_of, print_plan
-from benchmark.run import Options, Places, check_cells, check_places, run_cell
+from benchmark.run import Options, Places, check_places, run_cell
 from benchmark.standin import stand_in
-from benchmark.states import Ledger, read_now
+from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
 from benchmark.tracking import MODES
 from leaderboard import Record
+from leaderboard.claims.lookup import printable
 from leaderboard.store import load_store
 
 LOCK = "grid.lock"  # in a run's folder: held from the last look at the records until the run's record is there
@@ -50,7 +52,8 @@ def run_grid_file(
     """Run the cells of a grid file that are not finished, or print its plan; return how many failed.
 
     `wanted` narrows the grid, see `gridfile.narrow`. Raises UserError, before the first batch, for every fault of the
-    file at once, a narrowing that leaves nothing, a device that is absent, folders that cannot be written.
+    file at once, then for every fault of its cells that needs no image to be known, a narrowing that leaves nothing, a
+    device that is absent, folders that cannot be written. Controls that no run can be made from do not count as failed.
     """
     if wandb not in MODES:
         raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{wandb}'")
@@ -68,6 +71,10 @@ class BusyError(Exception):
     """Another process is training the cell, or the run that a control waits for."""
 
 
+class NoControlError(Exception):
+    """The run that a control would be made from is over, and no control can be made from it; the message says why."""
+
+
 @dataclass
 class Sweep:
     """Runs a grid in this process.
@@ -83,6 +90,7 @@ class Sweep:
     tell: Callable[[object], None]
     open: dict[str, Item] = field(default_factory=dict)  # by the cell's name, until it is finished or has failed
     failed: dict[str, list[str]] = field(default_factory=dict)  # names of cells by what went wrong
+    impossible: dict[str, list[Cell]] = field(default_factory=dict)  # controls by why no run can be made from
     numbers: dict[tuple[str, str], Data] = field(default_factory=dict)  # of each page's data, without its images
     missing: dict[tuple[str, str], Exception] = field(default_factory=dict)  # why a page's data is not to be had
     loaded: tuple[Page, Data] | None = None  # the page whose images are in memory
@@ -93,6 +101,7 @@ class Sweep:
         self.ledger = Ledger(read_now(self.options.places.records), self.options.places.runs, self.options.device)
         self.open = {item.cell.identity: item for item in in_order(self.grid.items)}
         self.say(f"{self.grid.title}: {len(self.open)} runs")
+        self.refuse_faults()
         waiting = False
         while self.open:
             before = len(self.open)
@@ -106,6 +115,16 @@ class Sweep:
         self.loaded = None
         return self.sum_up()
 
+    def refuse_faults(self) -> None:
+        """Raise UserError that lists every fault of the cells that can be known without images."""
+        records = load_store(self.options.places.records)[0]
+        ledger = Ledger(index_runs(records), self.options.places.runs, self.options.device)
+        faults = find_faults(self.grid.items, self.count, ledger, self.options)
+        if faults:
+            listed = "\n".join(f"  {fault}" for fault in faults)
+            number = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
+            raise UserError(f"{self.grid.file}: its runs have {number}, and nothing was run:\n{listed}")
+
     def attempt(self, item: Item) -> None:
         """Bring one cell to an end, finished or failed, unless another process holds it: then it stays open."""
         name = item.cell.identity
@@ -113,6 +132,10 @@ class Sweep:
         try:
             record = self.finish(item)
         except BusyError:
+            return
+        except NoControlError as error:
+            self.impossible.setdefault(str(error), []).append(item.cell)
+            del self.open[name]
             return
         except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
             if isinstance(error, UserError) and RUNNING in str(error):
@@ -131,18 +154,20 @@ class Sweep:
     def finish(self, item: Item) -> Record | None:
         """Train one cell and return its record, or None where it is finished already.
 
-        Raises BusyError where it has to wait, UserError and whatever else goes wrong.
+        Raises BusyError where it has to wait, NoControlError, UserError and whatever else goes wrong.
         """
         self.check_donor(item)
-        if self.is_finished_unread(item):
+        # The content of an image folder is known by reading it alone.
+        if item.cell.page.data != "folder" and self.is_finished(item, self.count(item.cell)):
             return None
         data = self.load(item.cell)
-        (cell,) = resolve_donors([item.cell], {item.cell.page_name: data}, self.options.places, self.options.device)
-        if self.ledger.find(cell, data) is not None:
+        if self.is_finished(item, data):
             return None
+        cell = self.settle(item, data)
         with holding(self.options.places.runs / cell.identity):
             if self.ledger.find(cell, data) is not None:  # it was published while this process looked elsewhere
                 return None
+            cell = take_masks(cell, self.options.places.runs)
             check_cells([cell], {cell.page_name: data}, self.options)
             return run_cell(cell, data, self.options, self.console)[0]
 
@@ -155,18 +180,27 @@ class Sweep:
         if any(item.donor.identity in names for names in self.failed.values()):
             raise UserError("the run it is made from failed")
 
-    def is_finished_unread(self, item: Item) -> bool:
-        """Return whether a cell is finished, as far as that is known without its page's images.
+    def is_finished(self, item: Item, data: Data) -> bool:
+        """Return whether a cell is finished; raises NoControlError where it is not and cannot be."""
+        state = self.ledger.state(item, data)
+        if state == NO_CONTROL:
+            raise NoControlError(self.ledger.find_obstacle(item, data))
+        return state == DONE
 
-        The content of an image folder is known by reading it alone, so its cells are never said to be.
-        """
-        if item.cell.page.data == "folder":
-            return False
-        page = page_of(item.cell)
+    def settle(self, item: Item, data: Data) -> Cell:
+        """Return an item's cell with its donor: the very run of this grid, or the one that the file names outright."""
+        known = self.ledger.find(item.donor, data) if item.donor is not None else None
+        if item.donor is not None and known is None:
+            raise UserError("the record of the run it is made from is not there any more: run the grid again")
+        loaded = {item.cell.page_name: data}
+        return find_donors([item.cell], loaded, self.options.places, self.options.device, known)[0]
+
+    def count(self, cell: Cell) -> Data:
+        """Return the numbers of a page's data, without its images. Raises UserError where they cannot be known."""
+        page = page_of(cell)
         if page not in self.numbers:
-            self.numbers[page] = stand_in(item.cell.page, self.data_root)
-        cell = self.ledger.settle(item, self.numbers[page])
-        return cell is not None and self.ledger.find(cell, self.numbers[page]) is not None
+            self.numbers[page] = stand_in(cell.page, self.data_root)
+        return self.numbers[page]
 
     def load(self, cell: Cell) -> Data:
         """Return the data of a cell's page, let go of another page's, and try only once what cannot be had."""
@@ -202,11 +236,15 @@ class Sweep:
     def sum_up(self) -> int:
         """Print what became of the grid, each failure with its reason; return how many failed."""
         failed = sum(len(names) for names in self.failed.values())
+        without = sum(len(cells) for cells in self.impossible.values())
         made = sum(len(times) for times in self.times.values())
-        before = len(self.grid.items) - made - failed
-        self.say(f"{self.grid.title}: {made} made, {before} finished already, {failed} failed")
+        before = len(self.grid.items) - made - without - failed
+        lost = f"{without} without a run to be made from, " if without else ""
+        self.say(f"{self.grid.title}: {made} made, {before} finished already, {lost}{failed} failed")
         for problem in load_store(self.options.places.records)[1]:
-            self.tell(f"record {problem.file} was skipped: {problem.reason}")
+            self.tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
+        for reason, cells in self.impossible.items():
+            self.say(f"no control possible ({reason}): {'; '.join(describe(cell) for cell in cells)}")
         for reason, names in self.failed.items():
             self.tell(f"failed: {', '.join(names)}: {reason}")
         return failed

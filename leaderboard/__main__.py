@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leaderboard import build
+from leaderboard.claims.lookup import printable
 from leaderboard.page import PICTURES, Store, make_sections
 from leaderboard.store import load_store
 
@@ -39,6 +40,15 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 1 where `verify` finds a fault, 2 for what cannot be answered."""
     asked = make_parser().parse_args(arguments)
+    try:
+        return answer(asked)
+    except build.BuildError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
+
+
+def answer(asked: argparse.Namespace) -> int:
+    """Run the command that was asked for. Raises BuildError for a page that could not be made."""
     if asked.command == "build":
         if asked.wandb not in WANDB_MODES:
             print(f"error: WANDB must be one of {', '.join(WANDB_MODES)}, got '{asked.wandb}'", file=sys.stderr)
@@ -60,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report_faults(faults: list[str]) -> int:
     """Print what is not as the records give it; return the exit status."""
     for fault in faults:
-        print(fault, file=sys.stderr)
+        print(printable(fault), file=sys.stderr)
     if faults:
         print("a page is rebuilt by `make leaderboard`; a record is never edited: restore it, or run it again")
         return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from leaderboard.page import (
@@ -23,11 +23,16 @@ PAPER = "PAPER.md"  # beside the leaderboard
 SITE = "site/index.html"
 
 
-def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
-    """Write the leaderboard `page`, the paper's page and the pictures beside it.
+class BuildError(Exception):
+    """Pages or pictures that could not be made, each named with the reason; the others were made."""
 
-    Returns a line that sums it up, and the store they show. Invariant: readers see each file old or new, whole; records
-    that arrive meanwhile are on the pages in the end.
+
+def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
+    """Write the leaderboard `page`, the paper's page and the pictures beside it, and the site where there is one.
+
+    Returns a line that sums it up, and the store they show. Raises BuildError at the end for what could not be made:
+    a page that fails costs no other. Invariant: readers see each file old or new, whole; records that arrive meanwhile
+    are on the pages in the end.
     """
     while True:
         before = store_state(records_dir)
@@ -38,29 +43,31 @@ def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
 
 
 def build_pages(store: Store, records_dir: Path, page: Path) -> str:
-    """Write every page of a store that was read; return a line that sums it up."""
-    from leaderboard.drawing.draw import FORMATS, draw_sections  # here, because matplotlib takes a second
+    """Write every page of a store that was read; return a line that sums it up. Raises BuildError as `build_all`."""
+    said: list[str] = []
+    site = page.parent / SITE
+    steps: dict[str, Callable[[], object]] = {
+        page.name: lambda: said.append(write_page(store, records_dir, page)),
+        PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page)),
+        "the pictures": lambda: said.append(draw_pictures(store, page.parent / PICTURES)),
+        **({SITE: lambda: write_browser_page(store, records_dir, page, site)} if site.exists() else {}),
+    }
+    faults = []
+    for name, step in steps.items():
+        try:
+            step()
+        except Exception as error:  # whatever it is, the other pages are made
+            faults.append(f"{name} could not be made: {type(error).__name__}: {error}")
+    if faults:
+        raise BuildError("; ".join(faults))
+    return ", ".join(said)
 
+
+def write_page(store: Store, records_dir: Path, page: Path) -> str:
+    """Write the leaderboard; return a line that sums it up."""
     text, summary = make_page(records_dir, page, store)
     replace_text(page, text)
-    replace_text(page.parent / PAPER, paper_text(store, records_dir, page))
-    drawn = draw_sections(named_sections(store), page.parent / PICTURES)
-    sweep(page.parent / PICTURES, drawn)
-    return f"{summary}, {amount(len(drawn) // len(FORMATS), 'picture')}"
-
-
-def sweep(folder: Path, wanted: list[Path]) -> None:
-    """Delete the pictures in `folder` that were drawn here and show what no record gives any more."""
-    from leaderboard.drawing.draw import STAMP, list_files
-
-    for path in (folder / name for name in list_files(folder)):
-        if path not in wanted and STAMP.search(path.read_bytes()):
-            path.unlink()
-
-
-def named_sections(store: Store) -> dict[str, list[Record]]:
-    """Return the runs of each section by the section's file name."""
-    return {section_name(runs[0]): runs for _, runs in make_sections(store[0])}
+    return summary
 
 
 def paper_text(store: Store, records_dir: Path, page: Path) -> str:
@@ -71,27 +78,84 @@ def paper_text(store: Store, records_dir: Path, page: Path) -> str:
     return render_paper(store[0], load_tables(), relative(records_dir, page))
 
 
+def draw_pictures(store: Store, folder: Path) -> str:
+    """Draw what is not current, delete what no record gives any more; return how many pictures there are."""
+    from leaderboard.drawing.draw import FORMATS, draw_sections  # here, because matplotlib takes a second
+
+    drawn = draw_sections(named_sections(store), folder)
+    sweep(folder, drawn)
+    return amount(len(drawn) // len(FORMATS), "picture")
+
+
+def sweep(folder: Path, wanted: list[Path]) -> None:
+    """Delete the pictures in `folder` that were drawn here and show what no record gives any more."""
+    from leaderboard.drawing.draw import STAMP, list_files
+
+    for path in (folder / name for name in list_files(folder)):
+        try:
+            if path not in wanted and STAMP.search(path.read_bytes()):
+                path.unlink()
+        except FileNotFoundError:  # another process deleted it
+            continue
+
+
+def named_sections(store: Store) -> dict[str, list[Record]]:
+    """Return the runs of each section by the section's file name."""
+    return {section_name(runs[0]): runs for _, runs in make_sections(store[0])}
+
+
+def write_browser_page(store: Store, records_dir: Path, page: Path, target: Path) -> str:
+    """Write the leaderboard for a browser, with the pictures there are; return a line that sums it up."""
+    from leaderboard.web.site import write_site
+
+    records, problems = store
+    pictures = page.parent / PICTURES
+    return write_site(make_sections(records), target, pictures, problems, relative(records_dir, target))
+
+
+def browser_text(store: Store, records_dir: Path, page: Path, target: Path) -> str:
+    """Return the leaderboard for a browser, with the pictures there are."""
+    from leaderboard.web.site import read_pictures, render_site
+
+    records, problems = store
+    pictures = read_pictures(page.parent / PICTURES)
+    return render_site(make_sections(records), problems, pictures, relative(records_dir, target))
+
+
+def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tuple[Path, str]:
+    """Write every page and the leaderboard for a browser, one file without any other; return its path and a summary."""
+    _, store = build_all(records_dir, page)  # the file shows the pictures, so they are made first
+    target = output or page.parent / SITE
+    return target, write_browser_page(store, records_dir, page, target)
+
+
 def find_stale(records_dir: Path, page: Path) -> list[str]:
     """Return what is not as the records give it: files of records set aside, pages and pictures. Writes nothing."""
     store = load_store(records_dir)
-    return [f"record {problem.file}: {problem.reason}" for problem in store[1]] + [
-        *stale_texts(store, records_dir, page),
-        *stale_pictures(store, page.parent / PICTURES),
-    ]
-
-
-def stale_texts(store: Store, records_dir: Path, page: Path) -> Iterator[str]:
-    """Yield the pages that are missing or not what the records give."""
-    wanted = {
-        page: make_page(records_dir, page, store)[0],
-        page.parent / PAPER: paper_text(store, records_dir, page),
+    faults = [f"record {problem.file}: {problem.reason}" for problem in store[1]]
+    checks: dict[str, Callable[[], Iterator[str]]] = {
+        page.name: lambda: differing(page, lambda: make_page(records_dir, page, store)[0]),
+        PAPER: lambda: differing(page.parent / PAPER, lambda: paper_text(store, records_dir, page)),
+        "the pictures": lambda: stale_pictures(store, page.parent / PICTURES),
     }
-    for path, text in wanted.items():
+    site = page.parent / SITE
+    if site.exists():
+        checks[SITE] = lambda: differing(site, lambda: browser_text(store, records_dir, page, site))
+    for name, check in checks.items():
         try:
-            if path.read_text(encoding="utf-8") == text:
-                continue
-        except (OSError, UnicodeDecodeError):
-            pass
+            faults += check()
+        except Exception as error:
+            faults.append(f"{name} cannot be made: {type(error).__name__}: {error}")
+    return faults
+
+
+def differing(path: Path, make: Callable[[], str]) -> Iterator[str]:
+    """Yield a fault where the page at `path` is missing or not the text that `make` returns."""
+    try:
+        current = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        current = None
+    if current != make():
         yield f"{path.name} is not what the records give"
 
 
@@ -103,13 +167,3 @@ def stale_pictures(store: Store, folder: Path) -> Iterator[str]:
     for name, runs in sections.items():
         yield from check_section(name, runs, folder)
     yield from stray(folder, sections)
-
-
-def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tuple[Path, str]:
-    """Write the leaderboard for a browser, one file without any other; return its path and a line that sums it up."""
-    from leaderboard.web.site import write_site
-
-    _, (records, problems) = build_all(records_dir, page)  # the file shows the pictures, so they are made first
-    target = output or page.parent / SITE
-    pictures = page.parent / PICTURES
-    return target, write_site(make_sections(records), target, pictures, problems, relative(records_dir, target))

@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from leaderboard.table import BLANK, Cell, Row, line, percent, sparsities_of
+from leaderboard.kinds import parse_time
+from leaderboard.records import stable_key
+from leaderboard.schema import Record
+from leaderboard.table import BLANK, LEAST_SEEDS, Cell, Row, line, percent, sparsities_of
 
+Made = dict[tuple[str, str, int], Record]  # controls by the run, the masks and the seed they were made from
 Ranks = dict[tuple[int, float], tuple[int, int]]  # number of a row, sparsity: best and worst rank not excluded
 
 CONTROLS = {  # kind of donor: heading of the column
@@ -29,9 +33,9 @@ def accuracies(cell: Cell) -> dict[int, float]:
 
 
 def grain(cell: Cell) -> float:
-    """Return the step, in points, in which an accuracy can move: one test image."""
+    """Return the step, in points, in which an accuracy can move: one test image; 0 where their number is unknown."""
     images: int = cell.counted[0]["data"]["test"]
-    return 100 / max(1, images)
+    return 100 / images if images else 0.0
 
 
 def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
@@ -43,22 +47,30 @@ def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
     }
 
 
+def certain(cell: Cell) -> dict[int, float]:
+    """Return the accuracies that may carry a verdict: none where a counted run diverged, for the others flatter it."""
+    return accuracies(cell) if len(cell.finished) == len(cell.counted) else {}
+
+
 def make_ranks(rows: list[Row]) -> Ranks:
     """Return the range of ranks of every row at every sparsity.
 
-    A rank of 2-5 says: one row is significantly better, and of the others all but four may be. Paired t-tests of all
-    pairs at a sparsity, Holm's correction. Invariant: 1 to the number of rows where the seeds tell nothing apart.
+    A rank of 2-5 of 7 says: one row is significantly better and two are significantly worse. Paired t-tests of all
+    pairs at a sparsity, Holm's correction over the whole section. Invariant: a row that shares fewer than LEAST_SEEDS
+    with the others, or of which a run diverged, may have any rank.
     """
-    from leaderboard.stats import rank_ranges  # here, because scipy takes a second
+    from leaderboard.stats import rank_groups  # here, because scipy takes a second
 
-    ranks: Ranks = {}
-    for sparsity in sparsities_of(rows):
-        group = compared(rows, sparsity)
-        if len(group) > 1:
-            step = grain(next(iter(group.values())))
-            found = rank_ranges({str(number): accuracies(cell) for number, cell in group.items()}, step)
-            ranks.update({(number, sparsity): found[str(number)] for number in group})
-    return ranks
+    groups = {sparsity: compared(rows, sparsity) for sparsity in sparsities_of(rows)}
+    groups = {sparsity: cells for sparsity, cells in groups.items() if len(cells) > 1}
+    if not groups:
+        return {}
+    known = {
+        sparsity: {str(number): certain(cell) for number, cell in cells.items()} for sparsity, cells in groups.items()
+    }
+    step = max(grain(cell) for cells in groups.values() for cell in cells.values())
+    found = rank_groups(known, step, LEAST_SEEDS)
+    return {(number, sparsity): found[sparsity][str(number)] for sparsity, cells in groups.items() for number in cells}
 
 
 def signed(value: float) -> str:
@@ -74,8 +86,11 @@ class Gain:
     p: float | None
 
 
-def make_gain(row: Cell, control: Mapping[int, float]) -> Gain | None:
-    """Return the gain of a row's runs over a control's, paired by seed; None where they share no seed."""
+def make_gain(row: Cell, control: Mapping[int, float], sound: bool) -> Gain | None:
+    """Return the gain of a row's runs over a control's, paired by seed; None where they share no seed.
+
+    Without p, so never bold, where fewer than LEAST_SEEDS are shared or, not `sound`, a counted run of either diverged.
+    """
     from leaderboard.stats import paired_difference
 
     own = accuracies(row)
@@ -87,45 +102,61 @@ def make_gain(row: Cell, control: Mapping[int, float]) -> Gain | None:
         text += f" [{signed(found.low)}, {signed(found.high)}]"
     if found.n != len(own):
         text += f" (n={found.n})"
-    return Gain(text, found.p)
+    return Gain(text, found.p if sound and found.n >= LEAST_SEEDS else None)
 
 
-def donor_controls(rows: list[Row]) -> dict[str, dict[str, dict[int, float]]]:
-    """Return accuracies of controls made from another run: by kind, by that run's name, by its own seed."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        for cell in row.cells.values():
-            for record in cell.finished if row.made_from else ():
-                donor = record["method"]["donor"]
-                runs = found.setdefault(donor["kind"], {}).setdefault(donor["run"], {})
-                runs.setdefault(record["seed"], record["accuracy_pct"]["last_epoch"])
+@dataclass(frozen=True)
+class Control:
+    """What a row is compared with: accuracies by seed, and whether every counted run finished."""
+
+    accuracies: dict[int, float]
+    sound: bool
+
+    @classmethod
+    def of(cls, cell: Cell) -> Control:
+        """Return the control that the runs of a cell are."""
+        return cls(accuracies(cell), len(cell.finished) == len(cell.counted))
+
+
+def donor_controls(rows: list[Row]) -> dict[str, Made]:
+    """Return the counted runs of controls made from other runs, by kind and by what they were made from.
+
+    Of several versions of a control's file, those of the one that was run last: two would be two controls.
+    """
+    counted = [record for row in rows if row.made_from for cell in row.cells.values() for record in cell.counted]
+    found: dict[str, Made] = {}
+    for record in sorted(counted, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
+        donor, version = record["method"]["donor"], record["method"]["sha256"]
+        made = found.setdefault(donor["kind"], {})
+        if any(other["method"]["sha256"] != version for other in made.values()):
+            made.clear()
+        made.setdefault((donor["run"], donor["masks_sha256"], record["seed"]), record)
     return found
 
 
-def paired_with(cell: Cell, controls: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
-    """Return the accuracies of the controls made from the runs of `cell`, each with the seed of its donor."""
-    pairs = {}
-    for record in cell.finished:
-        made = controls.get(record["run"], {})
-        if record["seed"] in made:
-            pairs[record["seed"]] = made[record["seed"]]
-    return pairs
+def paired_with(cell: Cell, made: Made) -> Control:
+    """Return the control that was made from the very runs of `cell`: same run, same masks, same seed."""
+    own = {record["seed"]: made.get((record["run"], record["masks_sha256"], record["seed"])) for record in cell.counted}
+    found = {seed: record for seed, record in own.items() if record is not None}
+    finished = {seed: record for seed, record in found.items() if record["status"] == "ok"}
+    return Control(
+        {seed: record["accuracy_pct"]["last_epoch"] for seed, record in finished.items()}, len(finished) == len(found)
+    )
 
 
-def controls_of(rows: list[Row], number: int, sparsity: float) -> dict[str, dict[int, float]]:
-    """Return the controls of row `number` at a sparsity, by heading of their column.
+def controls_of(rows: list[Row], number: int, sparsity: float, made: Mapping[str, Made]) -> dict[str, Control]:
+    """Return the controls of row `number` at a sparsity, by heading of their column; `made` by `donor_controls`.
 
     Those are dense rows, the narrower network of the same weight count, and what was made from the row's own runs.
     """
     found = {}
     for place, other in enumerate(rows):
         if other.dense and other.cells:
-            found[f"less {other.label}"] = accuracies(next(iter(other.cells.values())))
+            found[f"less {other.label}"] = Control.of(next(iter(other.cells.values())))
         elif other.narrow and sparsity in other.cells and place != number:
-            found[f"less {other.label}"] = accuracies(other.cells[sparsity])
-    controls = donor_controls(rows)
+            found[f"less {other.label}"] = Control.of(other.cells[sparsity])
     for kind, heading in CONTROLS.items():
-        found[heading] = paired_with(rows[number].cells[sparsity], controls.get(kind, {}))
+        found[heading] = paired_with(rows[number].cells[sparsity], made.get(kind, {}))
     return found
 
 
@@ -139,9 +170,14 @@ def gains_table(rows: list[Row]) -> list[str]:
 
     gains: dict[tuple[int, float], dict[str, Gain]] = {}
     headings: dict[str, None] = {}
+    made = donor_controls(rows)
     for sparsity in sparsities_of(rows):
         for number, cell in compared(rows, sparsity).items():
-            found = {name: make_gain(cell, runs) for name, runs in controls_of(rows, number, sparsity).items()}
+            sound = len(cell.finished) == len(cell.counted)
+            found = {
+                name: make_gain(cell, control.accuracies, sound and control.sound)
+                for name, control in controls_of(rows, number, sparsity, made).items()
+            }
             known = {name: gain for name, gain in found.items() if gain is not None}
             if known:
                 gains[number, sparsity] = known

@@ -40,9 +40,9 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether `value` is a finite number; True and False are not numbers."""
+    """Return whether `value` is a number within ± LARGEST; True and False are not numbers."""
     if isinstance(value, float):
-        return math.isfinite(value)
+        return abs(value) <= LARGEST  # not so for NaN and infinities, nor for what would overflow a mean
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 

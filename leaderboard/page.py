@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -109,18 +110,18 @@ def make_sections(records: list[Record]) -> list[tuple[str, list[Record]]]:
     ]
 
 
-def section_title(record: Record) -> str:
-    """Return the title of a record's page, with the settings that were changed."""
+def section_title(record: Record, write: Callable[[object], str] = escape) -> str:
+    """Return the title of a record's page, with the settings that were changed; `write` makes its text harmless."""
     page = record["page"]
-    changed = [escape(f"{name} = {json.dumps(value)}") for name, value in sorted(page["changed"].items())]
-    return escape(page["title"]) + (f", with {', '.join(changed)}" if changed else "")
+    changed = [write(f"{name} = {json.dumps(value)}") for name, value in sorted(page["changed"].items())]
+    return write(page["title"]) + (f", with {', '.join(changed)}" if changed else "")
 
 
-def identity(record: Record) -> str:
-    """Return what tells two sections with the same title apart."""
+def identity(record: Record, write: Callable[[object], str] = escape) -> str:
+    """Return what tells two sections with the same title apart; `write` makes its text harmless."""
     data, page = record["data"], record["page"]
-    variant, precision = escape(page["variant"]), escape(record["environment"]["precision"])
-    return f"protocol {record['protocol']}, variant {variant}, data {escape(data['fingerprint'][:12])}, {precision}"
+    variant, precision = write(page["variant"]), write(record["environment"]["precision"])
+    return f"protocol {record['protocol']}, variant {variant}, data {write(data['fingerprint'][:12])}, {precision}"
 
 
 def description(runs: list[Record]) -> str:
@@ -216,14 +217,6 @@ def rebuild(records_dir: Path, output: Path) -> str:
         # A record that arrived meanwhile may be on a page that another process wrote and this one has just replaced.
         if store_state(records_dir) == before:
             return summary
-
-
-def is_current(records_dir: Path, output: Path) -> bool:
-    """Return whether the page at `output` is the one the records give. Writes nothing."""
-    try:
-        return output.read_text(encoding="utf-8") == make_page(records_dir, output)[0]
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def store_state(folder: Path) -> list[tuple[str, int, int]]:

@@ -235,6 +235,8 @@ def cost_faults(record: Record) -> Iterator[str]:
             yield "history is empty in a run that did not diverge"
         elif history[-1]["test_acc_pct"] != last:
             yield f"accuracy_pct.last_epoch is {last}, the history ends at {history[-1]['test_acc_pct']}"
+        elif (best := record["accuracy_pct"]["best_on_test"]) is not None and best < last:
+            yield f"accuracy_pct.best_on_test is {best}, below last_epoch ({last}), which is one of the epochs it is of"
     if parse_time(record["finished"]) < parse_time(record["started"]):
         yield f"finished ({record['finished']}) is before started ({record['started']})"
 

@@ -15,6 +15,7 @@ from leaderboard.schema import GROUPS, Record
 
 BLANK = "·"
 HEADINGS = {**{group: group for group in GROUPS}, "control": "controls"}
+LEAST_SEEDS = 3  # in common; two leave one degree of freedom, and nothing short of a gulf is seen
 LONGEST_TEXT = 200  # characters of any one text from a record
 
 DETAILS = [
@@ -168,10 +169,16 @@ def make_rows(records: list[Record]) -> list[Row]:
                 escape(method["reference"]),
                 cells,
                 runs[0]["weights"]["prunable"] != runs[0]["weights"]["dense_prunable"],
-                str(method["donor"]["label"]) if "donor" in method else "",
+                donor_label(runs) if group == "control" else "",
             )
         )
     return rows
+
+
+def donor_label(runs: list[Record]) -> str:
+    """Return the label of the row whose masks or layer densities the runs of a row take; empty where they take none."""
+    donors = [run["method"].get("donor") for run in runs]
+    return str(donors[0]["label"]) if donors[0] and all(donors) else ""
 
 
 def row_order(record: Record) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from record_factory import make_record
 
 from leaderboard import write_record
 from leaderboard.__main__ import main
-from leaderboard.build import PAPER, build_all, find_stale
+from leaderboard.build import PAPER, SITE, BuildError, build_all, build_site, find_stale
 from leaderboard.page import PICTURES
 
 
@@ -112,7 +112,13 @@ def add_picture(board: Path) -> None:
     (board / PICTURES / "elsewhere.1a2b3c4d.accuracy.svg").write_text("<svg/>")
 
 
+def edit_site(board: Path) -> None:
+    target, _ = build_site(board / "records", board / "LEADERBOARD.md")
+    target.write_text(target.read_text().replace("92.50", "99.50", 1))
+
+
 SPOILERS = [
+    edit_site,
     *[edit_page, edit_paper, edit_record, edit_a_record_and_rebuild, truncate_record, copy_record, add_record],
     *[remove_record, edit_picture, remove_picture, add_picture],
 ]
@@ -161,3 +167,51 @@ def test_an_unknown_wandb_mode_is_refused_before_anything_is_built(
     assert command("build", tmp_path, "--wandb", "on") == 2
     assert "WANDB must be one of off, offline, online, got 'on'" in capsys.readouterr().err
     assert not (tmp_path / "LEADERBOARD.md").exists()
+
+
+BREAKERS = {
+    "LEADERBOARD.md": "leaderboard.build.make_page",
+    PAPER: "leaderboard.build.paper_text",
+    "the pictures": "leaderboard.drawing.draw.draw_sections",
+}
+
+
+@pytest.mark.parametrize("broken", list(BREAKERS))
+def test_a_page_that_cannot_be_made_costs_no_other(
+    board: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    add_record(board)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("broken\x1b[2J")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BREAKERS[broken], fail)
+        with pytest.raises(BuildError, match=f"^{broken} could not be made: RuntimeError: broken"):
+            build_all(board / "records", board / "LEADERBOARD.md")
+        assert command("build", board) == 1
+        shown = capsys.readouterr().err
+        assert "\x1b" not in shown and "could not be made" in shown
+    left = faults(board)
+    assert bool(left) == (broken != PAPER)  # the new record is of none of the paper's pages
+    assert all(("picture" if broken == "the pictures" else broken) in fault for fault in left)
+
+
+def test_a_site_that_is_there_is_kept_up_to_date(board: Path) -> None:
+    target, summary = build_site(board / "records", board / "LEADERBOARD.md")
+    assert target == board / SITE and "4 records" in summary
+    add_record(board)
+    assert "index.html is not what the records give" in faults(board)
+    build_all(board / "records", board / "LEADERBOARD.md")
+    assert faults(board) == [] and "5 records" in target.read_text()
+
+
+def test_text_from_records_cannot_move_the_cursor(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (board / "records" / "bad\x1b]0;x.json").write_text('{"run": "\x1b[2J"}')
+    assert command("verify", board) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_another_process_may_delete_a_picture_first(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leaderboard.drawing.draw.list_files", lambda folder: ["gone.1a2b3c4d.accuracy.svg"])
+    build_all(board / "records", board / "LEADERBOARD.md")

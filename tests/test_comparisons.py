@@ -9,7 +9,7 @@ import pytest
 from record_factory import make_record
 from test_leaderboard import row, show, table
 
-from leaderboard.comparisons import accuracies, blind_spots, controls_of, gains_table, make_ranks
+from leaderboard.comparisons import accuracies, blind_spots, controls_of, donor_controls, gains_table, make_ranks
 from leaderboard.table import make_rows
 
 
@@ -87,10 +87,33 @@ def test_dense_and_controls_made_from_a_row_are_not_ranked() -> None:
     ]
 
 
-def test_a_diverged_run_enters_no_comparison() -> None:
-    runs = [*runs_of("granet", 90.0, 93.1), {**make_record(seed=2, status="diverged"), "file": "x"}]
-    (found,) = make_rows(runs)
-    assert accuracies(found.cells[0.9]) == {0: 90.0, 1: 93.1}
+def test_a_row_of_which_a_run_diverged_may_have_any_rank() -> None:
+    # Its finished runs are far better at every seed, but they are the ones that were left.
+    diverged = {**make_record(seed=3, status="diverged", data={"test": 10_000}), "file": "x"}
+    runs = [*runs_of("granet", 90.0, 93.1, 96.9), diverged, *runs_of("set", 85.0, 88.0, 92.0, 90.0)]
+    assert set(make_ranks(make_rows(runs)).values()) == {(1, 2)}
+    assert row(show(*runs), "granet")[1:3] == ["93.33 ± 3.46 (n=3, 1 diverged)", "1–2"]
+    assert accuracies(make_rows([*runs_of("granet", 90.0), diverged])[0].cells[0.9]) == {0: 90.0}
+
+
+def test_two_seeds_rank_nothing_however_far_apart() -> None:
+    # differences 10.0 and 10.1: t = 201 with one degree of freedom, p = 0.003
+    runs = runs_of("granet", 90.0, 91.1) + runs_of("set", 80.0, 81.0)
+    assert set(make_ranks(make_rows(runs)).values()) == {(1, 2)}
+
+
+def test_the_correction_is_over_all_sparsities_of_a_section() -> None:
+    # differences 1.0, 1.1, 1.4: mean 1.167, sd 0.208, t = 9.7 with 2 degrees of freedom, p = 0.0105
+    one = runs_of("granet", 91.0, 93.1, 95.4) + runs_of("set", 90.0, 92.0, 94.0)
+    assert sorted(make_ranks(make_rows(one)).values()) == [(1, 1), (2, 2)]
+    # with five more sparsities at which nothing differs it is one of six comparisons: 6 x 0.0105 = 0.063
+    others = [
+        run
+        for sparsity in (0.5, 0.6, 0.7, 0.8, 0.98)
+        for name in ("granet", "set")
+        for run in runs_of(name, 90.0, 91.0 + (name == "set"), 92.0 - (name == "set"), sparsity=sparsity)
+    ]
+    assert set(make_ranks(make_rows(one + others)).values()) == {(1, 2)}
 
 
 # Gains
@@ -135,6 +158,50 @@ def test_a_gain_over_fewer_seeds_than_the_row_has_says_so() -> None:
     assert found["less random masks of its own layer densities"] == "+1.00 (n=1)"
 
 
+def test_a_control_made_from_other_masks_of_a_run_of_that_name_is_not_taken() -> None:
+    granet = runs_of("granet", 91.0, 93.0, 95.0)
+    repeated = [{**run, "masks_sha256": "ee" * 32} for run in granet]  # the same cell run again, to other masks
+    assert gains(*granet, *control_of(repeated, 10.0, 10.1, 10.2)) == []
+
+
+def test_of_two_versions_of_a_control_the_one_run_last_counts() -> None:
+    granet = runs_of("granet", 91.0, 93.0, 95.0)
+    old, new = control_of(granet, 80.0, 80.0, 80.0), control_of(granet, 90.0, 91.0, 92.0)
+    for run in old:
+        run.update(run=f"old.{run['run']}", file=f"old{run['file']}", finished="2025-01-31T12:00:30+00:00")
+        run["method"] = {**run["method"], "sha256": "00" * 32}
+    (found,) = gains(*granet, *old, *new)
+    assert found["less random masks of its own layer densities"] == "+2.00 [−0.48, +4.48]"
+
+
+def test_a_method_of_another_group_with_a_donor_is_a_row_like_others() -> None:
+    granet = runs_of("granet", 91.0, 93.0, 95.0)
+    ticket = control_of(granet, 96.0, 97.0, 98.0, kind="masks")
+    for run in ticket:
+        run["method"] = {**run["method"], "group": "sparse-to-sparse"}
+    rows = make_rows([*granet, *ticket])
+    assert [found.made_from for found in rows] == ["", ""]
+    assert gains_table(rows) == [] and len(make_ranks(rows)) == 2
+
+
+def test_a_donor_in_one_run_of_a_row_alone_breaks_nothing() -> None:
+    granet = runs_of("granet", 91.0, 93.0)
+    control = control_of(granet, 90.0, 91.0)
+    control[1]["method"] = {key: value for key, value in control[1]["method"].items() if key != "donor"}
+    for runs in (control, control[::-1]):
+        assert show(*granet, *runs)
+
+
+@pytest.mark.parametrize("which", ["row", "control"])
+def test_a_gain_beside_a_diverged_run_is_never_bold(which: str) -> None:
+    granet = runs_of("granet", 91.0, 93.05, 94.95, 96.0)
+    control = control_of(granet, 90.0, 92.0, 94.0, 95.0)
+    last = (granet if which == "row" else control)[-1]
+    last.update(status="diverged", accuracy_pct=dict.fromkeys(last["accuracy_pct"]))
+    (found,) = gains(*granet, *control)
+    assert found["less random masks of its own layer densities"].startswith("+1.00 [")
+
+
 def test_bold_gains_survive_the_correction_over_the_table() -> None:
     # sd 0.05 at n = 3: t = 1 / (0.05 / root 3) = 34.6, p = 0.0008
     granet = runs_of("granet", 91.0, 93.05, 94.95)
@@ -165,7 +232,10 @@ def test_controls_are_found_by_the_donor_named_not_by_seed_alone() -> None:
     other = [{**run, "run": f"other.{run['run']}"} for run in granet]
     rows = make_rows([*granet, *control_of(other, 10.0, 10.0)])
     place = next(number for number, found in enumerate(rows) if found.label == "granet")
-    assert controls_of(rows, place, 0.9)["less random masks of its own layer densities"] == {}
+    assert (
+        controls_of(rows, place, 0.9, donor_controls(rows))["less random masks of its own layer densities"].accuracies
+        == {}
+    )
 
 
 # What went unseen

@@ -16,7 +16,7 @@ import torch
 from benchmark.cells import Cell, DonorRun, plan_cells
 from benchmark.contract import propose, rehearse, show_donor, stand_in_donor
 from benchmark.data import load_data
-from benchmark.donors import resolve_donors
+from benchmark.donors import find_donors, resolve_donors
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export
 from benchmark.maskset import hash_masks, pack_all
@@ -423,7 +423,7 @@ def test_the_record_of_another_table_is_no_record_of_the_row(done, tmp_path):
 def test_cells_without_a_donor_come_back_as_they_are_and_no_record_is_read(done, monkeypatch):
     import benchmark.donors as module
 
-    monkeypatch.setattr(module, "read_records", lambda *_: pytest.fail("records were read"))
+    monkeypatch.setattr(module, "load_store", lambda *_: pytest.fail("records were read"))
     cells = plan_cells("granet,static", "0.9", TASK, "0", PAGE)
     assert resolve_donors(cells, {}, places_of(done.folder)) == cells
 
@@ -565,6 +565,23 @@ def test_masks_that_are_missing_or_another_run_s_are_refused_and_counts_do_not_n
     assert "must be those of its record" in said and record["masks_sha256"][:16] in said
     (tmp_path / record["run"] / MASKS).write_bytes(b"damaged")
     assert "cannot be read" in refusal(done, f"masks={SPELLED}", places=places)
+
+
+def test_which_run_a_control_is_made_from_is_known_without_any_file_of_it(done, tmp_path):
+    cells = plan_cells("static", "0.9", TASK, "0,1", f"{PAGE} masks={SPELLED} shuffle=filters")
+    data = load_data(cells[0].page, done.folder / "data", torch.device("cpu"))
+    places = Places(records=done.folder / "records", runs=tmp_path)
+    found = find_donors(cells, {TASK: data}, places, torch.device("cpu"))
+    whole = resolve(done, f"masks={SPELLED} shuffle=filters", seeds="0,1")
+    assert [cell.identity for cell in found] == [cell.identity for cell in whole]
+    assert [cell.donor.bits for cell in found] == [None, None]
+    assert all(cell.donor.bits for cell in whole)
+
+
+def test_a_refusal_has_no_control_characters(done):
+    with pytest.raises(UserError) as caught:
+        resolve_named(done, "no\x1b[2J/such\nrun.json")
+    assert "no [2J/such run.json" in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_rows_of_two_versions_of_a_method_are_told_apart_by_their_files(done, tmp_path):

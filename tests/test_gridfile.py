@@ -55,9 +55,10 @@ def grid_of(tmp_path):
     ("name", "dense", "rows", "controls"),
     [
         ("paper/table1", 6 * 3, 0, 0),
-        ("paper/table2", 4 * 3, 4 * 9 * 3 * 3, 4 * 9 * 3 * 3),  # pages x rows x sparsities x seeds
+        # pages x rows x sparsities x seeds; SET on two pages alone, small_dense is a control itself
+        ("paper/table2", 4 * 3, (4 * 8 + 2 * 1 + 4 * 1) * 3 * 3, (4 * 8 + 2 * 1) * 3 * 3),
         ("paper/table3", 3, 10 * 2 * 3, 7 * 2 * 3),  # two static rows and small_dense are controls themselves
-        ("grids/digits", 5, 10 * 2 * 5, 8 * 2 * 5),
+        ("grids/digits", 5, 10 * 2 * 5, 8 * 2 * 5 * 3),  # three controls beside each row
     ],
 )
 def test_the_committed_grids_hold_every_row_at_every_sparsity_and_seed(name, dense, rows, controls):
@@ -74,6 +75,7 @@ def test_table_2_runs_dense_starts_with_both_ends_of_pruning():
     labels = {item.cell.label for item in items if not item.is_control}
     assert labels == {
         "dense",
+        "small_dense",
         "snip",
         "grasp",
         "set",
@@ -86,6 +88,15 @@ def test_table_2_runs_dense_starts_with_both_ends_of_pruning():
     }
     ends = {item.cell.method_settings().get("prune_end") for item in items if item.method == "gmp"} - {None}
     assert {end * 160 for end in ends} == {80, 110}
+
+
+def test_table_2_has_set_on_the_pages_of_the_paper_and_the_small_dense_network_on_all():
+    pages = {
+        method: {item.cell.page_name for item in committed("paper/table2").items if item.method == method}
+        for method in ("set", "small_dense", "snip")
+    }
+    assert pages["set"] == {"cifar10_vgg19", "cifar100_vgg19"}
+    assert pages["small_dense"] == pages["snip"] == pages["set"] | {"cifar10_resnet50", "cifar100_resnet50"}
 
 
 def test_grid_files_are_no_pages():
@@ -125,6 +136,22 @@ def test_a_control_stands_beside_every_row_that_is_neither_dense_nor_a_control(s
         assert [getattr(item.cell, key) for key in same] == [getattr(donor, key) for key in same]
     assert controls[-1].cell.page_changes == {"epochs": 3}
     assert controls[-1].donor.label == "granet (start_sparsity=0.0)"
+
+
+def test_every_kind_of_control_stands_beside_its_row(grid_of):
+    grid = grid_of(SMALL.replace("[densities]", "[shuffled, masks, densities]"))
+    donor = "granet (start_sparsity=0.0)"
+    found = [
+        (item.cell.label, item.cell.method.donor().kind, item.cell.seed, item.cell.page_changes)
+        for item in grid.items
+        if item.donor is not None and item.donor.label == donor
+    ]
+    assert found == [
+        (f"static (masks={donor}, shuffle=filters)", "shuffled filters", 7, {"epochs": 3}),
+        (f"static (masks={donor})", "masks", 7, {"epochs": 3}),
+        (f"static (densities={donor})", "densities", 7, {"epochs": 3}),
+    ]
+    assert sum(item.is_control for item in grid.items) == 3 * 5
 
 
 def test_a_cell_of_two_rows_is_in_the_grid_once(grid_of, small):

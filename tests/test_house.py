@@ -152,6 +152,12 @@ def test_what_the_readme_shows_is_what_the_record_prints():
     assert shown in README, f"README should show:\n{shown}"
 
 
+def test_every_link_in_the_documents_leads_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        links = re.findall(r"\]\(([^)#:\s]+)\)", (ROOT / name).read_text())
+        assert links and [link for link in links if not (ROOT / link).exists()] == [], name
+
+
 def test_every_method_is_in_the_readme():
     committed = {path.stem for path in tracked() if path.parent == ROOT / "methods"}
     assert [name for name in built_in_names() if name in committed and f"`{name}`" not in README] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import random
 import re
@@ -9,13 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from record_factory import make_record, merge
+from scipy.stats import ttest_ind
 
+from benchmark.pages import Page, load_page
+from benchmark.plugins import built_in_names, find_method
 from leaderboard import write_record
 from leaderboard.build import paper_text
 from leaderboard.paper.cells import VERDICTS, Comparison, compare_all
 from leaderboard.paper.markdown import render_paper
+from leaderboard.paper.protocol import SAME_PAGE
 from leaderboard.paper.published import Match, PaperRow, PaperTable, Part, Published, Tables, load_tables
 from leaderboard.store import load_store
 
@@ -31,18 +38,32 @@ def spread(mean: float, std: float = 0.08) -> tuple[float, float, float]:
     return mean - std, mean, mean + std
 
 
+@functools.cache
+def page_of(name: str) -> Page:
+    """Return a page as the engine reads it."""
+    return load_page(name)
+
+
+def settings_of(method: str, on: str) -> dict[str, Any]:
+    """Return the settings that the engine gives a method on a page; none for a method that is not the suite's."""
+    return dict(find_method(method).defaults(page_of(on))) if method in built_in_names() else {}
+
+
 def run_on(on: str, name: str, sparsity: float, seed: int, best: float | None, **changes: Any) -> dict[str, Any]:
     """Return a valid record of method `name` on the page `on` of the paper, with `best` as its best accuracy on test.
 
-    The last epoch is 0.1 points lower, the epoch selected on validation 0.05; 10,000 or 50,000 test images.
+    The last epoch is 0.1 points lower, the epoch selected on validation 0.05; 10,000 or 50,000 test images. Page and
+    method have the settings that the engine would record, with `changes`, a change of the method's among them.
     """
     facts = TABLES.pages[on]
+    method = changes.get("method", {})
+    settings = {**settings_of(method.get("name", name), on), **method.get("changed", {}), **method.get("settings", {})}
     own = {
         "protocol": 2,
         "run": f"{on}.{name}.{sparsity}.s{seed}",
-        "page": {"name": on, "title": facts.title, "settings": dict(facts.settings)},
+        "page": {"name": on, "title": facts.title, "settings": dataclasses.asdict(page_of(on))},
         "data": dict(facts.data),
-        "method": {"name": name, "source": f"methods/{name}.py"},
+        "method": {"name": name, "source": f"methods/{name}.py", "settings": settings},
         "environment": {"precision": "bf16", "device": "GPU"},
     }
     if best is not None and changes.get("status") != "diverged":
@@ -91,7 +112,8 @@ def shown(records: list[Any], label: str = "GraNet, s_i = 0.5", column: int = 1,
         (spread(93.73 - 0.33), "lower"),
         (spread(93.73 + 0.20, 0.30), "within noise"),  # t = 1.1
         (spread(93.73, 0.60), "within noise"),  # no difference at all, but nothing could be told
-        ((93.73, 93.73 + 1e-9), "reproduced"),  # two runs suffice
+        ((93.73, 93.73), "too few runs"),  # [-0.19, +0.19], and yet two runs are not enough
+        ((93.73 + 5, 93.73 + 5.01), "too few runs"),
         ((93.73,), "too few runs"),
     ],
 )
@@ -101,12 +123,34 @@ def test_a_verdict_is_the_one_worked_by_hand(values: tuple[float, ...], verdict:
 
 def test_the_interval_is_welchs_and_stands_in_the_cell() -> None:
     text = shown(runs("granet", 0.9, spread(93.73 + 0.31)))
-    assert text.split("<br>")[:4] == [
+    assert text.split("<br>")[:5] == [
         "paper: 93.73 ± 0.08 †",
         "ours, best on test: 94.04 ± 0.08 (n=3)",
         "ours − paper: +0.31 [+0.13, +0.49] †",
         "*reproduced* †",
+        "would have seen 0.25 points †",
     ]
+
+
+@pytest.mark.parametrize("std", [0.08, 0.02, 0.3])
+def test_what_the_runs_of_a_cell_would_have_seen_is_found_in_seven_to_eight_of_ten_comparisons(std: float) -> None:
+    """Three runs against three of spread 0.08: by drawing them, and SciPy's own Welch test."""
+    (seen,) = re.findall(r"would have seen ([\d.]+) points", shown(runs("granet", 0.9, spread(93.73, std))))
+    draw = np.random.default_rng(0).normal(0.0, 1.0, (2, 3, 20000))
+    found = ttest_ind(draw[0] * std + float(seen), draw[1] * 0.08, equal_var=False)
+    assert 0.69 < np.mean((found.pvalue < 0.05) & (found.statistic > 0)) < 0.81
+
+
+def test_equal_seeds_are_no_certainty_for_an_accuracy_moves_in_steps_of_one_image() -> None:
+    """One of 10,000 images is 0.01 points: the error is sqrt(2 × 0.01² / 12 / 3) = 0.002357, times 2.7764 0.006544."""
+    cell = compare_all(runs("m0", 0.9, (93.73,) * 3), make_tables([0.0]))[1].distinct()[0]
+    assert cell.verdict == "reproduced" and cell.difference is not None
+    assert cell.difference.high == pytest.approx(0.006544, abs=1e-6)
+
+
+def test_one_run_would_have_seen_nothing_that_can_be_said() -> None:
+    assert "would have seen" not in shown(runs("granet", 0.9, (93.73,)))
+    assert "would have seen" in shown(runs("granet", 0.9, (93.73, 93.8)))
 
 
 def test_only_a_significant_difference_is_bold() -> None:
@@ -136,7 +180,8 @@ def make_tables(stds: list[float]) -> Tables:
         for number, std in enumerate(stds)
     )
     two = PaperTable(2, (Part(PAGE, "vgg19", "cifar10", {}, rows),), ())
-    return replace(TABLES, tables=(TABLES.tables[0], two))
+    methods = {**TABLES.methods, **{row.label: {} for row in rows}}
+    return replace(TABLES, methods=methods, tables=(TABLES.tables[0], two))
 
 
 def test_a_dense_row_that_stands_in_two_columns_is_one_comparison() -> None:
@@ -146,10 +191,26 @@ def test_a_dense_row_that_stands_in_two_columns_is_one_comparison() -> None:
     assert sum(cell.verdict == "reproduced" for cell in views[2].distinct()) == 1
 
 
-def test_a_published_value_without_a_spread_is_taken_as_exact_and_the_cell_says_so() -> None:
-    """GraNet at 80 % of ImageNet is printed as 76.0: the interval is ours alone, 4.3027 × 0.1 / sqrt(3) = 0.2484."""
-    text = render_paper(runs("granet", 0.8, spread(76.1, 0.1), "imagenet_resnet50"), TABLES)
-    assert "<br>ours − paper: +0.10 [−0.15, +0.35], no ± printed †<br>*reproduced* †<br>" in text
+@pytest.mark.parametrize("mean", [76.0, 76.1, 79.0, 73.0])
+def test_a_published_value_without_a_spread_is_never_tested_and_the_cell_says_so(mean: float) -> None:
+    """GraNet at 80 % of ImageNet is printed as 76.0, and nobody knows how far its own runs are apart."""
+    records = runs("granet", 0.8, spread(mean, 0.1), "imagenet_resnet50")
+    (cell,) = (cell for cell in compare_all(records, TABLES)[2].distinct() if cell.compared)
+    assert (cell.verdict, cell.reason, cell.difference) == ("not decided", "no ± printed", None)
+    difference = f"{mean - 76:+.2f}".replace("-", "−")
+    assert f"<br>ours − paper: {difference} †<br>*not decided: no ± printed* †<br>ours, last" in render_paper(
+        records, TABLES
+    )
+
+
+def test_cells_that_are_not_tested_count_in_no_correction() -> None:
+    """Seven cells are significant, as above, beside one of two runs and one of which a run diverged."""
+    tables = make_tables([0.08] * 9)
+    records = [run for row in range(7) for run in runs(f"m{row}", 0.9, spread(93.73 + 0.34))]
+    records += runs("m7", 0.9, (94.0, 94.1))
+    records += [*runs("m8", 0.9, spread(93.73)), run_on(PAGE, "m8", 0.9, 3, None, status="diverged")]
+    verdicts = [cell.verdict for cell in compare_all(records, tables)[1].distinct()[::3]]
+    assert verdicts == ["higher"] * 7 + ["too few runs", "not decided"]
 
 
 # What can never read as reproduced
@@ -214,12 +275,20 @@ def test_a_cell_without_a_published_value_is_never_agreed_with() -> None:
 
 
 DEPARTURES: list[tuple[dict[str, Any], str]] = [
-    ({"page": {"changed": {"epochs": 10}, "settings": {"epochs": 10}, "variant": "x"}}, "epochs = 10"),
+    ({"page": {"changed": {"epochs": 10}, "settings": {"epochs": 10}, "variant": "x"}}, "epochs = 10, not 160"),
     ({"page": {"settings": {"epochs": 10}, "variant": "x"}}, "epochs = 10, not 160"),
+    ({"page": {"settings": {"cutout": 16}}}, "cutout = 16, unknown here"),
+    (
+        {"page": {"settings": {"methods": {"granet": {"start_sparsity": 0.0}}}}},
+        'methods = {"granet": {"start_sparsity": 0.0}}, not {}',
+    ),
+    ({"method": {"settings": {"start_sparsity": 0.0}}}, "start_sparsity = 0.0, not 0.5"),
+    ({"method": {"settings": {"prune_end": 0.6875}}}, "prune_end = 0.6875, not 0.5"),
+    ({"method": {"settings": {"prune_rate": 0.3}}}, "prune_rate = 0.3, not 0.5"),
     ({"page": {"settings": {"prune_end": 0.3}, "variant": "x"}}, "prune_end = 0.3, not 0.5"),
     (
         {"page": {"changed": {"data": "folder"}, "variant": "x"}, "data": {"name": "cifar10-jpeg"}},
-        'data = "folder"; data: name = "cifar10-jpeg", not "cifar10"',
+        'data = "folder", not "cifar10"; data: name = "cifar10-jpeg", not "cifar10"',
     ),
     ({"data": {"train": 50000, "validation": 0}}, "data: train = 50000, not 45000; data: validation = 0, not 5000"),
     ({"method": {"source": "mine/granet.py"}}, "method from mine/granet.py"),
@@ -240,6 +309,34 @@ def test_runs_of_another_page_data_or_file_are_shown_with_what_differs(changes: 
     assert shown(records, column=2).startswith(f"ours, with {reason}: 0.28×")
 
 
+@pytest.mark.parametrize("name", sorted({field.name for field in dataclasses.fields(Page)} - SAME_PAGE.keys()))
+def test_a_page_whose_file_was_edited_is_never_compared_whichever_setting_it_was(name: str) -> None:
+    """The record's `changed` is empty then, and the variant is the only other trace."""
+    edited = {"settings": {name: "edited"}, "variant": "ed17ed00"}
+    records = runs("granet", 0.9, spread(93.73), page=edited)
+    cell = cell_of(records)
+    assert (cell.verdict, cell.compared) == ("protocol differs", None)
+    assert cell.others[0].departures[0].startswith(f'{name} = "edited", not ')
+
+
+def test_a_page_of_which_a_setting_was_not_recorded_is_never_compared() -> None:
+    records = runs("granet", 0.9, spread(93.73))
+    for record in records:
+        settings = {name: value for name, value in record["page"]["settings"].items() if name not in ("flip", "lr")}
+        record["page"] = {**record["page"], "settings": settings}
+    assert cell_of(records).verdict == "protocol differs" and "<br>with not recorded: flip, lr:<br>" in shown(records)
+
+
+def test_settings_of_a_method_in_the_pages_file_make_no_other_row() -> None:
+    """`changed` is relative to that file: it is empty, and the run began dense."""
+    own = {"start_sparsity": 0.0}
+    page, method = {"settings": {"methods": {"granet": own}}}, {"settings": own}
+    records = runs("granet", 0.9, spread(93.73), page=page, method=method)
+    assert cell_of(records).verdict == "protocol differs"
+    dense_start = cell_of(records, "GraNet, s_i = 0", note="t_f = epoch 80")
+    assert dense_start.verdict == "not run"
+
+
 def test_each_variant_of_a_page_is_an_entry_of_its_own() -> None:
     records = [
         run
@@ -247,7 +344,7 @@ def test_each_variant_of_a_page_is_an_entry_of_its_own() -> None:
         for run in runs("granet", 0.9, spread(93.0), page={"changed": {"epochs": epochs}, "variant": f"v{epochs}"})
     ]
     text = shown(records)
-    assert text.index("with epochs = 10:") < text.index("with epochs = 20:")
+    assert text.index("with epochs = 10, not 160:") < text.index("with epochs = 20, not 160:")
     assert text.count("(n=3)") == text.count("*protocol differs*") == 2
 
 
@@ -255,7 +352,7 @@ def test_beside_compared_runs_the_others_are_counted_and_named_but_enter_nothing
     compared = runs("granet", 0.9, spread(93.73))
     other = runs("granet", 0.9, spread(80.0), page={"changed": {"epochs": 10}, "variant": "x"})
     before, after = shown(compared), shown(compared + other)
-    assert after == f"{before}<br>not compared: 3 runs (epochs = 10)"
+    assert after == f"{before}<br>not compared: 3 runs (epochs = 10, not 160)"
 
 
 def test_where_files_lie_and_how_fast_they_are_read_makes_no_other_page() -> None:
@@ -278,25 +375,45 @@ def test_only_the_newest_protocol_counts_and_an_older_one_is_named() -> None:
     [
         ({"data": {"fingerprint": "e2" * 32}}, "data fingerprint e2e2e2e2e2e2"),
         ({"environment": {"precision": "fp32"}}, "precision fp32"),
-        ({"page": {"settings": {"nesterov": False}, "variant": "x"}}, "nesterov = false"),
+        ({"page": {"variant": "0ddba115"}}, "page variant 0ddba115"),
     ],
 )
-def test_of_several_data_precisions_or_pages_the_one_with_most_runs_is_compared(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_of_several_data_or_precisions_the_one_with_most_runs_is_compared(changes: dict[str, Any], reason: str) -> None:
     """Never mixed: four runs of the page's other cells outweigh three of this one."""
-    usual = [run_on(PAGE, "rigl", 0.9, seed, 93.0, page={"settings": {"nesterov": True}}) for seed in range(4)]
+    usual = [run_on(PAGE, "rigl", 0.9, seed, 93.0) for seed in range(4)]
     odd = runs("granet", 0.9, spread(93.73), **changes)
     assert cell_of(odd).verdict == "reproduced"
     assert cell_of(usual + odd).verdict == "protocol differs" and f"with {reason}:" in shown(usual + odd)
 
 
-def test_an_earlier_version_of_a_methods_file_is_not_averaged_with_the_latest() -> None:
-    late = "2025-02-01T00:00:00+00:00"
+def test_a_majority_of_runs_of_another_recipe_is_no_protocol() -> None:
+    odd = [run_on(PAGE, "rigl", 0.9, seed, 93.0, page={"settings": {"nesterov": False}}) for seed in range(9)]
+    odd += runs("granet", 0.9, spread(93.73), page={"settings": {"nesterov": False}})
+    assert cell_of(odd).verdict == "protocol differs"
+    own = runs("granet", 0.95, spread(93.66))
+    assert cell_of(odd + own, sparsity=95).compared is not None and cell_of(odd + own).compared is None
+
+
+LATE = "2025-02-01T00:00:00+00:00"
+
+
+def test_two_versions_of_a_methods_file_are_not_averaged_and_of_equally_many_runs_the_latest_is_compared() -> None:
     old = runs("granet", 0.9, spread(80.0), method={"sha256": "ab" * 32})
-    new = runs("granet", 0.9, spread(93.73), method={"sha256": "12" * 32}, finished=late)
+    new = runs("granet", 0.9, spread(93.73), method={"sha256": "12" * 32}, finished=LATE)
     assert cell_of(old + new).verdict == "reproduced" and "93.73 ± 0.08 (n=3)" in shown(old + new)
-    assert "not compared: 3 runs (earlier version of the method's file, abababab)" in shown(old + new)
+    assert "not compared: 3 runs (another version of the method's file, abababab)" in shown(old + new)
+
+
+def test_late_runs_of_another_version_do_not_take_the_others_out_of_the_comparison() -> None:
+    """Six cells and seeds outweigh two, whatever was repeated or run at sparsities that the table lacks."""
+    many = [*runs("granet", 0.9, spread(93.73)), *runs("granet", 0.95, spread(93.66))]
+    other: dict[str, Any] = {"method": {"sha256": "12" * 32}, "finished": LATE}
+    late = [*runs("granet", 0.95, (80.0, 81.0), **other), *runs("granet", 0.95, (80.0,), **other) * 6]
+    late += [run for sparsity in (0.5, 0.6, 0.7) for run in runs("granet", sparsity, spread(80.0), **other)]
+    assert [cell_of(many + late, sparsity=sparsity).verdict for sparsity in (90, 95)] == ["reproduced"] * 2
+    assert "not compared: 8 runs (another version of the method's file, 12121212)" in render_paper(many + late, TABLES)
+    legend = render_paper([], TABLES).split("## Table 1")[0]
+    assert "the one with most runs in the cells of the row" in " ".join(legend.split())
 
 
 # Seeds
@@ -305,19 +422,46 @@ def test_an_earlier_version_of_a_methods_file_is_not_averaged_with_the_latest() 
 def test_diverged_runs_never_vanish() -> None:
     records = [*runs("granet", 0.9, (93.7, 93.8)), run_on(PAGE, "granet", 0.9, 2, None, status="diverged")]
     text = shown(records)
+    assert "<br>ours − paper: +0.02 †<br>*not decided: 1 diverged*<br>" in text
     assert "ours, best on test: 93.75 ± 0.07 (n=2, 1 diverged)" in text
     assert "[seed 2](records/cifar10_vgg19.granet.0.9.s2.json) (diverged)" in text
 
 
-def test_a_cell_whose_runs_all_diverged_has_too_few_and_says_how_many() -> None:
+@pytest.mark.parametrize("mean", [93.73, 95.0, 92.0])
+@pytest.mark.parametrize("diverged", [1, 6])
+def test_a_cell_of_which_a_run_diverged_has_no_verdict_of_a_test(mean: float, diverged: int) -> None:
+    records = runs("granet", 0.9, spread(mean))
+    records += [run_on(PAGE, "granet", 0.9, 3 + seed, None, status="diverged") for seed in range(diverged)]
+    cell = cell_of(records)
+    assert (cell.verdict, cell.reason, cell.difference) == ("not decided", f"{diverged} diverged", None)
+    assert "**" not in shown(records) and "would have seen" not in shown(records)
+
+
+def test_a_repeat_that_diverged_is_no_counted_run() -> None:
+    repeat = run_on(PAGE, "granet", 0.9, 0, None, status="diverged", finished=LATE)
+    records = [*runs("granet", 0.9, spread(93.73)), {**repeat, "file": "repeat.json"}]
+    assert cell_of(records).verdict == "reproduced"
+
+
+def test_a_cell_whose_runs_all_diverged_says_how_many() -> None:
     records = [run_on(PAGE, "granet", 0.9, seed, None, status="diverged") for seed in range(3)]
-    assert cell_of(records).verdict == "too few runs"
-    assert "ours, best on test: · (n=0, 3 diverged)<br>*too few runs*" in shown(records)
+    assert "ours, best on test: · (n=0, 3 diverged)<br>*not decided: 3 diverged*" in shown(records)
+
+
+def test_uncommitted_code_is_named_by_seed() -> None:
+    records = runs("granet", 0.9, spread(93.73))
+    assert "uncommitted" not in shown(records)
+    for seed in (0, 2):
+        records[seed]["git"] = {"commit": "c0ffee", "dirty": True}
+    assert shown(records).endswith(".s2.json)<br>uncommitted code: seed 0, 2")
+    other = [{**record, "protocol": 1} for record in records]
+    newest = run_on("cifar10_resnet20", "dense", 0.0, 0, 92.4)
+    assert shown([*other, newest]).endswith("<br>uncommitted code: seed 0, 2")
+    assert "`uncommitted code`" in render_paper([], TABLES).split("Verdicts:")[0]
 
 
 def test_of_several_runs_of_a_seed_the_first_that_finished_counts() -> None:
-    late = "2025-02-01T00:00:00+00:00"
-    repeats = [{**run_on(PAGE, "granet", 0.9, 0, 99.0, finished=late), "file": "repeat.json"}]
+    repeats = [{**run_on(PAGE, "granet", 0.9, 0, 99.0, finished=LATE), "file": "repeat.json"}]
     records = runs("granet", 0.9, spread(93.73))
     assert cell_of(repeats + records).verdict == "reproduced"
     assert shown(repeats + records) == f"{shown(records)}, [repeat of seed 0](records/repeat.json)"
@@ -346,7 +490,7 @@ def test_table_3_shows_the_papers_costs_beside_ours() -> None:
     """At sparsity 0.8 the records' small network costs 0.36 of dense."""
     text = render_paper(runs("granet", 0.8, spread(76.0), "imagenet_resnet50"), TABLES)
     assert "| paper: 0.37× †<br>ours: 0.36× | paper: 0.35× †<br>ours: 0.36× |" in text
-    assert "paper: 0.08× ‡" in text and "mix two conventions: 0.23×" in text and "0.127×" in text
+    assert "paper: 0.08× ‡" in text and "mix two conventions: 0.23× ‡" in text and "0.127×" in text
     assert "training FLOPs" not in render_paper([], TABLES).split("## Table 2")[1].split("## Table 3")[0]
 
 
@@ -355,7 +499,7 @@ def test_what_is_done_is_counted() -> None:
     records += runs("granet", 0.95, spread(93.0), page={"changed": {"epochs": 1}, "variant": "x"})
     text = render_paper(records, TABLES)
     assert "Table 2: 2 of 102 cells run. 42 further cells belong to methods that the suite does not have." in text
-    assert "| Table 2 | 144 | 42 | 99 | 2 | 0 | 1 | 0 | 0 | 0 |" in text
+    assert "| Table 2 | 144 | 42 | 99 | 2 | 0 | 0 | 1 | 0 | 0 | 0 |" in text
     for number, cells in ((1, 6), (3, 21)):
         assert f"Table {number}: 0 of {cells} cells run." in text and f"`make table{number}`" in text
 
@@ -380,7 +524,25 @@ def test_every_unconfirmed_number_carries_its_dagger_and_every_table_its_footnot
         assert len(re.findall(r"paper: [\d.]+( ± [\d.]+)? †", part)) == len(numbers)
     shares = [c for row in TABLES.tables[2].parts[0].rows for c in row.cells.values() if c.status == "unconfirmed"]
     assert len(re.findall(r"paper: [\d.]+× †", three)) == 2 * len(shares) == 8
-    assert len(re.findall(r"ours − paper: [^|<]*†", text)) == len(re.findall(r"\*reproduced\* †", text)) == 2
+    assert len(re.findall(r"ours − paper: [^|<]*†", text)) == 2
+    assert len(re.findall(r"\*(?:reproduced|not decided: no ± printed)\* †", text)) == 2
+    assert len(re.findall(r"would have seen [\d.]+ points †", text)) == 1
+
+
+def test_flops_that_the_paper_took_from_another_carry_their_mark_in_notes_too() -> None:
+    """Three decimals are our recount; two are printed, in Table 3 by a source paper."""
+    printed = {
+        f"{share:.2f}": cell.status
+        for row in TABLES.tables[2].parts[0].rows
+        for cell in row.cells.values()
+        for share in (cell.train_share, cell.inference_share)
+        if share is not None and row.cited
+    }
+    found = [match for note in TABLES.tables[2].notes for match in re.findall(r"(?<!\d)(\d\.\d\d)×(.{2})", note)]
+    assert [share for share, _ in found] == ["0.23", "0.10", "0.20", "0.12"]
+    assert all(mark == f" {TABLES.marks[printed[share]]}" for share, mark in found)
+    footnotes = render_paper([], TABLES).split("## Table 3")[1].split("Marks and notes:")[1]
+    assert "\n- ‡ *source-paper*" in footnotes
 
 
 def test_every_word_of_a_verdict_is_explained() -> None:
@@ -388,6 +550,8 @@ def test_every_word_of_a_verdict_is_explained() -> None:
     for verdict in VERDICTS:
         assert f"*{verdict}*" in legend.split("Verdicts:")[1]
     for promise in ("does not state the ddof", "ddof = 1", "± 0.5 points", "Holm", "1.22 times", "no ± printed"):
+        assert promise in legend
+    for promise in ("fewer than 3 of our runs", "1 diverged", "would have seen", "seven to eight of ten cases"):
         assert promise in legend
     for name, meaning in TABLES.meanings.items():
         assert f"*{name}*, {' '.join(meaning.split())}." in legend
@@ -409,7 +573,8 @@ def test_the_page_in_small() -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| *sparse-to-sparse* |  |  |  |  |  |  |  |  |  |\n"
         "| **m0** | paper: 93.73 ± 0.08<br>ours, best on test: 93.83 ± 0.08 (n=3)<br>"
-        "ours − paper: +0.10 [−0.08, +0.28]<br>*reproduced*<br>ours, last epoch: 93.73 ± 0.08<br>"
+        "ours − paper: +0.10 [−0.08, +0.28]<br>*reproduced*<br>would have seen 0.25 points<br>"
+        "ours, last epoch: 93.73 ± 0.08<br>"
         "ours, selected on validation: 93.78 ± 0.08<br>[seed 0](my%20records/cifar10_vgg19.m0.0.9.s0.json), "
         "[seed 1](my%20records/cifar10_vgg19.m0.0.9.s1.json), [seed 2](my%20records/cifar10_vgg19.m0.0.9.s2.json) "
         "| ours: 0.28× | ours: 0.28× | paper: 93.73 ± 0.08<br>*not run* | · | · | paper: 93.73 ± 0.08<br>*not run* "

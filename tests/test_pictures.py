@@ -22,7 +22,7 @@ from record_factory import make_epoch, make_record
 from leaderboard.drawing import draw
 from leaderboard.drawing import style as draw_style
 from leaderboard.drawing.figures import make_figure
-from leaderboard.drawing.parts import plain, shorten_names
+from leaderboard.drawing.parts import drawable, shorten_names
 from leaderboard.drawing.pictures import (
     MOST_POINTS,
     Picture,
@@ -272,9 +272,9 @@ def test_ticks_are_round_and_few() -> None:
 
 
 def test_texts_are_made_drawable_and_cut_in_the_middle() -> None:
-    assert plain("a\x00b\u202e\n c") == "a b c"
-    assert plain("\u4e2d") == "\N{REPLACEMENT CHARACTER}" and plain("\x07") == "(not printable)"
-    assert plain("a" * 50 + "z") == "a" * 29 + "…" + "a" * 13 + "z"
+    assert drawable("a\x00b\u202e\n c") == "a b c"
+    assert drawable("\u4e2d") == "\N{REPLACEMENT CHARACTER}" and drawable("\x07") == "(not printable)"
+    assert drawable("a" * 50 + "z") == "a" * 29 + "…" + "a" * 13 + "z"
     assert shorten_names(["body.conv.weight", "body.0.weight"]) == ["conv", "0"]
     assert shorten_names(["body.conv.weight", "head.weight"]) == ["body.conv", "head"]
 

@@ -297,6 +297,8 @@ def test_finished_seeds_say_what_the_others_will_cost(tmp_path):
         (["finished", "finished"], 0, "finished"),
         (["finished", "to do"], 1, "to do"),
         (["finished", "interrupted", "to do"], 2, "interrupted"),
+        (["finished", "no control", "to do"], 1, "to do"),
+        (["finished", "no control"], 0, "no control"),
     ],
 )
 def test_a_line_is_finished_when_all_its_seeds_are(states, left, status):
@@ -353,6 +355,34 @@ def test_a_control_is_settled_by_its_donors_record_alone(tmp_path):
     assert settled is not None and settled.donor is not None
     assert settled.donor.run == donor.identity
     assert settled.identity != control.identity  # which says whose densities they are
+
+
+@pytest.mark.parametrize(
+    ("status", "settings", "state"),
+    [
+        ("ok", "densities=set", "to do"),
+        ("ok", "masks=set", "no control"),  # its files are not here
+        ("diverged", "densities=set", "no control"),
+        ("diverged", "masks=set shuffle=filters", "no control"),
+    ],
+)
+def test_a_control_waits_for_its_donor_s_record_and_then_needs_what_it_takes_from_the_run(
+    status, settings, state, tmp_path
+):
+    donor, control = one_cell("set"), one_cell("static", settings)
+    data = stand_in(donor.page, tmp_path)
+    item = Item(control, "set", donor)
+    record = make_record(
+        file="RUN.json", run=donor.identity, protocol=PROTOCOL, data={"fingerprint": data.fingerprint}, status=status
+    )
+    record["environment"]["precision"] = "fp32"
+    assert Ledger(index_runs([]), tmp_path, CPU).state(item, data) == "to do"
+    ledger = Ledger(index_runs([record]), tmp_path, CPU)
+    assert ledger.state(item, data) == state
+    assert bool(ledger.find_obstacle(item, data)) == (state == "no control")
+    settled = ledger.settle(item, data)
+    made = {**record, "run": settled.identity}
+    assert Ledger(index_runs([record, made]), tmp_path, CPU).state(item, data) == "finished"
 
 
 def test_the_pace_is_the_median_of_records_of_this_page_and_device():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmark.cells import plan_cells
-from benchmark.pages import load_page, page_names
-from benchmark.plugins import built_in_names
-from leaderboard.paper.published import FILE, Match, PublishedError, load_tables
+from benchmark.cells import NOT_PROTOCOL, Cell, plan_cells
+from benchmark.gridfile import read_grid
+from benchmark.pages import Page, load_page, page_names
+from benchmark.plugins import built_in_names, find_method
+from leaderboard.paper.protocol import SAME_PAGE
+from leaderboard.paper.published import FILE, FROM_PAGE, Match, PublishedError, load_tables
+from leaderboard.table import LEAST_SEEDS
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "reference" / "paper_tables.yaml"
@@ -126,11 +130,29 @@ def test_every_page_is_one_of_the_suite_and_has_what_its_records_must_have() -> 
     assert used == set(TABLES.pages) and used <= set(page_names())
     for name, facts in TABLES.pages.items():
         page = dataclasses.asdict(load_page(name))
-        assert {key: page[key] for key in facts.settings} == facts.settings, name
+        assert {key: value for key, value in page.items() if key not in SAME_PAGE} == facts.settings, name
         assert (facts.data["name"], facts.title) == (page["data"], page["title"])
         held_out = {"paper": 0.1, "full": 0.0}[page["split"]]
         total = facts.data["train"] + facts.data["validation"]
         assert facts.data["validation"] == held_out * total
+
+
+def test_no_setting_of_a_page_is_forgotten_and_those_left_out_are_the_ones_that_change_no_number() -> None:
+    """The engine leaves `methods` out of a page's variant too: it is in the method's settings, so in the run's name."""
+    fields = {field.name for field in dataclasses.fields(Page)}
+    assert SAME_PAGE.keys() == {"title", "data_dir", "workers"} == NOT_PROTOCOL - {"methods"}
+    for name, facts in TABLES.pages.items():
+        assert facts.settings.keys() == fields - SAME_PAGE.keys(), name
+        assert facts.settings["methods"] == {}
+    assert all(SAME_PAGE.values())
+
+
+def test_every_setting_of_a_method_is_what_the_engine_gives_it_on_every_page() -> None:
+    assert {match.method for _, match in matches()} == set(TABLES.methods)
+    for name, usual in TABLES.methods.items():
+        for page, facts in TABLES.pages.items():
+            wanted = {key: facts.settings[key] if value == FROM_PAGE else value for key, value in usual.items()}
+            assert wanted == find_method(name).defaults(load_page(page)), (name, page)
 
 
 def test_every_page_follows_the_recipe_printed_or_a_note_says_where_not() -> None:
@@ -153,16 +175,42 @@ def test_every_row_of_ours_is_a_method_of_the_suite_with_the_settings_the_engine
         assert (cell.method_changes, cell.page_changes) == (match.changed, {}), match
 
 
-def test_the_grid_of_each_table_fills_every_cell_that_the_suite_can_run() -> None:
-    for table in TABLES.tables:
-        grid = yaml.safe_load((ROOT / "configs" / "paper" / f"table{table.number}.yaml").read_text(encoding="utf-8"))
-        run = [(row["method"], row.get("args", {})) for row in grid["rows"]]
-        for part in table.parts:
-            assert part.page in grid["tasks"]
-            for row in part.rows:
-                assert all((match.method, match.changed) in run for match in row.ours), row.label
-                sparse = [sparsity / 100 for sparsity in row.cells if row.group != "dense"]
-                assert set(sparse) <= set(grid.get("sparsities", ()))
+Place = tuple[str, str, str, float]  # page, method, what is changed, sparsity
+
+
+def place_of(cell: Cell) -> Place:
+    return cell.page_name, cell.plugin.name, json.dumps(cell.method_changes, sort_keys=True), cell.sparsity
+
+
+def places_shown(number: int) -> set[Place]:
+    """Return the cells of a table of the paper that the suite can run."""
+    return {
+        (
+            part.page,
+            match.method,
+            json.dumps(match.changed, sort_keys=True),
+            sparsity / 100 if row.group != "dense" else 0,
+        )
+        for part in TABLES.tables[number - 1].parts
+        for row in part.rows
+        for match in row.ours
+        for sparsity in row.cells
+    }
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_grid_of_a_table_makes_every_cell_of_it_and_no_other(number: int) -> None:
+    """Beside them it may have what rows are compared with: the dense network, controls, the small dense network."""
+    items = read_grid(ROOT / "configs" / "paper" / f"table{number}.yaml").items
+    seeds: dict[Place, set[int]] = {}
+    for item in items:
+        if not item.is_control:
+            assert item.cell.page_changes == {}, item.cell.identity
+            seeds.setdefault(place_of(item.cell), set()).add(item.cell.seed)
+    shown = places_shown(number)
+    assert [place for place in shown if len(seeds.get(place, ())) < LEAST_SEEDS] == []
+    beside = {place for place in seeds if place[1] in ("dense", "small_dense")}
+    assert seeds.keys() - beside - shown == set()
 
 
 def test_a_dense_start_has_two_readings_on_cifar_and_one_on_imagenet() -> None:
@@ -212,6 +260,7 @@ FAULTS: list[tuple[Callable[[Any], object], str]] = [
     (lambda c: row(c).update(ours=[{"method": "methods/snip.py", "changed": {}}]), f"{SNIP}: a method of 'ours'"),
     (lambda c: row(c).update(ours=None), f"{SNIP}, ours: must be a list, got null"),
     (lambda c: row(c).update(ours=[{"method": "snip"}]), f"{SNIP}, ours: 'changed' is missing"),
+    (lambda c: cell(c).update(top1=float("inf")), f"{SNIP}, 90 %: top1 must be"),
     (lambda c: row(c).update(ours=[{"method": "gmp", "changed": {}}]), "'ours' must not be that of row 'SNIP'"),
     (lambda c: row(c).update(group="pruning"), f"{SNIP}: group must be one of dense, before training, "),
     (lambda c: row(c).update(ran_by="us"), f"{SNIP}: ran_by must be one of authors, cited, got \"us\""),
@@ -220,6 +269,15 @@ FAULTS: list[tuple[Callable[[Any], object], str]] = [
     (lambda c: c["table2"][0].update(page="cifar10_vgg"), "page must be DATA_MODEL"),
     (lambda c: c["pages"].pop("cifar10_vgg19"), "page must be described under 'pages'"),
     (lambda c: c["pages"]["cifar10_vgg19"].pop("data"), "pages, cifar10_vgg19: 'data' is missing"),
+    (lambda c: c["pages"]["cifar10_vgg19"].update(settings=[]), "pages, cifar10_vgg19, settings: must be a map"),
+    (lambda c: c.update(settings=None), "settings: must be a map, got null"),
+    (lambda c: c["methods"].pop("snip"), f"{SNIP}, ours: a method must be described under 'methods', got \"snip\""),
+    (lambda c: c["methods"].update(snip=None), "methods, snip: must be a map, got null"),
+    (lambda c: c["methods"]["snip"].update(size="page"), "methods, snip: 'size' must be a setting of the page"),
+    (
+        lambda c: row(c)["ours"][0].update(changed={"batches": 2}),
+        f"{SNIP}, ours: what is changed must be a setting of 'snip', got \"batches\"",
+    ),
     (lambda c: c.update(runs=1), "the file: runs must be a number of at least 2"),
     (lambda c: c.pop("table3"), "the file: 'table3' is missing"),
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from benchmark.environment import cuda_available
 from benchmark.errors import UserError
 from benchmark.grid import run_grid
 from benchmark.plugins import method_names
+from benchmark.resume import FINISHED
 from leaderboard import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,6 +263,7 @@ def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
         ({"methods": "set", "arguments": "epochs=1"}, "it updates once per epoch: train longer with ARGS=epochs=N"),
         ({"arguments": "std=[.nan]"}, "std must be above 0"),
         ({"arguments": "mean=[.inf]"}, "mean must be a finite number"),
+        ({"arguments": "lr=2e30"}, "'lr' must be within ±1e+30, as numbers of records are, got 2e+30"),
         ({"methods": "grasp", "arguments": "temperature=inf"}, "'temperature' must be finite"),
         ({"arguments": "ema_decay=1"}, "ema_decay must be below 1"),
         ({"arguments": "model=resnetv2_50x1_bit image_size=32"}, "computes with another weight than it stores"),
@@ -375,6 +377,32 @@ def test_a_damaged_record_is_skipped_told_and_costs_nothing(bench):
     assert "static" in (bench.folder / "LEADERBOARD.md").read_text()
 
 
+def test_what_a_skipped_record_says_has_no_control_characters(bench):
+    (bench.folder / "records").mkdir()
+    (bench.folder / "records" / "a\x1b[2Jb.json").write_text('{"schema": "\\u001b[31m"}')
+    assert bench("static", arguments="epochs=1") == 0
+    (said,) = bench.said
+    assert "was skipped" in said and said.isprintable()
+
+
+def test_a_page_that_cannot_be_made_costs_one_warning_and_no_result(bench, monkeypatch):
+    import benchmark.run as module
+
+    def fail(*_):
+        raise KeyError("a record \x1b[2J breaks it")
+
+    monkeypatch.setattr(module, "rebuild", fail)
+    assert bench("dense,static", arguments="epochs=1") == 0
+    assert [record["method"]["name"] for record in bench.records()] == ["dense", "static"]
+    shown = bench.shown.getvalue()
+    assert shown.count("LEADERBOARD.md was not rebuilt (KeyError: ") == shown.count("`make leaderboard`") == 1
+    assert "\x1b" not in shown
+    assert not [name for name in bench.written() if name.endswith((f"/{FINISHED}", "/checkpoint"))]
+    monkeypatch.undo()
+    bench("small_dense", arguments="epochs=1")
+    assert all(name in (bench.folder / "LEADERBOARD.md").read_text() for name in ("dense", "static", "small_dense"))
+
+
 def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
     from filelock import FileLock
 
@@ -388,7 +416,7 @@ def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
 
 
 def test_a_run_that_diverges_is_recorded_as_such(bench):
-    bench("static", arguments="epochs=2 lr=1e30 eval_every=1")
+    bench("static", arguments="epochs=2 lr=1e20 eval_every=1")
     records = bench.records()
     assert [record["status"] for record in records] == ["diverged"]
     assert "diverged" in (bench.folder / "LEADERBOARD.md").read_text()

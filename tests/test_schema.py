@@ -270,3 +270,14 @@ def test_many_values_are_tested_as_strictly_as_one_by_one(kind: Kind) -> None:
     for odd in ODD:
         for values in ([odd], [*good, odd], [odd, *good]):
             assert kind.accepts_all(values) == kind.accepts(odd), values
+
+
+def test_numbers_that_would_overflow_a_mean_are_refused():
+    assert find_faults(make_record(time={"train_s": 1.7e308})) == [
+        "time.train_s must be a finite number of at least 0, got 1.7e+308"
+    ]
+
+
+def test_the_best_epoch_is_never_below_the_last():
+    (fault,) = find_faults(make_record(accuracy_pct={"best_on_test": 12.0}))
+    assert fault.startswith("accuracy_pct.best_on_test is 12.0, below last_epoch (92.5)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,13 +18,18 @@ from filelock import FileLock
 from rich.console import Console
 from typer.testing import CliRunner
 
+import benchmark.donors
+import benchmark.foresight
+import benchmark.run
 import benchmark.sweep
 import benchmark.train
 from benchmark.cli import app
 from benchmark.errors import UserError
+from benchmark.export import export_network, read_export
 from benchmark.gridfile import read_grid
+from benchmark.resume import FINISHED
 from benchmark.sweep import LOCK, run_grid_file
-from leaderboard import read_records
+from leaderboard import read_records, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,15 +47,21 @@ from methods.core import Group, Method, keep_top_global, magnitude
 
 @dataclass(frozen=True, kw_only=True)
 class Broken(Method):
-    """Keep the largest weights; works in rehearsal, on three layers, and fails on a real network."""
+    """Keep the largest weights; works until the first update of a real network, which has more than three layers."""
 
     reference: ClassVar[str] = "a test"
     group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
 
+    def update_steps(self, timeline):
+        return range(5, 6)
+
     def setup(self, view):
+        return keep_top_global(magnitude(view), view.count(self.sparsity))
+
+    def update(self, view):
         if len(view.weights) > 3:
             raise RuntimeError("too many layers")
-        return keep_top_global(magnitude(view), view.count(self.sparsity))
+        return dict(view.masks)
 '''
 
 
@@ -161,6 +173,151 @@ def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_erro
     assert "digits_resnet20.broken.0.9.s0" in listed[0] and "too many layers" in listed[0]
     assert "digits_resnet20.static.0.9.s0" in listed[1] and "the run it is made from failed" in listed[1]
     assert "1 made, 0 finished already, 2 failed" in grid.shown
+
+
+def test_a_page_that_cannot_be_made_costs_neither_the_run_nor_its_control(grid, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("this record breaks it")
+
+    monkeypatch.setattr(benchmark.run, "rebuild", fail)
+    assert grid(HEAD + SET + CONTROLS) == 0
+    assert "Small: 2 made, 0 finished already, 0 failed" in grid.shown
+    assert len(grid.records()) == 2
+    assert grid.shown.count("this record breaks it") == grid.shown.count("`make leaderboard`") == 1
+    assert not list(grid.folder.glob(f"runs/*/{FINISHED}"))
+
+
+def test_a_control_is_made_from_the_very_run_of_the_grid_whatever_else_has_its_row_s_name(grid):
+    """Another seed of the row has a record of another version of the method's file: two rows of one name."""
+    seeds = "seeds: [0]", "seeds: [1]"
+    assert grid(HEAD.replace(*seeds) + SET) == 0
+    (other,) = grid.records()
+    (grid.folder / "records" / other["file"]).unlink()
+    content = {key: value for key, value in other.items() if key not in ("seal", "file")}
+    write_record({**content, "method": {**content["method"], "sha256": "ab" * 32}}, grid.folder / "records")
+    assert grid(HEAD + SET + CONTROLS) == 0, grid.said
+    made = {(r["method"]["name"], r["seed"]): r for r in grid.records()}
+    assert len(made) == 3
+    control = made["static", 0]["method"]
+    assert control["donor"]["run"] == made["set", 0]["run"]
+    assert control["label"] == f"static (densities={made['set', 0]['method']['label']})"
+    assert grid(HEAD + SET + CONTROLS) == 0 and "2 finished already" in grid.shown
+
+
+def test_the_controls_of_a_grid_do_not_read_the_whole_store(grid, monkeypatch):
+    monkeypatch.setattr(benchmark.donors, "load_store", lambda *_: pytest.fail("the store was read"))
+    assert grid(HEAD + SET + CONTROLS) == 0
+    assert len(grid.records()) == 2
+
+
+DIVERGES = "  - {method: set, args: {epochs: 2, update_every: 8, lr: 1.0e+20}}\n"
+
+
+def test_a_control_of_a_run_that_diverged_is_passed_over_and_does_not_count_as_failed(grid):
+    text = HEAD + DIVERGES + DENSE + CONTROLS
+    assert grid(text) == 0
+    assert {r["method"]["name"]: r["status"] for r in grid.records()} == {"set": "diverged", "dense": "ok"}
+    assert "Small: 2 made, 0 finished already, 1 without a run to be made from, 0 failed" in grid.shown
+    told = "no control possible (its run diverged): static (densities=set (update_every=8)) at sparsity 0.9, seed 0"
+    assert told in grid.shown
+    assert grid(text) == 0
+    assert "0 made, 2 finished already, 1 without a run to be made from, 0 failed" in grid.shown
+    assert grid(text, plan=True) == 0
+    assert "no control possible: 1 of 3 runs: its run diverged" in grid.shown
+    assert "to do: 0 of 3 runs" in grid.shown
+
+
+ALL_CONTROLS = "controls: [densities, masks, shuffled]\n"
+
+
+def test_controls_of_the_masks_need_the_runs_files_when_they_are_made_and_never_after(grid):
+    text = HEAD + SET + ALL_CONTROLS
+    assert grid(text) == 0, grid.said
+    donor = "set (update_every=8)"
+    kinds = {
+        f"static (densities={donor})": "densities",
+        f"static (masks={donor})": "masks",
+        f"static (masks={donor}, shuffle=filters)": "shuffled filters",
+    }
+    controls = {r["method"]["label"]: r for r in grid.records() if "donor" in r["method"]}
+    assert {label: record["method"]["donor"]["kind"] for label, record in controls.items()} == kinds
+
+    shutil.rmtree(grid.folder / "runs")
+    assert grid(text, plan=True) == 0
+    assert "to do: 0 of 4 runs" in grid.shown and "no control possible" not in grid.shown
+    assert grid(text) == 0
+    assert "0 made, 4 finished already, 0 failed" in grid.shown
+
+    for label in list(kinds)[:2]:
+        (grid.folder / "records" / controls[label]["file"]).unlink()
+    assert grid(text, plan=True) == 0
+    assert "to do: 1 of 4 runs" in grid.shown  # densities need no file
+    assert "no control possible: 1 of 4 runs: the masks of its run are not in" in grid.shown
+    assert [line for line in grid.shown.splitlines() if line.endswith(" no control")]
+    assert grid(text) == 0, grid.said
+    assert "1 made, 2 finished already, 1 without a run to be made from, 0 failed" in grid.shown
+    assert re.search(
+        r"no control possible \(the masks .* FRESH=1\): static \(masks=set \(update_every=8\)\)", grid.shown
+    )
+
+
+def test_masks_of_a_repeat_that_ended_otherwise_are_not_the_run_s(grid):
+    text = HEAD + SET + "controls: [masks]\n"
+    assert grid(text) == 0
+    for record in grid.records():
+        if record["method"]["name"] == "static":
+            (grid.folder / "records" / record["file"]).unlink()
+        else:
+            masks = read_export(grid.folder / "runs" / record["run"])[1]
+            gone = {name: torch.zeros(mask.shape, dtype=torch.bool) for name, mask in masks.items()}
+            weights = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+            export_network(weights, gone, grid.folder / "runs" / record["run"], {})
+    assert grid(text) == 0
+    assert "0 made, 1 finished already, 1 without a run to be made from, 0 failed" in grid.shown
+
+
+def test_a_finished_control_that_the_file_names_outright_needs_no_file_of_its_donor(grid):
+    text = HEAD + SET + "  - {method: static, args: {epochs: 1, masks: set (update_every=8)}}\n"
+    assert grid(text) == 0, grid.said
+    shutil.rmtree(grid.folder / "runs")
+    assert grid(text) == 0, grid.said
+    assert "0 made, 2 finished already, 0 failed" in grid.shown
+
+
+def test_what_a_skipped_record_says_reaches_the_terminal_without_control_characters(grid):
+    (grid.folder / "records").mkdir()
+    (grid.folder / "records" / "a\x1b[2J\u202eb.json").write_text('{"schema": "\\u001b[31m"}')
+    assert grid(HEAD + DENSE) == 0
+    (said,) = grid.said
+    assert "was skipped" in said and said.isprintable()
+
+
+def test_every_fault_of_the_cells_that_needs_no_image_is_told_before_the_first_run(grid, monkeypatch):
+    monkeypatch.setattr(benchmark.sweep, "load_data", lambda *_: pytest.fail("images were read"))
+    text = (
+        HEAD
+        + DENSE
+        + "  - {method: gmp, args: {epochs: 1, update_every: 100}, sparsities: [0.9, 0.95], seeds: [0, 1]}\n"
+        + "  - {method: static, sparsities: [0.9999]}\n"
+        + "  - {method: set, tasks: [cifar10_vgg19], args: {epochs: 1, update_every: 400}}\n"  # not here, yet known
+        + "  - {method: set, tasks: [folder_resnet20]}\n"  # not known: a failure of its own
+    )
+    with pytest.raises(UserError) as caught:
+        grid(text)
+    head, *faults = str(caught.value).splitlines()
+    assert "3 faults, and nothing was run" in head
+    assert faults[0].startswith("  digits_resnet20, gmp (update_every=100): method 'gmp' makes no update in")
+    assert faults[1].startswith(
+        "  digits_resnet20, static: method 'static' at sparsity 0.9999 leaves no weight in layer"
+    )
+    assert faults[2].startswith("  cifar10_vgg19, set (update_every=400): method 'set' makes no update in a run of 352")
+    assert not grid.records()
+
+
+def test_cells_that_are_finished_are_held_to_nothing(grid, monkeypatch):
+    assert grid(HEAD + DENSE) == 0
+    monkeypatch.setattr(benchmark.foresight, "check_cell", lambda *_: pytest.fail("a finished cell was checked"))
+    assert grid(HEAD + DENSE) == 0
 
 
 def test_a_page_without_data_fails_with_one_message_and_the_others_go_on(grid):
@@ -318,6 +475,41 @@ def test_all_pages_are_rebuilt_once_when_records_came_and_a_failing_picture_cost
         grid.write(HEAD + f"  - {{method: {broken}, args: {{epochs: 1}}}}\n" + DENSE.replace("}}", "}, seeds: [2]}"))
         assert command("grid", "grid.yaml") == 1
         assert len(built) == 2  # also when a cell failed
+
+
+@pytest.mark.parametrize(
+    ("records", "built", "said"),
+    [
+        (1, [], ["stopped"]),
+        (1, [RuntimeError("no picture today")], ["stopped", "no picture today"]),
+        (1, [KeyboardInterrupt()], ["stopped"]),  # stopped once more
+        (0, None, ["stopped"]),
+    ],
+)
+def test_a_grid_that_is_stopped_rebuilds_the_pages_of_what_it_finished(
+    records, built, said, grid, command, monkeypatch
+):
+    import leaderboard.build
+
+    calls, told = [], []
+
+    def stop(**_):
+        for number in range(records):
+            (grid.folder / "records").mkdir()
+            (grid.folder / "records" / f"{number}.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    def build(*places: Path) -> None:
+        calls.append(places)
+        for error in built:
+            raise error
+
+    monkeypatch.setattr(benchmark.sweep, "run_grid_file", stop)
+    monkeypatch.setattr(leaderboard.build, "build_all", build)
+    monkeypatch.setattr("benchmark.cli.tell", lambda message: told.append(str(message)))
+    assert command("grid", "grid.yaml") == 130
+    assert calls == ([] if built is None else [(Path("records"), Path("L.md"))])
+    assert len(told) == len(said) and all(part in text for part, text in zip(said, told, strict=True))
 
 
 def test_faults_of_a_grid_end_with_status_2(grid, command):

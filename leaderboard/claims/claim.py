@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from leaderboard.claims.lookup import ClaimError, find_sparsities, plain, pose
 from leaderboard.claims.verdict import METRICS, Claim, Pairing, Score, compare, judge, show, show_p
+from leaderboard.comparisons import signed
 from leaderboard.page import identity
 from leaderboard.schema import Record
 from leaderboard.table import BLANK, multiple, percent
@@ -30,12 +31,14 @@ def make_claims(
     if metric not in METRICS:
         why = "it was chosen on the test set" if metric == "best_on_test" else "it is no accuracy of a record"
         raise ClaimError(f"metric '{plain(metric)}' cannot carry a claim, {why}: take {' or '.join(METRICS)}")
+    if not (a.strip() and b.strip()):
+        raise ClaimError("A and B must each name a row of the leaderboard: make claim A=granet B=rigl_itop")
     asked = pose(records, a, b, task)
     pairings = [
         Pairing((asked.a, asked.b), (asked.a.at(sparsity), asked.b.at(sparsity)), metric, sparsity)
         for sparsity in find_sparsities(sparsities, asked.a, asked.b)
     ]
-    about = f"page {plain(asked.runs[0]['page']['name'])}, {identity(asked.runs[0])}"
+    about = f"page {plain(asked.runs[0]['page']['name'])}, {identity(asked.runs[0], plain)}"
     claims = [compare(pairing, asked.section, "; ".join(filter(None, (about, asked.note)))) for pairing in pairings]
     adjusted = holm({claim.sparsity: claim.difference.p for claim in claims})
     claims = [replace(claim, adjusted_p=adjusted[claim.sparsity]) for claim in claims]
@@ -79,7 +82,7 @@ def table_rows(claims: list[Claim]) -> list[list[str]]:
     rows: dict[str, Callable[[Claim], str]] = {
         "accuracy, A": lambda claim: show_score(claim.score_a, claim.difference.n),
         "accuracy, B": lambda claim: show_score(claim.score_b, claim.difference.n),
-        "difference, A - B": lambda claim: show(claim.difference.mean, "{:+.2f}"),
+        "difference, A - B": lambda claim: BLANK if claim.difference.mean is None else signed(claim.difference.mean),
         f"95 % interval{alone}": show_interval,
         f"p{alone}": lambda claim: show_p(claim.difference.p),
         **({f"p, Holm over {len(claims)} sparsities": lambda claim: show_p(claim.adjusted_p)} if several else {}),
@@ -105,7 +108,7 @@ def show_interval(claim: Claim) -> str:
     found = claim.difference
     if found.low is None or found.high is None:
         return BLANK
-    return f"{found.low:+.2f} to {found.high:+.2f}"
+    return f"{signed(found.low)} to {signed(found.high)}"
 
 
 def show_share(share: float | None) -> str:

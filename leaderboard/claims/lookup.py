@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from leaderboard.page import is_changed, make_sections
+from leaderboard.page import is_changed, make_sections, section_title
 from leaderboard.repeat import repeat_words, write_command
 from leaderboard.schema import Record
 from leaderboard.table import LONGEST_TEXT, Cell, gather
@@ -144,8 +144,8 @@ def pose(records: list[Record], a: str, b: str, task: str) -> Question:
         if match(asked, names) is None:
             raise unknown("row", asked, names)
     found = [
-        Question(title, runs, Side(one, rows[one]), Side(other, rows[other]), "")
-        for title, runs in sections
+        Question(section_title(runs[0], plain), runs, Side(one, rows[one]), Side(other, rows[other]), "")
+        for _, runs in sections
         for rows in [name_rows(runs)]
         if (one := match(a, rows)) is not None and (other := match(b, rows)) is not None
     ]
@@ -196,8 +196,8 @@ def choose(found: list[Question]) -> Question:
 def describe_places(sections: list[tuple[str, list[Record]]], asked: tuple[str, str]) -> str:
     """Return where each row is, and for each such section the command that makes the other row's runs there."""
     lines = []
-    for title, runs in sections:
-        rows = name_rows(runs)
+    for _, runs in sections:
+        title, rows = section_title(runs[0], plain), name_rows(runs)
         for name in filter(None, (match(one, rows) for one in asked)):
             page = "@".join([plain(runs[0]["page"]["name"]), *marks(runs[0])])
             repeat = Side(name, rows[name])

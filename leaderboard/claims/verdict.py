@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from leaderboard.claims.lookup import Side, plain
+from leaderboard.comparisons import grain
 from leaderboard.schema import Record
-from leaderboard.table import BLANK, Cell
+from leaderboard.table import BLANK, LEAST_SEEDS, Cell
 
 if TYPE_CHECKING:
     from leaderboard.stats import Difference
@@ -22,7 +23,6 @@ METRICS = {
     "last_epoch": "accuracy after the last epoch",
     "validation_selected": "accuracy at the epoch selected on validation",
 }
-LEAST_SEEDS = 3  # in common; two leave one degree of freedom, and nothing short of a gulf is seen
 LONGEST_LIST = 20  # seeds in a command; more are only counted
 
 A_IS_BETTER, B_IS_BETTER = "A is better", "B is better"
@@ -87,11 +87,6 @@ class Pairing:
         """Return the counted runs of a row by seed."""
         return {run["seed"]: run for run in self.cells[which].counted}
 
-    def grain(self) -> float:
-        """Return the step in which an accuracy can move, in points: one test image."""
-        images = self.cells[0].counted[0]["data"]["test"]
-        return 100 / images if images else 0.0
-
 
 def compare(pairing: Pairing, section: str, about: str) -> Claim:
     """Return the numbers of a claim; correction and verdict are still to come."""
@@ -107,7 +102,7 @@ def compare(pairing: Pairing, section: str, about: str) -> Claim:
         sparsity=pairing.sparsity,
         score_a=score(pairing, 0, used),
         score_b=score(pairing, 1, used),
-        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), pairing.grain()),
+        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), grain(pairing.cells[0])),
         adjusted_p=None,
         used=tuple(used),
         left_out=tuple(left_out(pairing, used)),
@@ -189,7 +184,7 @@ def spread(claim: Claim, pairing: Pairing) -> float:
     """Return the standard deviation of the differences, with rounding, as the test takes it."""
     from leaderboard.stats import widen
 
-    return float(widen(claim.difference.sd or 0.0, pairing.grain(), 2))
+    return float(widen(claim.difference.sd or 0.0, grain(pairing.cells[0]), 2))
 
 
 def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ HANDLE = 0.75  # inches of a legend entry beside its text
 LONGEST_LABEL, LONGEST_LAYER = 44, 32  # characters
 
 
-def plain(text: str, longest: int = LONGEST_LABEL) -> str:
+def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
     """Return `text` as it can be drawn: on one line, of characters that the font has, its middle cut out if long."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
     kept = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -67,7 +67,7 @@ def start(
         panel.yaxis.label.set_verticalalignment("top")
     for panel in panels[-1]:
         panel.xaxis.set_label_coords(0.5, (0.17 - below) / height)
-    title = plain(f"{picture.page}: {picture.title[0].lower()}{picture.title[1:]}", 110)
+    title = drawable(f"{picture.page}: {picture.title[0].lower()}{picture.title[1:]}", 110)
     figure.text(0.06 / WIDTH, 1 - 0.07 / total, title, va="top", ha="left", size=10.5)
     figure.legend(
         handles=keys,
@@ -97,7 +97,7 @@ def look(style: Style) -> dict[str, Any]:
 def make_keys(styles: dict[str, Style], labels: Iterable[str], dense: Iterable[str] = ()) -> list[Line2D]:
     """Return an entry of the legend for each method; `dense` are those drawn as a line without markers."""
     return [
-        Line2D([], [], label=plain(label), **{**look(styles[label]), **({"marker": ""} if label in dense else {})})
+        Line2D([], [], label=drawable(label), **{**look(styles[label]), **({"marker": ""} if label in dense else {})})
         for label in dict.fromkeys(labels)
     ]
 
@@ -128,7 +128,7 @@ def mark_lower(panel: Any, places: Iterable[float], style: Style) -> None:
 
 def shorten_names(names: Sequence[str]) -> list[str]:
     """Return the names of layers without what all begin with and without `.weight`, their beginnings cut if long."""
-    shown = [plain(name.removesuffix(".weight"), 200) for name in names]
+    shown = [drawable(name.removesuffix(".weight"), 200) for name in names]
     heads = [name.partition(".")[0] for name in shown]
     if len(set(heads)) == 1 and all("." in name for name in shown):
         shown = [name.partition(".")[2] for name in shown]

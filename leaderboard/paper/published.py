@@ -11,11 +11,15 @@ from typing import Any, NoReturn
 
 import yaml
 
+from leaderboard.kinds import is_number
 from leaderboard.schema import GROUPS
 
 FILE = Path(__file__).resolve().parent / "paper_tables.yaml"
 SPARSITIES = {1: (0,), 2: (90, 95, 98), 3: (80, 90)}  # of each table's columns, in percent; 0 is dense
 RAN_BY = ("authors", "cited")
+FROM_PAGE = "page"  # in place of a method's setting: the value that the page has
+
+Settings = dict[str, Any]
 
 
 class PublishedError(ValueError):
@@ -75,22 +79,26 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a record's page and data must have for its accuracy to be compared with the paper's."""
+    """What a record's page and data must have for its accuracy to be compared with the paper's: every setting."""
 
     title: str
     data: dict[str, Any]
-    settings: dict[str, Any]
+    settings: Settings
 
 
 @dataclass(frozen=True)
 class Tables:
-    """All tables; `marks` and `meanings` by status, `runs` behind each published ±, `pages` by name."""
+    """All tables; `marks` and `meanings` by status, `runs` behind each published ±, `pages` and `methods` by name.
+
+    `methods` has the settings of a method where nothing is changed, FROM_PAGE for those that it takes from the page.
+    """
 
     source: str
     runs: int
     marks: dict[str, str]
     meanings: dict[str, str]
     pages: dict[str, PageFacts]
+    methods: dict[str, Settings]
     tables: tuple[PaperTable, ...]
 
 
@@ -123,11 +131,12 @@ def load_tables(path: Path = FILE) -> Tables:
 def make_tables(content: Any) -> Tables:
     """Return the tables of a file's content, checked."""
     names = [f"table{number}" for number in SPARSITIES]
-    read_map(content, "the file", ("source", "runs", "statuses", "pages", "notes", *names))
+    read_map(content, "the file", ("source", "runs", "statuses", "settings", "pages", "methods", "notes", *names))
     statuses, notes = read_map(content["statuses"], "statuses"), read_map(content["notes"], "notes")
     for name, status in statuses.items():
         read_map(status, f"statuses, {name}", ("mark", "meaning"))
-    pages = {name: make_facts(facts, name) for name, facts in read_map(content["pages"], "pages").items()}
+    common = read_map(content["settings"], "settings")
+    pages = {name: make_facts(facts, name, common) for name, facts in read_map(content["pages"], "pages").items()}
     if not is_number(content["runs"]) or content["runs"] < 2:
         refuse("the file", "runs must be a number of at least 2, of runs behind a ±", content["runs"])
     tables = tuple(
@@ -141,22 +150,44 @@ def make_tables(content: Any) -> Tables:
         )
         for number in SPARSITIES
     )
-    return Tables(
+    found = Tables(
         source=content["source"],
         runs=content["runs"],
         marks={name: status["mark"] for name, status in statuses.items()},
         meanings={name: status["meaning"] for name, status in statuses.items()},
         pages=pages,
+        methods=read_map(content["methods"], "methods"),
         tables=tables,
     )
+    check_methods(found)
+    return found
 
 
-def make_facts(facts: Any, name: str) -> PageFacts:
-    """Return what the records of a page must have."""
+def check_methods(tables: Tables) -> None:
+    """Refuse a row of ours whose method, or a setting of it, is not described, or a setting that no page has."""
+    for name, usual in tables.methods.items():
+        for setting, value in read_map(usual, f"methods, {name}").items():
+            for page, facts in tables.pages.items():
+                if value == FROM_PAGE and setting not in facts.settings:
+                    refuse(f"methods, {name}", f"'{setting}' must be a setting of the page {page}", value)
+    for table in tables.tables:
+        for part in table.parts:
+            for label, match in [(row.label, match) for row in part.rows for match in row.ours]:
+                where = f"table {table.number}, {part.page}, row '{label}', ours"
+                if match.method not in tables.methods:
+                    refuse(where, "a method must be described under 'methods'", match.method)
+                for setting in match.changed:
+                    if setting not in tables.methods[match.method]:
+                        refuse(where, f"what is changed must be a setting of '{match.method}'", setting)
+
+
+def make_facts(facts: Any, name: str, common: Settings) -> PageFacts:
+    """Return what the records of a page must have: the settings `common` to all pages, and its own laid over them."""
     where = f"pages, {name}"
     read_map(facts, where, ("title", "data", "settings"))
     read_map(facts["data"], f"{where}, data", ("name", "classes", "train", "validation", "test"))
-    return PageFacts(facts["title"], facts["data"], read_map(facts["settings"], f"{where}, settings"))
+    own = read_map(facts["settings"], f"{where}, settings")
+    return PageFacts(facts["title"], facts["data"], {**common, **own})
 
 
 def make_part(part: Any, number: int, statuses: Iterable[str], pages: Iterable[str]) -> Part:
@@ -217,11 +248,6 @@ def make_cell(cell: Any, where: str, statuses: Iterable[str]) -> Published:
             rule = "in [0, 100]" if largest == 100 else "at least 0"
             refuse(where, f"{name} must be null or a number {rule}", value)
     return Published(**cell)
-
-
-def is_number(value: Any) -> bool:
-    """Return whether `value` is a finite number; true and false are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_map(

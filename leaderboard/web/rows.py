@@ -78,7 +78,7 @@ def visible(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain_text)
 
 
-def plain(escaped: str) -> str:
+def unescape(escaped: str) -> str:
     """Return the text that `leaderboard.table.escape` made `escaped` from, cut and on one line as there."""
     return re.sub(r"\\([\\*\[\]$~#_])", r"\1", html.unescape(escaped))
 
@@ -97,7 +97,7 @@ def make_lines(number: int, title: str, runs: list[Record], records: str) -> lis
     rows = make_rows(runs)
     ranks = make_ranks(rows)
     return [
-        make_line(number, plain(title), row, sparsity, cell, ranks.get((place, sparsity)), records)
+        make_line(number, unescape(title), row, sparsity, cell, ranks.get((place, sparsity)), records)
         for place, row in enumerate(rows)
         for sparsity, cell in row.cells.items()
     ]
@@ -107,10 +107,10 @@ def make_line(
     number: int, title: str, row: Row, sparsity: float, cell: Cell, rank: tuple[int, int] | None, records: str
 ) -> dict[str, Any]:
     """Return one row of the table; every figure is that of the Markdown page."""
-    runs, label, group = cell.finished, plain(row.label), HEADINGS[row.group]
+    runs, label, group = cell.finished, unescape(row.label), HEADINGS[row.group]
     made = [*((run, False) for run in cell.counted), *((run, True) for run in cell.repeats)]
     costs = {part: cell.cost(part, absolute=True) for part in ("inference", "train")}
-    words = [control_of(cell.counted[0]), plain(row.reference), *map(plain, notes(cell))]
+    words = [control_of(cell.counted[0]), unescape(row.reference), *map(unescape, notes(cell))]
     told = [*filter(None, words), f"inference {costs['inference']} FLOPs, training {costs['train']} FLOPs"]
     accuracies = {key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected")}
     densities = [run["density"]["prunable"] for run in runs]

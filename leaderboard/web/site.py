@@ -20,7 +20,7 @@ from typing import Any
 from leaderboard.page import FIRST, amount, description, replace_text, section_name
 from leaderboard.records import Problem
 from leaderboard.schema import Record
-from leaderboard.web.rows import COLUMNS, LABELS, make_lines, plain, visible
+from leaderboard.web.rows import COLUMNS, LABELS, make_lines, unescape, visible
 
 Sections = Sequence[tuple[str, list[Record]]]
 
@@ -115,7 +115,7 @@ def board(sections: Sections, lines: list[dict[str, Any]]) -> str:
     return f"""<div class="controls" id="controls" hidden>
 <label class="find">find
 <input id="find" type="search" autocomplete="off" placeholder="method, setting, file, commit"></label>
-{choice("section", "page", [(str(number), plain(title)) for number, (title, _) in enumerate(sections)])}
+{choice("section", "page", [(str(number), unescape(title)) for number, (title, _) in enumerate(sections)])}
 {choice("group", "group", [(group, group) for group in groups])}
 {choice("sparsity", "sparsity", [(text, text) for _, text in sparsities])}
 <button type="button" id="reset">reset</button>
@@ -161,8 +161,8 @@ def section(number: int, title: str, runs: list[Record], pictures: Mapping[str, 
         for name, value in sorted(runs[0]["page"]["settings"].items())
     )
     return f"""<section data-section="{number}">
-<h2>{markup(plain(title))}</h2>
-<p class="about">{markup(plain(description(runs)))}</p>
+<h2>{markup(unescape(title))}</h2>
+<p class="about">{markup(unescape(description(runs)))}</p>
 {figures(runs, pictures) if pictures else ""}
 <details><summary>Settings of the page, the same for every method</summary><ul class="settings">{listed}</ul></details>
 </section>"""

@@ -12,7 +12,7 @@ from leaderboard.comparisons import make_ranks
 from leaderboard.page import section_name
 from leaderboard.schema import Record
 from leaderboard.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
-from leaderboard.web.rows import average, control_of, plain, visible
+from leaderboard.web.rows import average, control_of, unescape, visible
 
 MODES = ("off", "offline", "online")
 PAGES = ("LEADERBOARD.md", "PAPER.md")  # beside the folder of pictures
@@ -126,7 +126,7 @@ def log_sections(wandb: Any, run: Any, sections: Sequence[tuple[str, list[Record
         table = wandb.Table(columns=list(COLUMNS), data=make_cells(runs))
         logged[f"{name}/table"] = table
         artifact.add(table, name)
-        run.config.update({name: visible(plain(title))})
+        run.config.update({name: visible(unescape(title))})
         for path, caption in find_pictures(runs, pictures):
             artifact.add_file(str(path), name=f"pictures/{path.name}")
             if path.suffix == ".png":  # W&B shows no SVG
@@ -171,7 +171,7 @@ def make_row(row: Row, sparsity: float, cell: Cell, rank: str) -> list[Any]:
         key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected", "best_on_test")
     }
     return [
-        plain(row.label),
+        unescape(row.label),
         HEADINGS[row.group],
         visible(control_of(cell.counted[0])),
         percent(sparsity),
