@@ -109,7 +109,7 @@ def test_without_candidates_nothing_is_chosen(path):
     assert not take(path, [torch.ones(6)], 0, [nobody])[0].any()
 
 
-@pytest.mark.parametrize(("layout", "count"), product([torch.contiguous_format, torch.channels_last], [1, 2]))
+@pytest.mark.parametrize(("layout", "count"), list(product([torch.contiguous_format, torch.channels_last], [1, 2])))
 def test_a_large_choice_is_the_same_in_every_memory_format_with_one_thread_and_with_two(layout, count):
     """At full size, so that counters and pieces are the real ones: 147,456 scores of which most tie."""
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.core.base import ContractError
 
-LARGE = 2**16  # scores; below it ranking all of them costs less than counters
+LARGE = 2**14  # scores; below it ranking all of them costs less than counters
 # By dtype: how many 16-bit pieces a number has, and the upper piece of infinity.
 PIECES = {torch.float32: (2, 0x7F80), torch.float64: (4, 0x7FF0)} if sys.byteorder == "little" else {}
 HALF = 2**15  # counters of the positive numbers, and of the negative ones
