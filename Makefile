@@ -7,9 +7,14 @@ DEVICE   ?= auto
 DATA     ?= data
 WANDB    ?= off
 ARGS     ?=
+PRECISION ?=
 FRESH    ?=
 NAME     ?=
 PYTHON   ?= python3
+
+ifneq ($(PRECISION),)
+override ARGS += precision=$(PRECISION)
+endif
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -32,6 +37,7 @@ help: ## this text
 	@echo "  DATA=$(DATA)        root folder of data sets"
 	@echo "  WANDB=$(WANDB)        off, offline or online (offline where no key is set)"
 	@echo "  ARGS='epochs=2'  settings of the page or the method, name=value"
+	@echo "  PRECISION=       fp32, bf16, or fastest: the faster of the two by a probe; other than the page's: a table of its own"
 	@echo "  FRESH=1          start over instead of continuing an interrupted run"
 
 # The first call makes .venv and installs; later calls see the stamp and start at once.

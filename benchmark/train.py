@@ -127,6 +127,7 @@ class Training:
             "position": [self.epoch_step, self.epoch_seen],
             "totals": self.epoch_totals.cpu(),
             "random": get_random_state(self.device),
+            "threads": torch.get_num_threads(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -144,6 +145,8 @@ class Training:
         self.epoch_step, self.epoch_seen = state["position"]
         self.epoch_totals = state["totals"].to(self.device)
         self.random_state = state["random"]
+        if self.device.type == "cpu":  # sums divided among other threads have other last bits
+            torch.set_num_threads(state.get("threads", torch.get_num_threads()))
 
 
 Hook = Callable[[Training], None]
