@@ -49,6 +49,8 @@ def set_determinism(page: Page) -> None:
     Operators without a repeatable version on a GPU still run (torch warns): a page decides, not a crash half-way.
     """
     torch.use_deterministic_algorithms(page.deterministic, warn_only=True)
+    # Torch would then fill all new memory with NaN, a fifth of a small network's time, lest an operator read it unset.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not page.deterministic
 
 

@@ -22,7 +22,7 @@ from benchmark.plugins import find_method
 from benchmark.run import set_up_masks
 from benchmark.speed import choose_threads, probe_precision
 from benchmark.train import train
-from tests.small import Silent, SmallNet, make_page, make_training
+from tests.small import Silent, make_page, make_training
 
 CPU = torch.device("cpu")
 
@@ -68,10 +68,11 @@ def test_the_probe_takes_the_faster_precision_and_leaves_everything_as_it_was(mo
         return 1.0 if precision == faster else 2.0
 
     monkeypatch.setattr(speed, "time_step", timed)
-    model = SmallNet()
+    made = make_training(find_method("static").build(make_page(), 0.5, {}))
+    model = made.model
     before = [tensor.clone() for tensor in model.state_dict().values()]
     random_state = torch.get_rng_state()
-    assert probe_precision(model, make_page(), (2, 6, 6), CPU) == faster
+    assert probe_precision(made) == faster
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
