@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.core.base import Masks, View
+from methods.core.scores import InOrder
 from methods.core.selection import choose, count_each
 
 
@@ -43,7 +44,7 @@ def keep_top_global(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Te
 
     Ties go to the earlier tensor, then to the lower row-major index.
     """
-    chosen = choose(list(scores.values()), k, [among[name] if among else None for name in scores])
+    chosen = choose(InOrder(scores), k, [among[name] if among else None for name in scores])
     return dict(zip(scores, chosen, strict=True))
 
 

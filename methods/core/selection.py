@@ -17,10 +17,11 @@ from torch import Tensor
 
 from methods.core.base import ContractError
 
-LARGE = 2**14  # scores; below it ranking all of them costs less than counters
+LARGE = 2**15  # scores; below it ranking all of them costs less than counters
 # By dtype: how many 16-bit pieces a number has, and the upper piece of infinity.
 PIECES = {torch.float32: (2, 0x7F80), torch.float64: (4, 0x7FF0)} if sys.byteorder == "little" else {}
 HALF = 2**15  # counters of the positive numbers, and of the negative ones
+BLOCK = 2**8  # counters summed together, to find the right one in two short looks
 CHUNK = 2**15  # scores looked through at once
 
 
@@ -36,24 +37,32 @@ def choose(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> 
         masks, facts = choose_by_sorting(scores, k, among)
         check(k, *facts.tolist())
         return masks
-    common = reduce(torch.promote_types, [score.dtype for score in scores])
-    scores = [score.to(common) for score in scores]
-    counted = scores[0].dtype in PIECES and sum(score.numel() for score in scores) >= LARGE
+    kinds, sizes = zip(*((score.dtype, score.numel()) for score in scores), strict=True)
+    common = reduce(torch.promote_types, kinds)
+    if len(set(kinds)) > 1:
+        scores = [score.to(common) for score in scores]
+    counted = common in PIECES and sum(sizes) >= LARGE
     threshold = find_by_counting(scores, k, among) if counted else find_by_ranking(scores, k, among)
     return cut(scores, k, among, threshold)
 
 
-def choose_each(scores: Sequence[Tensor], counts: Sequence[int], among: Sequence[Tensor | None]) -> list[Tensor]:
+def choose_each(scores: Iterable[Tensor], counts: Sequence[int], among: Iterable[Tensor | None]) -> list[Tensor]:
     """Return, for each tensor by itself, the mask of its counts[i] largest candidates; see `choose`.
 
-    On a GPU the host waits once for all tensors together.
+    Scores and candidates are taken one after the other, so generators spare memory. On a GPU the host waits once for
+    all tensors together.
     """
-    if not scores or not scores[0].is_cuda:
-        return [choose([s], k, [m])[0] for s, k, m in zip(scores, counts, among, strict=True)]
-    chosen = [choose_by_sorting([s], k, [m]) for s, k, m in zip(scores, counts, among, strict=True)]
-    for k, facts in zip(counts, torch.stack([facts for _, facts in chosen]).tolist(), strict=True):
-        check(k, *facts)
-    return [masks[0] for masks, _ in chosen]
+    chosen, facts = [], []
+    for score, k, mask in zip(scores, counts, among, strict=True):
+        if score.is_cuda:
+            masks, found = choose_by_sorting([score], k, [mask])
+            facts.append(found)
+        else:
+            masks = choose([score], k, [mask])
+        chosen += masks
+    for k, numbers in zip(counts, torch.stack(facts).tolist() if facts else (), strict=bool(facts)):
+        check(k, *numbers)
+    return chosen
 
 
 def count_each(masks: Iterable[Tensor]) -> list[int]:
@@ -110,10 +119,8 @@ def find_by_counting(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | 
     check(k, available - wrong, available)
     if k == 0:
         return None
-    from_top = counters.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, k))
-    above = int(from_top[place - 1]) if place else 0
-    key, found = HALF - 1 - place, []
+    place, above = find_counter(counters, k)
+    key, found = place - HALF, []
     for score, mask in zip(scores, among, strict=True):
         flat, candidates = lay_flat(score, mask)
         at_key = (keys if len(scores) == 1 else read_keys(flat, candidates)) == key
@@ -121,6 +128,20 @@ def find_by_counting(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | 
             at_key &= candidates
         found.append(flat[at_key])
     return rank(found[0] if len(found) == 1 else torch.cat(found), k - above)
+
+
+def find_counter(counters: Tensor, k: int) -> tuple[int, int]:
+    """Return the counter that holds the k-th, counted from the last one down, and the sum of those beyond it."""
+    block, beyond = look_down(counters.reshape(-1, BLOCK).sum(1), k)
+    place, more = look_down(counters[block * BLOCK : (block + 1) * BLOCK], k - beyond)
+    return block * BLOCK + place, beyond + more
+
+
+def look_down(counters: Tensor, k: int) -> tuple[int, int]:
+    """Return what `find_counter` does, by summing all of the counters."""
+    from_top = counters.flip(0).cumsum(0)
+    steps = int(torch.searchsorted(from_top, k))
+    return counters.numel() - 1 - steps, int(from_top[steps - 1]) if steps else 0
 
 
 def lay_flat(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -183,7 +204,7 @@ def choose_by_sorting(scores: Sequence[Tensor], k: int, among: Sequence[Tensor |
     On a GPU a sort costs milliseconds, while waiting for a count costs the launches that could have been queued; here
     the host waits for nothing.
     """
-    parts = []
+    parts: list[Tensor] = []
     for score, mask in zip(scores, among, strict=True):
         ranked = (score if score.is_floating_point() else score.double()) + 0.0  # -0.0 becomes 0.0
         parts.append((ranked if mask is None else ranked.masked_fill(~mask, -math.inf)).reshape(-1))

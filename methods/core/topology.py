@@ -23,7 +23,7 @@ def drop(
     """
     active = count_each(masks.values())
     keep = [count - rounding(rate * count) for count in active]
-    chosen = choose_each([scores[name] for name in masks], keep, list(masks.values()))
+    chosen = choose_each((scores[name] for name in masks), keep, masks.values())
     return dict(zip(masks, chosen, strict=True))
 
 
@@ -35,5 +35,5 @@ def grow(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mappin
     """
     present, wanted = count_each(masks.values()), count_each(like[name] for name in masks)
     missing = [want - have for want, have in zip(wanted, present, strict=True)]
-    added = choose_each([scores[name] for name in masks], missing, [~mask for mask in masks.values()])
+    added = choose_each((scores[name] for name in masks), missing, (~mask for mask in masks.values()))
     return {name: new.logical_or_(mask) for (name, mask), new in zip(masks.items(), added, strict=True)}
