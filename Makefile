@@ -98,6 +98,10 @@ check-method: $(READY) ## METHOD=name-or-path: hold a method to every promise, i
 mutants: $(READY) ## plant every known fault and show which check catches it
 	@$(PY) -m tests.mutants
 
+.PHONY: perf
+perf: $(READY) ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
+	@$(PY) -m benchmark.perf $(if $(filter 1 yes true,$(QUICK)),--quick)
+
 methods: $(READY) ## list the methods: paper, kind, what each needs
 	@$(VENV)/bin/sparse-bench methods
 
