@@ -7,6 +7,7 @@ DEVICE   ?= auto
 DATA     ?= data
 WANDB    ?= off
 ARGS     ?=
+PRECISION ?=
 FRESH    ?=
 NAME     ?=
 GRID     ?=
@@ -14,6 +15,10 @@ PLAN     ?=
 A        ?=
 B        ?=
 PYTHON   ?= python3
+
+ifneq ($(PRECISION),)
+override ARGS += precision=$(PRECISION)
+endif
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -41,6 +46,7 @@ help: ## this text
 	@echo "  DATA=$(DATA)        root folder of data sets"
 	@echo "  WANDB=$(WANDB)        off, offline or online (offline where no key is set)"
 	@echo "  ARGS='epochs=2'  settings of the page or the method, name=value"
+	@echo "  PRECISION=       fp32, bf16, or fastest: the faster of the two by a probe; other than the page's: a table of its own"
 	@echo "  FRESH=1          start over instead of continuing an interrupted run"
 	@echo
 	@echo "of make grid and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):"
@@ -81,7 +87,7 @@ table1: $(READY) ## run what is not finished of the GraNet paper's dense baselin
 table2: $(READY) ## likewise its CIFAR table
 table3: $(READY) ## likewise its ImageNet table
 table1 table2 table3:
-	@trap : INT; status=0; $(VENV)/bin/sparse-bench grid configs/paper/$@.yaml $(GRID_OPTIONS) || status=$$?; \
+	@status=0; $(VENV)/bin/sparse-bench grid configs/paper/$@.yaml $(GRID_OPTIONS) || status=$$?; \
 	$(if $(call true,$(PLAN)),,[ $$status -eq 130 ] || $(PY) -m leaderboard build || status=$$?;) exit $$status
 
 test: $(READY) ## run the tests (a few minutes)
@@ -133,6 +139,10 @@ check-method: $(READY) ## METHOD=name-or-path: hold a method to every promise, i
 
 mutants: $(READY) ## plant every known fault and show which check catches it
 	@$(PY) -m tests.mutants
+
+.PHONY: perf
+perf: $(READY) ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
+	@$(PY) -m benchmark.perf $(if $(filter 1 yes true,$(QUICK)),--quick)
 
 methods: $(READY) ## list the methods: paper, kind, what each needs
 	@$(VENV)/bin/sparse-bench methods

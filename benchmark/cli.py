@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ from benchmark.errors import UserError
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs, from its start, to be repeatable
+gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million objects that all stay
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # of libraries, to their own authors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmark import folders
+from benchmark.digits import load_digits
 from benchmark.errors import UserError
 from benchmark.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
 from benchmark.pages import Page
@@ -208,16 +209,14 @@ def read_digits(page: Page, folder: Path) -> Stored:
     The test part is a fixed 360 images (20 %): those `stratify` draws under the name "digits test"; the other 1,437
     are the training part, in scikit-learn's order.
     """
-    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
+    images, targets = load_digits()
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8)
+    labels = torch.from_numpy(targets)
     test = stratify(labels, -(-len(labels) // 5), "digits test")
     train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
-    images = stack_images(pixels, page.image_size)
+    stacked = stack_images(pixels, page.image_size)
     chosen = {"train": train, "test": test}
-    return tuple("0123456789"), {name: Arrays(images[index], labels[index]) for name, index in chosen.items()}
+    return tuple("0123456789"), {name: Arrays(stacked[index], labels[index]) for name, index in chosen.items()}
 
 
 def read_cifar(page: Page, folder: Path) -> Stored:

@@ -34,8 +34,11 @@ def choose_device(asked: str) -> torch.device:
 
 
 def choose_precision(page: Page, device: torch.device) -> str:
-    """Return "bf16" or "fp32": the page's choice, or bf16 autocast on a GPU that has it and fp32 elsewhere."""
-    if page.precision != "auto":
+    """Return "bf16" or "fp32": the page's choice, or bf16 autocast on a GPU that has it and fp32 elsewhere.
+
+    Where the page asks for the fastest, the engine's probe decides instead (benchmark.speed).
+    """
+    if page.precision in ("fp32", "bf16"):
         return page.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
@@ -46,6 +49,8 @@ def set_determinism(page: Page) -> None:
     Operators without a repeatable version on a GPU still run (torch warns): a page decides, not a crash half-way.
     """
     torch.use_deterministic_algorithms(page.deterministic, warn_only=True)
+    # Torch would then fill all new memory with NaN, a fifth of a small network's time, lest an operator read it unset.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not page.deterministic
 
 
@@ -66,6 +71,16 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         **versions,
+        **(describe_gpu() if device.type == "cuda" else {}),
+    }
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Return the settings of a GPU's arithmetic that decide last bits: TensorFloat-32, and kernels chosen by timing."""
+    return {
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_conv": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
     }
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmark.arithmetic import make_autocast
 from benchmark.build import Built
 from benchmark.cells import Cell
 from benchmark.data import Data
 from benchmark.environment import choose_precision, describe_environment, set_determinism
 from benchmark.pages import Page
 from benchmark.recipe import make_optimizer
-from benchmark.train import make_autocast
 from leaderboard import Record
 
 # Settings that decide how fast a page trains; others (epochs, learning rate) do not.

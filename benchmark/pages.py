@@ -22,7 +22,7 @@ CHOICES = {
     "crop_mode": ("reflect", "zero"),
     "optimizer": ("sgd", "adam", "adamw"),
     "lr_schedule": ("step", "cosine"),
-    "precision": ("auto", "fp32", "bf16"),
+    "precision": ("auto", "fastest", "fp32", "bf16"),
     "distribution": ("erk", "er", "uniform"),
 }
 SHARES = ("momentum", "lr_gamma", "label_smoothing", "ema_decay", "prune_end")
@@ -73,9 +73,10 @@ class Page:
     ema_decay: float = 0.0  # 0 = none; otherwise the averaged weights are evaluated and exported
 
     # arithmetic
-    precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
+    precision: str = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU; fastest: by a probe at the start
     channels_last: bool = True
     deterministic: bool = True
+    compile: bool = False  # training steps by torch.compile: other last bits, and half a minute to start
 
     # sparsity
     keep_dense: list[str] = field(default_factory=list)  # patterns of weight names never pruned; first and last too

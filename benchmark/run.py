@@ -31,6 +31,7 @@ from benchmark.prunable import prunable_weights
 from benchmark.recipe import make_average, make_optimizer
 from benchmark.resume import FINISHED, Saver, check_same, read_finished
 from benchmark.scoring import ScoringGradients, score
+from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, find_faults, find_same, rebuild, write_record
@@ -158,10 +159,13 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
     built = build(cell, data, options.device)
+    use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
     run = prepare(cell, built, data, options.device)
+    if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
+        run.precision = state["precision"] if state else probe_precision(run)
     if state is None:
         set_up_masks(cell, run, lambda text: console.print(f"warning: {text}", style="yellow", markup=False))
     else:
@@ -227,6 +231,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         precision=choose_precision(cell.page, device),
         channels_last=built.channels_last,
         average=make_average(cell.page, built.model),
+        waits=device.type == "cpu" or bool(cell.page.ema_decay),
     )
 
 

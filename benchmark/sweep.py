@@ -100,7 +100,7 @@ class Sweep:
         """Run every cell that is not finished; return how many failed."""
         self.ledger = Ledger(read_now(self.options.places.records), self.options.places.runs, self.options.device)
         self.open = {item.cell.identity: item for item in in_order(self.grid.items)}
-        self.say(f"{self.grid.title}: {len(self.open)} runs")
+        self.say(f"{self.grid.title}: {len(self.open)} runs; checking them before the first")
         self.refuse_faults()
         waiting = False
         while self.open:

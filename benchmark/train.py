@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,19 +14,19 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.arithmetic import get_random_state, make_autocast, measure_accuracy, set_random_state
 from benchmark.console import Reporter
 from benchmark.contract import commit, propose
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.folders import Images
+from benchmark.guard import is_finite, step_where
 from benchmark.maskset import MaskSet, pack_all
 from benchmark.pages import Page
 from benchmark.ranks import count_ranks, sum_gradients, sum_over_ranks, take_share
 from benchmark.recipe import learning_rate, set_learning_rate
 from benchmark.seeds import derive
 from methods.core import DenseGrads, Method, Timeline, View
-
-EVALUATION_BATCH = 512
 
 
 @dataclass
@@ -46,9 +47,11 @@ class Training:
     precision: str
     channels_last: bool
     average: ModelEmaV3 | None = None
+    waits: bool = True  # for the device to say whether a step is finite; at updates it always does
     step: int = 0
     epoch: int = 0  # epochs finished
     skipped_steps: int = 0
+    unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
     updates: int = 0
     update_pending: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -66,18 +69,38 @@ class Training:
         """Return the network that is evaluated and exported: the average where the page keeps one."""
         return self.average.module if self.average is not None else self.model
 
+    @cached_property
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The network as a training step calls it: compiled where the page says so, with shapes taken as fixed."""
+        return torch.compile(self.model, dynamic=False) if self.page.compile else self.model
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The network's parameters; to walk through its modules at every step would take a millisecond."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """The network's buffers."""
+        return list(self.model.buffers())
+
     def keep_buffers(self) -> None:
         """Remember the buffers (batch statistics), which a forward pass changes before its loss is known."""
-        buffers = list(self.model.buffers())
-        if len(self.saved) != len(buffers):
-            self.saved = [buffer.clone() for buffer in buffers]
-        elif buffers:
-            torch._foreach_copy_(self.saved, buffers)
+        if not self.saved:
+            self.saved = [buffer.clone() for buffer in self.buffers]
+        elif self.buffers:
+            torch._foreach_copy_(self.saved, self.buffers)
 
     def restore_buffers(self) -> None:
         """Put the remembered buffers back: a step that is not finite must leave no trace."""
         if self.saved:
-            torch._foreach_copy_(list(self.model.buffers()), self.saved)
+            torch._foreach_copy_(self.buffers, self.saved)
+
+    def settle_skips(self) -> None:
+        """Count the skipped steps that the host has not yet heard of; waits for the device."""
+        if self.unseen_skips is not None:
+            self.skipped_steps += int(self.unseen_skips)
+            self.unseen_skips = None
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's precision."""
@@ -91,6 +114,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on to the same bits after any step."""
+        self.settle_skips()
         return {
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
@@ -104,6 +128,7 @@ class Training:
             "position": [self.epoch_step, self.epoch_seen],
             "totals": self.epoch_totals.cpu(),
             "random": get_random_state(self.device),
+            "threads": torch.get_num_threads(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -122,23 +147,8 @@ class Training:
         self.epoch_step, self.epoch_seen = state["position"]
         self.epoch_totals = state["totals"].to(self.device)
         self.random_state = state["random"]
-
-
-def make_autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast context of a precision, "fp32" or "bf16"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def get_random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of the generators a training step may draw from (dropout): the CPU's and the GPU's."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Restore what `get_random_state` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+        if self.device.type == "cpu":  # sums divided among other threads have other last bits
+            torch.set_num_threads(state.get("threads", torch.get_num_threads()))
 
 
 Hook = Callable[[Training], None]
@@ -167,6 +177,7 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
             if after_step is not None:
                 after_step(run)
         loss, correct = (sum_over_ranks(run.epoch_totals) / run.epoch_seen).tolist()
+        run.settle_skips()
         run.settle_clock()
         speed = (run.epoch_seen - first) / (time.monotonic() - began)
         run.epoch, run.epoch_step, run.epoch_seen = epoch + 1, 0, 0
@@ -201,10 +212,10 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     run.optimizer.zero_grad(set_to_none=True)
     run.keep_buffers()
     with run.autocast():
-        logits = run.model(images)
+        logits = run.forward(images)
         loss = criterion(logits, labels)
     (loss if count_ranks() == 1 else loss * (len(labels) / batch)).backward()
-    sum_gradients(run.model.parameters())
+    sum_gradients(run.parameters)
 
     # 2 keep the dense gradients where this update grows by them
     wants_dense = method.dense_grads is DenseGrads.EVERY_STEP or (due and method.dense_grads is DenseGrads.AT_UPDATES)
@@ -214,13 +225,18 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     maskset.mask_gradients()
 
     # 4 clip by the norm of the active weights; a step that is not finite changes nothing
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    parameters = [p for p in run.parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(sum_over_ranks(loss)))
+    fine = is_finite(norm, sum_over_ranks(loss.detach()))
+    waits = run.waits or due
+    finite = bool(fine) if waits else True
     if finite and run.page.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, run.page.clip_norm, norm)
 
-    if finite:
+    if not waits:
+        step_where(fine, run.optimizer, run.buffers, run.saved)
+        run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
+    elif finite:
         # 5 optimiser step; inactive weights have zero gradient and zero state, so they stay zero
         if not (due and method.replaces_step):
             run.optimizer.step()
@@ -289,18 +305,3 @@ def history_row(run: Training, epoch: int, loss: float, train_acc_pct: float | N
 def accuracy_pct(run: Training, images: Images) -> float:
     """Return the evaluated network's top-1 accuracy in per cent."""
     return measure_accuracy(run.evaluated(), images, run.device, run.autocast(), run.channels_last)
-
-
-@torch.no_grad()
-def measure_accuracy(
-    model: nn.Module, images: Images, device: torch.device, autocast: torch.autocast, channels_last: bool
-) -> float:
-    """Return a network's top-1 accuracy in per cent, in evaluation mode."""
-    model.eval()
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    for batch, labels in images.batches(EVALUATION_BATCH, device):
-        if channels_last:
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        with autocast:
-            correct += (model(batch).argmax(1) == labels).sum()
-    return 100 * correct.item() / len(images)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmark.arithmetic import make_autocast, measure_accuracy
 from benchmark.build import count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
 from benchmark.data import Data, load_data
@@ -22,7 +23,6 @@ from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
 from benchmark.plugins import find_method, method_names
 from benchmark.prunable import find_layers, prunable_weights
-from benchmark.train import make_autocast, measure_accuracy
 from leaderboard import Record, RecordError, read_record
 from methods.core import Budget, count_active, count_kept
 

@@ -46,7 +46,7 @@ from benchmark.plugins import built_in_names, find_method
 from benchmark.resume import FINISHED, Saver
 from benchmark.train import Training
 from leaderboard import read_records
-from leaderboard.page import is_current
+from leaderboard.page import make_page
 from methods.core import View
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -341,7 +341,8 @@ def find_differences(wanted: Outcome, found: Outcome) -> list[str]:
 def find_torn(folder: Path) -> list[str]:
     """Return what a reader of `folder`, at this very instant, would find damaged or untrue."""
     torn = [f"record {problem.file}: {problem.reason}" for problem in read_records(folder / "records")[1]]
-    if (folder / PAGE).exists() and not is_current(folder / "records", folder / PAGE):
+    page = folder / PAGE
+    if page.exists() and page.read_text() != make_page(folder / "records", page)[0]:
         torn.append("page")
     for path in folder.glob(f"runs/*/{FINISHED}"):
         with contextlib.suppress(ValueError):

@@ -58,7 +58,8 @@ def grid_of(tmp_path):
         # pages x rows x sparsities x seeds; SET on two pages alone, small_dense is a control itself
         ("paper/table2", 4 * 3, (4 * 8 + 2 * 1 + 4 * 1) * 3 * 3, (4 * 8 + 2 * 1) * 3 * 3),
         ("paper/table3", 3, 10 * 2 * 3, 7 * 2 * 3),  # two static rows and small_dense are controls themselves
-        ("grids/digits", 5, 10 * 2 * 5, 8 * 2 * 5 * 3),  # three controls beside each row
+        ("grids/digits", 5, 10 * 2 * 5, 8 * 2 * 5),
+        ("grids/digits_masks", 0, 2 * 5, 2 * 2 * 5),  # two controls beside the one row
     ],
 )
 def test_the_committed_grids_hold_every_row_at_every_sparsity_and_seed(name, dense, rows, controls):
@@ -100,7 +101,7 @@ def test_table_2_has_set_on_the_pages_of_the_paper_and_the_small_dense_network_o
 
 
 def test_grid_files_are_no_pages():
-    assert {"table1", "table2", "table3", "digits"}.isdisjoint(page_names())
+    assert {"table1", "table2", "table3", "digits", "digits_masks"}.isdisjoint(page_names())
 
 
 def test_a_row_overrides_the_lists_and_dense_runs_once_per_seed(small):

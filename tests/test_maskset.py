@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.maskset import MaskSet, pack, unpack
+from benchmark.maskset import MaskSet, pack, unpack, zero_outside
 from methods.core import ContractError
 
 
@@ -106,3 +106,16 @@ def test_masks_for_arithmetic_have_the_weights_memory_format():
     factor = MaskSet({"w": weight}).factors[0]
     assert factor.stride() == weight.stride()
     assert factor.dtype == weight.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_whatever_stood_at_an_inactive_weight_becomes_plain_zero(dtype):
+    tensor = torch.tensor([-1.5, -0.0, float("inf"), float("nan"), -2.0, -0.0], dtype=dtype)
+    zero_outside(torch.tensor([False, False, False, False, True, True]), tensor)
+    assert tensor.tolist() == [0, 0, 0, 0, -2, 0]
+    assert torch.signbit(tensor).tolist() == [False] * 4 + [True, True]
+
+
+def test_packed_masks_are_row_major_in_every_memory_format():
+    mask = torch.rand(3, 5, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(pack(mask.contiguous(memory_format=torch.channels_last)), pack(mask))

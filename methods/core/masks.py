@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from methods.core.base import ContractError, Masks, View
+from methods.core.base import Masks, View
+from methods.core.scores import InOrder
+from methods.core.selection import choose, count_each
 
 
 def all_active(view: View) -> Masks:
@@ -17,7 +19,7 @@ def all_active(view: View) -> Masks:
 
 def count_active(masks: Mapping[str, Tensor]) -> int:
     """Return the number of active weights over all masks."""
-    return sum(int(mask.sum()) for mask in masks.values())
+    return sum(count_each(masks.values()))
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -26,19 +28,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     Equal scores are taken in order of position, so the answer is that of a stable descending sort, on every device,
     for any thread count. Raises ContractError for a score that is not finite and for k outside [0, len(scores)].
     """
-    if not 0 <= k <= scores.numel():
-        raise ContractError(f"cannot keep {k} of {scores.numel()} candidates")
-    if not bool(torch.isfinite(scores).all()):
-        raise ContractError("ranked a score that is not finite")
-    if k == 0 or k == scores.numel():
-        return torch.full_like(scores, k > 0, dtype=torch.bool)
-    rank = scores.numel() - k  # of the k-th largest, from below
-    # kthvalue is refused on a GPU in deterministic mode, although its value is well defined.
-    threshold = scores.sort().values[rank] if scores.is_cuda else scores.kthvalue(rank + 1).values
-    above = scores > threshold
-    ties = scores == threshold
-    needed = k - above.sum()
-    return above | (ties & (ties.cumsum(0) <= needed))
+    return choose([scores], k, [None])[0]
 
 
 def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
@@ -46,11 +36,7 @@ def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
 
     scores: any shape; among: bool of the same shape, default everywhere. Ties go to the lower row-major index.
     """
-    if among is None:
-        return top_k(scores.reshape(-1), k).reshape(scores.shape)
-    mask = torch.zeros_like(among)
-    mask[among] = top_k(scores[among], k)
-    return mask
+    return choose([scores], k, [among])[0]
 
 
 def keep_top_global(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor] | None = None) -> Masks:
@@ -58,13 +44,8 @@ def keep_top_global(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Te
 
     Ties go to the earlier tensor, then to the lower row-major index.
     """
-    among = among or {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    candidates = [score[among[name]] for name, score in scores.items()]
-    chosen = top_k(torch.cat(candidates), k).split([part.numel() for part in candidates])
-    masks = {name: torch.zeros_like(among[name]) for name in scores}
-    for mask, name, part in zip(masks.values(), scores, chosen, strict=True):
-        mask[among[name]] = part
-    return masks
+    chosen = choose(InOrder(scores), k, [among[name] if among else None for name in scores])
+    return dict(zip(scores, chosen, strict=True))
 
 
 def random_masks(view: View, counts: Mapping[str, int]) -> Masks:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -13,14 +16,53 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def magnitude(view: View) -> dict[str, Tensor]:
-    """Return |w|."""
-    return {name: precise(weight).abs() for name, weight in view.weights.items()}
+class Scores(Mapping[str, Tensor]):
+    """Scores by weight name, computed each time they are asked for: a network's worth of memory is spared."""
+
+    def __init__(self, names: Iterable[str], compute: Callable[[str], Tensor]) -> None:
+        self.names, self.compute = dict.fromkeys(names), compute
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
-def gradient_magnitude(view: View) -> dict[str, Tensor]:
-    """Return |dL/dw|, dense (RigL, section 3, "grow"; GraNet Eq. 3)."""
-    return {name: precise(view.gradients[name]).abs() for name in view.weights}
+class InOrder(Sequence[Tensor]):
+    """The values of a mapping by position, each fetched when it is asked for."""
+
+    def __init__(self, scores: Mapping[str, Tensor]) -> None:
+        self.scores, self.names = scores, list(scores)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self.scores[name] for name in self.names[index]]
+        return self.scores[self.names[index]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def magnitude(view: View) -> Mapping[str, Tensor]:
+    """Return |w|, computed layer by layer as it is read."""
+    weights = view.weights
+    return Scores(weights, lambda name: precise(weights[name]).abs())
+
+
+def gradient_magnitude(view: View) -> Mapping[str, Tensor]:
+    """Return |dL/dw|, dense (RigL, section 3, "grow"; GraNet Eq. 3), computed layer by layer as it is read."""
+    gradients = view.gradients
+    return Scores(view.weights, lambda name: precise(gradients[name]).abs())
 
 
 def random_scores(view: View) -> dict[str, Tensor]:

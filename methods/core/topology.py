@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from methods.core.base import Masks
-from methods.core.masks import keep_top
+from methods.core.selection import choose_each, count_each
 
 
 def drop(
@@ -21,11 +21,10 @@ def drop(
 
     Ties keep the lower index. Invariant: the result is a subset of `masks`.
     """
-    kept = {}
-    for name, mask in masks.items():
-        active = int(mask.sum())
-        kept[name] = keep_top(scores[name], active - rounding(rate * active), among=mask)
-    return kept
+    active = count_each(masks.values())
+    keep = [count - rounding(rate * count) for count in active]
+    chosen = choose_each((scores[name] for name in masks), keep, masks.values())
+    return dict(zip(masks, chosen, strict=True))
 
 
 def grow(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Masks:
@@ -34,8 +33,7 @@ def grow(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mappin
     Only inactive positions are candidates, so a layer never loses density to ties or zero scores. Weights dropped in
     the same update are candidates too. Invariant: per-layer counts equal those of `like`.
     """
-    grown = {}
-    for name, mask in masks.items():
-        missing = int(like[name].sum()) - int(mask.sum())
-        grown[name] = mask | keep_top(scores[name], missing, among=~mask)
-    return grown
+    present, wanted = count_each(masks.values()), count_each(like[name] for name in masks)
+    missing = [want - have for want, have in zip(wanted, present, strict=True)]
+    added = choose_each((scores[name] for name in masks), missing, (~mask for mask in masks.values()))
+    return {name: new.logical_or_(mask) for (name, mask), new in zip(masks.items(), added, strict=True)}

@@ -1,0 +1,81 @@
+"""Run every module of this folder that has a `measure`, print its goals, and keep the figures in results/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmark.environment import describe_environment, describe_git
+from benchmark.perf.timing import Goal
+
+FOLDER = Path(__file__).resolve().parent
+STYLES = {"pass": "green", "short": "red", "": "dim"}
+
+
+def find_measures() -> dict[str, Callable[[bool], list[Goal]]]:
+    """Return `measure` of each module of this folder that has one, by module name, in order of names."""
+    modules = {module.name: import_module(f"benchmark.perf.{module.name}") for module in iter_modules([str(FOLDER)])
+               if not module.name.startswith("_")}  # fmt: skip
+    return {name: module.measure for name, module in sorted(modules.items()) if hasattr(module, "measure")}
+
+
+def print_goals(console: Console, goals: list[Goal]) -> None:
+    """Print goals as a table."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("goal", "what", "measured", "wanted", "verdict"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("measured", "wanted") else "left")
+    for goal in goals:
+        wanted = f"{goal.relation} {goal.limit:g} {goal.unit}" if goal.relation else ""
+        verdict = f"[{STYLES[goal.verdict]}]{goal.verdict}[/]"
+        table.add_row(goal.name, escape(goal.what), f"{goal.measured:.4g} {goal.unit}", wanted, verdict)
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print, and write results/DATE.json; a goal that is short does not fail the command."""
+    parser = argparse.ArgumentParser(prog="make perf", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and networks: under 3 minutes")
+    parser.add_argument("--only", default="", help="modules, comma-separated: " + ", ".join(find_measures()))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console()
+    began = time.monotonic()
+    results: dict[str, list[Goal]] = {}
+    for name, measure in find_measures().items():
+        if not asked.only or name in asked.only.split(","):
+            started = time.monotonic()
+            results[name] = measure(asked.quick)
+            console.print(f"{name}: {time.monotonic() - started:.0f} s", style="dim")
+            print_goals(console, results[name])
+    goals = [goal for measured in results.values() for goal in measured]
+    verdicts = [goal.verdict for goal in goals if goal.verdict]
+    content = {
+        "quick": asked.quick,
+        "environment": describe_environment(torch.device("cpu"), "fp32"),
+        "git": describe_git(),
+        "goals": {name: [goal.as_dict() for goal in measured] for name, measured in results.items()},
+    }
+    path = FOLDER / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    console.print(
+        f"{verdicts.count('pass')} of {len(verdicts)} goals reached in {time.monotonic() - began:.0f} s; {path}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Timing side by side: variants in turn, round after round, so that a machine's moods fall on all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+clock = time.process_time  # of one thread: a neighbour's load counts less than by the wall's clock
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One goal as measured. `measured` and `limit` are ratios unless `unit` says otherwise."""
+
+    name: str  # P1 ... as in the performance notes, or a word
+    what: str
+    measured: float
+    relation: str  # "<=" or ">="; "" where there is nothing to reach
+    limit: float = 0.0
+    unit: str = "x"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the goal is reached: pass, short, or nothing where it has no limit."""
+        if not self.relation:
+            return ""
+        reached = self.measured <= self.limit if self.relation == "<=" else self.measured >= self.limit
+        return "pass" if reached else "short"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the goal and its verdict as the results file keeps them."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def time_in_turn(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each variant in each round, A B A B; a round before the first warms up and is left out.
+
+    A variant that returns seconds (a float) has timed a part of itself, and that is what counts.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, action in variants.items():
+            began = clock()
+            own = action()
+            seconds = own if isinstance(own, float) else clock() - began
+            if number:
+                times[name].append(seconds)
+    return times
+
+
+def median_ratio(above: list[float], below: list[float]) -> float:
+    """Return the median over rounds of one variant's time as a multiple of another's in the same round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def milliseconds(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return the median of each variant in milliseconds."""
+    return {name: round(1000 * statistics.median(seen), 3) for name, seen in times.items()}

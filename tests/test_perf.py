@@ -1,0 +1,81 @@
+"""Promises of `make perf`: variants take turns, verdicts follow from figures, and the peer does what it stands for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmark.perf import __main__ as command
+from benchmark.perf.masking import measure_net
+from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
+from benchmark.perf.timing import Goal, median_ratio, time_in_turn
+from benchmark.perf.update import propose
+
+TINY = Net("ResNet-20", "cifar_resnet20", 4, 8)
+
+
+def test_variants_take_turns_and_the_first_round_does_not_count():
+    order = []
+    times = time_in_turn({"a": lambda: order.append("a"), "b": lambda: (order.append("b"), 7.0)[1]}, 2)
+    assert order == ["a", "b"] * 3
+    assert times["b"] == [7.0, 7.0]  # it has timed a part of itself
+    assert len(times["a"]) == 2
+
+
+def test_ratios_are_taken_round_by_round():
+    assert median_ratio([2.0, 20.0, 6.0], [1.0, 10.0, 2.0]) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("relation", "measured", "verdict"),
+    [("<=", 1.0, "pass"), ("<=", 1.1, "short"), (">=", 1.0, "pass"), (">=", 0.9, "short"), ("", 5.0, "")],
+)
+def test_a_goal_is_reached_or_short(relation, measured, verdict):
+    assert Goal("P0", "x", measured, relation, 1.0).verdict == verdict
+
+
+def test_what_could_not_be_measured_is_not_reached():
+    assert Goal("P0", "x", float("nan"), "<=", 1.0).verdict == "short"
+
+
+def test_every_module_with_a_measure_is_found():
+    assert set(command.find_measures()) >= {"growth", "masking", "modes", "update"}
+
+
+def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    goals = [Goal("P1", "small", 1.0, "<=", 1.01), Goal("P2", "large", 3.0, "<=", 0.7)]
+    monkeypatch.setattr(command, "find_measures", lambda: {"some": lambda quick: goals})
+    monkeypatch.setattr("sys.argv", ["perf", "--quick"])
+    before = torch.get_num_threads()
+    command.main()
+    torch.set_num_threads(before)
+    assert "1 of 2 goals reached" in capsys.readouterr().out
+    (path,) = (tmp_path / "results").glob("*.json")
+    content = json.loads(path.read_text())
+    assert [goal["verdict"] for goal in content["goals"]["some"]] == ["pass", "short"]
+    assert content["quick"] is True and content["environment"]["threads"] >= 1
+
+
+def test_a_tiny_network_goes_through_the_measurement():
+    names = [(goal.name, goal.measured > 0) for goal in measure_net(TINY, 1, 1)]
+    assert names == [("P1", True), ("P2", True), ("P2", True)]
+
+
+def test_the_peer_keeps_weights_and_momentum_masked_and_our_update_its_counts():
+    model = make_model(TINY)
+    maskset, optimizer = sparsify(model, 0.8), make_sgd(model, False)
+    peer = Peer(model, optimizer, maskset.masks)
+    backward(model, *make_batch(TINY, 4))
+    peer.step()
+    for name, weight in peer.weights.items():
+        off = peer.masks[name] == 0
+        assert not weight[off].any() and not optimizer.state[weight]["momentum_buffer"][off].any()
+    pruned, grown = propose(maskset)
+    assert sum(int(m.sum()) for m in grown.values()) == int(0.95 * maskset.active())
+    assert all(int(pruned[name].sum()) == int(grown[name].sum()) for name in grown)
+    peer.update(int(0.95 * maskset.active()), 0.3)
+    active = sum(int(mask.sum()) for mask in peer.masks.values())
+    assert abs(active / (0.95 * maskset.active()) - 1) < 0.05  # it compares with a threshold, and loses ties

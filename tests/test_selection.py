@@ -1,0 +1,151 @@
+"""Promises of exact selection: on every path the choice is that of a stable descending sort."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from methods.core import ContractError, selection
+from methods.core.selection import choose, choose_by_sorting, choose_each, count_each, find_position
+
+PATHS = ("ranking", "counting", "sorting")
+LEAST = {torch.float32: 1e-45, torch.float64: 5e-324}  # the smallest subnormal numbers
+
+
+def take(path, scores, k, among):
+    """Choose on one path, whatever the size."""
+    if path == "sorting":
+        masks, facts = choose_by_sorting(scores, k, among)
+        selection.check(k, *facts.tolist())
+        return masks
+    return choose(scores, k, among)
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """The path to choose on; counters serve small tensors too, and positions are looked for in small pieces."""
+    monkeypatch.setattr(selection, "LARGE", 0 if request.param == "counting" else math.inf)
+    monkeypatch.setattr(selection, "CHUNK", 4)
+    return request.param
+
+
+def stable_sort(scores, k, among):
+    """The oracle: NumPy's stable sort of all candidates as one vector, tensor after tensor, in row-major order."""
+    flat = np.concatenate([s.double().contiguous().numpy().ravel() for s in scores])
+    pairs = zip(scores, among, strict=True)
+    allowed = [np.ones(s.numel(), bool) if m is None else m.contiguous().numpy().ravel() for s, m in pairs]
+    candidates = np.flatnonzero(np.concatenate(allowed))
+    chosen = np.zeros(flat.size, bool)
+    chosen[candidates[np.argsort(-flat[candidates], kind="stable")[:k]]] = True
+    parts = np.split(chosen, np.cumsum([s.numel() for s in scores])[:-1])
+    return [torch.from_numpy(part.reshape(tuple(s.shape))) for part, s in zip(parts, scores, strict=True)]
+
+
+def draw_case(generator, case):
+    """Draw some layers of scores with candidates, and a budget; which kind of numbers depends on the case."""
+    dtype = (torch.float32, torch.float64)[case % 2]
+    kind = case // 2 % 5
+    scores, among = [], []
+    for _ in range(int(generator.integers(1, 5))):
+        shape = tuple(generator.integers(1, 5, 4)) if generator.random() < 0.6 else (int(generator.integers(1, 60)),)
+        if kind == 0:  # many ties, zeros of both signs
+            values = generator.choice([0.0, -0.0, 0.5, 1.0, 1.0], shape)
+        elif kind == 1:  # subnormal numbers, one counter's worth
+            values = generator.integers(-3, 4, shape) * LEAST[dtype]
+        elif kind == 2:  # equal upper bits, other lower ones
+            values = 1 + generator.integers(0, 4, shape) * float(torch.finfo(dtype).eps)
+        elif kind == 3:
+            values = generator.standard_normal(shape) * 10.0 ** generator.integers(-30, 30)
+        else:
+            values = np.abs(generator.standard_normal(shape)) * (generator.random(shape) < 0.3)
+        layer = torch.from_numpy(np.asarray(values, dtype=np.float64)).to(dtype)
+        mask = torch.from_numpy(generator.random(shape) < generator.choice([0.0, 0.1, 0.5, 1.0]))
+        if layer.dim() == 4 and generator.random() < 0.5:
+            layer = layer.contiguous(memory_format=torch.channels_last)
+        if mask.dim() == 4 and generator.random() < 0.5:
+            mask = mask.contiguous(memory_format=torch.channels_last)
+        scores.append(layer)
+        among.append(None if generator.random() < 0.3 else mask)
+    available = sum(s.numel() if m is None else int(m.sum()) for s, m in zip(scores, among, strict=True))
+    return scores, int(generator.choice([0, available, generator.integers(0, available + 1)])), among
+
+
+def test_the_choice_is_that_of_a_stable_sort_on_1500_cases(path):
+    generator = np.random.default_rng(0)
+    for case in range(1500):
+        scores, k, among = draw_case(generator, case)
+        expected = stable_sort(scores, k, among)
+        for found, right in zip(take(path, scores, k, among), expected, strict=True):
+            assert torch.equal(found, right), (case, k)
+
+
+def test_zeros_of_both_signs_are_equal(path):
+    assert take(path, [torch.tensor([-0.0, 0.0, -0.0])], 1, [None])[0].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_is_refused_among_the_candidates_and_ignored_elsewhere(path, bad, dtype):
+    scores = torch.tensor([3.0, bad, 1.0, 2.0], dtype=dtype)
+    for k in range(5):
+        with pytest.raises(ContractError, match="not finite"):
+            take(path, [scores], k, [None])
+    among = torch.tensor([True, False, True, True])
+    assert take(path, [scores], 2, [among])[0].tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("k", "message"), [(3, "cannot keep 3 of 2"), (-1, "cannot keep -1 of 2")])
+def test_a_budget_that_does_not_fit_the_candidates_is_refused(path, k, message):
+    with pytest.raises(ContractError, match=message):
+        take(path, [torch.ones(4)], k, [torch.tensor([True, False, True, False])])
+
+
+def test_without_candidates_nothing_is_chosen(path):
+    nobody = torch.zeros(6, dtype=torch.bool)
+    assert not take(path, [torch.ones(6)], 0, [nobody])[0].any()
+
+
+@pytest.mark.parametrize(("layout", "count"), list(product([torch.contiguous_format, torch.channels_last], [1, 2])))
+def test_a_large_choice_is_the_same_in_every_memory_format_with_one_thread_and_with_two(layout, count):
+    """At full size, so that counters and pieces are the real ones: 147,456 scores of which most tie."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        for grain in (3, 1000, 2**23):
+            scores = torch.randint(0, grain, (128, 128, 3, 3), generator=generator).float() / grain
+            among = torch.rand(scores.shape, generator=generator) < 0.7
+            k = int(among.sum()) // 3
+            assert scores.numel() >= selection.LARGE
+            expected = stable_sort([scores], k, [among])[0]
+            found = choose([scores.contiguous(memory_format=layout)], k, [among.contiguous(memory_format=layout)])[0]
+            assert torch.equal(found, expected), grain
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_layers_by_themselves_are_chosen_as_each_alone():
+    generator = np.random.default_rng(1)
+    scores = [torch.from_numpy(generator.standard_normal(n)) for n in (5, 70000, 9)]
+    among = [None, torch.from_numpy(generator.random(70000) < 0.5), None]
+    counts = [2, 1234, 9]
+    for found, s, k, m in zip(choose_each(scores, counts, among), scores, counts, among, strict=True):
+        assert torch.equal(found, stable_sort([s], k, [m])[0])
+
+
+def test_selection_changes_none_of_its_inputs(path):
+    scores, among = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([True, True, True, False])
+    before = scores.clone(), among.clone()
+    take(path, [scores], 1, [among])
+    assert torch.equal(scores, before[0]) and torch.equal(among, before[1])
+
+
+def test_positions_and_counts_by_hand(path):
+    flat = torch.tensor([0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool)
+    assert [find_position(flat, number) for number in (1, 2, 3, 4)] == [1, 6, 7, 9]
+    assert count_each([flat, ~flat]) == [4, 7]
+    assert count_each([]) == []
