@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from leaderboard.page import (
@@ -46,18 +47,20 @@ def build_pages(store: Store, records_dir: Path, page: Path) -> str:
     """Write every page of a store that was read; return a line that sums it up. Raises BuildError as `build_all`."""
     said: list[str] = []
     site = page.parent / SITE
-    steps: dict[str, Callable[[], object]] = {
-        page.name: lambda: said.append(write_page(store, records_dir, page)),
-        PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page)),
-        "the pictures": lambda: said.append(draw_pictures(store, page.parent / PICTURES)),
-        **({SITE: lambda: write_browser_page(store, records_dir, page, site)} if site.exists() else {}),
-    }
-    faults = []
-    for name, step in steps.items():
-        try:
-            step()
-        except Exception as error:  # whatever it is, the other pages are made
-            faults.append(f"{name} could not be made: {type(error).__name__}: {error}")
+    with ThreadPoolExecutor(1) as aside:  # many pictures are drawn by other processes, while this one writes the texts
+        drawing = aside.submit(draw_pictures, store, page.parent / PICTURES)
+        steps: dict[str, Callable[[], object]] = {
+            page.name: lambda: said.append(write_page(store, records_dir, page)),
+            PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page)),
+            "the pictures": lambda: said.append(drawing.result()),
+            **({SITE: lambda: write_browser_page(store, records_dir, page, site)} if site.exists() else {}),
+        }
+        faults = []
+        for name, step in steps.items():
+            try:
+                step()
+            except Exception as error:  # whatever it is, the other pages are made
+                faults.append(f"{name} could not be made: {type(error).__name__}: {error}")
     if faults:
         raise BuildError("; ".join(faults))
     return ", ".join(said)

@@ -214,4 +214,4 @@ def test_text_from_records_cannot_move_the_cursor(board: Path, capsys: pytest.Ca
 
 def test_another_process_may_delete_a_picture_first(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leaderboard.drawing.draw.list_files", lambda folder: ["gone.1a2b3c4d.accuracy.svg"])
-    build_all(board / "records", board / "LEADERBOARD.md")
+    assert "4 records in 1 table" in build_all(board / "records", board / "LEADERBOARD.md")[0]
