@@ -460,7 +460,7 @@ def test_no_text_is_cut_off_and_none_lies_on_another(runs: list[dict[str, Any]],
 
 def test_the_font_is_the_one_that_comes_with_matplotlib() -> None:
     found = matplotlib.font_manager.findfont(matplotlib.font_manager.FontProperties(family="DejaVu Sans"))
-    assert Path(matplotlib.get_data_path()) in Path(found).parents
+    assert Path(matplotlib.get_data_path()).resolve() in Path(found).resolve().parents
 
 
 def test_listing_pictures_needs_no_matplotlib() -> None:
