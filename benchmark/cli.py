@@ -84,7 +84,7 @@ def rebuild_all(records: Path, page: Path) -> None:
 
         build_all(records, page)
     except Exception as error:
-        from leaderboard.claims.lookup import printable
+        from leaderboard.table import printable
 
         reason = printable(str(error))
         tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")

@@ -22,10 +22,10 @@ from benchmark.plugins import method_names
 from benchmark.prunable import find_layers, prunable_weights
 from benchmark.run import Places
 from leaderboard import Record, RecordError, read_record
-from leaderboard.claims.lookup import match, name_rows, printable
+from leaderboard.claims.lookup import match, name_rows
 from leaderboard.repeat import repeat_words, setting_value, write_command
 from leaderboard.store import load_store
-from leaderboard.table import gather
+from leaderboard.table import gather, printable
 from methods.core import Donor, count_kept
 
 Shapes = dict[str, tuple[int, ...]]

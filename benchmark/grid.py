@@ -16,9 +16,9 @@ from benchmark.environment import choose_device
 from benchmark.errors import UserError
 from benchmark.foresight import check_cells
 from benchmark.run import Options, Places, check_places, run_cell
-from benchmark.tracking import MODES
-from leaderboard.claims.lookup import printable
+from benchmark.tracking import check_mode
 from leaderboard.store import load_store
+from leaderboard.table import printable
 
 
 def run_grid(
@@ -43,8 +43,7 @@ def run_grid(
     Raises UserError, before the first batch and with nothing written, for anything wrong that can be known by then: a
     name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
     """
-    if wandb not in MODES:
-        raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{wandb}'")
+    check_mode(wandb)
     chosen = choose_device(device)
     task, reason = choose_task(tasks, chosen.type == "cuda")
     if reason:

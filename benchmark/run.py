@@ -35,7 +35,7 @@ from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, find_faults, find_same, rebuild, write_record
-from leaderboard.claims.lookup import printable
+from leaderboard.table import printable
 from methods.core import Timeline, View, count_kept
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little

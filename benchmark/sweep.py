@@ -25,10 +25,10 @@ from benchmark.plan import page_of, print_plan
 from benchmark.run import Options, Places, check_places, run_cell
 from benchmark.standin import stand_in
 from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
-from benchmark.tracking import MODES
+from benchmark.tracking import check_mode
 from leaderboard import Record
-from leaderboard.claims.lookup import printable
 from leaderboard.store import load_store
+from leaderboard.table import printable
 
 LOCK = "grid.lock"  # in a run's folder: held from the last look at the records until the run's record is there
 RUNNING = "already running in another process"  # what run_cell says of a cell that someone else trains
@@ -55,8 +55,7 @@ def run_grid_file(
     file at once, then for every fault of its cells that needs no image to be known, a narrowing that leaves nothing, a
     device that is absent, folders that cannot be written. Controls that no run can be made from do not count as failed.
     """
-    if wandb not in MODES:
-        raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{wandb}'")
+    check_mode(wandb)
     chosen = choose_device(device)
     grid = narrow(read_grid(file), wanted)
     where = Places(**{key: path for key, path in places.items() if path is not None})

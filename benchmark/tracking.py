@@ -12,12 +12,17 @@ from benchmark.errors import UserError
 MODES = ("off", "offline", "online")
 
 
+def check_mode(mode: str) -> None:
+    """Raise UserError for a way of logging that there is not."""
+    if mode not in MODES:
+        raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{mode}'")
+
+
 class Tracker:
     """Logs to W&B while it works and goes silent, after one warning, the first time it does not."""
 
     def __init__(self, mode: str, folder: Path, warn: Callable[[str], None]) -> None:
-        if mode not in MODES:
-            raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{mode}'")
+        check_mode(mode)
         self.mode = mode
         self.folder = folder
         self.warn = warn

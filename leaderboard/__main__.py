@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leaderboard import build
-from leaderboard.claims.lookup import printable
 from leaderboard.page import PICTURES, Store, make_sections
 from leaderboard.store import load_store
+from leaderboard.table import printable
+from leaderboard.web.wandb_board import MODES
 
 HERE = Path(__file__).resolve().parent
-WANDB_MODES = ("off", "offline", "online")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def answer(asked: argparse.Namespace) -> int:
     """Run the command that was asked for. Raises BuildError for a page that could not be made."""
     if asked.command == "build":
-        if asked.wandb not in WANDB_MODES:
-            print(f"error: WANDB must be one of {', '.join(WANDB_MODES)}, got '{asked.wandb}'", file=sys.stderr)
+        if asked.wandb not in MODES:
+            print(f"error: WANDB must be one of {', '.join(MODES)}, got '{asked.wandb}'", file=sys.stderr)
             return 2
         summary, store = build.build_all(asked.records, asked.output)
         print(f"{asked.output.name}: {summary}")

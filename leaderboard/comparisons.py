@@ -49,7 +49,7 @@ def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
 
 def certain(cell: Cell) -> dict[int, float]:
     """Return the accuracies that may carry a verdict: none where a counted run diverged, for the others flatter it."""
-    return accuracies(cell) if len(cell.finished) == len(cell.counted) else {}
+    return {} if cell.diverged else accuracies(cell)
 
 
 def make_ranks(rows: list[Row]) -> Ranks:
@@ -115,7 +115,7 @@ class Control:
     @classmethod
     def of(cls, cell: Cell) -> Control:
         """Return the control that the runs of a cell are."""
-        return cls(accuracies(cell), len(cell.finished) == len(cell.counted))
+        return cls(accuracies(cell), not cell.diverged)
 
 
 def donor_controls(rows: list[Row]) -> dict[str, Made]:
@@ -173,9 +173,8 @@ def gains_table(rows: list[Row]) -> list[str]:
     made = donor_controls(rows)
     for sparsity in sparsities_of(rows):
         for number, cell in compared(rows, sparsity).items():
-            sound = len(cell.finished) == len(cell.counted)
             found = {
-                name: make_gain(cell, control.accuracies, sound and control.sound)
+                name: make_gain(cell, control.accuracies, control.sound and not cell.diverged)
                 for name, control in controls_of(rows, number, sparsity, made).items()
             }
             known = {name: gain for name, gain in found.items() if gain is not None}

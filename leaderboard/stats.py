@@ -205,13 +205,6 @@ def holm(ps: Mapping[K, float | None]) -> dict[K, float | None]:
     return adjusted
 
 
-def rank_ranges(
-    accuracies: Mapping[str, Mapping[int, float]], grain: float = 0.0, least: int = 2
-) -> dict[str, tuple[int, int]]:
-    """Return the ranks (1 = most accurate) that each row may have; see `rank_groups`, of which this is a single one."""
-    return rank_groups({0: accuracies}, grain, least)[0]
-
-
 def rank_groups(
     groups: Mapping[K, Mapping[str, Mapping[int, float]]], grain: float = 0.0, least: int = 2
 ) -> dict[K, dict[str, tuple[int, int]]]:

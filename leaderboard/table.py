@@ -36,10 +36,20 @@ DETAILS = [
 ]
 
 
+def printable(text: str) -> str:
+    """Return `text` on one line without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def plain(text: object) -> str:
+    """Return `text` on one line without control characters, cut to LONGEST_TEXT: safe in a terminal."""
+    kept = printable(str(text))
+    return kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
+
+
 def escape(text: object) -> str:
     """Return `text` on one line, without a meaning in Markdown or HTML, cut to LONGEST_TEXT characters."""
-    kept = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    kept = kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
+    kept = plain(text)
     kept = re.sub(r"([\\*\[\]$~#])", r"\\\1", kept)
     kept = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", kept)  # inside a word it has no meaning
     return html.escape(kept, quote=False).replace("|", "&#124;").replace("`", "&#96;")
@@ -89,17 +99,19 @@ class Cell:
     repeats: list[Record]
 
     @property
+    def diverged(self) -> int:
+        """How many of the counted runs diverged."""
+        return len(self.counted) - len(self.finished)
+
+    @property
     def finished(self) -> list[Record]:
         """The counted runs that did not diverge: those whose numbers enter means."""
         return [record for record in self.counted if record["status"] == "ok"]
 
     def accuracy(self) -> str:
         """Return `93.10 ± 0.21 (n=2, 1 diverged)`, of the last epoch."""
-        diverged = len(self.counted) - len(self.finished)
-        return (
-            f"{mean_and_std(record['accuracy_pct']['last_epoch'] for record in self.finished)} (n={len(self.finished)}"
-            + (f", {diverged} diverged)" if diverged else ")")
-        )
+        shown = mean_and_std(record["accuracy_pct"]["last_epoch"] for record in self.finished)
+        return f"{shown} (n={len(self.finished)}{f', {self.diverged} diverged' if self.diverged else ''})"
 
     def cost(self, part: str, absolute: bool) -> str:
         """Return the mean cost of `part` (inference or train), in FLOPs or as a multiple of the dense network's."""

@@ -13,7 +13,7 @@ from record_factory import make_record
 
 from leaderboard import stats
 from leaderboard.claims.claim import ClaimError, add_arguments, make_claims, render_claims, run
-from leaderboard.claims.lookup import plain
+from leaderboard.table import plain
 
 BETTER, EQUAL = (93.0, 93.4, 93.1), (90.0, 90.5, 90.1)
 

@@ -25,7 +25,6 @@ from leaderboard.stats import (
     mean_std,
     paired_difference,
     rank_groups,
-    rank_ranges,
     seeds_needed,
     smallest_detectable,
 )
@@ -395,6 +394,11 @@ def test_holm_over_fifteen_differences_that_are_none_errs_in_one_family_of_twent
 
 
 # Ranks
+
+
+def rank_ranges(rows, grain=0.0, least=2):
+    """Return the ranks of a single group."""
+    return rank_groups({0: rows}, grain, least)[0]
 
 
 def rows_of(table):

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from leaderboard.claims.lookup import ClaimError, find_sparsities, plain, pose
+from leaderboard.claims.lookup import ClaimError, find_sparsities, pose
 from leaderboard.claims.verdict import METRICS, Claim, Pairing, Score, compare, judge, show, show_p
 from leaderboard.comparisons import signed
 from leaderboard.page import identity
 from leaderboard.schema import Record
-from leaderboard.table import BLANK, multiple, percent
+from leaderboard.table import BLANK, multiple, percent, plain
 
 __all__ = ["Claim", "ClaimError", "add_arguments", "make_claims", "render_claims", "run"]
 

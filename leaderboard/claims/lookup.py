@@ -13,22 +13,11 @@ from dataclasses import dataclass
 from leaderboard.page import is_changed, make_sections, section_title
 from leaderboard.repeat import repeat_words, write_command
 from leaderboard.schema import Record
-from leaderboard.table import LONGEST_TEXT, Cell, gather
+from leaderboard.table import Cell, gather, plain, printable
 
 
 class ClaimError(ValueError):
     """A question that cannot be answered as asked; the message says what is there and how to ask."""
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def plain(text: object) -> str:
-    """Return `text` on one line without control characters, cut to LONGEST_TEXT: safe in a terminal."""
-    kept = printable(str(text))
-    return kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
 
 
 @dataclass(frozen=True)

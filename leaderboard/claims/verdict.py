@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from leaderboard.claims.lookup import Side, plain
+from leaderboard.claims.lookup import Side
 from leaderboard.comparisons import grain
 from leaderboard.schema import Record
-from leaderboard.table import BLANK, LEAST_SEEDS, Cell
+from leaderboard.table import BLANK, LEAST_SEEDS, Cell, plain
 
 if TYPE_CHECKING:
     from leaderboard.stats import Difference

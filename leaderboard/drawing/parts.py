@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from leaderboard.drawing.pictures import Picture
 from leaderboard.drawing.style import Style, log_ticks
+from leaderboard.table import printable
 
 WIDTH = 8.5  # inches, of 72 points; a browser shows a point as 4/3 pixels: 816 of them
 LEFT, RIGHT, TOP, ROW = 0.8, 0.12, 0.38, 0.185  # margins, and a line of the legend, in inches
@@ -27,7 +28,7 @@ LONGEST_LABEL, LONGEST_LAYER = 44, 32  # characters
 def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
     """Return `text` as it can be drawn: on one line, of characters that the font has, its middle cut out if long."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    kept = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    kept = printable(text)
     kept = "".join(c if font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in kept)
     end = longest // 3
     return (kept if len(kept) <= longest else f"{kept[: longest - end - 1]}…{kept[-end:]}") or "(not printable)"

@@ -42,7 +42,7 @@ class Group:
     @property
     def diverged(self) -> int:
         """How many of the counted runs diverged."""
-        return len(self.cell.counted) - len(self.cell.finished)
+        return self.cell.diverged
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def make_row(row: Row, sparsity: float, cell: Cell, rank: str) -> list[Any]:
         ", ".join(str(run["seed"]) for run in cell.counted),
         ", ".join(visible(run["file"]) for run in [*cell.counted, *cell.repeats]),
         len(runs),
-        len(cell.counted) - len(runs),
+        cell.diverged,
         sparsity,
         average(accuracy["last_epoch"]),
         statistics.stdev(accuracy["last_epoch"]) if len(runs) > 1 else None,
