@@ -12,7 +12,7 @@ PAPER = ["cifar10_resnet20", "cifar10_resnet50", "cifar10_vgg19", "cifar100_resn
 
 
 def test_every_page_loads_and_the_promised_ones_are_there():
-    promised = {*PAPER, "digits_resnet20", "imagenet_resnet50", "folder_resnet20"}
+    promised = {*PAPER, "digits_resnet20", "imagenet_resnet50", "folder_resnet20", "cifar10jpeg_resnet20_short"}
     assert promised <= set(page_names())
     for name in page_names():
         assert load_page(name).title
