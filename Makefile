@@ -25,7 +25,7 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench grid table1 table2 table3 check-method mutants test test-slow check format lint types
+.PHONY: help install bench sweep table1 table2 table3 check-method mutants test test-slow check format lint types
 .PHONY: leaderboard verify claim site perf-pages deviations methods pages new-method clean
 
 # $(call given,NAME,option): the option where the user set NAME, nothing where it has its default
@@ -49,8 +49,12 @@ help: ## this text
 	@echo "  PRECISION=       fp32, bf16, or fastest: the faster of the two by a probe; other than the page's: a table of its own"
 	@echo "  FRESH=1          start over instead of continuing an interrupted run"
 	@echo
-	@echo "of make grid and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):"
-	@echo "  GRID=file        a grid file, such as configs/grids/digits.yaml"
+	@echo "of make sweep and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):"
+	@echo "  GRID=file        a grid file, such as configs/grids/digits.yaml; without it METHOD, SPARSITY, TASK, SEED, ARGS"
+	@echo "  JOBS=2           workers, or auto: as many as cores, or as GPUs x PER_GPU"
+	@echo "  ENGINE=local     where they run: local, ray or slurm; ENGINE_ARGS='key=value' its settings"
+	@echo "  PER_GPU=2        workers that share a GPU"
+	@echo "  RETRIES=2        how often a cell that failed is tried again"
 	@echo "  PLAN=1           print runs, training FLOPs and an estimated time, and run nothing"
 	@echo
 	@echo "of make claim (TASK and SPARSITY as above):"
@@ -76,18 +80,20 @@ bench: $(READY) ## train, price, update the leaderboard
 	@$(VENV)/bin/sparse-bench run --method '$(METHOD)' --sparsity '$(SPARSITY)' --task '$(TASK)' --seed '$(SEED)' \
 	    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)' $(if $(ARGS),--args '$(ARGS)') $(if $(call true,$(FRESH)),--fresh)
 
-GRID_OPTIONS = $(call given,METHOD,method) $(call given,SPARSITY,sparsity) $(call given,TASK,task) \
-    $(call given,SEED,seed) $(if $(call true,$(PLAN)),--plan) --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)'
+SWEEP_OPTIONS = $(call given,METHOD,method) $(call given,SPARSITY,sparsity) $(call given,TASK,task) \
+    $(call given,SEED,seed) $(if $(strip $(ARGS)),--args '$(ARGS)') $(if $(call true,$(PLAN)),--plan) \
+    $(call given,ENGINE,engine) $(call given,JOBS,jobs) $(call given,PER_GPU,per-gpu) \
+    $(call given,ENGINE_ARGS,engine-args) $(call given,RETRIES,retries) \
+    --device '$(DEVICE)' --data '$(DATA)' --wandb '$(WANDB)'
 
-grid: $(READY) ## GRID=file: run what is not finished of a grid file; PLAN=1: what it costs
-	@test -n '$(GRID)' || { echo "error: name a grid file: make grid GRID=configs/grids/digits.yaml"; exit 2; }
-	@$(VENV)/bin/sparse-bench grid '$(GRID)' $(GRID_OPTIONS)
+sweep: $(READY) ## run what is not finished of a grid, GRID=file or lists, on JOBS workers; PLAN=1: what it costs
+	@$(VENV)/bin/sparse-bench sweep $(if $(GRID),'$(GRID)') $(SWEEP_OPTIONS)
 
 table1: $(READY) ## run what is not finished of the GraNet paper's dense baselines, rebuild all pages; PLAN=1: the cost
 table2: $(READY) ## likewise its CIFAR table
 table3: $(READY) ## likewise its ImageNet table
 table1 table2 table3:
-	@status=0; $(VENV)/bin/sparse-bench grid configs/paper/$@.yaml $(GRID_OPTIONS) || status=$$?; \
+	@status=0; $(VENV)/bin/sparse-bench sweep configs/paper/$@.yaml $(SWEEP_OPTIONS) || status=$$?; \
 	$(if $(call true,$(PLAN)),,[ $$status -eq 130 ] || $(PY) -m leaderboard build || status=$$?;) exit $$status
 
 test: $(READY) ## run the tests (a few minutes)

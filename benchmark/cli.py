@@ -1,4 +1,4 @@
-"""The command line: `sparse-bench run | grid | export | verify | methods | pages | new-method | check`."""
+"""The command line: `sparse-bench run | sweep | export | verify | methods | pages | new-method | check`."""
 
 from __future__ import annotations
 
@@ -140,13 +140,19 @@ def run(
 
 
 @app.command()
-def grid(
-    file: Annotated[Path, typer.Argument(help="a grid file, such as configs/paper/table2.yaml")],
-    method: Annotated[str, typer.Option(help="only these methods, comma-separated; a control goes with its row")] = "",
-    sparsity: Annotated[str, typer.Option(help="only these sparsities, comma-separated")] = "",
-    task: Annotated[str, typer.Option(help="only these pages, comma-separated")] = "",
-    seed: Annotated[str, typer.Option(help="only these seeds, comma-separated")] = "",
+def sweep(
+    file: Annotated[Path | None, typer.Argument(help="a grid file, such as configs/paper/table2.yaml")] = None,
+    method: Annotated[str, typer.Option(help="of a file: only these methods; without: those to run, as of `run`")] = "",
+    sparsity: Annotated[str, typer.Option(help="likewise sparsities, comma-separated")] = "",
+    task: Annotated[str, typer.Option(help="likewise pages")] = "",
+    seed: Annotated[str, typer.Option(help="likewise seeds")] = "",
+    args: Annotated[str, typer.Option(help="without a file: name=value settings, as of `run`")] = "",
     plan: Annotated[bool, typer.Option(help="print what it costs and how far it is, and run nothing")] = False,
+    engine: Annotated[str, typer.Option(help="what runs the workers: local, ray or slurm")] = "local",
+    jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
+    per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
+    engine_args: Annotated[str, typer.Option(help="key=value settings of the engine")] = "",
+    retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
     device: Device = "auto",
     data: DataRoot = Path("data"),
     wandb: Wandb = "off",
@@ -155,25 +161,40 @@ def grid(
     runs: Runs = None,
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
-    """Run every cell of a grid file that is not finished; several processes may share one grid."""
-    from benchmark.sweep import run_grid_file
+    """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
+    from benchmark.engines import Pool
+    from benchmark.sweep import run_sweep
 
     def action() -> int:
-        return run_grid_file(
+        return run_sweep(
             file=file,
-            wanted={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
+            lists={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
+            arguments=args,
             plan=plan,
             device=device,
             data_root=data,
             wandb=wandb,
             checkpoint_s=checkpoint_s,
             places={"records": records, "page": leaderboard, "runs": runs},
+            pool=Pool(engine, jobs, per_gpu, engine_args, retries),
             command="sparse-bench " + shlex.join(sys.argv[1:]),
             console=console,
             tell=tell,
         )
 
     train_then_rebuild(action, records, leaderboard)
+
+
+@app.command(hidden=True)
+def worker(spec: Path, number: int) -> None:
+    """Run the cells of a sweep as one of its workers; engines start this."""
+    from benchmark.worker import work
+
+    try:
+        guarded(lambda: work(spec, number, console, tell))
+    except KeyboardInterrupt:
+        console.print("stopped")
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from benchmark.progress import ProgressFile
 
 LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
 WIDE = 130  # columns that the bar and all figures in full need
@@ -22,15 +25,27 @@ def format_flops(macs: float) -> str:
 
 
 class Reporter:
-    """Tells how a run goes. A context manager: the bar is closed whatever happens."""
+    """Tells how a run goes. A context manager: the bar is closed whatever happens.
 
-    def __init__(self, console: Console, title: str, epochs: int, steps_per_epoch: int, done: int = 0) -> None:
+    `done` is the step it goes on from; `progress` a file to write it to as well.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        epochs: int,
+        steps_per_epoch: int,
+        done: int = 0,
+        progress: Path | None = None,
+    ) -> None:
         self.console = console
         self.title = title
         self.epochs = epochs
         self.steps = epochs * steps_per_epoch
         self.first_step = self.current = done  # steps
         self.started = self.last_shown = time.monotonic()
+        self.progress = ProgressFile(progress, epochs, self.steps, done) if progress else None
         self.bar: Progress | None = None
         self.task = TaskID(0)
         if console.is_terminal:
@@ -55,6 +70,8 @@ class Reporter:
         self.current += 1
         if self.bar:
             self.bar.advance(self.task)
+        if self.progress:
+            self.progress.move(self.current)
         return time.monotonic() - self.last_shown >= (LIVE_S if self.bar else PLAIN_S)
 
     def show(self, row: dict[str, Any], images_per_s: float) -> None:
@@ -74,6 +91,7 @@ class Reporter:
                 f"epoch {row['epoch']}/{self.epochs}  loss {loss}  {label} {shown} %  density {row['density']:.4f}  "
                 f"train FLOPs {row['train_share']:.3f}x  {images_per_s:,.0f} img/s"
             )
+        self.note(row, images_per_s)
         now = self.last_shown = time.monotonic()
         if self.bar:
             self.bar.update(self.task, facts=facts)
@@ -85,8 +103,14 @@ class Reporter:
     def epoch(self, row: dict[str, Any], images_per_s: float) -> None:
         """Show how an epoch ended; without a terminal only now and then, and at the last."""
         due = time.monotonic() - self.last_shown >= PLAIN_S
+        self.note(row, images_per_s)
         if self.bar or due or row["epoch"] in (1, self.epochs):
             self.show(row, images_per_s)
+
+    def note(self, row: dict[str, Any], images_per_s: float) -> None:
+        """Keep the figures of a row for the progress file."""
+        if self.progress:
+            self.progress.note(row, images_per_s)
 
 
 def print_result(console: Console, record: dict[str, Any], record_file: str, leaderboard_file: str) -> None:

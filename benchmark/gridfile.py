@@ -64,13 +64,17 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid file and return its cells, row by row, each row's pages outermost, its controls after it.
+    """Read a grid file and return its cells; raises what `read_yaml` and `expand_grid` raise."""
+    return expand_grid(path, read_yaml(path))
+
+
+def expand_grid(path: Path, content: dict[str, Any]) -> Grid:
+    """Return the cells of a grid file's content, row by row, each row's pages outermost, its controls after it.
 
     Raises UserError that lists every fault of the file, each with the row and the rule: an unknown key, method, page or
     setting, a value that is impossible, nothing to run. Nothing is trained or downloaded.
     """
     reader = Reader()
-    content = read_yaml(path)
     items = reader.read(content)
     if reader.faults:
         number = len(reader.faults)

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmark.checkpoint import save_checkpoint
 from benchmark.errors import UserError
+from benchmark.stopping import obey, stop_asked
 from benchmark.train import Training
 from leaderboard import Record
 
@@ -54,6 +55,10 @@ class Saver:
         self.cost_s = 0.0  # of the last checkpoint
 
     def __call__(self, run: Training) -> None:
+        """Save where a checkpoint is due; raises KeyboardInterrupt, after it is saved, where a stop was asked for."""
+        if stop_asked():
+            self.save(run)
+            obey()
         ended = run.epoch == run.page.epochs and run.train_s >= self.every_s
         # A large network's checkpoint takes long: at most one part in twenty of the time goes there.
         if time.monotonic() - self.last >= max(self.every_s, 20 * self.cost_s) or ended:

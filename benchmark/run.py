@@ -60,6 +60,7 @@ class Options:
     checkpoint_s: float = 15.0  # at least so long between two checkpoints
     command: str = ""
     places: Places = Places()
+    progress: Path | None = None  # a file that says how far the run is
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
@@ -184,7 +185,8 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
 
     summary: dict[str, Any] = {"status": "failed"}
     try:
-        with Reporter(console, title, cell.page.epochs, run.timeline.steps_per_epoch, run.step) as reporter:
+        length = cell.page.epochs, run.timeline.steps_per_epoch
+        with Reporter(console, title, *length, run.step, options.progress) as reporter:
             train(run, reporter, after_epoch, saver)
         export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = make_record(cell, built, run, options.command, started)

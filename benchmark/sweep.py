@@ -2,72 +2,84 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
+from benchmark.book import FAILED, FOUND, IMPOSSIBLE, MADE, Book, End, LostError, opening
 from benchmark.cells import Cell
 from benchmark.data import Data, load_data
 from benchmark.donors import find_donors, take_masks
+from benchmark.driver import drive
+from benchmark.engines import Pool, check_pool
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
 from benchmark.foresight import check_cells, find_faults
-from benchmark.gridfile import Grid, Item, narrow, read_grid
-from benchmark.pace import format_time
+from benchmark.gridfile import Grid, Item
+from benchmark.holding import BusyError, holding, refuse_held
 from benchmark.pages import Page
 from benchmark.plan import page_of, print_plan
 from benchmark.run import Options, Places, check_places, run_cell
+from benchmark.source import Source
 from benchmark.standin import stand_in
 from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
+from benchmark.stopping import obey, pause, terminable
+from benchmark.tally import Tally
 from benchmark.tracking import check_mode
-from leaderboard import Record
+from benchmark.worker import write_order
 from leaderboard.store import load_store
-from leaderboard.table import printable
 
-LOCK = "grid.lock"  # in a run's folder: held from the last look at the records until the run's record is there
 RUNNING = "already running in another process"  # what run_cell says of a cell that someone else trains
 POLL_S = 5.0  # seconds between two looks at cells that other processes hold
 
 
-def run_grid_file(
+def run_sweep(
     *,
-    file: Path,
-    wanted: dict[str, str],
+    file: Path | None,
+    lists: dict[str, str],
+    arguments: str,
     plan: bool,
     device: str,
     data_root: Path,
     wandb: str,
     checkpoint_s: float,
     places: dict[str, Path | None],
+    pool: Pool,
     command: str,
     console: Console,
     tell: Callable[[object], None],
 ) -> int:
-    """Run the cells of a grid file that are not finished, or print its plan; return how many failed.
+    """Run the cells of a grid that are not finished, here or on the workers of `pool`, or print its plan.
 
-    `wanted` narrows the grid, see `gridfile.narrow`. Raises UserError, before the first batch, for every fault of the
-    file at once, then for every fault of its cells that needs no image to be known, a narrowing that leaves nothing, a
-    device that is absent, folders that cannot be written. Controls that no run can be made from do not count as failed.
+    Returns how many failed. The grid is that of a file, which `lists` narrow (see `gridfile.narrow`), or without one
+    that of the lists themselves. Raises UserError, before the first batch, for every fault of the grid at once, then
+    for every fault of its cells that needs no image to be known, a narrowing that leaves nothing, a device or an engine
+    that is absent, folders that cannot be written. Controls that no run can be made from do not count as failed.
     """
     check_mode(wandb)
-    chosen = choose_device(device)
-    grid = narrow(read_grid(file), wanted)
+    check_pool(pool)
+    remote = pool.engine != "local"  # what this machine has says nothing of the cluster's
+    chosen = choose_device("auto" if remote and device == "cuda" else device)
+    source = Source.ask(file, lists, arguments, chosen.type == "cuda")
+    grid = source.grid()
     where = Places(**{key: path for key, path in places.items() if path is not None})
     if plan:
         return print_plan(grid, data_root, where, chosen, console)
     check_places(where)
     options = Options(device=chosen, wandb=wandb, checkpoint_s=checkpoint_s, command=command, places=where)
-    return Sweep(grid, data_root, options, console, tell).run()
-
-
-class BusyError(Exception):
-    """Another process is training the cell, or the run that a control waits for."""
+    with terminable(), opening(where.runs, pool.retries, keep=not pool.is_here) as book:
+        sweep = Sweep(grid, data_root, options, book, console, tell)
+        sweep.check()
+        if pool.is_here:
+            return sweep.run().sum_up(where.records, sweep.say, tell)
+        if pool.engine == "local":
+            sweep.note_finished()
+        order = write_order(book, source, options, device, data_root)
+        return drive(grid, book, order, pool, chosen, console).sum_up(where.records, sweep.say, tell)
 
 
 class NoControlError(Exception):
@@ -76,7 +88,7 @@ class NoControlError(Exception):
 
 @dataclass
 class Sweep:
-    """Runs a grid in this process.
+    """Runs a grid in this process: the whole of a sweep that is run here, or one of its workers.
 
     Invariants: a cell that fails costs no other cell; only one page's images are in memory at a time; processes that
     share a grid leave one record of each cell.
@@ -85,37 +97,37 @@ class Sweep:
     grid: Grid
     data_root: Path
     options: Options
+    book: Book
     console: Console
     tell: Callable[[object], None]
+    told: set[str] = field(default_factory=set)  # reasons of failures: a page without data fails all its cells alike
     open: dict[str, Item] = field(default_factory=dict)  # by the cell's name, until it is finished or has failed
-    failed: dict[str, list[str]] = field(default_factory=dict)  # names of cells by what went wrong
-    impossible: dict[str, list[Cell]] = field(default_factory=dict)  # controls by why no run can be made from
     numbers: dict[tuple[str, str], Data] = field(default_factory=dict)  # of each page's data, without its images
     missing: dict[tuple[str, str], Exception] = field(default_factory=dict)  # why a page's data is not to be had
     loaded: tuple[Page, Data] | None = None  # the page whose images are in memory
-    times: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # seconds of the runs made here, by page
 
-    def run(self) -> int:
-        """Run every cell that is not finished; return how many failed."""
+    def __post_init__(self) -> None:
         self.ledger = Ledger(read_now(self.options.places.records), self.options.places.runs, self.options.device)
+        self.tally = Tally(self.grid)
+
+    def run(self) -> Tally:
+        """Bring every cell to an end and return what became of them. Raises KeyboardInterrupt when asked to stop."""
         self.open = {item.cell.identity: item for item in in_order(self.grid.items)}
-        self.say(f"{self.grid.title}: {len(self.open)} runs; checking them before the first")
-        self.refuse_faults()
         waiting = False
         while self.open:
             before = len(self.open)
-            for item in list(self.open.values()):
-                self.attempt(item)
-            if self.open and len(self.open) == before:  # held by others, who may finish them, or die and leave them
+            moved = [self.attempt(item) for item in list(self.open.values())]
+            if self.open and not any(moved):  # held by others, who may finish them, or die and leave them
                 if not waiting:
                     self.say(f"waiting: another process holds {before} of {len(self.grid.items)} runs")
                 waiting = True
-                time.sleep(POLL_S)
+                pause(POLL_S)
         self.loaded = None
-        return self.sum_up()
+        return self.tally
 
-    def refuse_faults(self) -> None:
+    def check(self) -> None:
         """Raise UserError that lists every fault of the cells that can be known without images."""
+        self.say(f"{self.grid.title}: {len(self.grid.items)} runs; checking them before the first")
         records = load_store(self.options.places.records)[0]
         ledger = Ledger(index_runs(records), self.options.places.runs, self.options.device)
         faults = find_faults(self.grid.items, self.count, ledger, self.options)
@@ -124,60 +136,102 @@ class Sweep:
             number = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
             raise UserError(f"{self.grid.file}: its runs have {number}, and nothing was run:\n{listed}")
 
-    def attempt(self, item: Item) -> None:
-        """Bring one cell to an end, finished or failed, unless another process holds it: then it stays open."""
-        name = item.cell.identity
-        began = time.monotonic()
-        try:
-            record = self.finish(item)
-        except BusyError:
-            return
-        except NoControlError as error:
-            self.impossible.setdefault(str(error), []).append(item.cell)
-            del self.open[name]
-            return
-        except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
-            if isinstance(error, UserError) and RUNNING in str(error):
-                return
-            reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            if reason not in self.failed:  # a page without data fails all its cells alike
-                self.tell(f"{name}: {reason}")
-            self.failed.setdefault(reason, []).append(name)
-            del self.open[name]
-            return
-        del self.open[name]
-        if record is not None:
-            self.times.setdefault(page_of(item.cell), []).append(time.monotonic() - began)
-            self.report(item.cell, record)
+    def note_finished(self) -> None:
+        """Write down which cells are finished, so that no worker has to look; image folders are for them to read."""
+        ledger = replace(self.ledger, records=index_runs(load_store(self.options.places.records)[0]))
+        for item in self.grid.items:
+            try:
+                if item.cell.page.data != "folder" and ledger.state(item, self.count(item.cell)) == DONE:
+                    self.book.end(item.cell.identity, End(FOUND))
+            except Exception:  # the cell's own failure, told when its turn comes
+                continue
 
-    def finish(self, item: Item) -> Record | None:
-        """Train one cell and return its record, or None where it is finished already.
+    def attempt(self, item: Item) -> bool:
+        """Try to bring one cell to an end, unless another process holds it; return whether anything was done."""
+        obey()
+        name = item.cell.identity
+        end = self.book.ended(name)  # another worker of this sweep saw it
+        if end is None:
+            try:
+                end = self.finish(item)
+            except BusyError:
+                return False
+            except NoControlError as error:
+                end = End(IMPOSSIBLE, str(error))
+            except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
+                if isinstance(error, UserError) and RUNNING in str(error):
+                    return False
+                end = self.judge(name, error)
+                if end is None:
+                    return True
+            if self.book.ended(name) is None:
+                self.book.end(name, end)
+        del self.open[name]
+        self.report(name, end)
+        return True
+
+    def judge(self, name: str, error: Exception) -> End | None:
+        """Return what a cell ends with whose attempt failed, or None where it is tried again."""
+        reason = str(error) if isinstance(error, UserError | LostError) else traceback.format_exc()
+        if isinstance(error, UserError | LostError) or not self.book.may_retry(name):
+            return End(FAILED, reason)
+        self.tell(f"{name} failed and is tried again: {reason}")
+        return None
+
+    def finish(self, item: Item) -> End:
+        """Train one cell, unless it is finished already, and return what became of it.
 
         Raises BusyError where it has to wait, NoControlError, UserError and whatever else goes wrong.
         """
         self.check_donor(item)
         # The content of an image folder is known by reading it alone.
         if item.cell.page.data != "folder" and self.is_finished(item, self.count(item.cell)):
-            return None
+            return self.found(item)
+        self.refuse_held(item)
         data = self.load(item.cell)
         if self.is_finished(item, data):
-            return None
-        cell = self.settle(item, data)
-        with holding(self.options.places.runs / cell.identity):
+            return self.found(item)
+        cell, began = self.settle(item, data), time.monotonic()
+        folder = self.options.places.runs / cell.identity
+        with holding(folder):
             if self.ledger.find(cell, data) is not None:  # it was published while this process looked elsewhere
-                return None
-            cell = take_masks(cell, self.options.places.runs)
-            check_cells([cell], {cell.page_name: data}, self.options)
-            return run_cell(cell, data, self.options, self.console)[0]
+                return self.book.ended(item.cell.identity) or End(FOUND)
+            with self.book.counting(item.cell.identity, folder):
+                cell = take_masks(cell, self.options.places.runs)
+                check_cells([cell], {cell.page_name: data}, self.options)
+                options = replace(self.options, progress=self.book.path("progress", item.cell.identity))
+                record = run_cell(cell, data, options, self.console)[0]
+            accuracy, diverged = record["accuracy_pct"]["last_epoch"], record["status"] != "ok"
+            made = End(MADE, "", time.monotonic() - began, accuracy, diverged, self.book.worker)
+            self.book.end(item.cell.identity, made)  # before the cell is let go, or others take it for found
+            return made
+
+    def found(self, item: Item) -> End:
+        """Return the end of a cell that has a record. Raises BusyError where a worker of this sweep is still at it."""
+        if self.book.was_begun(item.cell.identity):
+            self.refuse_held(item)
+        return self.book.ended(item.cell.identity) or End(FOUND)
 
     def check_donor(self, item: Item) -> None:
-        """Raise BusyError while the run that a control is made from is not over, and UserError where it failed."""
+        """Raise BusyError while the run that a control is made from is not over, and UserError where it failed.
+
+        A control that names its run outright waits for all rows, of which it may be one.
+        """
         if item.donor is None:
+            if item.is_control and any(not other.is_control for other in self.open.values()):
+                raise BusyError
             return
         if item.donor.identity in self.open:
             raise BusyError
-        if any(item.donor.identity in names for names in self.failed.values()):
+        end = self.book.ended(item.donor.identity)
+        if end is not None and end.state == FAILED:
             raise UserError("the run it is made from failed")
+
+    def refuse_held(self, item: Item) -> None:
+        """Raise BusyError where another process has the cell, before a page's images are read for nothing."""
+        cell = self.ledger.settle(item, self.count(item.cell))
+        if cell is not None:
+            refuse_held(self.options.places.runs / cell.identity)
 
     def is_finished(self, item: Item, data: Data) -> bool:
         """Return whether a cell is finished; raises NoControlError where it is not and cannot be."""
@@ -215,66 +269,21 @@ class Sweep:
                 raise
         return self.loaded[1]
 
-    def report(self, cell: Cell, record: Record) -> None:
-        """Print the line of a run that has just finished."""
-        accuracy = record["accuracy_pct"]["last_epoch"]
-        shown = "diverged" if record["status"] != "ok" else "no accuracy" if accuracy is None else f"{accuracy:.2f} %"
-        total = len(self.grid.items)
-        left = f"{len(self.open)} left{self.time_left()}" if self.open else "none left"
-        took = format_time(self.times[page_of(cell)][-1])
-        self.say(f"{total - len(self.open)}/{total} done: {describe(cell)}: {shown} in {took}; {left}")
-
-    def time_left(self) -> str:
-        """Return `, about 4 min` by the runs made here; `, more than` where a page has had none yet."""
-        means = {page: sum(times) / len(times) for page, times in self.times.items()}
-        known = [means[page_of(item.cell)] for item in self.open.values() if page_of(item.cell) in means]
-        if not known:
-            return ""
-        return f", {'about' if len(known) == len(self.open) else 'more than'} {format_time(sum(known))}"
-
-    def sum_up(self) -> int:
-        """Print what became of the grid, each failure with its reason; return how many failed."""
-        failed = sum(len(names) for names in self.failed.values())
-        without = sum(len(cells) for cells in self.impossible.values())
-        made = sum(len(times) for times in self.times.values())
-        before = len(self.grid.items) - made - without - failed
-        lost = f"{without} without a run to be made from, " if without else ""
-        self.say(f"{self.grid.title}: {made} made, {before} finished already, {lost}{failed} failed")
-        for problem in load_store(self.options.places.records)[1]:
-            self.tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
-        for reason, cells in self.impossible.items():
-            self.say(f"no control possible ({reason}): {'; '.join(describe(cell) for cell in cells)}")
-        for reason, names in self.failed.items():
-            self.tell(f"failed: {', '.join(names)}: {reason}")
-        return failed
+    def report(self, name: str, end: End) -> None:
+        """Take in what became of a cell; tell of a run that was made here and of a failure."""
+        self.tally.ends[name] = end
+        if end.state == MADE and end.worker == self.book.worker:
+            self.say(self.tally.line(name, self.tally.time_left()))
+        elif end.state == FAILED and end.reason not in self.told:
+            self.told.add(end.reason)
+            self.tell(f"{name}: {end.reason}")
 
     def say(self, text: str) -> None:
         """Print a plain line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-@contextlib.contextmanager
-def holding(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run against other grids. Raises BusyError where one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def in_order(items: list[Item]) -> list[Item]:
     """Return the items in two passes, the controls last, since they need their donors' records; page after page."""
     pages = {page: place for place, page in enumerate(dict.fromkeys(page_of(item.cell) for item in items))}
     return sorted(items, key=lambda item: (item.is_control, pages[page_of(item.cell)]))
-
-
-def describe(cell: Cell) -> str:
-    """Return a cell in words: `granet at sparsity 0.9, seed 0 on digits_resnet20`."""
-    sparsity = f" at sparsity {cell.sparsity:g}" if cell.sparsity else ""
-    return f"{cell.label}{sparsity}, seed {cell.seed} on {cell.page_name}"

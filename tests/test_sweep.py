@@ -24,11 +24,13 @@ import benchmark.run
 import benchmark.sweep
 import benchmark.train
 from benchmark.cli import app
+from benchmark.engines import Pool
 from benchmark.errors import UserError
 from benchmark.export import export_network, read_export
 from benchmark.gridfile import read_grid
+from benchmark.holding import LOCK
 from benchmark.resume import FINISHED
-from benchmark.sweep import LOCK, run_grid_file
+from benchmark.sweep import run_sweep
 from leaderboard import read_records, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,9 +82,10 @@ class Grid:
 
     def __call__(self, text: str, plan: bool = False, **wanted: str) -> int:
         self.out, self.said = io.StringIO(), []
-        return run_grid_file(
+        return run_sweep(
             file=self.write(text),
-            wanted=wanted,
+            lists=wanted,
+            arguments="",
             plan=plan,
             device="cpu",
             data_root=self.folder / "data",
@@ -93,6 +96,7 @@ class Grid:
                 "page": self.folder / "L.md",
                 "runs": self.folder / "runs",
             },
+            pool=Pool(),
             command="test",
             console=Console(file=self.out, width=200),
             tell=lambda message: self.said.append(str(message)),
@@ -416,7 +420,7 @@ def test_a_record_that_appears_while_a_cell_is_due_is_not_made_twice(grid, monke
 
 def start(folder: Path, *more: str) -> subprocess.Popen:
     places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
-    command = [sys.executable, "-m", "benchmark", "grid", "grid.yaml", *places, *more]
+    command = [sys.executable, "-m", "benchmark", "sweep", "grid.yaml", *places, *more]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -446,7 +450,7 @@ def command(grid, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("asked", ["run", "grid"])
+@pytest.mark.parametrize("asked", ["run", "sweep"])
 def test_all_pages_are_rebuilt_once_when_records_came_and_a_failing_picture_costs_a_warning(
     asked, grid, command, monkeypatch, capfd
 ):
@@ -465,15 +469,15 @@ def test_all_pages_are_rebuilt_once_when_records_came_and_a_failing_picture_cost
     broken.write_text(BROKEN)
     grid.write(HEAD + DENSE + DENSE.replace("}}", "}, seeds: [1]}"))
     arguments = ["run", "--method", "dense", "--seed", "0,1", "--task", "digits_resnet20", "--args", "epochs=1"]
-    arguments = arguments if asked == "run" else ["grid", "grid.yaml"]
+    arguments = arguments if asked == "run" else ["sweep", "grid.yaml"]
     assert command(*arguments) == 0
     assert built == [(Path("records"), Path("L.md"))]
     assert any("no picture today" in text and "make leaderboard" in text for text in told)
-    if asked == "grid":
-        assert command("grid", "grid.yaml") == 0
+    if asked == "sweep":
+        assert command("sweep", "grid.yaml") == 0
         assert len(built) == 1  # nothing new
         grid.write(HEAD + f"  - {{method: {broken}, args: {{epochs: 1}}}}\n" + DENSE.replace("}}", "}, seeds: [2]}"))
-        assert command("grid", "grid.yaml") == 1
+        assert command("sweep", "grid.yaml") == 1
         assert len(built) == 2  # also when a cell failed
 
 
@@ -504,18 +508,18 @@ def test_a_grid_that_is_stopped_rebuilds_the_pages_of_what_it_finished(
         for error in built:
             raise error
 
-    monkeypatch.setattr(benchmark.sweep, "run_grid_file", stop)
+    monkeypatch.setattr(benchmark.sweep, "run_sweep", stop)
     monkeypatch.setattr(leaderboard.build, "build_all", build)
     monkeypatch.setattr("benchmark.cli.tell", lambda message: told.append(str(message)))
-    assert command("grid", "grid.yaml") == 130
+    assert command("sweep", "grid.yaml") == 130
     assert calls == ([] if built is None else [(Path("records"), Path("L.md"))])
     assert len(told) == len(said) and all(part in text for part, text in zip(said, told, strict=True))
 
 
 def test_faults_of_a_grid_end_with_status_2(grid, command):
     grid.write("rows: []")
-    assert command("grid", "grid.yaml") == 2
-    assert command("grid", "none.yaml") == 2
+    assert command("sweep", "grid.yaml") == 2
+    assert command("sweep", "none.yaml") == 2
 
 
 def make(*arguments: str, **environment: str) -> str:
@@ -527,11 +531,11 @@ def make(*arguments: str, **environment: str) -> str:
 
 
 def test_make_narrows_a_grid_by_what_the_user_gave_and_by_no_default():
-    assert "grid configs/paper/table2.yaml --device" in make("table2")
+    assert "sweep configs/paper/table2.yaml --device" in make("table2")
     narrowed = make("table1", "SPARSITY=0.9", "PLAN=1", SEED="3")
-    assert "grid configs/paper/table1.yaml --sparsity '0.9' --seed '3' --plan --device" in narrowed
+    assert "sweep configs/paper/table1.yaml --sparsity '0.9' --seed '3' --plan --device" in narrowed
     assert "leaderboard build" not in narrowed  # a plan leaves everything as it is
     assert "leaderboard build" in make("table3")
-    assert "grid 'some file.yaml' --method 'gmp'" in make("grid", "GRID=some file.yaml", "METHOD=gmp")
+    assert "sweep 'some file.yaml' --method 'gmp'" in make("sweep", "GRID=some file.yaml", "METHOD=gmp")
     assert "--sparsity" not in make("claim", "A=granet", "B=gmp")
     assert "--sparsity '0.95'" in make("claim", "A=granet", "B=gmp", "SPARSITY=0.95")
