@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torchvision
-from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark import folders
-from benchmark.digits import load_digits
 from benchmark.errors import UserError
 from benchmark.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
+from benchmark.imagefiles import MAX_WORKERS, decode_files, hash_files, scan_folder
 from benchmark.pages import Page
+from benchmark.readers import FOLDERS, READERS
 from benchmark.seeds import derive
+from benchmark.splits import split_indices
+from benchmark.stored import Arrays, Stored
 
-CIFAR = {
-    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
-    "cifar100": ("CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python"),
-}
-FOLDERS = ("folder", "imagenet")
 PIXELS_AT_ONCE = 2**23  # augmented in one go on an accelerator: few launches, about 200 MB of workspace
 
 
@@ -48,17 +40,6 @@ class Data:
     validation: Images | None
     test: Images
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """A part as stored: `pixels` uint8 (images, channels, size, size), `labels` int64."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
-Stored = tuple[tuple[str, ...], dict[str, Arrays]]  # class names, and parts: train, test, perhaps validation
 
 
 class MemoryImages:
@@ -152,7 +133,7 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     if len(page.mean) != channels or len(page.std) != channels:
         raise UserError(f"mean and std must have {channels} value(s) for data={page.data}, got {page.mean}, {page.std}")
     if page.in_memory:
-        data = hold(page, name, *READERS[page.data](page, folder), device)
+        data = hold(page, name, READERS[page.data](page, folder), device)
     elif page.data in FOLDERS:
         data = stream_folder(page, name, folder)
     else:
@@ -163,138 +144,33 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     return data
 
 
-def hold(page: Page, name: str, classes: tuple[str, ...], parts: dict[str, Arrays], device: torch.device) -> Data:
-    """Split stored arrays (`train`, `test`, perhaps `validation`) as the page says and put them on `device`."""
-    fingerprint = hash_arrays(classes, parts)
-    train, validation = parts["train"], parts.get("validation")
+def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
+    """Split a stored data set as the page says and put it on `device`."""
+    train, validation = stored.parts["train"], stored.parts.get("validation")
     if validation is None and page.split != "full":
         kept, held_out = split_indices(train.labels, page.split, shuffled=page.data in FOLDERS)
         validation = Arrays(train.pixels[held_out], train.labels[held_out])
         train = Arrays(train.pixels[kept], train.labels[kept])
     train_part = MemoryImages(train, page, device, page.crop_pad, page.crop_mode, page.flip)
     held_out_part = None if validation is None else MemoryImages(validation, page, device)
-    test_part = MemoryImages(parts["test"], page, device)
+    test_part = MemoryImages(stored.parts["test"], page, device)
     channels, size = train.pixels.shape[1:3]
-    return Data(name, classes, channels, size, train_part, held_out_part, test_part, fingerprint)
+    return Data(name, stored.classes, channels, size, train_part, held_out_part, test_part, stored.fingerprint)
 
 
 def stream_folder(page: Page, name: str, folder: Path) -> Data:
     """Split the files of a folder as the page says, to be decoded as they are used."""
-    layout = folders.scan_folder(folder)
+    layout = scan_folder(folder)
     train, validation = layout.train, layout.validation
     for part in layout.parts().values():
         firsts = np.unique(part.labels.numpy(), return_index=True)[1]
-        folders.decode_files(part.subset(torch.from_numpy(firsts)), size=1)
+        decode_files(part.subset(torch.from_numpy(firsts)), size=1)
     if validation is None and page.split != "full":
         kept, held_out = split_indices(train.labels, page.split, shuffled=True)
         train, validation = layout.train.subset(kept), layout.train.subset(held_out)
-    workers = page.workers or min(os.cpu_count() or 1, folders.MAX_WORKERS)
+    workers = page.workers or min(os.cpu_count() or 1, MAX_WORKERS)
     settings = (page.image_size, page.mean, page.std, page.flip, workers)
     held_out_part = None if validation is None else StreamedImages(validation, *settings)
     train_part, test_part = StreamedImages(train, *settings), StreamedImages(layout.test, *settings)
-    fingerprint = folders.hash_files(folder, layout)
+    fingerprint = hash_files(folder, layout)
     return Data(name, layout.classes, 3, page.image_size, train_part, held_out_part, test_part, fingerprint)
-
-
-def read_folder(page: Page, folder: Path) -> Stored:
-    """Decode every part of a folder of images; see `folders.scan_folder` and `folders.decode_files`."""
-    layout = folders.scan_folder(folder)
-    files = layout.parts().items()
-    return layout.classes, {name: Arrays(folders.decode_files(f, page.image_size), f.labels) for name, f in files}
-
-
-def read_digits(page: Page, folder: Path) -> Stored:
-    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 scaled to 0..255; `folder` is not read.
-
-    The test part is a fixed 360 images (20 %): those `stratify` draws under the name "digits test"; the other 1,437
-    are the training part, in scikit-learn's order.
-    """
-    images, targets = load_digits()
-    pixels = np.rint(images * (255 / 16)).astype(np.uint8)
-    labels = torch.from_numpy(targets)
-    test = stratify(labels, -(-len(labels) // 5), "digits test")
-    train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
-    stacked = stack_images(pixels, page.image_size)
-    chosen = {"train": train, "test": test}
-    return tuple("0123456789"), {name: Arrays(stacked[index], labels[index]) for name, index in chosen.items()}
-
-
-def read_cifar(page: Page, folder: Path) -> Stored:
-    """Return CIFAR-10 or CIFAR-100 from `folder`, downloaded there by torchvision on first use.
-
-    Raises UserError saying which file to put where when it is absent and can't be downloaded.
-    """
-    name, archive, unpacked = CIFAR[page.data]
-    try:
-        train, test = (open_cifar(name, folder, train) for train in (True, False))
-    except Exception as error:  # networks, archives and pickles raise many kinds
-        raise UserError(
-            f"{page.data}: not found in {folder}, and the download failed ({error}); put {archive} or the unpacked "
-            f"{unpacked}/ in {folder}, or name the folder above it with DATA=; TASK=digits_resnet20 needs no download"
-        ) from error
-    found, size = {"train": train, "test": test}, page.image_size
-    parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in found.items()}
-    return tuple(train.classes), parts
-
-
-def open_cifar(name: str, folder: Path, train: bool) -> Any:
-    """Open a part of torchvision's data set `name`; where it is absent, one process downloads and the others wait."""
-    reader = getattr(torchvision.datasets, name)
-    try:
-        return reader(str(folder), train=train)
-    except RuntimeError:  # absent or damaged
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "download.lock"):
-            return reader(str(folder), train=train, download=True)
-
-
-def stack_images(pixels: np.ndarray, size: int) -> Tensor:
-    """Return uint8 (images, height, width[, channels]) as (images, channels, size, size), resized by `fit_image`."""
-    if pixels.shape[1:3] != (size, size):
-        pixels = np.stack([np.asarray(folders.fit_image(Image.fromarray(image), size)) for image in pixels])
-    images = torch.from_numpy(pixels)
-    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-
-
-def split_indices(labels: Tensor, split: str, shuffled: bool) -> tuple[Tensor, Tensor]:
-    """Return the indices that train and those that validate (10 %, rounded up), both rising.
-
-    split "holdout": drawn by `stratify`. split "paper": the last 10 % in stored order, or of a fixed permutation if
-    `shuffled`. Invariant: disjoint, together all images, a function of (labels, split, shuffled) alone.
-    """
-    count = len(labels)
-    share = -(-count // 10)
-    if count < 2:
-        raise UserError(f"split={split} needs at least 2 training images, got {count}; use split=full")
-    if split == "holdout":
-        held_out = stratify(labels, share, "holdout")
-    else:
-        order = sorted(range(count), key=lambda i: derive("paper split", i)) if shuffled else list(range(count))
-        held_out = torch.tensor(sorted(order[count - share :]))
-    return torch.ones(count, dtype=torch.bool).index_fill_(0, held_out, False).nonzero().squeeze(1), held_out
-
-
-def stratify(labels: Tensor, total: int, name: str) -> Tensor:
-    """Choose `total` indices, from each class in proportion to its size, by a draw that depends on `name` alone.
-
-    Within a class images are ordered by a hash of (name, index); the k-th of n stands at (k + 1/2) / n, and the `total`
-    lowest places over all classes are taken (Sainte-Lague's apportionment). Returns rising indices.
-    """
-    places: list[tuple[float, int, int]] = []
-    for label in sorted(set(labels.tolist())):
-        members = sorted((labels == label).nonzero().squeeze(1).tolist(), key=lambda i: derive(name, i))
-        places += [((k + 0.5) / len(members), label, i) for k, i in enumerate(members)]
-    return torch.tensor(sorted(i for _, _, i in sorted(places)[:total]))
-
-
-def hash_arrays(classes: tuple[str, ...], parts: dict[str, Arrays]) -> str:
-    """Return a sha256 over class names, and labels, shape and pixels of every part."""
-    digest = hashlib.sha256("\n".join(classes).encode())
-    for name, part in sorted(parts.items()):
-        digest.update(f"\n{name} {tuple(part.pixels.shape)}\n".encode())
-        digest.update(part.labels.numpy().astype("<i8").tobytes())
-        digest.update(part.pixels.numpy().data)
-    return digest.hexdigest()
-
-
-READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar, **dict.fromkeys(FOLDERS, read_folder)}

@@ -15,9 +15,12 @@ import torch
 import torchvision
 from PIL import Image
 
-from benchmark.data import Arrays, MemoryImages, load_data, split_indices, stratify
+from benchmark.data import MemoryImages, load_data
 from benchmark.errors import UserError
-from benchmark.folders import DECODED_AT_ONCE, Files, StreamedImages, scan_folder
+from benchmark.folders import StreamedImages
+from benchmark.imagefiles import DECODED_AT_ONCE, Files, scan_folder
+from benchmark.splits import split_indices, stratify
+from benchmark.stored import Arrays
 
 CPU = torch.device("cpu")
 DIGITS_SUM = 8953801  # of all pixels of scikit-learn's digits, scaled to 0..255

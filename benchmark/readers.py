@@ -1,0 +1,90 @@
+"""Data sets read whole into memory: the embedded digits, CIFAR, folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+
+from benchmark.digits import load_digits
+from benchmark.errors import UserError
+from benchmark.imagefiles import decode_files, fit_image, scan_folder
+from benchmark.pages import Page
+from benchmark.splits import stratify
+from benchmark.stored import Arrays, Stored
+
+CIFAR = {
+    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python"),
+}
+FOLDERS = ("folder", "imagenet")
+
+
+def read_folder(page: Page, folder: Path) -> Stored:
+    """Decode every part of a folder of images; see `scan_folder` and `decode_files`."""
+    layout = scan_folder(folder)
+    files = layout.parts().items()
+    return Stored(layout.classes, {name: Arrays(decode_files(f, page.image_size), f.labels) for name, f in files})
+
+
+def read_digits(page: Page, folder: Path) -> Stored:
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 scaled to 0..255; `folder` is not read.
+
+    The test part is a fixed 360 images (20 %): those `stratify` draws under the name "digits test"; the other 1,437
+    are the training part, in scikit-learn's order.
+    """
+    images, targets = load_digits()
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8)
+    labels = torch.from_numpy(targets)
+    test = stratify(labels, -(-len(labels) // 5), "digits test")
+    train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
+    stacked = stack_images(pixels, page.image_size)
+    chosen = {"train": train, "test": test}
+    parts = {name: Arrays(stacked[index], labels[index]) for name, index in chosen.items()}
+    return Stored(tuple("0123456789"), parts)
+
+
+def read_cifar(page: Page, folder: Path) -> Stored:
+    """Return CIFAR-10 or CIFAR-100 from `folder`, downloaded there by torchvision on first use.
+
+    Raises UserError saying which file to put where when it is absent and can't be downloaded.
+    """
+    name, archive, unpacked = CIFAR[page.data]
+    try:
+        train, test = (open_cifar(name, folder, train) for train in (True, False))
+    except Exception as error:  # networks, archives and pickles raise many kinds
+        raise UserError(
+            f"{page.data}: not found in {folder}, and the download failed ({error}); put {archive} or the unpacked "
+            f"{unpacked}/ in {folder}, or name the folder above it with DATA=; TASK=digits_resnet20 needs no download"
+        ) from error
+    found, size = {"train": train, "test": test}, page.image_size
+    parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in found.items()}
+    return Stored(tuple(train.classes), parts)
+
+
+def open_cifar(name: str, folder: Path, train: bool) -> Any:
+    """Open a part of torchvision's data set `name`; where it is absent, one process downloads and the others wait."""
+    reader = getattr(torchvision.datasets, name)
+    try:
+        return reader(str(folder), train=train)
+    except RuntimeError:  # absent or damaged
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "download.lock"):
+            return reader(str(folder), train=train, download=True)
+
+
+def stack_images(pixels: np.ndarray, size: int) -> Tensor:
+    """Return uint8 (images, height, width[, channels]) as (images, channels, size, size), resized by `fit_image`."""
+    if pixels.shape[1:3] != (size, size):
+        pixels = np.stack([np.asarray(fit_image(Image.fromarray(image), size)) for image in pixels])
+    images = torch.from_numpy(pixels)
+    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar, **dict.fromkeys(FOLDERS, read_folder)}
