@@ -109,12 +109,14 @@ class MemoryImages:
 
 def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
     """Pad uint8 images by `pad` pixels on each side: `reflect` (the border is not repeated) or `zero`."""
-    if mode == "zero" or pad == 0:
-        return functional.pad(pixels, (pad, pad, pad, pad))
-    size = pixels.shape[-1]
-    mirrored = torch.arange(-pad, size + pad, device=pixels.device).abs()  # torch reflects no uint8: by index instead
-    mirrored = torch.where(mirrored >= size, 2 * (size - 1) - mirrored, mirrored)
-    return pixels.index_select(2, mirrored).index_select(3, mirrored)
+    padded, size = functional.pad(pixels, (pad, pad, pad, pad)), pixels.shape[-1]
+    if mode == "reflect":  # torch reflects no uint8: line by line instead, all rows before all columns
+        first, last = pad, pad + size - 1
+        for dim in (2, 3):
+            for k in range(1, pad + 1):
+                padded.select(dim, first - k).copy_(padded.select(dim, first + k))
+                padded.select(dim, last + k).copy_(padded.select(dim, last - k))
+    return padded
 
 
 def load_data(page: Page, root: Path, device: torch.device) -> Data:

@@ -19,6 +19,7 @@ from benchmark.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 DECODED_AT_ONCE = 256  # files one thread takes at a time: large enough to hide the pool's own cost
 MAX_WORKERS = 16
+CACHE = ".sparse-bench-cache"  # a folder of benchmark.cache, never a class
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,11 @@ def scan_folder(folder: Path) -> Layout:
 def list_part(part: Path) -> tuple[tuple[str, ...], Files]:
     """Return the sorted class names of the folder `part` and its files; see `scan_folder` for order and errors."""
     try:
-        classes, index = find_classes(str(part))
+        classes, _ = find_classes(str(part))
     except FileNotFoundError:
         raise UserError(f"{part}: holds no class folder; wanted: {part}/CLASS/*.jpg, one folder per class") from None
+    classes = [name for name in classes if name != CACHE]
+    index = {name: label for label, name in enumerate(classes)}
     found = make_dataset(str(part), index, EXTENSIONS, allow_empty=True)
     labels = torch.tensor([label for _, label in found], dtype=torch.int64)
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
@@ -93,6 +96,13 @@ def list_part(part: Path) -> tuple[tuple[str, ...], Files]:
         kinds = " ".join(EXTENSIONS)
         raise UserError(f"{part}: no image in class {', '.join(empty)}; add files ({kinds}) or remove the folder")
     return tuple(classes), Files([path for path, _ in found], labels)
+
+
+def check_memory(files: Files, size: int) -> None:
+    """Raise UserError when `files`, decoded at `size`, can't fit the machine's memory."""
+    need = len(files.paths) * 3 * size * size
+    if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise UserError(f"{len(files.paths)} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
 
 
 def read_image(path: str) -> Image.Image:
@@ -115,11 +125,8 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 def decode_files(files: Files, size: int) -> Tensor:
     """Decode all `files` in threads to a uint8 tensor (images, 3, size, size), resized by `fit_image` where needed.
 
-    Raises UserError naming the first file that can't be decoded, or when the result can't fit the machine's memory.
+    Raises UserError naming the first file that can't be decoded.
     """
-    need = len(files.paths) * 3 * size * size
-    if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise UserError(f"{len(files.paths)} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
     pixels = np.empty((len(files.paths), 3, size, size), dtype=np.uint8)
 
     def decode(first: int) -> None:

@@ -12,9 +12,10 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from benchmark.decoded import load_decoded
 from benchmark.digits import load_digits
 from benchmark.errors import UserError
-from benchmark.imagefiles import decode_files, fit_image, scan_folder
+from benchmark.imagefiles import check_memory, fit_image, scan_folder
 from benchmark.pages import Page
 from benchmark.splits import stratify
 from benchmark.stored import Arrays, Stored
@@ -27,10 +28,11 @@ FOLDERS = ("folder", "imagenet")
 
 
 def read_folder(page: Page, folder: Path) -> Stored:
-    """Decode every part of a folder of images; see `scan_folder` and `decode_files`."""
+    """Return every part of a folder of images, decoded; see `scan_folder` and `load_decoded`."""
     layout = scan_folder(folder)
-    files = layout.parts().items()
-    return Stored(layout.classes, {name: Arrays(decode_files(f, page.image_size), f.labels) for name, f in files})
+    for files in layout.parts().values():
+        check_memory(files, page.image_size)
+    return load_decoded(folder, layout, page.image_size)
 
 
 def read_digits(page: Page, folder: Path) -> Stored:

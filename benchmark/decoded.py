@@ -1,0 +1,65 @@
+"""Folders of images decoded once: pixels kept in one file, and read back only as what was decoded."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from benchmark.cache import DamagedError, Slot, hash_source
+from benchmark.imagefiles import Layout, decode_files
+from benchmark.stored import Arrays, Stored
+
+
+def load_decoded(folder: Path, layout: Layout, size: int) -> Stored:
+    """Return the images of a folder's layout as uint8 squares of `size`: from the cache, or decoded and kept there.
+
+    Raises UserError naming an image that can't be decoded. Invariant: the same pixels and fingerprint either way; what
+    the cache holds is used only where its pixels, labels and class names have the fingerprint of what was decoded.
+    """
+    slot = Slot(folder, f"decoded-{size}", hash_source(folder, layout))
+
+    def read(path: Path) -> Stored:
+        return read_decoded(path, layout)
+
+    found = slot.read(read)
+    if found is not None:
+        return found
+    with slot.building() as path:
+        found = slot.read(read, silent=True)  # another process may have made it while this one waited
+        if found is not None:
+            return found
+        parts = {name: Arrays(decode_files(files, size), files.labels) for name, files in layout.parts().items()}
+        stored = Stored(layout.classes, parts)
+        slot.write(path, lambda temporary: write_decoded(temporary, stored))
+    return stored
+
+
+def write_decoded(path: Path, stored: Stored) -> None:
+    """Write the pixels of all parts, and the fingerprint of the whole. Raises OSError where the disk is full."""
+    pixels = {name: part.pixels for name, part in stored.parts.items()}
+    if shutil.disk_usage(path.parent).free < sum(tensor.numel() for tensor in pixels.values()):
+        raise OSError(errno.ENOSPC, "the disk has no room for it")
+    try:
+        save_file(pixels, path, {"fingerprint": stored.fingerprint})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+def read_decoded(path: Path, layout: Layout) -> Stored:
+    """Read what `write_decoded` wrote of this layout; raises DamagedError when it is anything else."""
+    try:
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get("fingerprint")
+            # Copied, not mapped: a file cut short by others under a mapping would end the process without a word.
+            pixels = {name: file.get_tensor(name).clone() for name in layout.parts()}
+    except SafetensorError as error:
+        raise DamagedError(f"damaged ({error})") from error
+    stored = Stored(layout.classes, {name: Arrays(pixels[name], part.labels) for name, part in layout.parts().items()})
+    if stored.fingerprint != written or any(tensor.dtype != torch.uint8 for tensor in pixels.values()):
+        raise DamagedError("damaged (its content does not match its checksum)")
+    return stored
