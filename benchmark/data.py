@@ -14,10 +14,12 @@ from torch.nn import functional
 
 from benchmark.errors import UserError
 from benchmark.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
-from benchmark.imagefiles import MAX_WORKERS, decode_files, hash_files, scan_folder
+from benchmark.imagefiles import MAX_WORKERS, Layout, decode_files, hash_files, scan_folder
 from benchmark.pages import Page
 from benchmark.readers import FOLDERS, READERS
+from benchmark.resized import Resized
 from benchmark.seeds import derive
+from benchmark.shard import load_shard
 from benchmark.splits import split_indices
 from benchmark.stored import Arrays, Stored
 
@@ -161,18 +163,31 @@ def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
 
 
 def stream_folder(page: Page, name: str, folder: Path) -> Data:
-    """Split the files of a folder as the page says, to be decoded as they are used."""
+    """Split the images of a folder as the page says, to be decoded as they are used: its files, or resized once."""
     layout = scan_folder(folder)
-    train, validation = layout.train, layout.validation
+    whole, shard = layout.whole(), load_shard(folder, layout, page.resized) if page.resized else None
+    if shard is None:  # a shard has every image decoded already
+        check_firsts(layout)
+    workers = page.workers or min(os.cpu_count() or 1, MAX_WORKERS)
+
+    def serve(numbers: Tensor) -> StreamedImages:
+        files, size = whole.subset(numbers), page.image_size
+        reader = Resized(shard, numbers.numpy(), files.paths, page.resized, size, page.flip) if page.resized else None
+        return StreamedImages(files, size, page.mean, page.std, page.flip, workers, reader)
+
+    counts = [len(files.paths) for files in layout.parts().values()]
+    train, test, *others = torch.arange(sum(counts)).split(counts)
+    validation = others[0] if others else None
+    if validation is None and page.split != "full":
+        kept, held_out = split_indices(layout.train.labels, page.split, shuffled=True)
+        train, validation = train[kept], train[held_out]
+    fingerprint = hash_files(folder, layout)
+    held_out_part = None if validation is None else serve(validation)
+    return Data(name, layout.classes, 3, page.image_size, serve(train), held_out_part, serve(test), fingerprint)
+
+
+def check_firsts(layout: Layout) -> None:
+    """Decode one image per class and part; raises UserError naming one that can't be."""
     for part in layout.parts().values():
         firsts = np.unique(part.labels.numpy(), return_index=True)[1]
         decode_files(part.subset(torch.from_numpy(firsts)), size=1)
-    if validation is None and page.split != "full":
-        kept, held_out = split_indices(train.labels, page.split, shuffled=True)
-        train, validation = layout.train.subset(kept), layout.train.subset(held_out)
-    workers = page.workers or min(os.cpu_count() or 1, MAX_WORKERS)
-    settings = (page.image_size, page.mean, page.std, page.flip, workers)
-    held_out_part = None if validation is None else StreamedImages(validation, *settings)
-    train_part, test_part = StreamedImages(train, *settings), StreamedImages(layout.test, *settings)
-    fingerprint = hash_files(folder, layout)
-    return Data(name, layout.classes, 3, page.image_size, train_part, held_out_part, test_part, fingerprint)

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class Layout:
         """Return the parts there are by name: `train`, `test`, perhaps `validation`."""
         held_out = {} if self.validation is None else {"validation": self.validation}
         return {"train": self.train, "test": self.test, **held_out}
+
+    def whole(self) -> Files:
+        """Return the files of all parts, one part after the other."""
+        parts = self.parts().values()
+        return Files([path for part in parts for path in part.paths], torch.cat([part.labels for part in parts]))
 
 
 def scan_folder(folder: Path) -> Layout:
@@ -110,8 +116,13 @@ def read_image(path: str) -> Image.Image:
     try:
         image: Image.Image = pil_loader(path)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise UserError(f"{path}: can't be decoded as an image ({error}); replace or remove the file") from error
+        refuse_image(path, error)
     return image
+
+
+def refuse_image(path: str, error: Exception) -> NoReturn:
+    """Raise UserError: the image at `path` can't be decoded because of `error`."""
+    raise UserError(f"{path}: can't be decoded as an image ({error}); replace or remove the file") from error
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:

@@ -27,7 +27,7 @@ CHOICES = {
 }
 SHARES = ("momentum", "lr_gamma", "label_smoothing", "ema_decay", "prune_end")
 AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "eval_every", "update_every")
-AT_LEAST_ZERO = ("crop_pad", "workers", "lr", "weight_decay", "warmup_epochs", "clip_norm")
+AT_LEAST_ZERO = ("crop_pad", "resized", "workers", "lr", "weight_decay", "warmup_epochs", "clip_norm")
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Page:
     crop_mode: str = "reflect"  # or zero
     flip: bool = True
     in_memory: bool = True  # False: stream from a folder, ImageNet's transforms
+    resized: int = 0  # when streaming: shorter side that images are resized to once, on first use; 0 = the files
     workers: int = 0  # loader processes when streaming; 0 = decide
     batch_size: int = 128
     drop_last: bool = False
@@ -165,6 +166,7 @@ def validate(page: Page, source: str) -> None:
         if not 0 <= getattr(page, name) < float("inf"):
             refuse(name, "a number of at least 0")
     validate_together(page, refuse)
+    validate_resized(page, refuse)
 
 
 def validate_together(page: Page, refuse: Callable[[str, str], None]) -> None:
@@ -191,6 +193,14 @@ def validate_together(page: Page, refuse: Callable[[str, str], None]) -> None:
         refuse("nesterov", "false where momentum is 0")
     if page.crop_mode == "reflect" and page.crop_pad >= page.image_size:
         refuse("crop_pad", f"smaller than image_size ({page.image_size}) for reflect padding")
+
+
+def validate_resized(page: Page, refuse: Callable[[str, str], None]) -> None:
+    """Refuse images resized once where they are not streamed, or to less than what is cut from them."""
+    if page.resized and page.in_memory:
+        refuse("resized", "0 where in_memory is on (images in memory have the page's image_size)")
+    if 0 < page.resized < page.image_size:
+        refuse("resized", f"0 (the original files) or at least image_size ({page.image_size})")
 
 
 def changed_settings(page: Page, default: Page) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def page(**changes: Any) -> Any:
         "std": [1.0, 1.0, 1.0],
         "workers": 0,
         "in_memory": True,
+        "resized": 0,
         "batch_size": 4,
         "drop_last": False,
     }

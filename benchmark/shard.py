@@ -1,0 +1,170 @@
+"""Folders of images resized once: every image as a small JPEG, all in one file, read image by image.
+
+The file: the JPEGs one after the other; then, as NumPy saves them, where each ends and its CRC-32; then a tail that
+says where that index begins and what its SHA-256 is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import struct
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmark.cache import DamagedError, Slot, hash_source, tell
+from benchmark.imagefiles import MAX_WORKERS, Layout, refuse_image
+
+QUALITY = 90
+TOGETHER = 16  # images one thread takes at a time
+AHEAD = 4  # such portions per thread that may wait for the disk: memory stays small where it is slow
+LOOK = 500  # images after which it is seen whether the disk has room for all
+TELL_S = 10.0  # seconds between two lines of progress
+TAIL = struct.Struct("<QQ32s")  # where the index begins, how many images, its SHA-256
+
+
+class Shard:
+    """The images of a folder, resized, in one open file, in the order of the layout's parts.
+
+    Read, not mapped: of a file cut short by others, a read gives less, where a mapping would end the process.
+    """
+
+    def __init__(self, path: Path, ends: np.ndarray, checks: np.ndarray) -> None:
+        self.path, self.ends, self.checks = path, ends, checks
+        self.file = path.open("rb")
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.path, self.ends, self.checks  # a loader's process opens the file anew
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def read(self, number: int) -> bytes | None:
+        """Return the JPEG of image `number`, or None where it is not what was written."""
+        start = int(self.ends[number - 1]) if number else 0
+        content = os.pread(self.file.fileno(), int(self.ends[number]) - start, start)
+        return content if zlib.crc32(content) == self.checks[number] else None
+
+
+def load_shard(folder: Path, layout: Layout, size: int) -> Shard | None:
+    """Return the images of a folder's layout with their shorter side resized to `size`, made on first use.
+
+    None where the file can't be written, which is told: `shrink` then makes the same images as they are used. Raises
+    UserError naming an image that can't be decoded.
+    """
+    slot = Slot(folder, f"resized-{size}", hash_source(folder, layout))
+    paths = layout.whole().paths
+
+    def read(path: Path) -> Shard:
+        return open_shard(path, len(paths))
+
+    found = slot.read(read)
+    if found is not None:
+        return found
+    with slot.building() as path:
+        found = slot.read(read, silent=True)  # another process may have made it while this one waited
+        if found is None and slot.write(path, lambda temporary: write_shard(temporary, paths, size)):
+            found = slot.read(read)
+    if found is None:
+        tell(
+            f"images are resized anew each time they are used, to the same bits: resized={size} is slow without a file"
+        )
+    return found
+
+
+def shrink(path: str, size: int) -> bytes:
+    """Return an image file as a JPEG, RGB, its shorter side resized to `size`; one that is smaller keeps its own.
+
+    Bilinear with antialiasing. Raises UserError naming the file when it can't be decoded.
+    Invariant: a function of the file, `size` and Pillow's version alone.
+    """
+    try:
+        with Image.open(path) as opened:
+            scale = min(1.0, size / min(opened.size))
+            wanted = round(opened.width * scale), round(opened.height * scale)
+            opened.draft("RGB", (2 * wanted[0], 2 * wanted[1]))  # a large JPEG, decoded no larger than needed
+            image = opened.convert("RGB")
+        if image.size != wanted:
+            image = image.resize(wanted, Image.Resampling.BILINEAR)
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=QUALITY)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        refuse_image(path, error)
+    return content.getvalue()
+
+
+def shrink_all(paths: Sequence[str], size: int) -> Iterator[bytes]:
+    """Yield `shrink` of every file in order, made by threads that run a bounded number of images ahead."""
+    workers = min(os.cpu_count() or 1, MAX_WORKERS)
+    firsts = iter(range(0, len(paths), TOGETHER))
+    pool = ThreadPoolExecutor(workers)
+
+    def take(count: int) -> Iterator[Any]:
+        for first in islice(firsts, count):
+            yield pool.submit(lambda portion: [shrink(path, size) for path in portion], paths[first : first + TOGETHER])
+
+    try:
+        waiting = deque(take(AHEAD * workers))
+        while waiting:
+            yield from waiting.popleft().result()
+            waiting.extend(take(1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_shard(path: Path, paths: Sequence[str], size: int) -> None:
+    """Write the file of all images, telling how far it is. Raises OSError as soon as the disk seems too small."""
+    count, written, began = len(paths), 0, time.monotonic()
+    told = began
+    ends, checks = np.zeros(count, np.int64), np.zeros(count, np.uint32)
+    with path.open("wb") as file:
+        for number, content in enumerate(shrink_all(paths, size)):
+            file.write(content)
+            written += len(content)
+            ends[number], checks[number] = written, zlib.crc32(content)
+            left = (count - number - 1) / (number + 1)
+            if number + 1 == LOOK and shutil.disk_usage(path.parent).free < left * written:
+                raise OSError(
+                    errno.ENOSPC, f"about {(1 + left) * written / 2**30:.1f} GiB are needed: no room on the disk"
+                )
+            if time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                line = f"{number + 1:,} of {count:,} images resized, about {(told - began) * left / 60:.0f} min left"
+                tell(f"{line} ({path.parent})")
+        index = io.BytesIO()
+        np.save(index, ends)
+        np.save(index, checks)
+        file.write(index.getvalue() + TAIL.pack(written, count, hashlib.sha256(index.getvalue()).digest()))
+
+
+def open_shard(path: Path, count: int) -> Shard:
+    """Open a file that `write_shard` wrote of `count` images; raises DamagedError when it is anything else.
+
+    The index is checked here, each image when it is read.
+    """
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, length - TAIL.size))
+        tail = file.read()
+        start, images, digest = TAIL.unpack(tail) if len(tail) == TAIL.size else (length, 0, b"")
+        file.seek(min(start, length))
+        index = file.read(max(0, length - TAIL.size - start))
+    if images != count or hashlib.sha256(index).digest() != digest:
+        raise DamagedError("damaged (its index does not match its checksum)")
+    saved = io.BytesIO(index)
+    return Shard(path, np.load(saved, allow_pickle=False), np.load(saved, allow_pickle=False))
