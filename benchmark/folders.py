@@ -144,7 +144,7 @@ class StreamedImages:
         self, batches: list[Tensor], key: tuple[Any, ...] | None, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
-            _Decoder(self.reader, key),
+            BatchReader(self.reader, key),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=min(self.workers, len(batches)),
             collate_fn=_as_it_is,
@@ -159,7 +159,7 @@ class StreamedImages:
             yield normalise(images, mean, std), self.labels[batch].to(device)
 
 
-class _Decoder(Dataset[Tensor]):
+class BatchReader(Dataset[Tensor]):
     """Reads lists of images; runs in the loader's processes."""
 
     def __init__(self, reader: Reader, key: tuple[Any, ...] | None) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmark.perf import __main__ as command
+from benchmark.perf import data
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
 from benchmark.perf.timing import Goal, median_ratio, time_in_turn
@@ -41,7 +42,7 @@ def test_what_could_not_be_measured_is_not_reached():
 
 
 def test_every_module_with_a_measure_is_found():
-    assert set(command.find_measures()) >= {"growth", "masking", "modes", "update"}
+    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "update"}
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
@@ -79,3 +80,16 @@ def test_the_peer_keeps_weights_and_momentum_masked_and_our_update_its_counts():
     peer.update(int(0.95 * maskset.active()), 0.3)
     active = sum(int(mask.sum()) for mask in peer.masks.values())
     assert abs(active / (0.95 * maskset.active()) - 1) < 0.05  # it compares with a threshold, and loses ties
+
+
+def test_a_few_images_go_through_the_measurement_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SERVED", 256)
+    monkeypatch.setattr(data, "SMALL", 4)
+    monkeypatch.setattr(data, "PHOTOS", 2)
+    monkeypatch.setattr(data, "pass_seconds", lambda net, rounds: 1.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("SPARSE_BENCH_CACHE", "off")
+    goals = data.measure(True)
+    assert [goal.name for goal in goals] == ["P6"] * 4 + ["P7"] * 3
+    assert all(goal.measured > 0 for goal in goals)
+    assert data.os.environ["SPARSE_BENCH_CACHE"] == "off" and list(tmp_path.iterdir()) == []
