@@ -26,6 +26,7 @@ from PIL import features
 from benchmark.imagefiles import CACHE, Layout
 
 VARIABLE = "SPARSE_BENCH_CACHE"
+LARGE = 100 * 2**20  # bytes: a file that its owner wants to know of
 FORMAT = 1  # raised whenever the same source would give another file
 MADE = re.compile(r"(?P<stem>.+)\.(?P<kind>(?:decoded|resized)-\d+)\.(?P<source>[0-9a-f]{16})")
 
@@ -48,9 +49,10 @@ def list_places(folder: Path) -> list[tuple[Path, str]]:
         return []
     distinct = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"  # two may have the same name
     if asked:
-        return [(Path(asked).expanduser(), distinct)]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~", ".cache").expanduser())
-    return [(folder.parent / CACHE, folder.name), (home / "sparse-bench", distinct)]
+        return [(Path(_expand(asked)), distinct)]
+    home = os.environ.get("XDG_CACHE_HOME") or _expand("~/.cache")
+    beside, users = (folder.parent / CACHE, folder.name), (Path(home, "sparse-bench"), distinct)
+    return [beside] if home.startswith("~") else [beside, users]
 
 
 def hash_source(folder: Path, layout: Layout) -> str:
@@ -139,6 +141,8 @@ class Slot:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         self._remove_older(path.parent, stem)
+        if path.stat().st_size >= LARGE:
+            tell(f"{path} was written ({path.stat().st_size / 2**20:,.0f} MiB); {VARIABLE}=off keeps none")
         return True
 
     def _remove_older(self, place: Path, stem: str) -> None:
@@ -148,6 +152,10 @@ class Slot:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     tell(f"{path} was removed: its images, or the decoder, have changed since")
+
+
+def _expand(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 (leaves a home that it does not know; Path would raise)
 
 
 def _acquire(lock: FileLock) -> None:

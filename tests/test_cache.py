@@ -292,6 +292,23 @@ def test_a_chosen_folder_holds_files_of_two_folders_of_one_name(
     assert len(load(folder).train) == 6 and len(load(other).train) == 4 and decodes == []
 
 
+def test_a_large_file_is_told_when_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark.cache, "LARGE", 1000)
+    load(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{made(folder)[0]} was written (0 MiB); SPARSE_BENCH_CACHE=off keeps none" in line
+    load(folder)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_user_without_a_home_has_the_place_beside_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is where no home is known
+    assert benchmark.cache.list_places(folder) == [(folder.parent / CACHE, "folder")]
+
+
 def fail_to_save(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
