@@ -57,7 +57,10 @@ class Shard:
     def read(self, number: int) -> bytes | None:
         """Return the JPEG of image `number`, or None where it is not what was written."""
         start = int(self.ends[number - 1]) if number else 0
-        content = os.pread(self.file.fileno(), int(self.ends[number]) - start, start)
+        try:
+            content = os.pread(self.file.fileno(), int(self.ends[number]) - start, start)
+        except OSError:  # a bad disk, or a file removed by others from one that is far away
+            return None
         return content if zlib.crc32(content) == self.checks[number] else None
 
 

@@ -261,11 +261,14 @@ def test_a_flipped_byte_of_an_image_is_mended_from_its_source_and_told(
     assert torch.equal(served(load(folder, workers=1)), good)
 
 
-def test_a_file_cut_short_while_it_is_read_costs_nothing(folder: Path) -> None:
+def test_a_file_cut_short_or_gone_while_it_is_read_costs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(folder, workers=1)
     good = served(data)
     os.truncate(shard_of(folder), 100)
     assert torch.equal(served(data), good)
+    monkeypatch.setattr(benchmark.shard.os, "pread", fail_to_save)
+    data.test.workers = 0  # type: ignore[attr-defined]
+    assert torch.equal(collect(data.test.batches(3, CPU))[0], good[8:])
 
 
 def test_a_loader_s_process_that_is_not_a_fork_opens_the_file_anew(folder: Path) -> None:
