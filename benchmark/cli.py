@@ -151,6 +151,7 @@ def sweep(
     engine: Annotated[str, typer.Option(help="what runs the workers: local, ray or slurm")] = "local",
     jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
     per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
+    gpus: Annotated[int, typer.Option(help="with --plan: the time on so many devices of this kind (CPU: cores)")] = 0,
     engine_args: Annotated[str, typer.Option(help="key=value settings of the engine")] = "",
     retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
     device: Device = "auto",
@@ -163,6 +164,7 @@ def sweep(
 ) -> None:
     """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
     from benchmark.engines import Pool
+    from benchmark.fleet import make_fleet
     from benchmark.sweep import run_sweep
 
     def action() -> int:
@@ -171,6 +173,7 @@ def sweep(
             lists={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
             arguments=args,
             plan=plan,
+            fleet=make_fleet(gpus, per_gpu),
             device=device,
             data_root=data,
             wandb=wandb,
