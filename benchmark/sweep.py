@@ -58,9 +58,10 @@ def run_sweep(
     """Run the cells of a grid that are not finished, here or on the workers of `pool`, or print its plan.
 
     Returns how many failed. The grid is that of a file, which `lists` narrow (see `gridfile.narrow`), or without one
-    that of the lists themselves; a plan is made for `fleet` too. Raises UserError, before the first batch, for every fault of the grid at once, then
-    for every fault of its cells that needs no image to be known, a narrowing that leaves nothing, a device or an engine
-    that is absent, folders that cannot be written. Controls that no run can be made from do not count as failed.
+    that of the lists themselves; a plan is made for `fleet` too. Raises UserError, before the first batch, for every
+    fault of the grid at once, then for every fault of its cells that needs no image to be known, a narrowing that
+    leaves nothing, a device or an engine that is absent, folders that cannot be written. Controls that no run can be
+    made from do not count as failed.
     """
     check_mode(wandb)
     check_pool(pool)
