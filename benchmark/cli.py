@@ -35,8 +35,9 @@ if not console.is_terminal:  # a log file should not be folded at 80 columns
 
 def tell(message: object) -> None:
     """Print an error a user can mend, in one paragraph and without a traceback."""
+    said = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in hide_secrets(str(message)))
     errors.print("error:", style="bold red", end=" ")
-    errors.print(hide_secrets(str(message)), markup=False, highlight=False, soft_wrap=True)
+    errors.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def typed() -> str:

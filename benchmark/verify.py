@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from benchmark.plugins import find_method, method_names
 from benchmark.prunable import find_layers, prunable_weights
 from leaderboard import Record, RecordError, read_record
 from leaderboard.kinds import is_number
+from leaderboard.table import printable
 from methods.core import Budget, count_active, count_kept
 
 POINTS = 0.1  # another processor may round a score the other way: so far apart accuracies may be, or by one image
@@ -227,4 +229,6 @@ def print_findings(console: Console, findings: list[Finding]) -> bool:
 
 def show(value: Any) -> str:
     """Return a value as the table shows it."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    return escape(printable(str(value)))  # from a record, which may be anyone's
