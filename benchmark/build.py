@@ -22,6 +22,9 @@ from benchmark.prunable import Layer, find_layers, prunable_weights
 from benchmark.seeds import derive
 from methods.core import count_kept
 
+# Arguments of timm.create_model that name weights to load. Records of others are rebuilt too: none may open a file.
+LOADED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
+
 
 @dataclass(frozen=True)
 class Built:
@@ -52,6 +55,12 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
         raise UserError(
             f"model '{page.model}' is not known to timm{nearest(page.model, timm.list_models())}; "
             "`python -c 'import timm; print(timm.list_models())'` lists them"
+        )
+    loaded = sorted(set(arguments) & LOADED)
+    if loaded:
+        raise UserError(
+            f"model_args must not name {', '.join(loaded)}: weights are drawn by the seed, the same for every method, "
+            "and no file or download is opened for them; leave it out"
         )
     try:
         model = timm.create_model(page.model, pretrained=False, **arguments)

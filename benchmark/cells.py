@@ -16,9 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from benchmark.errors import UserError, nearest, unknown
+from benchmark.names import refuse_name
 from benchmark.pages import SETTINGS, Page, changed_settings, load_page
 from benchmark.plugins import Plugin, find_method, method_names
 from leaderboard.kinds import LARGEST, is_number
+from leaderboard.privacy import name_secret
+from leaderboard.table import plain
 from methods.core import Budget, Method
 
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
@@ -134,8 +137,8 @@ def parse_sparsity(text: str) -> float:
 
 def parse_seed(text: str) -> int:
     """Return a seed: a whole number from 0 on."""
-    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
-        raise UserError(f"SEED must be a whole number from 0 to 2147483647, got '{text}'")
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) >= 2**31:
+        raise UserError(f"SEED must be a whole number from 0 to 2147483647, got '{plain(text)}'")
     return int(text)
 
 
@@ -151,7 +154,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
             raise UserError(f"ARGS must be name=value pairs of plain values, got '{word}'")
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(words))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"ARGS cannot be read: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -192,9 +195,8 @@ def make_cell(
 
     So all cells of a grid stay on one page, and what a method has otherwise than usual is in its label.
     """
-    for name in (task, plugin.name):
-        if set("<>") & set(name):  # no record may have such a name, and it would be refused at the end of the run
-            raise UserError(f"a name must not contain < or >, got '{name}': rename it")
+    refuse_name(task)
+    refuse_name(plugin.name)
     default = load_page(task)
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
     page = load_page(task, {key: value for key, value in changes.items() if key not in of_methods})
@@ -205,14 +207,22 @@ def make_cell(
     usual = plugin.defaults(default)
     changed = {key: getattr(method, key) for key in usual if getattr(method, key) != usual[key]}
     cell = Cell(task, page, changed_settings(page, default), plugin, method, changed, sparsity, seed)
-    for name, value in {**dataclasses.asdict(page), **cell.method_settings()}.items():
+    check_values({**dataclasses.asdict(page), **cell.method_settings()})
+    return cell
+
+
+def check_values(settings: dict[str, Any]) -> None:
+    """Raise UserError for a setting that no record can hold, or that holds a secret, for records are public."""
+    for name, value in settings.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             raise UserError(f"setting '{name}' must be finite numbers, text or lists of them, got {value!r}") from None
         if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
             raise UserError(f"setting '{name}' must be within ±{LARGEST:.0e}, as numbers of records are, got {value!r}")
-    return cell
+        secret = name_secret(json.dumps(value, ensure_ascii=False))
+        if secret:
+            raise UserError(f"setting '{name}' holds the secret of the environment's {secret}, and records are public")
 
 
 def check_methods(page: Page) -> None:

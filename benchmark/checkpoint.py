@@ -62,5 +62,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     digest, payload = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
     if not content.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
         raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum; {way_out}")
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # of a pickle that asks for code, or of no pickle: torch raises many kinds
+        raise UserError(
+            f"checkpoint {path} holds more than tensors and plain values, or none, and was not loaded; {way_out}"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} is none of sparse-bench's: it must hold a dict; {way_out}")
     return state

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from benchmark.errors import UserError
+from leaderboard.privacy import hide_secrets
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -34,8 +35,14 @@ if not console.is_terminal:  # a log file should not be folded at 80 columns
 
 def tell(message: object) -> None:
     """Print an error a user can mend, in one paragraph and without a traceback."""
+    said = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in hide_secrets(str(message)))
     errors.print("error:", style="bold red", end=" ")
-    errors.print(str(message), markup=False, highlight=False, soft_wrap=True)
+    errors.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def typed() -> str:
+    """Return the command as it was typed, for records, without the secrets that a shell may have put into it."""
+    return "sparse-bench " + shlex.join(hide_secrets(word) for word in sys.argv[1:])
 
 
 def guarded(action: Callable[[], Any]) -> Any:
@@ -131,7 +138,7 @@ def run(
             fresh=fresh,
             checkpoint_s=checkpoint_s,
             places={"records": records, "page": leaderboard, "runs": runs},
-            command="sparse-bench " + shlex.join(sys.argv[1:]),
+            command=typed(),
             console=console,
             tell=tell,
         )
@@ -151,6 +158,7 @@ def sweep(
     engine: Annotated[str, typer.Option(help="what runs the workers: local, ray or slurm")] = "local",
     jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
     per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
+    gpus: Annotated[int, typer.Option(help="with --plan: the time on so many devices of this kind (CPU: cores)")] = 0,
     engine_args: Annotated[str, typer.Option(help="key=value settings of the engine")] = "",
     retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
     device: Device = "auto",
@@ -163,6 +171,7 @@ def sweep(
 ) -> None:
     """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
     from benchmark.engines import Pool
+    from benchmark.fleet import make_fleet
     from benchmark.sweep import run_sweep
 
     def action() -> int:
@@ -171,13 +180,14 @@ def sweep(
             lists={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
             arguments=args,
             plan=plan,
+            fleet=make_fleet(gpus, per_gpu),
             device=device,
             data_root=data,
             wandb=wandb,
             checkpoint_s=checkpoint_s,
             places={"records": records, "page": leaderboard, "runs": runs},
             pool=Pool(engine, jobs, per_gpu, engine_args, retries),
-            command="sparse-bench " + shlex.join(sys.argv[1:]),
+            command=typed(),
             console=console,
             tell=tell,
         )
@@ -244,13 +254,16 @@ def export(
 ) -> None:
     """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
     from benchmark.export import MASKS, WEIGHTS, export_run
+    from benchmark.names import refuse_links, run_folder
     from benchmark.run import Places
     from benchmark.verify import load_record
     from methods.core import count_active
 
     def action() -> None:
         name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
-        folder = to or Path("export") / name
+        folder = to or run_folder(Path("export"), name)
+        if to is None:
+            refuse_links(folder, folder.parent)
         masks, about = export_run(name, runs or Places().runs, folder)
         active, total = count_active(masks), sum(mask.numel() for mask in masks.values())
         console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
@@ -282,6 +295,6 @@ def main() -> None:
     try:
         app()
     except Exception:  # the last resort
-        traceback.print_exc()
+        print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
         tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
         sys.exit(70)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from benchmark.progress import ProgressFile
+from leaderboard.table import printable
 
 LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
 WIDE = 130  # columns that the bar and all figures in full need
@@ -121,7 +122,9 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
         return "not measured" if value is None else f"{value:.2f} %"
 
     title = f"{record['method']['label']} at sparsity {record['sparsity']:g}, seed {record['seed']}"
-    table = Table(title=escape(f"{title}: {record['page']['title']}"), title_justify="left", show_header=False)
+    table = Table(
+        title=escape(printable(f"{title}: {record['page']['title']}")), title_justify="left", show_header=False
+    )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     if record["status"] != "ok":
@@ -140,7 +143,7 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
     clock = record["time"]
     table.add_row("time", f"{clock['total_s']:.1f} s ({clock['images_per_s']:,.0f} images/s in training)")
     if record["empty_layers"]:
-        table.add_row("layers left empty", escape(", ".join(record["empty_layers"])))
-    table.add_row("record", escape(record_file))
-    table.add_row("leaderboard", escape(leaderboard_file))
+        table.add_row("layers left empty", escape(printable(", ".join(record["empty_layers"]))))
+    table.add_row("record", escape(printable(record_file)))
+    table.add_row("leaderboard", escape(printable(leaderboard_file)))
     console.print(table)

@@ -18,6 +18,7 @@ from benchmark.environment import choose_precision
 from benchmark.errors import UserError, describe_failure, nearest
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks, pack_all
+from benchmark.names import run_folder
 from benchmark.plugins import method_names
 from benchmark.prunable import find_layers, prunable_weights
 from benchmark.run import Places
@@ -146,7 +147,10 @@ def check_fits(record: Record, search: Search, shapes: Shapes) -> None:
 
 def has_masks(record: Record, runs: Path) -> bool:
     """Return whether the files with the masks of a record's run are here; damaged ones are, for that is to be told."""
-    folder = runs / Path(record["run"]).name
+    try:
+        folder = run_folder(runs, record["run"])
+    except UserError:  # a name that no run could have
+        return False
     if not all((folder / name).is_file() for name in (WEIGHTS, MASKS)):
         return False
     try:
@@ -164,8 +168,9 @@ def take_masks(cell: Cell, runs: Path) -> Cell:
     donor, wanted = cell.donor, ask_donor(cell)
     if donor is None or wanted is None or not wanted.masks:
         return cell
-    folder = runs / Path(donor.run).name
+    folder = runs
     try:
+        folder = run_folder(runs, donor.run)
         masks = read_export(folder)[1]
     except UserError as error:
         raise fault(cell, wanted, f"its masks are wanted and {error}; or run it again: {donor.again}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmark.checkpoint import load_checkpoint, write_atomically
 from benchmark.errors import UserError
 from benchmark.maskset import hash_masks, pack, unpack
+from benchmark.names import run_folder
 
 WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"
 
@@ -47,10 +48,9 @@ def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """
     weights, about = read_tensors(folder / WEIGHTS)
     bits, about_masks = read_tensors(folder / MASKS)
-    shapes = json.loads(about_masks.get("shapes", "{}"))
-    if not shapes or set(shapes) != set(bits) or not set(shapes) <= set(weights):
+    masks = unpack_masks(folder / MASKS, bits, about_masks)
+    if any(name not in weights or weights[name].shape != mask.shape for name, mask in masks.items()):
         raise UserError(f"{folder / MASKS} is no file of masks for the weights in {folder / WEIGHTS}")
-    masks = {name: unpack(bits[name], torch.Size(shape)) for name, shape in shapes.items()}
     digest = hash_masks(masks)
     if {about.get("masks_sha256"), about_masks.get("masks_sha256")} != {digest}:
         raise UserError(f"{folder / MASKS}: its masks are not those that {WEIGHTS} was written with")
@@ -59,6 +59,33 @@ def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if alive:
             raise UserError(f"{folder / WEIGHTS}: {alive} inactive weights of '{name}' are not zero; it is invalid")
     return weights, masks
+
+
+def unpack_masks(path: Path, bits: Mapping[str, Tensor], about: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the masks in a file; raises UserError, naming it, where bits and the shapes it tells do not agree."""
+    try:
+        shapes = {name: torch.Size(shape) for name, shape in json.loads(about.get("shapes", "{}")).items()}
+        fits = set(shapes) == set(bits) and all(
+            bits[name].dtype == torch.uint8 and bits[name].shape == (-(-shape.numel() // 8),)
+            for name, shape in shapes.items()
+        )
+    except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError):
+        fits = False
+    if not fits or not bits:
+        raise UserError(f"{path} is no file of masks: its bits are not of the shapes that it names")
+    return {name: unpack(bits[name], shape) for name, shape in shapes.items()}
+
+
+def read_interrupted(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """Return the weights, the masks and what is said of a run by its checkpoint; raises UserError for another file."""
+    saved = load_checkpoint(path)
+    try:
+        state = saved["average"] or saved["model"]
+        masks = {name: unpack(bits, state[name].shape) for name, bits in saved["masks"].items()}
+        about = {**saved["about"], "interrupted_at_step": str(saved["counters"][0])}
+        return state, masks, {str(key): str(value) for key, value in about.items()}
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} is none of a run ({type(error).__name__}): name another run") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,15 +104,12 @@ def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], 
 
     Returns the masks and what the files say of themselves. Raises UserError for a run without either.
     """
-    folder = runs / Path(name).name
+    folder = run_folder(runs, name)
     if (folder / WEIGHTS).exists():
         state, masks = read_export(folder)
         about = {key: value for key, value in read_tensors(folder / WEIGHTS)[1].items() if key != "masks_sha256"}
     elif (folder / "checkpoint").exists():
-        saved = load_checkpoint(folder / "checkpoint")
-        state = saved["average"] or saved["model"]
-        masks = {name: unpack(bits, state[name].shape) for name, bits in saved["masks"].items()}
-        about = {**saved["about"], "interrupted_at_step": str(saved["counters"][0])}
+        state, masks, about = read_interrupted(folder / "checkpoint")
     else:
         there = sorted(path.parent.name for pattern in (WEIGHTS, "checkpoint") for path in runs.glob(f"*/{pattern}"))
         raise UserError(f"no run '{name}' in {runs}; there is: {', '.join(dict.fromkeys(there)) or 'none'}")

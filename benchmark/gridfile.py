@@ -90,7 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no grid file {path}: name one with GRID=file; there are {', '.join(known)}")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a map of {', '.join(KEYS)}")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from benchmark.names import refuse_links
+
 LOCK = "grid.lock"  # in a run's folder: held from the last look at the records until the run's record is there
 
 
@@ -21,6 +23,7 @@ def holding(folder: Path) -> Iterator[None]:
 
     Invariant: the lock is the system's, so a process that dies lets go of it however it ends.
     """
+    refuse_links(folder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:

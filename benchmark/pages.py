@@ -110,7 +110,7 @@ def load_page(name: str, changes: dict[str, Any] | None = None) -> Page:
         raise UserError(unknown("page", name, page_names()))
     try:
         written = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"configs/{name}.yaml: not readable as YAML: {error}") from error
     settings = OmegaConf.to_container(written)
     if not isinstance(settings, dict):
@@ -131,8 +131,12 @@ def merge_settings(settings: dict[str, Any], source: str) -> Page:
         if key not in SETTINGS:
             raise UserError(f"{source}: no setting '{key}'{nearest(key, SETTINGS).replace(': did', '; did')}")
     try:
+        if "${" in repr(settings):  # would be worked out, from the environment too, and end in a record
+            raise UserError(f"{source}: settings must be plain values, without ${{...}}: write the value itself")
         merged = OmegaConf.merge(OmegaConf.structured(Page), settings)
         page = OmegaConf.to_object(merged)
+    except RecursionError as error:
+        raise UserError(f"{source}: settings are nested too deep") from error
     except OmegaConfBaseException as error:
         setting = getattr(error, "full_key", None) or "?"
         reason = str(error).splitlines()[0]

@@ -17,10 +17,13 @@ from benchmark.contract import rehearse
 from benchmark.data import Data
 from benchmark.environment import describe_environment
 from benchmark.errors import UserError
+from benchmark.fleet import Fleet, describe_fleet, describe_sharing
 from benchmark.gridfile import Grid, Item
+from benchmark.memory import Memory, work_out_memory
 from benchmark.pace import SPEED, Pace, calibrate, format_time, pace_of_records
 from benchmark.planner import Networks, Prediction, predict
 from benchmark.run import Places, check_budget, make_timeline
+from benchmark.spread import Job
 from benchmark.standin import stand_in
 from benchmark.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from leaderboard import Record
@@ -49,6 +52,7 @@ class Line:
     share: float
     exact: bool
     seconds: float
+    items: list[Item] = field(default_factory=list)
 
     @property
     def left(self) -> int:
@@ -73,6 +77,7 @@ class Planner:
     data: dict[tuple[str, str], Data] = field(default_factory=dict)
     paces: dict[tuple[str, str], Pace] = field(default_factory=dict)
     calibrated: dict[str, Pace] = field(default_factory=dict)  # by what decides the speed: CIFAR-10 and 100 share it
+    memories: dict[tuple[str, str], Memory] = field(default_factory=dict)  # of the full network of each page
     predictions: dict[tuple[str, str, str, float], Prediction] = field(default_factory=dict)
     obstacles: dict[str, int] = field(default_factory=dict)  # why no control is possible, and of how many runs
 
@@ -87,6 +92,8 @@ class Planner:
         timeline = make_timeline(cell, data)
         rehearse(cell.method, cell.plugin.name, timeline)
         check_budget(cell, network.built)
+        if page_of(cell) not in self.memories and not cell.method.narrows_network:
+            self.memories[page_of(cell)] = work_out_memory(cell.page, data, network.built, self.device)
         settled = self.ledger.settle(first, data) or cell
         donor = self.predictions.get(row_of(first.donor)) if first.donor is not None else None
         if first.donor is not None and donor is None:
@@ -104,7 +111,7 @@ class Planner:
             share = train / prediction.train_dense
         # A control costs what its donor left it, and that differs from seed to seed where training decides it.
         exact = prediction.exact and (donor is None or donor.exact)
-        return Line(cell, states, train, share, exact, self.pace_of(cell, data).seconds(cell.page, data))
+        return Line(cell, states, train, share, exact, self.pace_of(cell, data).seconds(cell.page, data), items)
 
     def finished(self, item: Item, data: Data) -> Record | None:
         """Return the record of an item's cell, or None."""
@@ -141,8 +148,20 @@ def group_items(items: Iterable[Item]) -> list[list[Item]]:
     return [group for page in pages.values() for group in page.values()]
 
 
-def print_plan(grid: Grid, data_root: Path, places: Places, device: torch.device, console: Console) -> int:
-    """Print the plan of a grid and return how many of its runs could not begin.
+def make_jobs(lines: Iterable[Line]) -> list[Job]:
+    """Return the runs of the plan that are to be made, each with its time and the run it has to wait for."""
+    return [
+        Job(item.cell.identity, line.seconds, item.donor.identity if item.donor is not None else "")
+        for line in lines
+        for item, state in zip(line.items, line.states, strict=True)
+        if state not in (DONE, NO_CONTROL)
+    ]
+
+
+def print_plan(
+    grid: Grid, data_root: Path, places: Places, device: torch.device, console: Console, fleet: Fleet | None = None
+) -> int:
+    """Print the plan of a grid, for one device and for `fleet`; return how many of its runs could not begin.
 
     Nothing is trained, downloaded or written.
     """
@@ -157,7 +176,8 @@ def print_plan(grid: Grid, data_root: Path, places: Places, device: torch.device
             refused += len(items)
             faults[f"{items[0].cell.page_name}: {error}"] = None
     console.print(make_table(grid, lines))
-    for note in make_notes(planner, lines):
+    notes = make_notes(planner, lines) + describe_sharing(planner.memories, device, fleet)
+    for note in notes + (describe_fleet(make_jobs(lines), fleet) if fleet is not None else []):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if refused:
         console.print(f"{refused} of {len(grid.items)} runs cannot be planned:", style="bold red")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from benchmark.checkpoint import save_checkpoint
 from benchmark.errors import UserError
 from benchmark.stopping import obey, stop_asked
 from benchmark.train import Training
-from leaderboard import Record
+from leaderboard import Record, find_faults
+from leaderboard.table import plain
 
 FINISHED = "record.json"  # in the run's folder, from the end of training until it is published
 
@@ -20,9 +22,9 @@ def read_finished(path: Path) -> Record | None:
     """Return the record of a run that ended but may not have been published, or None."""
     try:
         record: Record = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return None if find_faults(record) else record
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return record
 
 
 def surroundings(run: Training) -> dict[str, str]:
@@ -33,11 +35,28 @@ def surroundings(run: Training) -> dict[str, str]:
 def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
     """Raise UserError when a checkpoint was made on other data, another kind of device or in another precision."""
     for key, now in surroundings(run).items():
-        if state[key] != now:
+        if state.get(key) != now:
             raise UserError(
-                f"checkpoint {checkpoint} was made with {key} {state[key]}, now it is {now}: go on as it was begun, "
-                "or start over with FRESH=1 (sparse-bench run --fresh)"
+                f"checkpoint {checkpoint} was made with {key} {state.get(key)}, now it is {now}: go on as it was "
+                "begun, or start over with FRESH=1 (sparse-bench run --fresh)"
             )
+
+
+def restore(run: Training, state: dict[str, Any], checkpoint: Path) -> datetime:
+    """Set a run to where its checkpoint was taken and return when it was begun.
+
+    Raises UserError for a checkpoint that `check_same` refuses, and for one that is not of this network and method.
+    """
+    check_same(state, run, checkpoint)
+    try:
+        run.load_state(state)
+        return datetime.fromisoformat(state["started"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = plain(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"checkpoint {checkpoint} does not fit this run ({reason}): start over with FRESH=1 (sparse-bench run "
+            "--fresh), or delete the file"
+        ) from error
 
 
 class Saver:

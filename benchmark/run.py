@@ -26,10 +26,11 @@ from benchmark.environment import ROOT, choose_precision, set_determinism
 from benchmark.errors import UserError
 from benchmark.export import export_network
 from benchmark.maskset import MaskSet
+from benchmark.names import refuse_links, run_folder
 from benchmark.outcome import make_record
 from benchmark.prunable import prunable_weights
 from benchmark.recipe import make_average, make_optimizer
-from benchmark.resume import FINISHED, Saver, check_same, read_finished
+from benchmark.resume import FINISHED, Saver, read_finished, restore
 from benchmark.scoring import ScoringGradients, score
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
@@ -70,7 +71,9 @@ def check_places(places: Places) -> None:
         probe = folder / f".probe-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"\0" * 4096)
+            probe.unlink(missing_ok=True)
+            with probe.open("xb") as file:  # never through a link that someone put there
+                file.write(b"\0" * 4096)
             probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
@@ -115,7 +118,8 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
     was over. Raises UserError for anything a user can mend. Invariants: a record is written only after the exported
     file was read back and found to hold its budget; killed at any instant and called again, a run leaves one record.
     """
-    folder = options.places.runs / cell.identity
+    folder = run_folder(options.places.runs, cell.identity)
+    refuse_links(folder, options.places.runs)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
@@ -166,13 +170,11 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
     run = prepare(cell, built, data, options.device)
     if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
-        run.precision = state["precision"] if state else probe_precision(run)
+        run.precision = str(state.get("precision")) if state else probe_precision(run)
     if state is None:
         set_up_masks(cell, run, lambda text: console.print(f"warning: {text}", style="yellow", markup=False))
     else:
-        check_same(state, run, checkpoint)
-        run.load_state(state)
-        started = datetime.fromisoformat(state["started"])
+        started = restore(run, state, checkpoint)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
     tracker = Tracker(options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False))
     tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})

@@ -18,6 +18,7 @@ from benchmark.driver import drive
 from benchmark.engines import Pool, check_pool
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
+from benchmark.fleet import Fleet
 from benchmark.foresight import check_cells, find_faults
 from benchmark.gridfile import Grid, Item
 from benchmark.holding import BusyError, holding, refuse_held
@@ -52,13 +53,15 @@ def run_sweep(
     command: str,
     console: Console,
     tell: Callable[[object], None],
+    fleet: Fleet | None = None,
 ) -> int:
     """Run the cells of a grid that are not finished, here or on the workers of `pool`, or print its plan.
 
     Returns how many failed. The grid is that of a file, which `lists` narrow (see `gridfile.narrow`), or without one
-    that of the lists themselves. Raises UserError, before the first batch, for every fault of the grid at once, then
-    for every fault of its cells that needs no image to be known, a narrowing that leaves nothing, a device or an engine
-    that is absent, folders that cannot be written. Controls that no run can be made from do not count as failed.
+    that of the lists themselves; a plan is made for `fleet` too. Raises UserError, before the first batch, for every
+    fault of the grid at once, then for every fault of its cells that needs no image to be known, a narrowing that
+    leaves nothing, a device or an engine that is absent, folders that cannot be written. Controls that no run can be
+    made from do not count as failed.
     """
     check_mode(wandb)
     check_pool(pool)
@@ -68,7 +71,7 @@ def run_sweep(
     grid = source.grid()
     where = Places(**{key: path for key, path in places.items() if path is not None})
     if plan:
-        return print_plan(grid, data_root, where, chosen, console)
+        return print_plan(grid, data_root, where, chosen, console, fleet)
     check_places(where)
     options = Options(device=chosen, wandb=wandb, checkpoint_s=checkpoint_s, command=command, places=where)
     with terminable(), opening(where.runs, pool.retries, keep=not pool.is_here) as book:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
+from leaderboard.privacy import hide_secrets
 
 MODES = ("off", "offline", "online")
 
@@ -49,7 +50,10 @@ class Tracker:
             config=config,
             dir=str(self.folder),
             mode="online" if mode == "online" else "offline",
-            settings=wandb.Settings(init_timeout=60, silent=True, console="off"),
+            # The command line and the machine would be kept, and with them whatever secret a script put there.
+            settings=wandb.Settings(
+                init_timeout=60, silent=True, console="off", disable_code=True, x_disable_meta=True
+            ),
         )
 
     def log(self, values: dict[str, Any], step: int) -> None:
@@ -73,6 +77,6 @@ class Tracker:
         try:
             action()
         except Exception as error:  # W&B's failures are many and none may cost a result
-            self.warn(f"W&B failed and is off for this run: {type(error).__name__}: {error}")
+            self.warn(hide_secrets(f"W&B failed and is off for this run: {type(error).__name__}: {error}"))
             self.run = None
             self.mode = "off"

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
 from benchmark.arithmetic import make_autocast, measure_accuracy
 from benchmark.build import count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
-from benchmark.data import Data, load_data
+from benchmark.data import CIFAR, Data, load_data
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
+from benchmark.names import run_folder
 from benchmark.narrow import narrow_arguments
 from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
 from benchmark.plugins import find_method, method_names
 from benchmark.prunable import find_layers, prunable_weights
 from leaderboard import Record, RecordError, read_record
+from leaderboard.kinds import is_number
+from leaderboard.table import printable
 from methods.core import Budget, count_active, count_kept
 
 POINTS = 0.1  # another processor may round a score the other way: so far apart accuracies may be, or by one image
@@ -49,8 +54,8 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     found again. Raises UserError when record or files cannot be read, or the weights do not fit the backbone.
     """
     record = load_record(path)
-    page = merge_settings(record["page"]["settings"], f"record {path}")
-    folder = runs / Path(record["run"]).name
+    page = stay_home(merge_settings(record["page"]["settings"], f"record {path}"))
+    folder = run_folder(runs, record["run"])
     weights, masks = read_export(folder)
     about = read_tensors(folder / WEIGHTS)[1]
     data = load_data(page, data_root, torch.device("cpu"))
@@ -71,12 +76,23 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     ]
 
 
+def stay_home(page: Page) -> Page:
+    """Return the page with its data in their own folder under DATA where a download would write elsewhere.
+
+    A record is not to be trusted, and where it says that data lie may be anywhere; what they hold is compared anyway.
+    """
+    leads_out = Path(page.data_dir).expanduser().is_absolute() or ".." in Path(page.data_dir).parts
+    return dataclasses.replace(page, data_dir="") if leads_out and page.data in CIFAR else page
+
+
 def rebuild_network(record: Record, page: Page, data: Data, full: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Return the backbone of the masks: the full one, or the one narrowed to the width the record names."""
     prunable = prunable_weights(full, find_layers(full, page))
     if all(name in masks and masks[name].shape == weight.shape for name, weight in prunable.items()):
         return full
     width = record["method"]["settings"].get("width", 1.0)
+    if not is_number(width) or not 0 < width <= 1:
+        raise UserError(f"record {record['run']}: the width of a narrower network must be in (0, 1], got {width!r}")
     return create_network(page, narrow_arguments(page.model, model_arguments(page, data), width))
 
 
@@ -109,7 +125,7 @@ def compare_donor(record: Record, masks: Mapping[str, Tensor], runs: Path) -> li
         return []
     whole, ours = donor["masks_sha256"][:16], hash_masks(masks)[:16]
     findings = [same("masks of its donor (sha256)", whole, ours)] if donor["kind"] == "masks" else []
-    folder = runs / Path(donor["run"]).name
+    folder = run_folder(runs, donor["run"])
     if (folder / MASKS).exists():
         theirs = read_export(folder)[1]
         counts = count_layers(theirs)
@@ -213,4 +229,6 @@ def print_findings(console: Console, findings: list[Finding]) -> bool:
 
 def show(value: Any) -> str:
     """Return a value as the table shows it."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    return escape(printable(str(value)))  # from a record, which may be anyone's

@@ -77,9 +77,15 @@ def file_stem(run: str) -> str:
     Invariant: it names a visible file of the folder itself, never another folder.
     """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", run).lstrip(".") or "run"
+    name = f"_{name}" if is_reserved(name) else name
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 17]}.{hashlib.sha256(run.encode('utf-8', 'replace')).hexdigest()[:16]}"
     return name
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether Windows keeps a file name for a device, whatever its suffix: no checkout there could have it."""
+    return re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)", name.partition(".")[0].rstrip(), re.I) is not None
 
 
 def write_temporary(text: str, folder: Path, purpose: str) -> Path:

@@ -51,6 +51,7 @@ def escape(text: object) -> str:
     """Return `text` on one line, without a meaning in Markdown or HTML, cut to LONGEST_TEXT characters."""
     kept = plain(text)
     kept = re.sub(r"([\\*\[\]$~#])", r"\\\1", kept)
+    kept = re.sub(r"^(\d*)([-+=.)])(?=[ =-]|$)", r"\1\\\2", kept)  # a list or a rule, at the start of a line
     kept = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", kept)  # inside a word it has no meaning
     return html.escape(kept, quote=False).replace("|", "&#124;").replace("`", "&#96;")
 

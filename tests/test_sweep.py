@@ -533,9 +533,11 @@ def make(*arguments: str, **environment: str) -> str:
 def test_make_narrows_a_grid_by_what_the_user_gave_and_by_no_default():
     assert "sweep configs/paper/table2.yaml --device" in make("table2")
     narrowed = make("table1", "SPARSITY=0.9", "PLAN=1", SEED="3")
-    assert "sweep configs/paper/table1.yaml --sparsity '0.9' --seed '3' --plan --device" in narrowed
+    assert (
+        'sweep configs/paper/table1.yaml --sparsity "$ASKED_SPARSITY" --seed "$ASKED_SEED" --plan --device' in narrowed
+    )
     assert "leaderboard build" not in narrowed  # a plan leaves everything as it is
     assert "leaderboard build" in make("table3")
-    assert "sweep 'some file.yaml' --method 'gmp'" in make("sweep", "GRID=some file.yaml", "METHOD=gmp")
+    assert 'sweep "$ASKED_GRID" --method "$ASKED_METHOD" --device' in make("sweep", "GRID=some file.yaml", "METHOD=gmp")
     assert "--sparsity" not in make("claim", "A=granet", "B=gmp")
-    assert "--sparsity '0.95'" in make("claim", "A=granet", "B=gmp", "SPARSITY=0.95")
+    assert '--sparsity "$ASKED_SPARSITY"' in make("claim", "A=granet", "B=gmp", "SPARSITY=0.95")

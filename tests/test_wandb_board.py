@@ -224,7 +224,8 @@ def test_a_failing_library_warns_once_and_names_no_key(
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     assert not log_board(make_sections(many()), None, "online", tmp_path, said.append)
-    assert said == [f"W&B failed and the leaderboard is not logged: RuntimeError: {where} broke with key (key)"]
+    failed = "W&B failed and the leaderboard is not logged"
+    assert said == [f"{failed}: RuntimeError: {where} broke with key (WANDB_API_KEY)"]
     assert fake.finished[-1:] == ([] if where == "init" else [1])  # no run stays open
 
 

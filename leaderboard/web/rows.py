@@ -80,7 +80,7 @@ def visible(text: object) -> str:
 
 def unescape(escaped: str) -> str:
     """Return the text that `leaderboard.table.escape` made `escaped` from, cut and on one line as there."""
-    return re.sub(r"\\([\\*\[\]$~#_])", r"\1", html.unescape(escaped))
+    return re.sub(r"\\([\\*\[\]$~#_+=.)-])", r"\1", html.unescape(escaped))
 
 
 def average(values: Iterable[float | None]) -> float | None:

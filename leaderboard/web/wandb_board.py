@@ -10,6 +10,7 @@ from typing import Any
 
 from leaderboard.comparisons import make_ranks
 from leaderboard.page import section_name
+from leaderboard.privacy import hide_secrets
 from leaderboard.schema import Record
 from leaderboard.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
 from leaderboard.web.rows import average, control_of, unescape, visible
@@ -77,9 +78,7 @@ def log_board(
 
 def failure(error: Exception) -> str:
     """Return the warning for an error of W&B's, without the key should the error name it."""
-    key = os.environ.get("WANDB_API_KEY")
-    text = f"W&B failed and the leaderboard is not logged: {type(error).__name__}: {error}"
-    return text.replace(key, "(key)") if key else text
+    return hide_secrets(f"W&B failed and the leaderboard is not logged: {type(error).__name__}: {error}")
 
 
 def close_quietly(run: Any) -> None:
