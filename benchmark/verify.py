@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmark.arithmetic import make_autocast, measure_accuracy
-from benchmark.build import count_prunable, create_network, model_arguments
+from benchmark.build import ImageFacts, count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
 from benchmark.data import Data, load_data
 from benchmark.errors import UserError
@@ -71,7 +71,9 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     ]
 
 
-def rebuild_network(record: Record, page: Page, data: Data, full: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+def rebuild_network(
+    record: Record, page: Page, data: ImageFacts, full: nn.Module, masks: Mapping[str, Tensor]
+) -> nn.Module:
     """Return the backbone of the masks: the full one, or the one narrowed to the width the record names."""
     prunable = prunable_weights(full, find_layers(full, page))
     if all(name in masks and masks[name].shape == weight.shape for name, weight in prunable.items()):
