@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,8 @@ from benchmark.latency.passes import PLAIN, Clock, Mode, Pass, modes_of
 from benchmark.latency.subject import Subject
 
 TOLERANCE = 1e-4  # of the largest logit of the plain network
-BF16_FACTOR = 2.0  # in bf16, outputs may be so many times as far off as the plain network's own in bf16
+LEAST_COMPARED = 8  # images on which outputs are compared; those that are timed are among them
+ROUNDING_FACTOR = 2.0  # in bf16, outputs may be so many times as far off as the plain network's own in bf16
 BUDGET_S = 15.0  # of the timing itself, for each batch; within the bounds of rounds
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
 KEEPING = ("zeros", "csr", "dead filters")  # what computes the run's own function
@@ -26,13 +28,13 @@ KEEPING = ("zeros", "csr", "dead filters")  # what computes the run's own functi
 
 @dataclass(frozen=True)
 class Engine:
-    """One way to run a network: `build` makes its pass for a mode, `mode` is the one it is timed in.
+    """One way to run a network: `build` makes its pass over images in a mode; `mode` is the one it is timed in.
 
     `build` is None for an engine that cannot run here; the note then says why.
     """
 
     name: str
-    build: Callable[[Mode], Pass] | None
+    build: Callable[[Tensor, Mode], Pass] | None
     mode: Mode = PLAIN
     note: str = ""
 
@@ -43,13 +45,14 @@ def measure_batch(subject: Subject, batch: int, clock: Clock, tell: Callable[[st
     Invariant: an engine of KEEPING has figures only where its outputs are those of the run's network.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, *subject.images.shape, generator=generator).to(clock.device)
+    compared = torch.randn(max(batch, LEAST_COMPARED), *subject.images.shape, generator=generator).to(clock.device)
+    images = compared[:batch]
     engines = make_engines(subject, images, clock, tell)
     tell("comparing outputs")
-    checked = [(engine, *check(engine, subject.network, images)) for engine in engines]
+    checked = [(engine, *check(engine, subject.network, compared)) for engine in engines]
     fit = [engine for engine, fault, _ in checked if engine.build is not None and not fault]
     tell("timing")
-    rounds, times = time_engines(fit, clock)
+    rounds, times = time_engines(fit, images, clock)
     rows = []
     for engine, fault, error in checked:
         row: dict[str, Any] = {"engine": engine.name, "status": "ok", "note": engine.note, "mode": str(engine.mode)}
@@ -68,42 +71,42 @@ def make_engines(subject: Subject, images: Tensor, clock: Clock, tell: Callable[
     tell("finding the best dense mode")
     dense = in_best_mode("dense", subject.dense, images, clock)
     same = [w.shape for w in subject.network.parameters()] == [w.shape for w in subject.dense.parameters()]
-    build = partial(Pass, subject.network, images)
+    build = partial(Pass, subject.network)
     zeros = Engine("zeros", build, dense.mode) if same else in_best_mode("zeros", subject.network, images, clock)
     tell("finding the layers where CSR wins")
-    csr = make_csr(subject, zeros, clock)
+    csr = make_csr(subject, zeros, images, clock)
     tell("removing dead filters, narrowing")
     if subject.slim is None:
         slim = Engine("slim", None, note=subject.slim_note)
     else:
         slim = in_best_mode("slim", subject.slim, images, clock, subject.slim_note)
-    plain = Engine("dense fp32", partial(Pass, subject.dense, images))
-    return [dense, plain, zeros, csr, make_dead(subject, zeros, images, clock), slim, make_semi(dense, clock)]
+    plain = Engine("dense fp32", partial(Pass, subject.dense))
+    return [dense, plain, zeros, csr, make_dead(subject, zeros, images, clock), slim, make_semi(dense, images, clock)]
 
 
 def in_best_mode(name: str, network: nn.Module, images: Tensor, clock: Clock, note: str = "") -> Engine:
     """Return the engine of a network in dense kernels, in the fastest of its modes."""
     modes = modes_of(network)
     best, _ = clock.find_fastest([Pass(network, images, mode) for mode in modes])
-    return Engine(name, partial(Pass, network, images), modes[best], note)
+    return Engine(name, partial(Pass, network), modes[best], note)
 
 
-def make_csr(subject: Subject, zeros: Engine, clock: Clock) -> Engine:
+def make_csr(subject: Subject, zeros: Engine, images: Tensor, clock: Clock) -> Engine:
     """Return the engine with CSR weights where they win, beside plain fp32 or the best mode, whichever is faster."""
     assert zeros.build is not None
     modules = [name.removesuffix(".weight") for name in subject.masks]
     modes = list(dict.fromkeys((PLAIN, zeros.mode)))
-    winners = [find_winners(zeros.build(mode), modules, clock) for mode in modes]
+    winners = [find_winners(zeros.build(images, mode), modules, clock) for mode in modes]
     builds = [partial(build_csr, zeros.build, names) for names in winners]
-    best, _ = clock.find_fastest([build(mode) for build, mode in zip(builds, modes, strict=True)])
+    best, _ = clock.find_fastest([build(images, mode) for build, mode in zip(builds, modes, strict=True)])
     count = len(winners[best])
     note = f"{count} of {len(modules)} layers converted" + ("" if count else ": CSR wins in none, so this is zeros")
     return Engine("csr", builds[best], modes[best], note)
 
 
-def build_csr(build: Callable[[Mode], Pass], names: list[str], mode: Mode) -> Pass:
+def build_csr(build: Callable[[Tensor, Mode], Pass], names: list[str], images: Tensor, mode: Mode) -> Pass:
     """Return a pass with CSR weights in the modules of these names."""
-    run = build(mode)
+    run = build(images, mode)
     convert_layers(run.network, names)
     return run
 
@@ -121,7 +124,7 @@ def make_dead(subject: Subject, zeros: Engine, images: Tensor, clock: Clock) -> 
     return Engine("dead filters", zeros.build, zeros.mode, f"{note}, so this is zeros")
 
 
-def make_semi(dense: Engine, clock: Clock) -> Engine:
+def make_semi(dense: Engine, images: Tensor, clock: Clock) -> Engine:
     """Return the engine with 2:4 weights in its linear layers, on random weights and in bf16."""
     reason = semi.reason_against(clock.device)
     if reason:
@@ -130,13 +133,13 @@ def make_semi(dense: Engine, clock: Clock) -> Engine:
     mode = Mode("bf16", dense.mode.channels_last)
     source = dense.build
 
-    def build(wanted: Mode) -> Pass:
-        run = source(wanted)
+    def build(images: Tensor, mode: Mode) -> Pass:
+        run = source(images, mode)
         semi.convert_linear(run)
         return run
 
     try:
-        run = source(mode)
+        run = source(images, mode)
         count = semi.convert_linear(run)
         run()
     except RuntimeError as error:
@@ -149,34 +152,44 @@ def make_semi(dense: Engine, clock: Clock) -> Engine:
 def check(engine: Engine, network: nn.Module, images: Tensor) -> tuple[str, float | None]:
     """Return what is wrong with an engine's outputs, or an empty text, and how far off they are in plain fp32.
 
-    Only engines of KEEPING are held to anything. In plain fp32 every output may differ from the plain network's by
-    TOLERANCE of its largest; in the mode that is timed likewise, or in bf16 by BF16_FACTOR times what bf16 itself costs
-    the plain network, where that is more.
+    Only engines of KEEPING are held to anything. In plain fp32, without TensorFloat-32, every output may differ from
+    the plain network's by TOLERANCE of its largest. In the mode that is timed likewise, or by ROUNDING_FACTOR times
+    what the mode's own rounding (bf16) costs the plain network, where that is more.
     """
     if engine.name not in KEEPING or engine.build is None:
         return "", None
-    plain = Pass(network, images, PLAIN)
-    error = distance(engine.build(PLAIN), plain)
+    with exact_fp32():
+        expected = Pass(network, images, PLAIN)().float()
+        error = distance(engine.build(images, PLAIN)(), expected)
     if not error <= TOLERANCE:  # NaN is no match either
         return f"its outputs differ from the network's by {error:.1e} of the largest, more than {TOLERANCE:g}", None
-    allowed = TOLERANCE
-    if engine.mode.precision != "fp32":
-        allowed = max(TOLERANCE, BF16_FACTOR * distance(Pass(network, images, engine.mode), plain))
-    timed = distance(engine.build(engine.mode), plain)
+    rounding = distance(Pass(network, images, engine.mode)(), expected)
+    allowed = max(TOLERANCE, ROUNDING_FACTOR * rounding)
+    timed = distance(engine.build(images, engine.mode)(), expected)
     if not timed <= allowed:
         return f"its outputs in {engine.mode} differ by {timed:.1e} of the largest, more than {allowed:.1e}", None
     return "", error
 
 
-def distance(run: Pass, plain: Pass) -> float:
-    """Return the largest difference between two passes' outputs as a share of the largest output of the second."""
-    expected = plain().float()
-    return float((run().float() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Keep a GPU from rounding fp32 products to TensorFloat-32 meanwhile."""
+    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
 
 
-def time_engines(engines: list[Engine], clock: Clock) -> tuple[int, dict[str, list[float]]]:
+def distance(outputs: Tensor, expected: Tensor) -> float:
+    """Return the largest difference between outputs as a share of the largest one expected."""
+    return float((outputs.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def time_engines(engines: list[Engine], images: Tensor, clock: Clock) -> tuple[int, dict[str, list[float]]]:
     """Return the number of rounds and each engine's seconds in them, taken in turn."""
-    passes = [engine.build(engine.mode) for engine in engines if engine.build is not None]
+    passes = [engine.build(images, engine.mode) for engine in engines if engine.build is not None]
     round_s = sum(clock.seconds(run) * clock.choose_repeats(run) for run in passes)
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(BUDGET_S / max(round_s, 1e-9))))
     return rounds, dict(zip([engine.name for engine in engines], clock.in_turn(passes, rounds), strict=True))

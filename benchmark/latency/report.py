@@ -21,10 +21,13 @@ from benchmark.latency.engines import measure_batch
 from benchmark.latency.passes import Clock
 from benchmark.latency.subject import Subject, dense_bytes, load_subject, packed_bytes
 from benchmark.outcome import stamp
+from benchmark.run import Places, check_places
 from leaderboard import rebuild
 from leaderboard.measurements import SCHEMA, Measurement, folder_of, write_measurement
+from leaderboard.table import printable
 
 LARGEST_BATCH = 4096
+ENVIRONMENT = ("torch", "timm", "python", "platform", "tf32_matmul", "tf32_conv", "cudnn_benchmark")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def measure_run(
     Raises UserError for anything a user can mend, before the first pass.
     """
     subject = load_subject(name, records, runs)
+    check_places(Places(folder_of(records), page, runs))
     before = torch.get_num_threads()
     torch.set_num_threads(request.threads)
     try:
@@ -75,7 +79,10 @@ def measure_run(
         torch.set_num_threads(before)
     path = write_measurement(measurement, folder_of(records))
     print_measurement(console, measurement)
-    rebuild(records, page)
+    try:
+        rebuild(records, page)
+    except Exception as error:  # the measurement is what counts, and a record may be what breaks the page
+        console.print(f"warning: {page} was not rebuilt ({printable(str(error))}): `make leaderboard` tries again")
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -100,7 +107,7 @@ def make_measurement(subject: Subject, request: Request, command: str, tell: Cal
         "threads": request.threads,
         "clock": clock.name,
         "load": load,
-        "environment": {key: there[key] for key in ("torch", "timm", "python", "platform")},
+        "environment": {key: there[key] for key in ENVIRONMENT if key in there},
         "git": describe_git(),
         "size_bytes": {"dense": dense_bytes(subject), "packed": packed_bytes(subject)},
         "batches": batches,
