@@ -44,6 +44,7 @@ SCHEMA = 1
 FOLDER = "latency"  # beside the folder of records
 # The engines: "dense" is the full network in its best dense mode, and what the others' speed-ups are over.
 ENGINES = ("dense", "dense fp32", "zeros", "csr", "dead filters", "slim", "2:4")
+ORPHAN = "restore the record, or delete this file with it"
 FIGURES = ("ms", "low_ms", "high_ms", "speed_up")  # of an engine that was timed: median and quartiles, milliseconds
 
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
@@ -174,7 +175,7 @@ def load_measurements(folder: Path, records: Iterable[Record]) -> tuple[list[Mea
         try:
             measurement = read_measurement(path)
             if (measurement["run"], measurement["masks_sha256"]) not in known:
-                raise RecordError(f"there is no record of the run '{measurement['run']}' with these masks")
+                raise RecordError(f"there is no record of the run '{measurement['run']}' with these masks: {ORPHAN}")
         except RecordError as error:
             problems.append(Problem(f"{FOLDER}/{path.name}", str(error)))
             continue

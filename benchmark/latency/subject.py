@@ -83,6 +83,7 @@ def find_records(name: str, records: Path) -> list[Record]:
     """Return the records of a run, repeats included, the newest file last; see `load_subject` for what is refused."""
     if name.endswith(".json"):
         return [load_record(Path(name))]
+    name = Path(name).name  # a run's folder will do
     stem = file_stem(name)
     found = sorted((path for path in list_files(records) if is_of(path, stem)), key=lambda path: file_key(path.name))
     of_run = [record for record in map(load_record, found) if record["run"] == name]
