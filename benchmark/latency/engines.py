@@ -100,8 +100,10 @@ def make_csr(subject: Subject, zeros: Engine, images: Tensor, clock: Clock) -> E
     builds = [partial(build_csr, zeros.build, names) for names in winners]
     best, _ = clock.find_fastest([build(images, mode) for build, mode in zip(builds, modes, strict=True)])
     count = len(winners[best])
-    note = f"{count} of {len(modules)} layers converted" + ("" if count else ": CSR wins in none, so this is zeros")
-    return Engine("csr", builds[best], modes[best], note)
+    note = f"{count} of {len(modules)} layers converted"
+    if count:
+        return Engine("csr", builds[best], modes[best], note)
+    return Engine("csr", zeros.build, zeros.mode, f"{note}: CSR wins in none, so this is zeros")
 
 
 def build_csr(build: Callable[[Tensor, Mode], Pass], names: list[str], images: Tensor, mode: Mode) -> Pass:
