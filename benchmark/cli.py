@@ -289,14 +289,10 @@ def latency(
 ) -> None:
     """Measure what a run's sparsity is worth on this machine, by several engines; the leaderboard shows it."""
     from benchmark.latency.report import measure_run, read_request
-    from benchmark.run import Places
 
-    def action() -> None:
-        default, command = Places(), "sparse-bench " + shlex.join(sys.argv[1:])
-        folders = (records or default.records, runs or default.runs, leaderboard or default.page)
-        measure_run(run, read_request(batch, threads, device), *folders, console, command)
-
-    guarded(action)
+    places = {"records": records, "page": leaderboard, "runs": runs}
+    command = "sparse-bench " + shlex.join(sys.argv[1:])
+    guarded(lambda: measure_run(run, read_request(batch, threads, device), places, command, console))
 
 
 def main() -> None:

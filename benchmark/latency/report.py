@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -63,26 +63,32 @@ def parse_batch(text: str) -> int:
 
 
 def measure_run(
-    name: str, request: Request, records: Path, runs: Path, page: Path, console: Console, command: str
+    name: str, request: Request, folders: Mapping[str, Path | None], command: str, console: Console
 ) -> None:
-    """Measure a run's speed, write it beside `records`, show it, and rebuild the leaderboard `page`.
+    """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's page.
 
-    Raises UserError for anything a user can mend, before the first pass.
+    `folders`: records, page and runs where they are not the usual ones. Raises UserError for anything a user can mend,
+    before the first pass.
     """
-    subject = load_subject(name, records, runs)
-    check_places(Places(folder_of(records), page, runs))
+    places = Places(**{key: path for key, path in folders.items() if path is not None})
+    subject = load_subject(name, places.records, places.runs)
+    target = folder_of(places.records)
+    check_places(Places(target, places.page, places.runs))
     before = torch.get_num_threads()
     torch.set_num_threads(request.threads)
     try:
         measurement = make_measurement(subject, request, command, lambda text: console.print(text, style="dim"))
     finally:
         torch.set_num_threads(before)
-    path = write_measurement(measurement, folder_of(records))
+    path = write_measurement(measurement, target)
     print_measurement(console, measurement)
     try:
-        rebuild(records, page)
+        rebuild(places.records, places.page)
     except Exception as error:  # the measurement is what counts, and a record may be what breaks the page
-        console.print(f"warning: {page} was not rebuilt ({printable(str(error))}): `make leaderboard` tries again")
+        reason = printable(str(error))
+        console.print(
+            f"warning: {places.page} was not rebuilt ({reason}): `make leaderboard` tries again", markup=False
+        )
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
