@@ -21,6 +21,9 @@ ENGINE_ARGS ?=
 RETRIES  ?=
 A        ?=
 B        ?=
+RUN      ?=
+BATCH    ?=
+THREADS  ?=
 PYTHON   ?= python3
 
 # What a user gives goes to the commands through the environment, as it was given, and is quoted where it is used: no
@@ -73,6 +76,10 @@ help: ## this text
 	@echo
 	@echo "of make claim (TASK and SPARSITY as above):"
 	@echo "  A=granet B=gmp   two rows of the leaderboard; settings as in A=granet:start_sparsity=0"
+	@echo
+	@echo "of make latency (DEVICE as above):"
+	@echo "  RUN=name         a finished run: the name of its record, without .json"
+	@echo "  BATCH=1,64       images at once; THREADS=1: threads of torch"
 
 # The first call makes .venv and installs; later calls see the stamp and start at once.
 $(READY): pyproject.toml constraints.txt
@@ -145,6 +152,11 @@ verify: $(READY) ## whether every record is whole, and every page what the recor
 
 claim: $(READY) ## A=granet B=gmp: whether one row is better than another, and how sure that is
 	@$(PY) -m leaderboard claim --a "$$ASKED_A" --b "$$ASKED_B" --task "$$ASKED_TASK" $(call given,SPARSITY,sparsity)
+
+.PHONY: latency
+latency: $(READY) ## RUN=name: measure what a finished run's sparsity is worth on this machine, by several engines
+	@test -n '$(RUN)' || { echo "error: name a run: make latency RUN=the name of a record, without .json"; exit 2; }
+	@$(VENV)/bin/sparse-bench latency '$(RUN)' $(if $(BATCH),--batch '$(BATCH)') $(if $(THREADS),--threads '$(THREADS)') --device '$(DEVICE)'
 
 site: $(READY) ## write the leaderboard for a browser, one HTML file
 	@$(PY) -m leaderboard site

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
@@ -40,7 +40,23 @@ class Built:
     channels_last: bool
 
 
-def model_arguments(page: Page, data: Data) -> dict[str, Any]:
+class ImageFacts(Protocol):
+    """What a network must know of a data set."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width."""
+
+
+def model_arguments(page: Page, data: ImageFacts) -> dict[str, Any]:
     """Return the arguments for timm.create_model: classes, channels, the image size where it is fixed, the page's."""
     arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.channels}
     fixed = timm.get_pretrained_cfg(page.model, allow_unregistered=True)

@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmark.arithmetic import make_autocast, measure_accuracy
-from benchmark.build import count_prunable, create_network, model_arguments
+from benchmark.build import ImageFacts, count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
-from benchmark.data import CIFAR, Data, load_data
+from benchmark.data import Data, load_data
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
@@ -26,6 +26,7 @@ from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
 from benchmark.plugins import find_method, method_names
 from benchmark.prunable import find_layers, prunable_weights
+from benchmark.readers import CIFAR
 from leaderboard import Record, RecordError, read_record
 from leaderboard.kinds import is_number
 from leaderboard.table import printable
@@ -85,7 +86,9 @@ def stay_home(page: Page) -> Page:
     return dataclasses.replace(page, data_dir="") if leads_out and page.data in CIFAR else page
 
 
-def rebuild_network(record: Record, page: Page, data: Data, full: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+def rebuild_network(
+    record: Record, page: Page, data: ImageFacts, full: nn.Module, masks: Mapping[str, Tensor]
+) -> nn.Module:
     """Return the backbone of the masks: the full one, or the one narrowed to the width the record names."""
     prunable = prunable_weights(full, find_layers(full, page))
     if all(name in masks and masks[name].shape == weight.shape for name, weight in prunable.items()):

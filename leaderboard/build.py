@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from leaderboard.measurements import folder_of, load_measurements
 from leaderboard.page import (
     PICTURES,
     Store,
@@ -133,9 +134,11 @@ def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tup
 
 
 def find_stale(records_dir: Path, page: Path) -> list[str]:
-    """Return what is not as the records give it: files of records set aside, pages and pictures. Writes nothing."""
+    """Return what is not as the records give it: files set aside, pages and pictures. Writes nothing."""
     store = load_store(records_dir)
     faults = [f"record {problem.file}: {problem.reason}" for problem in store[1]]
+    _, faulty = load_measurements(folder_of(records_dir), store[0])
+    faults += [f"measurement {problem.file}: {problem.reason}" for problem in faulty]
     checks: dict[str, Callable[[], Iterator[str]]] = {
         page.name: lambda: differing(page, lambda: make_page(records_dir, page, store)[0]),
         PAPER: lambda: differing(page.parent / PAPER, lambda: paper_text(store, records_dir, page)),

@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from leaderboard.comparisons import blind_spots, gains_table, make_ranks
+from leaderboard.measurements import Measurement, folder_of, load_measurements
 from leaderboard.records import Problem, file_stem, list_files, stable_key, write_temporary
 from leaderboard.schema import Record
+from leaderboard.speed_table import ABOUT, speed_table
 from leaderboard.store import load_store
 from leaderboard.table import details_table, escape, main_table, make_rows
 
@@ -49,11 +51,18 @@ GAINS = (
 RULE = "One seed counts once: of several runs of a row, sparsity and seed, the first that finished counts."
 
 
-def render(records: list[Record], problems: list[Problem], folder: str = "records", pictures: str | None = None) -> str:
+def render(
+    records: list[Record],
+    problems: list[Problem],
+    folder: str = "records",
+    pictures: str | None = None,
+    measured: Sequence[Measurement] = (),
+) -> str:
     """Return the page, in Markdown, for records and problems as `read_records` or `load_store` gives them.
 
-    `folder` is where links to records lead, relative to the page, and `pictures` the folder of the pictures, where
-    there are any. Invariant: the same records and problems in any order give the same text.
+    `folder` is where links to records lead, relative to the page, `pictures` the folder of the pictures, where there
+    are any, and `measured` the measurements of speed, newest first; a section without any says nothing of them.
+    Invariant: the same records and problems in any order give the same text.
     """
     sections = make_sections(records)
     lines = [INTRODUCTION.format(folder=quote(folder)), ""]
@@ -62,7 +71,7 @@ def render(records: list[Record], problems: list[Problem], folder: str = "record
     else:
         lines.append(FIRST)
     for title, runs in sections:
-        lines += section(title, runs, folder, pictures)
+        lines += section(title, runs, folder, pictures, measured)
     if problems:
         lines += ["", "## Skipped files", ""]
         lines += [f"- {escape(p.file)}: {escape(p.reason)}" for p in sorted(problems, key=lambda p: (p.file, p.reason))]
@@ -136,9 +145,12 @@ def description(runs: list[Record]) -> str:
     )
 
 
-def section(title: str, runs: list[Record], folder: str, pictures: str | None) -> list[str]:
-    """Return the lines of one section: title, what it holds, main table, pictures, gains over controls, details."""
+def section(
+    title: str, runs: list[Record], folder: str, pictures: str | None, measured: Sequence[Measurement] = ()
+) -> list[str]:
+    """Return the lines of one section: title, what it holds, main table, pictures, gains, measured speed, details."""
     rows = make_rows(runs)
+    speed = speed_table(rows, measured)
     references = dict.fromkeys(f"{row.label}: {row.reference}" for row in rows if row.reference)
     gains, unseen = gains_table(rows), blind_spots(rows)
     return [
@@ -152,6 +164,7 @@ def section(title: str, runs: list[Record], folder: str, pictures: str | None) -
         f"{RULE} {unseen}".rstrip(),
         *(embed(runs, pictures) if pictures is not None else []),
         *(["", GAINS, "", *gains] if gains else []),
+        *(["", ABOUT, "", *speed] if speed else []),
         "",
         "<details>",
         "<summary>Details: seeds, densities, absolute costs, times, records</summary>",
@@ -182,10 +195,12 @@ Store = tuple[list[Record], list[Problem]]
 def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tuple[str, str]:
     """Return the page for `output` and one line that sums it up; `store`: the records, where they are read already."""
     records, problems = load_store(records_dir) if store is None else store
+    measured, faulty = load_measurements(folder_of(records_dir), records)
+    problems = [*problems, *faulty]
     folder = relative(records_dir, output)
     skipped = f", {amount(len(problems), 'file')} skipped" if problems else ""
     tables = amount(len(make_sections(records)), "table")
-    text = render(records, problems, folder, PICTURES)
+    text = render(records, problems, folder, PICTURES, measured)
     return text, f"{amount(len(records), 'record')} in {tables}{skipped}"
 
 
@@ -220,9 +235,9 @@ def rebuild(records_dir: Path, output: Path) -> str:
 
 
 def store_state(folder: Path) -> list[tuple[str, int, int]]:
-    """Return the names, sizes and times of the files in the store: it changes when a record arrives."""
+    """Return the names, sizes and times of records and measurements: it changes when one arrives."""
     found = []
-    for path in list_files(folder):
+    for path in [*list_files(folder), *list_files(folder_of(folder))]:
         try:
             stat = path.stat()
         except OSError:  # a broken link, or gone since it was listed

@@ -197,17 +197,7 @@ def stable_key(record: Record) -> tuple[Any, ...]:
 
 def read_record(path: Path) -> Record:
     """Read one record. Raises RecordError for a file that cannot be read, is damaged, was edited or breaks a rule."""
-    if not path.is_file():  # a folder, a broken link or a pipe, which would block
-        raise RecordError("not a file")
-    try:
-        data = path.read_bytes()
-        record = json.loads(data.decode("utf-8"), parse_constant=refuse_constant, parse_float=read_float)
-    except RecordError:
-        raise
-    except OSError as error:  # its full text names the folders of this machine
-        raise RecordError(f"not readable: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not readable as JSON: {error}") from error
+    data, record = read_json(path)
     seal: Any = record.get("seal") if isinstance(record, dict) else None
     untouched = DIGEST.accepts(seal) and is_sealed_text(data, seal)
     faults = find_rule_faults(record) if untouched else find_faults(record)
@@ -217,6 +207,21 @@ def read_record(path: Path) -> Record:
         raise RecordError(list_faults(faults))
     assert isinstance(record, dict)
     return record
+
+
+def read_json(path: Path) -> tuple[bytes, Any]:
+    """Return a file's bytes and the plain JSON in them. Raises RecordError for a file that has none."""
+    if not path.is_file():  # a folder, a broken link or a pipe, which would block
+        raise RecordError("not a file")
+    try:
+        data = path.read_bytes()
+        return data, json.loads(data.decode("utf-8"), parse_constant=refuse_constant, parse_float=read_float)
+    except RecordError:
+        raise
+    except OSError as error:  # its full text names the folders of this machine
+        raise RecordError(f"not readable: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not readable as JSON: {error}") from error
 
 
 def read_float(text: str) -> float:

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
+from benchmark.latency import passes
 from benchmark.perf import __main__ as command
-from benchmark.perf import data
+from benchmark.perf import data, realised
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
 from benchmark.perf.timing import Goal, median_ratio, time_in_turn
@@ -42,7 +43,7 @@ def test_what_could_not_be_measured_is_not_reached():
 
 
 def test_every_module_with_a_measure_is_found():
-    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "update"}
+    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "realised", "update"}
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
@@ -63,6 +64,16 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
 def test_a_tiny_network_goes_through_the_measurement():
     names = [(goal.name, goal.measured > 0) for goal in measure_net(TINY, 1, 1)]
     assert names == [("P1", True), ("P2", True), ("P2", True)]
+
+
+def test_realised_speed_goes_through_the_measurement_on_tiny_networks(monkeypatch):
+    monkeypatch.setattr(passes, "SAMPLE_S", 0.0)
+    clock = passes.Clock(torch.device("cpu"), 1)
+    goals = [*realised.measure_net(TINY, 2, clock, 1), realised.measure_linear((64, 32), clock, 1)]
+    assert [(goal.name, goal.relation, goal.limit) for goal in goals] == [
+        ("P13", ">=", 0.85), ("P13", "<=", 1.2), ("P13", ">=", 3.0), ("P13", ">=", 5.0)
+    ]  # fmt: skip
+    assert all(goal.measured > 0 for goal in goals) and set(goals[0].details) == {"dense", "zeros", "slim"}
 
 
 def test_the_peer_keeps_weights_and_momentum_masked_and_our_update_its_counts():

@@ -1,0 +1,218 @@
+"""Filters without an effect, removed: the structured part of an unstructured mask, which dense kernels can use.
+
+Looked at are chains of two layers between which every channel goes its own way (norm, activation, pooling) and nothing
+else reads it: within a block, or along a plain network. The channels of residual streams stay. A filter goes where
+
+- no active weight reads its channel, or
+- it has no active weight, so that its channel is a constant after norm and activation, and that constant is zero, or
+- likewise with any constant, where the reader pads no border: the constant then goes into the reader's bias.
+
+A constant before a padded convolution is zero on the border and not within: such a filter stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+# What maps a constant channel to a constant channel, and leaves the others out of it.
+CHANNELWISE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish)
+UNCHANGING = (nn.Identity, nn.Dropout, nn.MaxPool2d)  # of a constant, in evaluation mode
+RELU = (torch.relu, functional.relu)
+
+
+@dataclass
+class Chain:
+    """A layer, what its channels pass, and the one layer that reads them."""
+
+    producer: nn.Conv2d | nn.Linear
+    passed: list[nn.Module]
+    consumer: nn.Conv2d | nn.Linear
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Return the norms between the two layers."""
+        return [module for module in self.passed if isinstance(module, nn.BatchNorm2d)]
+
+    def parts(self) -> list[nn.Module]:
+        """Return the modules that a cut changes; an activation may well be shared."""
+        return [self.producer, *self.norms(), self.consumer]
+
+
+@dataclass
+class Removal:
+    """How many filters were removed, of how many in the layers of chains, and why."""
+
+    filters: int
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def removed(self) -> int:
+        """How many filters were removed."""
+        return sum(self.reasons.values())
+
+
+@torch.no_grad()
+def remove_dead_filters(network: nn.Module) -> tuple[nn.Module, Removal]:
+    """Return a copy of `network` without the filters that have no effect, and what was removed.
+
+    Raises whatever torch.fx does for a network that it cannot follow. Invariant: the outputs in evaluation mode are
+    those of `network`, up to the order in which numbers are added. A layer keeps one filter at least.
+    """
+    smaller = copy.deepcopy(network).eval()
+    chains = find_chains(smaller)
+    removal = Removal(sum(len(chain.producer.weight) for chain in chains))
+    while any([shorten(chain, removal.reasons) for chain in chains]):
+        pass  # a filter that is gone reads no longer
+    return smaller, removal
+
+
+def find_chains(network: nn.Module) -> list[Chain]:
+    """Return the chains of a network, in the order of its computation."""
+    graph = fx.Tracer().trace(network)
+    modules = dict(network.named_modules(remove_duplicate=False))
+    calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    weights = Counter(
+        id(weight) for module in {id(m): m for m in modules.values()}.values() for weight in own_weights(module)
+    )
+    chains = []
+    for node in graph.nodes:
+        layer = module_of(node, modules)
+        if layer is not None and is_layer(layer):
+            chain = follow(node, layer, modules)
+            if chain and all(calls[id(part)] == 1 and is_untied(part, weights) for part in chain.parts()):
+                chains.append(chain)
+    return chains
+
+
+def own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Return the parameters that a module holds itself."""
+    return module.parameters(recurse=False)
+
+
+def is_untied(module: nn.Module, holders: Counter[int]) -> bool:
+    """Return whether no other module holds a parameter of this one; `holders` counts them by the parameter's id."""
+    return all(holders[id(weight)] == 1 for weight in own_weights(module))
+
+
+def module_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
+    """Return the module that a node calls, or None."""
+    return modules[str(node.target)] if node.op == "call_module" else None
+
+
+def is_layer(module: nn.Module | None) -> bool:
+    """Return whether a module is one whose outputs and inputs can be cut: every output reads every input."""
+    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
+
+
+def follow(node: fx.Node, producer: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
+    """Return the chain that starts at a layer's node, or None where its channels go another way."""
+    passed: list[nn.Module] = []
+    spatial = type(producer) is nn.Conv2d
+    while len(node.users) == 1:
+        (reader,) = node.users
+        if reader.all_input_nodes != [node]:
+            return None
+        node, module = reader, module_of(reader, modules)
+        if is_layer(module):
+            fits = (type(module) is nn.Conv2d) == spatial
+            return Chain(producer, passed, module) if fits else None  # type: ignore[arg-type]
+        if isinstance(module, CHANNELWISE) and (spatial or not isinstance(module, nn.BatchNorm2d)):
+            passed.append(module)
+        elif is_relu(node):
+            passed.append(nn.ReLU())
+        elif spatial and is_mean(node):
+            spatial = False
+        elif not isinstance(module, UNCHANGING):
+            return None
+    return None
+
+
+def is_relu(node: fx.Node) -> bool:
+    """Return whether a node is torch's ReLU, called as a function or a method."""
+    return (node.op == "call_function" and node.target in RELU) or (node.op == "call_method" and node.target == "relu")
+
+
+def is_mean(node: fx.Node) -> bool:
+    """Return whether a node takes the mean over height and width and drops both."""
+    axes = [node.kwargs.get("dim"), *node.args[1:2]]
+    given = [tuple(axis) for axis in axes if isinstance(axis, list | tuple)]
+    kept = node.kwargs.get("keepdim", False) or len(node.args) > 2
+    return node.op == "call_method" and node.target == "mean" and given in ([(2, 3)], [(-2, -1)]) and not kept
+
+
+def shorten(chain: Chain, reasons: Counter[str]) -> bool:
+    """Cut a chain's filters that have no effect, in place; return whether there were any."""
+    reading, writing = chain.consumer.weight, chain.producer.weight
+    unread = ~reading.transpose(0, 1).flatten(1).any(1)
+    empty = ~writing.flatten(1).any(1)
+    constant = constants(chain)
+    silent = empty & (constant == 0) & ~unread
+    unpadded = isinstance(chain.consumer, nn.Linear) or chain.consumer.padding in ((0, 0), "valid")
+    folded = empty & ~silent & ~unread if unpadded else torch.zeros_like(empty)
+    gone = unread | silent | folded
+    if gone.all():
+        gone[0] = unread[0] = silent[0] = folded[0] = False
+    if not gone.any():
+        return False
+    if folded.any():
+        fold(chain.consumer, constant * folded)
+    cut(chain, ~gone)
+    for reason, which in (("unread", unread), ("zero", silent), ("folded", folded)):
+        reasons[reason] += int(which.sum())
+    return True
+
+
+def constants(chain: Chain) -> Tensor:
+    """Return what each channel would hold everywhere, where its filter has no active weight, as the consumer reads it.
+
+    Shape (channels,); of no meaning for the filters that have active weights.
+    """
+    bias = chain.producer.bias
+    values = torch.zeros(len(chain.producer.weight), device=chain.producer.weight.device) if bias is None else bias
+    values = values.reshape(1, -1, 1, 1) if isinstance(chain.producer, nn.Conv2d) else values.reshape(1, -1)
+    for module in chain.passed:
+        values = module(values.clone())  # some work in place
+    return values.flatten()
+
+
+def fold(consumer: nn.Conv2d | nn.Linear, constant: Tensor) -> None:
+    """Add to the consumer's bias what channels of these constants give it."""
+    share = consumer.weight.flatten(2).sum(2) @ constant if consumer.weight.dim() > 2 else consumer.weight @ constant
+    consumer.bias = nn.Parameter(share if consumer.bias is None else consumer.bias + share)
+
+
+def cut(chain: Chain, keep: Tensor) -> None:
+    """Keep these channels of a chain, in the producer's filters, the norms between and the consumer's inputs."""
+    producer, consumer = chain.producer, chain.consumer
+    producer.weight = nn.Parameter(producer.weight[keep])
+    if producer.bias is not None:
+        producer.bias = nn.Parameter(producer.bias[keep])
+    consumer.weight = nn.Parameter(consumer.weight[:, keep])
+    left = int(keep.sum())
+    setattr(producer, "out_channels" if isinstance(producer, nn.Conv2d) else "out_features", left)
+    setattr(consumer, "in_channels" if isinstance(consumer, nn.Conv2d) else "in_features", left)
+    for norm in chain.norms():
+        cut_norm(norm, keep)
+
+
+def cut_norm(norm: nn.BatchNorm2d, keep: Tensor) -> None:
+    """Keep these channels of a batch norm."""
+    norm.num_features = int(keep.sum())
+    for name, values in [*norm.named_parameters(), *norm.named_buffers()]:
+        if values.dim() == 1:
+            kept = values[keep]
+            setattr(norm, name, nn.Parameter(kept) if isinstance(values, nn.Parameter) else kept)
+
+
+def describe_removal(removal: Removal) -> str:
+    """Return what was removed, in words."""
+    words = {"unread": "read by no weight", "zero": "constant zero", "folded": "constant, in the next bias"}
+    parts = [f"{removal.reasons[reason]:,} {text}" for reason, text in words.items() if removal.reasons[reason]]
+    detail = f" ({', '.join(parts)})" if parts else ""
+    return f"{removal.removed:,} of {removal.filters:,} filters removed{detail}; residual streams stay"
