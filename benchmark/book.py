@@ -67,6 +67,16 @@ class Book:
         """Return the file of a cell's note of a kind, one of KINDS."""
         return self.folder / kind / f"{file_stem(name)}.json"
 
+    def put(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a note; where the disk refuses, there is none, and no run is lost for it."""
+        with contextlib.suppress(OSError):
+            write_note(path, content)
+
+    def drop(self, kind: str, name: str) -> None:
+        """Delete a cell's note, where there is one and the disk lets it."""
+        with contextlib.suppress(OSError):
+            self.path(kind, name).unlink(missing_ok=True)
+
     def ended(self, name: str) -> End | None:
         """Return what became of a cell, whichever worker saw it, or None while it is open."""
         if name not in self.known:
@@ -79,9 +89,9 @@ class Book:
     def end(self, name: str, end: End) -> None:
         """Write down what became of a cell."""
         self.known[name] = dataclasses.replace(end, worker=self.worker)
-        write_note(self.path("end", name), dataclasses.asdict(self.known[name]))
+        self.put(self.path("end", name), dataclasses.asdict(self.known[name]))
         for kind in ("attempt", "progress"):
-            self.path(kind, name).unlink(missing_ok=True)
+            self.drop(kind, name)
 
     @contextlib.contextmanager
     def counting(self, name: str, run: Path) -> Iterator[None]:
@@ -94,8 +104,8 @@ class Book:
         fruitless = count_fruitless(read_note(path))
         if fruitless > self.retries:
             raise LostError(self.describe_loss(read_note(path) or {}, fruitless))
-        (self.folder / f"worker-{self.worker}.began").touch()
-        write_note(path, {"count": fruitless + 1, "run": str(run), "mark": mark_of(run), "worker": self.worker})
+        self.put(self.folder / f"worker-{self.worker}.began", {})
+        self.put(path, {"count": fruitless + 1, "run": str(run), "mark": mark_of(run), "worker": self.worker})
         try:
             yield
         except Exception as error:
@@ -106,12 +116,12 @@ class Book:
             self.forgive(name, fruitless)
             raise
         finally:
-            self.path("progress", name).unlink(missing_ok=True)
+            self.drop("progress", name)
 
     def forgive(self, name: str, fruitless: int) -> None:
         """Take an attempt back: it says nothing of the cell."""
         path = self.path("attempt", name)
-        write_note(path, {**(read_note(path) or {}), "count": fruitless})
+        self.put(path, {**(read_note(path) or {}), "count": fruitless})
 
     def was_begun(self, name: str) -> bool:
         """Return whether a worker has begun a cell that has not ended yet."""

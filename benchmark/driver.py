@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from benchmark.book import FOUND, STOP, Book
@@ -22,7 +21,7 @@ LOOK_S = 0.5  # between two looks at workers and cells
 LAST_LINES = 3  # of a lost worker's log that are shown
 
 
-def drive(grid: Grid, book: Book, order: Order, pool: Pool, device: torch.device, console: Console) -> Tally:
+def drive(grid: Grid, book: Book, order: Order, pool: Pool, device: str, console: Console) -> Tally:
     """Have workers run the open cells of a grid; return what became of the cells.
 
     Raises UserError where the engine cannot start them, KeyboardInterrupt when stopped. Invariant: when it returns or

@@ -82,7 +82,7 @@ def run_sweep(
         if pool.engine == "local":
             sweep.note_finished()
         order = write_order(book, source, options, device, data_root)
-        return drive(grid, book, order, pool, chosen, console).sum_up(where.records, sweep.say, tell)
+        return drive(grid, book, order, pool, device, console).sum_up(where.records, sweep.say, tell)
 
 
 class NoControlError(Exception):

@@ -74,6 +74,8 @@ class Grid:
         self.folder = folder
         self.said: list[str] = []
         self.out = io.StringIO()
+        self.pool = Pool()
+        self.checkpoint_s = 0.0
 
     def write(self, text: str) -> Path:
         path = self.folder / "grid.yaml"
@@ -90,13 +92,13 @@ class Grid:
             device="cpu",
             data_root=self.folder / "data",
             wandb="off",
-            checkpoint_s=0.0,
+            checkpoint_s=self.checkpoint_s,
             places={
                 "records": self.folder / "records",
                 "page": self.folder / "L.md",
                 "runs": self.folder / "runs",
             },
-            pool=Pool(),
+            pool=self.pool,
             command="test",
             console=Console(file=self.out, width=200),
             tell=lambda message: self.said.append(str(message)),

@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from benchmark.book import SPEC, Book
 from benchmark.environment import ROOT
 from benchmark.errors import UserError, nearest, unknown
@@ -47,7 +45,7 @@ class Pool:
 
     def settings(self) -> dict[str, Any]:
         """Return the engine's settings; raises UserError for each that it does not have or cannot read."""
-        known: dict[str, Callable[[str], Any]] = import_module(f"benchmark.engines.{self.engine}").SETTINGS
+        known: dict[str, Callable[[str], Any]] = find_module(self.engine).SETTINGS
         found: dict[str, Any] = {}
         try:
             words = shlex.split(self.arguments)
@@ -121,6 +119,8 @@ def check_pool(pool: Pool) -> None:
     if pool.retries < 0:
         faults.append(f"RETRIES must be a whole number from 0, got {pool.retries}")
     try:
+        if find_module(pool.engine).NEEDS:
+            require(find_module(pool.engine).NEEDS)
         pool.settings()
     except UserError as error:
         faults.append(str(error))
@@ -128,21 +128,26 @@ def check_pool(pool: Pool) -> None:
         raise UserError("; ".join(faults))
 
 
-def open_engine(pool: Pool, device: torch.device) -> Engine:
-    """Return the engine of a pool for runs on this kind of device, ready to start workers.
+def open_engine(pool: Pool, device: str) -> Engine:
+    """Return the engine of a pool, ready to start workers; `device` is what was asked, auto where nothing was.
 
     Raises UserError where its library is absent, a cluster cannot be reached, or PER_GPU is asked without a GPU.
     """
-    engine: Engine = import_module(f"benchmark.engines.{pool.engine}").open_engine(pool, device)
+    engine: Engine = find_module(pool.engine).open_engine(pool, device)
     return engine
 
 
-def require(module: str, engine: str) -> Any:
+def find_module(engine: str) -> Any:
+    """Return the module of an engine."""
+    return import_module(f"benchmark.engines.{engine}")
+
+
+def require(module: str) -> Any:
     """Return an engine's library; raises UserError that says what to install where it is absent."""
     try:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"ENGINE={engine} needs the package {module}, which is not installed ({error}): "
+            f"this engine needs the package {module}, which is not installed ({error}): "
             "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[engines]'"
         ) from error

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 from benchmark.engines.base import ENDED, LOST, RUNNING, Order, Pool, Status
+from benchmark.environment import choose_device
 from benchmark.errors import UserError
 
+NEEDS = ""
 SETTINGS: dict[str, Callable[[str], Any]] = {}
 POLL_S = 0.05
 
 
-def open_engine(pool: Pool, device: torch.device) -> Local:
+def open_engine(pool: Pool, device: str) -> Local:
     """Return the engine. Raises UserError where PER_GPU is asked and the runs are not on a GPU."""
-    gpus = list_gpus() if device.type == "cuda" else []
+    gpus = list_gpus() if choose_device(device).type == "cuda" else []
     if pool.per_gpu > 1 and not gpus:
         raise UserError(
             f"PER_GPU={pool.per_gpu} needs a GPU, and the runs are on the CPU: leave it out, JOBS= is enough"
