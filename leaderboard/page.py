@@ -234,6 +234,11 @@ def rebuild(records_dir: Path, output: Path) -> str:
             return summary
 
 
+def is_current(records_dir: Path, output: Path) -> bool:
+    """Return whether the page at `output` is what the records in `records_dir` give."""
+    return output.is_file() and output.read_bytes() == make_page(records_dir, output)[0].encode()
+
+
 def store_state(folder: Path) -> list[tuple[str, int, int]]:
     """Return the names, sizes and times of records and measurements: it changes when one arrives."""
     found = []
