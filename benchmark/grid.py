@@ -14,7 +14,8 @@ from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
 from benchmark.errors import explain
 from benchmark.foresight import check_cells
-from benchmark.run import Options, Places, check_places, run_cell
+from benchmark.places import check_places
+from benchmark.run import Options, Places, run_cell
 from benchmark.tracking import check_mode
 from leaderboard.store import load_store
 from leaderboard.table import printable

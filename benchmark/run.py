@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,20 +61,6 @@ class Options:
     places: Places = Places()
     progress: Path | None = None  # a file that says how far the run is
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
-
-
-def check_places(places: Places) -> None:
-    """Raise UserError unless every folder can be written and has room for a checkpoint."""
-    for folder in (places.records, places.runs, places.page.parent):
-        probe = folder / f".probe-{os.getpid()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.unlink(missing_ok=True)
-            with probe.open("xb") as file:  # never through a link that someone put there
-                file.write(b"\0" * 4096)
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
 
 
 def check_room(cell: Cell, built: Built, places: Places) -> None:

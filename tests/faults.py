@@ -9,52 +9,49 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import gc
-import hashlib
 import json
 import os
-import re
+import pickle
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 import benchmark.build
 import benchmark.cells
 import benchmark.cli
+import benchmark.driver
+import benchmark.engines.local
 import benchmark.outcome
 import benchmark.sweep
+import benchmark.worker
 import leaderboard.build
 import leaderboard.paper.markdown
 import leaderboard.paper.published
-from benchmark.checkpoint import MAGIC
-from benchmark.export import MASKS, WEIGHTS
 from benchmark.gridfile import read_grid
 from benchmark.plugins import built_in_names, find_method
 from benchmark.resume import FINISHED, Saver
 from benchmark.train import Training
-from leaderboard.page import make_page, render
-from leaderboard.records import Problem, list_files, read_file
-from leaderboard.store import load_store
-from tests.kills import PAGE, read_content, without_times
+from tests.forks import Forks, be_reaper, fork, list_children
+from tests.kills import PAGE
 from tests.mounts import Mounts
 from tests.plants import PLANTS
-from tests.scenarios import TWICE, Damage, Round, Scenario, Start, draw_scenario
-from tests.troubles import Troublemaker
+from tests.scenarios import DAMAGE, TWICE, WEATHER, Damage, Round, Scenario, Start, draw_scenario
+from tests.troubles import KINDS, Troublemaker
+from tests.verdicts import Reader, digest, judge
 
+ROOT = Path(__file__).resolve().parent.parent
 # 2 x 4 steps of a small network; its dropout and optimiser have states that a run that goes on must get back.
 PAGE_SETTINGS = (
     "epochs: 2",
@@ -77,12 +74,20 @@ HEAD = "title: Faults\ntasks: [digits_resnet20]\nsparsities: [0.8]\ncontrols: [m
 CELL = ["run", "--method", "set", "--task", "digits_resnet20", "--sparsity", "0.8", "--seed", "0"]
 CELL += ["--args", shlex.join(["update_every=2", *(part.replace(": ", "=", 1) for part in PAGE_SETTINGS)])]
 OPTIONS = ["--records", "records", "--leaderboard", PAGE, "--runs", "runs", "--data", "data", "--device", "cpu"]
+# Every kind of fault there is; one that never strikes in many scenarios is a defect of the drawing.
+EXPECTED = {
+    *KINDS,
+    *WEATHER,
+    TWICE,
+    *(f"{what} {how}" for what, ways in DAMAGE.items() for how in ways),
+    *(f"{name} of a {who} from outside" for name in ("kill", "term") for who in ("process", "driver")),
+    "kill of a worker from outside",
+}
 SAVE_EVERY = 2  # steps between two checkpoints
 ROOM_MIB = 6  # of the small file system
 LONGEST_S = 90.0  # that a round may take before it is said to hang
 ENDINGS = {0, 1, 2}  # documented: all is done, a run failed, a mistake or a disk that refuses
-# What may differ between two runs of a cell: when and how it was asked for, how long it took, the checkout.
-APART = ("started", "finished", "time", "git", "command", "seal", "file")
+STOPPED = {130, -signal.SIGTERM}  # by SIGTERM: as by Ctrl-C while it runs, else as every process
 
 
 @dataclasses.dataclass
@@ -101,7 +106,8 @@ def warm() -> None:
         find_method(name)
     git = benchmark.outcome.describe_git()
     benchmark.outcome.describe_git = lambda: git
-    benchmark.sweep.POLL_S = 0.05
+    benchmark.sweep.POLL_S = benchmark.driver.LOOK_S = benchmark.worker.LOOK_S = 0.05
+    benchmark.engines.local.subprocess = Forks()  # type: ignore[assignment]
     leaderboard.build.draw_pictures = lambda store, folder: "no picture"  # seconds each; no fault is aimed at them
     leaderboard.paper.published.load_tables = cache(leaderboard.paper.published.load_tables)
     leaderboard.paper.published.load_tables()
@@ -156,7 +162,8 @@ def command_of(start: Start) -> list[str]:
     """Return the command line of a process."""
     if start.command == "cell":
         return [*CELL, *OPTIONS, "--checkpoint-s", "0"]
-    return ["grid", f"{start.command}.yaml", *OPTIONS, "--checkpoint-s", "0"]
+    jobs = ["--jobs", str(start.jobs)] if start.jobs else []
+    return ["sweep", f"{start.command}.yaml", *jobs, *OPTIONS, "--checkpoint-s", "0"]
 
 
 def live(start: Start, folder: Path, log: Path, plant: str, counts: Path | None = None) -> int:
@@ -178,114 +185,6 @@ def live(start: Start, folder: Path, log: Path, plant: str, counts: Path | None 
             counts.write_text(json.dumps({**maker.changes, **touches}))
         return ending.code if isinstance(ending.code, int) else 0
     return 0
-
-
-def fork(action: Any) -> int:
-    """Run `action` in a forked child, which exits with what it returns; return the child's number."""
-    child = os.fork()
-    if not child:
-        status = 99
-        try:
-            status = action()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return child
-
-
-def is_torn(path: Path) -> bool:
-    """Return whether a file of a run is there and not whole; judged here anew, not by the code under test."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return False
-    if path.name == "checkpoint":
-        payload = content[len(MAGIC) + 32 :]
-        return not content.startswith(MAGIC) or content[len(MAGIC) :][:32] != hashlib.sha256(payload).digest()
-    try:
-        if path.name == FINISHED:
-            json.loads(content)
-            return False
-        length = int.from_bytes(content[:8], "little")
-        parts = json.loads(content[8 : 8 + length])
-        ends = [part["data_offsets"][1] for name, part in parts.items() if name != "__metadata__"]
-        return len(content) != 8 + length + max(ends)
-    except ValueError:
-        return True
-
-
-def run_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of runs that must always be whole."""
-    for name in ("checkpoint", FINISHED, WEIGHTS, MASKS):
-        yield from folder.glob(f"runs/*/{name}")
-
-
-class Reader:
-    """A process that looks at records, pages and runs all the time, and finds what is not whole."""
-
-    def __init__(self, folder: Path, log: Path, damaged: dict[str, str]) -> None:
-        self.folder, self.log, self.damaged = folder, log, damaged
-        self.found: dict[str, None] = {}
-        self.looks = 0
-        self.over = False
-        self.seen: dict[Path, tuple[int, int]] = {}
-
-    def __call__(self) -> int:
-        """Look until asked to end; leave what was found."""
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "over", True))
-        while not self.over:
-            try:
-                self.look()
-            except Exception:
-                self.found[f"a reader failed: {traceback.format_exc()}"] = None
-            time.sleep(0.02)
-        self.log.write_text(json.dumps([list(self.found), self.looks]))
-        return 0
-
-    def look(self) -> None:
-        """Read everything once."""
-        self.looks += 1
-        records, page = self.folder / "records", self.folder / PAGE
-        for path in filter(self.is_new, list_files(records)):
-            found = read_file(path)
-            if isinstance(found, Problem) and path.exists():  # else the whole folder went away meanwhile
-                self.found[f"a reader saw {path.name}: {found.reason}"] = None
-        if self.is_new(page):
-            with contextlib.suppress(FileNotFoundError):
-                self.check_page(page.read_text())
-        for path in filter(self.is_new, run_files(self.folder)):
-            if is_torn(path) and digest(path) != self.damaged.get(str(path)):
-                self.found[f"a reader saw a part of {path.parent.name}/{path.name}"] = None
-
-    def is_new(self, path: Path) -> bool:
-        """Return whether a file is another one, or longer, than at the last look."""
-        try:
-            now = path.stat().st_mtime_ns, path.stat().st_size
-        except OSError:
-            return False
-        known = self.seen.get(path) == now
-        self.seen[path] = now
-        return not known
-
-    def check_page(self, text: str) -> None:
-        """Hold a page to the records that it links, which must give it to the letter."""
-        names = set(re.findall(r"\(records/([^)]+\.json)\)", text))
-        records = [record for record in load_store(self.folder / "records")[0] if record["file"] in names]
-        if "## Skipped files" in text:  # it says what its writer could not read, which a reader now can
-            return
-        if len(records) == len(names) and text != render(records, [], "records", "pictures"):
-            self.found["a reader saw a page that no records give"] = None
-
-
-def digest(path: Path) -> str:
-    """Return the hash of a file's content, "" where it is gone."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 class Stage:
@@ -327,12 +226,6 @@ class Stage:
             play.clean()
         play.hits["CPU seconds"] += round(sum(os.times()[2:4]) - used)
         return Report(faults, play.hits, time.monotonic() - began)
-
-
-def be_reaper() -> None:
-    """Become the parent of orphans: workers whose driver was killed are waited for, and never left behind."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 class Play:
@@ -484,8 +377,7 @@ class Watch:
             due = start.signal and time.monotonic() - self.began > start.after_s
             if due and child not in self.sent:
                 self.sent.add(child)
-                os.kill(child, signal.SIGKILL if start.signal == "kill" else signal.SIGTERM)
-                self.play.hits[f"{start.signal} from outside"] += 1
+                self.send(child, start)
         elif os.WIFSTOPPED(status):
             self.on_pause()
             os.kill(child, signal.SIGCONT)
@@ -493,12 +385,19 @@ class Watch:
             del self.running[child]
             self.check_status(start, os.waitstatus_to_exitcode(status), self.logs[child])
 
+    def send(self, child: int, start: Start) -> None:
+        """Send a signal from outside: to a worker where that is meant, and there is one, else to the process."""
+        workers = list_children(child) if start.to_worker else []
+        name = "worker" if workers else "driver" if start.jobs else "process"
+        os.kill(workers[0] if workers else child, signal.SIGKILL if start.signal == "kill" else signal.SIGTERM)
+        self.play.hits[f"{start.signal} of a {name} from outside"] += 1
+
     def check_status(self, start: Start, status: int, log: Path) -> None:
         """Hold an exit status to those that are documented, or to the signal that was sent."""
         self.play.statuses.append(status)
         signals = {start.signal, *(trouble.kind for trouble in start.troubles)}
         killed = {-signal.SIGKILL} if "kill" in signals else set()
-        stopped = {-signal.SIGTERM} if "term" in signals else set()
+        stopped = STOPPED if "term" in signals else set()
         if status not in ENDINGS | killed | stopped:
             self.play.faults.append(f"{start} ended with {status}: {self.play.tail(log)}")
 
@@ -542,66 +441,16 @@ class Watch:
         folder = self.play.folder
         records, away = folder / "records", folder / "records.away"
         if away.exists():
-            if records.exists():  # someone made a new one meanwhile
+            if not any(away.iterdir()):  # no store yet: whoever started meanwhile may have made one
+                away.rmdir() if records.exists() else away.rename(records)
+                return
+            if records.exists():
                 self.play.faults.append(f"records went to another folder: {sorted(p.name for p in records.iterdir())}")
                 shutil.rmtree(records)
             away.rename(records)
         elif self.round.weather and self.round.weather.kind == "records read-only":
             self.play.stage.mounts.release(records)
         (folder / "filler").unlink(missing_ok=True)
-
-
-def judge(folder: Path, wanted: Path) -> list[str]:
-    """Return in words what is not as the undisturbed run left it.
-
-    Held to it: the records, one of each cell, in all but APART; both pages, without the columns of times; weights and
-    masks of each run. Moreover the page must be what the records give, no record may be set aside and no lock held.
-    """
-    records, problems = load_store(folder / "records")
-    faults = [f"record {problem.file}: {problem.reason}" for problem in problems]
-    there, here = by_run(load_store(wanted / "records")[0]), by_run(records)
-    for run in sorted(there.keys() | here.keys()):
-        one, found = there.get(run, [{}])[0], here.get(run, [])
-        if len(found) != 1 or run not in there:
-            faults.append(f"{len(found)} records of {run}")
-            continue
-        keys = [key for key in sorted(one.keys() | found[0].keys()) if key not in APART]
-        faults += [f"{run}: other {key}" for key in keys if one.get(key) != found[0].get(key)]
-        for path in (wanted / "runs" / run / name for name in (WEIGHTS, MASKS)):
-            twin = folder / "runs" / run / path.name
-            if not twin.exists() or read_content(path) != read_content(twin):
-                faults.append(f"{run}: other {path.name}")
-        if (twin.parent / f"{FINISHED}.damaged").exists():
-            continue  # whoever finds it so cannot know that the checkpoint beside it is of no use any more
-        faults += [f"{run}: {name} is left" for name in ("checkpoint", FINISHED) if (twin.parent / name).exists()]
-    for name in (PAGE, "PAPER.md"):
-        if without_times(read_text(folder / name)) != without_times(read_text(wanted / name)):
-            faults.append(f"other {name}")
-    if read_text(folder / PAGE) != make_page(folder / "records", folder / PAGE)[0]:
-        faults.append(f"{PAGE} is not what the records give")
-    return faults + [f"{path} is held" for path in sorted(folder.glob("runs/*/*lock")) if is_held(path)]
-
-
-def read_text(path: Path) -> str:
-    """Return a page, or nothing where there is none."""
-    return path.read_text() if path.exists() else ""
-
-
-def by_run(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return records by their run's name."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        found.setdefault(record["run"], []).append(record)
-    return found
-
-
-def is_held(path: Path) -> bool:
-    """Return whether a lock is held by a process."""
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def play_stream(stage: Stage, seed: int, numbers: list[int], plant: str, out: Any) -> int:
@@ -614,6 +463,47 @@ def play_stream(stage: Stage, seed: int, numbers: list[int], plant: str, out: An
     return 0
 
 
+def serve() -> None:
+    """Play the scenarios that come pickled from standard input, each with a plant, and answer each with its report."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    warm()
+    with tempfile.TemporaryDirectory(prefix="faults") as root:
+        stage = Stage(Path(root))
+        stage.make_reference()
+        gc.freeze()
+        while True:
+            try:
+                asked, plant = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            scenario = asked if isinstance(asked, Scenario) else draw_scenario(*asked, stage.counts)
+            pickle.dump(stage.play(scenario, plant), answers)
+            answers.flush()
+
+
+class Theatre:
+    """The process that plays scenarios for tests. A context manager."""
+
+    def __enter__(self) -> Theatre:
+        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-m", "tests.faults", "--serve"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **alone}, **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def __call__(self, scenario: Scenario | tuple[int, int], plant: str = "") -> Report:
+        """Play a scenario, or that of a seed and a number, and return its report."""
+        assert self.process.stdin and self.process.stdout
+        pickle.dump((scenario, plant), self.process.stdin)
+        self.process.stdin.flush()
+        report: Report = pickle.load(self.process.stdout)
+        return report
+
+
 def main() -> int:
     """Play scenarios from the command line; return how many failed, at most 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -622,7 +512,11 @@ def main() -> int:
     parser.add_argument("--only", type=int, action="append", help="play this scenario alone, and keep its folder")
     parser.add_argument("--streams", type=int, default=2, help="scenarios that are played side by side")
     parser.add_argument("--plant", default="", choices=["", *PLANTS], help="a bug to plant")
+    parser.add_argument("--serve", action="store_true", help="play what comes from standard input; for tests")
     asked = parser.parse_args()
+    if asked.serve:
+        serve()
+        return 0
     numbers = asked.only or list(range(asked.count))
     warm()
     began, failed, hits = time.monotonic(), 0, Counter()
@@ -648,8 +542,11 @@ def main() -> int:
     )
     for name, times in sorted(hits.items()):
         print(f"  {times:6,}  {name}")
+    print(f"never struck: {', '.join(sorted(EXPECTED - hits.keys())) or 'nothing'}")
     return int(failed > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests.faults import main as run  # so that reports are pickled as of tests.faults, not of __main__
+
+    sys.exit(run())

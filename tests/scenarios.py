@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from tests.troubles import FAILURES, KINDS, Trouble
@@ -28,13 +28,15 @@ class Start:
     command: str  # one of GRIDS, or "cell": a single cell, the first of both grids
     troubles: tuple[Trouble, ...] = ()
     jobs: int = 0  # worker processes of its own; 0 = it trains by itself
-    signal: str = ""  # "kill" or "term" from outside, to it or to one of its workers
+    signal: str = ""  # "kill" or "term" from outside
+    to_worker: bool = False  # whether that is sent to a worker of it
     after_s: float = 0.0  # when that is sent
 
     def __str__(self) -> str:
         name = "the first cell alone" if self.command == "cell" else f"the grid {self.command}"
         jobs = f" with {self.jobs} workers" if self.jobs else ""
-        outside = [f"SIG{self.signal.upper()} from outside after {self.after_s:.2f} s"] if self.signal else []
+        whom = " to a worker" if self.to_worker else ""
+        outside = [f"SIG{self.signal.upper()}{whom} from outside after {self.after_s:.2f} s"] if self.signal else []
         wrong = [*map(str, self.troubles), *outside]
         return f"{name}{jobs}: {'; '.join(wrong) if wrong else 'undisturbed'}"
 
@@ -99,28 +101,28 @@ class Scenario:
                 yield f"  round {number}: the cell is started once more while the first process is paused"
 
 
-def draw_scenario(seed: int, number: int, counts: Mapping[str, int], jobs: bool = False) -> Scenario:
+def draw_scenario(seed: int, number: int, counts: Mapping[str, int]) -> Scenario:
     """Draw a scenario; `counts` are the operations of an undisturbed run of the grid, by place.
 
-    `jobs`: whether some processes are drivers with workers of their own. The same arguments give the same scenario.
+    Invariant: the same arguments give the same scenario.
     """
     random = Random(f"faults {seed} {number}")
     both = random.random() < 0.3
-    rounds = [draw_round(random, place, counts, both, jobs) for place in range(random.choice((1, 2, 2, 3)))]
+    rounds = [draw_round(random, place, counts, both) for place in range(random.choice((1, 2, 2, 3)))]
     return Scenario(seed, number, tuple(rounds))
 
 
-def draw_round(random: Random, place: int, counts: Mapping[str, int], both: bool, jobs: bool) -> Round:
+def draw_round(random: Random, place: int, counts: Mapping[str, int], both: bool) -> Round:
     """Draw the `place`-th round."""
     damage = tuple(draw_damage(random) for _ in range(random.choice((1, 1, 2, 3)))) if place else ()
     if not place and random.random() < 0.15:
-        pause = Trouble("pause", "runs", random.randint(4, counts["runs"] // 12))  # in its first cell, its lock held
+        pause = Trouble("pause", "runs", random.randint(12, counts["runs"] // 12))  # in its first cell, its lock held
         return Round((Start("cell", (pause,)), *([Start(GRIDS[0])] * random.randint(0, 1))), twice=True)
     number = random.choice((1, 1, 2, 2, 3))
     share = 1 / (number * (1 + place))  # of all operations that a process of this round may come to do
-    starts = [draw_start(random, share, counts, jobs) for _ in range(number)]
+    starts = [draw_start(random, share, counts) for _ in range(number)]
     if both:
-        starts[-1] = Start(GRIDS[1], starts[-1].troubles, 0, starts[-1].signal, starts[-1].after_s)
+        starts[-1] = replace(starts[-1], command=GRIDS[1])
     if random.random() > 0.35:
         return Round(tuple(starts), damage)
     weather = Weather(random.choice(WEATHER), random.uniform(0.1, 0.7))
@@ -128,11 +130,13 @@ def draw_round(random: Random, place: int, counts: Mapping[str, int], both: bool
     return Round((Start(starts[0].command, (pause,)), *starts[1:]), damage, weather)
 
 
-def draw_start(random: Random, share: float, counts: Mapping[str, int], jobs: bool) -> Start:
+def draw_start(random: Random, share: float, counts: Mapping[str, int]) -> Start:
     """Draw a process of our grid and what goes wrong in it."""
-    workers = 2 if jobs and random.random() < 0.25 else 0
-    if workers or random.random() < 0.2:
-        return Start(GRIDS[0], (), workers, random.choice(("kill", "kill", "term")), random.uniform(0.2, 1.8))
+    if random.random() < 0.2:
+        return Start(GRIDS[0], (), 0, random.choice(("kill", "kill", "term")), False, random.uniform(0.2, 1.5))
+    if random.random() < 0.2:
+        sent = random.choice((("kill", False), ("kill", True), ("kill", True), ("term", False)))
+        return Start(GRIDS[0], (), 2, *sent, random.uniform(0.4, 1.5))
     kinds = {"kill": 8, "term": 2, "full": 4, "read-only": 2, "clock": 2, **dict.fromkeys(FAILURES, 1)}
     kind = random.choices(list(kinds), list(kinds.values()))[0]
     return Start(GRIDS[0], (draw_trouble(random, kind, share, counts),))
