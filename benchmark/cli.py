@@ -66,6 +66,7 @@ def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderbo
     run failed, 130 when stopped; stopped once more while the pages are rebuilt, it ends at once.
     """
     from benchmark.run import Places
+    from leaderboard.page import is_current
     from leaderboard.records import list_files
 
     places = Places()
@@ -79,20 +80,10 @@ def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderbo
             if set(list_files(folder)) - before:
                 rebuild_all(folder, page)
         raise typer.Exit(130) from None
-    if guarded(lambda: set(list_files(folder)) - before or is_stale(folder, page)):
+    if guarded(lambda: set(list_files(folder)) - before or not is_current(folder, page)):
         rebuild_all(folder, page)
     if failed:
         raise typer.Exit(1)
-
-
-def is_stale(records: Path, page: Path) -> bool:
-    """Return whether the leaderboard is not what the records give; where that cannot be told, it is to be tried."""
-    from leaderboard.page import is_current
-
-    try:
-        return not is_current(records, page)
-    except Exception:  # a record that breaks the page: rebuilding tells so
-        return True
 
 
 def rebuild_all(records: Path, page: Path) -> None:

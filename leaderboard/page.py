@@ -235,8 +235,11 @@ def rebuild(records_dir: Path, output: Path) -> str:
 
 
 def is_current(records_dir: Path, output: Path) -> bool:
-    """Return whether the page at `output` is what the records in `records_dir` give."""
-    return output.is_file() and output.read_bytes() == make_page(records_dir, output)[0].encode()
+    """Return whether the page at `output` is what the records in `records_dir` give; one that cannot be made is not."""
+    try:
+        return output.read_bytes() == make_page(records_dir, output)[0].encode()
+    except Exception:  # no page, or a record that breaks it: whoever rebuilds it is told
+        return False
 
 
 def shows_records(page: Path, records_dir: Path) -> bool:

@@ -21,7 +21,7 @@ COUNTS = {
     "touches of page": 100,
     "touches of any": 888,
 }
-QUICK = (9, 11, 12, 14, 15)  # of seed 0: together most kinds of faults
+QUICK = (2, 5, 8, 15)  # of seed 0: together most kinds of faults
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ CATCHES = {
     "momentum is lost": (one(killed("runs", 46)), "other weights.safetensors"),
     "no lock is taken": (one(Start("ours"), Start("ours")), "2 records of "),
     "checkpoints are read without their checksum": (
-        one(killed("runs", 46), damage=Damage("checkpoint", "flipped", 0.0, 0.5)),
-        "other ",
+        one(killed("runs", 46), damage=Damage("checkpoint", "cut short", 0.0, 0.5)),
+        "ours said: ",
     ),
 }
 

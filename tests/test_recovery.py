@@ -20,8 +20,10 @@ from benchmark.run import Places
 from benchmark.states import read_now
 from leaderboard import UnreadableError, find_same, read_records, rebuild, write_record
 from tests.record_factory import make_record
-from tests.test_sweep import CONTROLS, HEAD, SET, Grid
+from tests.test_sweep import CONTROLS, HEAD, Grid
 from tests.troubles import Trouble, make_clock
+
+SET = "  - {method: set, args: {epochs: 1, update_every: 2, batch_size: 400, model_args.width: 0.1}}\n"
 
 
 def test_a_finished_record_waits_sealed_and_one_of_which_a_byte_changed_is_set_aside(tmp_path):
