@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import json
 import os
-import pickle
 import shlex
 import shutil
 import signal
@@ -47,7 +46,7 @@ from tests.forks import Forks, be_reaper, fork, list_children
 from tests.kills import PAGE
 from tests.mounts import Mounts
 from tests.plants import PLANTS
-from tests.scenarios import DAMAGE, TWICE, WEATHER, Damage, Round, Scenario, Start, draw_scenario
+from tests.scenarios import DAMAGE, TWICE, WEATHER, Damage, Round, Scenario, Start, draw_scenario, read_scenario
 from tests.troubles import KINDS, Troublemaker
 from tests.verdicts import Reader, digest, judge
 
@@ -464,21 +463,19 @@ def play_stream(stage: Stage, seed: int, numbers: list[int], plant: str, out: An
 
 
 def serve() -> None:
-    """Play the scenarios that come pickled from standard input, each with a plant, and answer each with its report."""
-    answers = os.fdopen(os.dup(1), "wb")
+    """Play the scenarios that come from standard input, a line of JSON each, and answer each with its report."""
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warm()
     with tempfile.TemporaryDirectory(prefix="faults") as root:
         stage = Stage(Path(root))
         stage.make_reference()
         gc.freeze()
-        while True:
-            try:
-                asked, plant = pickle.load(sys.stdin.buffer)
-            except EOFError:
-                return
-            scenario = asked if isinstance(asked, Scenario) else draw_scenario(*asked, stage.counts)
-            pickle.dump(stage.play(scenario, plant), answers)
+        for line in sys.stdin:
+            asked, plant = json.loads(line)
+            scenario = read_scenario(asked) if isinstance(asked, dict) else draw_scenario(*asked, stage.counts)
+            report = stage.play(scenario, plant)
+            answers.write(f"{json.dumps(vars(report))}\n")
             answers.flush()
 
 
@@ -488,7 +485,7 @@ class Theatre:
     def __enter__(self) -> Theatre:
         alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-m", "tests.faults", "--serve"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **alone}, **pipes)
         return self
 
@@ -498,10 +495,11 @@ class Theatre:
     def __call__(self, scenario: Scenario | tuple[int, int], plant: str = "") -> Report:
         """Play a scenario, or that of a seed and a number, and return its report."""
         assert self.process.stdin and self.process.stdout
-        pickle.dump((scenario, plant), self.process.stdin)
+        asked = dataclasses.asdict(scenario) if isinstance(scenario, Scenario) else scenario
+        self.process.stdin.write(f"{json.dumps([asked, plant])}\n")
         self.process.stdin.flush()
-        report: Report = pickle.load(self.process.stdout)
-        return report
+        answer = json.loads(self.process.stdout.readline())
+        return Report(answer["faults"], Counter(answer["hits"]), answer["took_s"])
 
 
 def main() -> int:
@@ -547,6 +545,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from tests.faults import main as run  # so that reports are pickled as of tests.faults, not of __main__
-
-    sys.exit(run())
+    sys.exit(main())

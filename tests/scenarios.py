@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from tests.troubles import FAILURES, KINDS, Trouble
 
@@ -99,6 +100,23 @@ class Scenario:
                 yield f"  round {number}: {text}"
             if one.twice:
                 yield f"  round {number}: the cell is started once more while the first process is paused"
+
+
+def read_scenario(content: dict[str, Any]) -> Scenario:
+    """Return the scenario that `dataclasses.asdict` made `content` of."""
+    rounds = [
+        Round(
+            tuple(
+                Start(**{**start, "troubles": tuple(Trouble(**t) for t in start["troubles"])})
+                for start in one["starts"]
+            ),
+            tuple(Damage(**damage) for damage in one["damage"]),
+            Weather(**one["weather"]) if one["weather"] else None,
+            one["twice"],
+        )
+        for one in content["rounds"]
+    ]
+    return Scenario(content["seed"], content["number"], tuple(rounds))
 
 
 def draw_scenario(seed: int, number: int, counts: Mapping[str, int]) -> Scenario:
