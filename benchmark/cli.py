@@ -60,10 +60,9 @@ def guarded(action: Callable[[], Any]) -> Any:
 def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
     """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
 
-    So it does where the leaderboard is not what the records give: a process before this one was killed, or could not.
-
-    A page or picture that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a
-    run failed, 130 when stopped; stopped once more while the pages are rebuilt, it ends at once.
+    Or if the leaderboard is not what the records give, because a process was killed before it could. A page or picture
+    that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a run failed, 130 when
+    stopped; stopped once more while the pages are rebuilt, it ends at once.
     """
     from benchmark.run import Places
     from leaderboard.page import is_current
@@ -76,7 +75,7 @@ def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderbo
         failed = guarded(action)
     except KeyboardInterrupt:
         tell("stopped; the same command goes on from the last checkpoint")
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, OSError):
             if set(list_files(folder)) - before:
                 rebuild_all(folder, page)
         raise typer.Exit(130) from None

@@ -507,7 +507,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=20, help="scenarios to play")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, action="append", help="play this scenario alone, and keep its folder")
+    parser.add_argument("--only", type=int, action="append", help="play this scenario; may be given several times")
     parser.add_argument("--streams", type=int, default=2, help="scenarios that are played side by side")
     parser.add_argument("--plant", default="", choices=["", *PLANTS], help="a bug to plant")
     parser.add_argument("--serve", action="store_true", help="play what comes from standard input; for tests")
