@@ -181,6 +181,10 @@ mutants: $(READY) ## plant every known fault and show which check catches it
 perf: $(READY) ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
 	@$(PY) -m benchmark.perf $(if $(call true,$(value QUICK)),--quick)
 
+.PHONY: faults
+faults: $(READY) ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on
+	@$(PY) -m tests.faults --count '$(or $(N),200)' --seed '$(or $(SEED),0)'
+
 methods: $(READY) ## list the methods: paper, kind, what each needs
 	@$(VENV)/bin/sparse-bench methods
 

@@ -18,6 +18,10 @@ MAGIC = b"sparse-bench checkpoint 3\n"
 OLDER = (b"sparse-bench checkpoint 1\n", b"sparse-bench checkpoint 2\n")
 
 
+class DamagedError(UserError):
+    """A file whose content does not match its checksum: it was cut short or changed after it was written."""
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash at any instant, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint back onto the CPU; raises UserError, naming the file, when it is damaged."""
+    """Read a checkpoint back onto the CPU.
+
+    Raises DamagedError, naming the file, where it is not as it was written, and UserError where it cannot be read or is
+    of an earlier version.
+    """
     way_out = "start the run over with FRESH=1 (sparse-bench run --fresh), or delete the file"
     try:
         content = path.read_bytes()
@@ -61,7 +69,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     digest, payload = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
     if not content.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
-        raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum; {way_out}")
+        raise DamagedError(f"checkpoint {path} is damaged: its content does not match its checksum; {way_out}")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # of a pickle that asks for code, or of no pickle: torch raises many kinds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import shlex
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmark.errors import UserError
+from benchmark.errors import REFUSALS, UserError, explain
 from leaderboard.privacy import hide_secrets
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
@@ -46,39 +45,41 @@ def typed() -> str:
 
 
 def guarded(action: Callable[[], Any]) -> Any:
-    """Run `action`; end with status 2 and one message for a UserError, an unwritable or full disk."""
+    """Run `action`; end with status 2 and one message for a UserError or a disk that refuses."""
     try:
         return action()
     except UserError as error:
         tell(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in REFUSALS:
             raise
-        tell(f"{error.strerror}: {error.filename or 'while writing'}; what was finished before is kept")
+        tell(explain(error))
     raise typer.Exit(2)
 
 
 def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
     """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
 
-    A page or picture that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a
-    run failed, 130 when stopped; stopped once more while the pages are rebuilt, it ends at once.
+    Or if the leaderboard is not what the records give, because a process was killed before it could. A page or picture
+    that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a run failed, 130 when
+    stopped; stopped once more while the pages are rebuilt, it ends at once.
     """
     from benchmark.run import Places
+    from leaderboard.page import is_current
     from leaderboard.records import list_files
 
     places = Places()
     folder, page = records or places.records, leaderboard or places.page
-    before = set(list_files(folder))
+    before = guarded(lambda: set(list_files(folder)))
     try:
         failed = guarded(action)
     except KeyboardInterrupt:
         tell("stopped; the same command goes on from the last checkpoint")
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, OSError):
             if set(list_files(folder)) - before:
                 rebuild_all(folder, page)
         raise typer.Exit(130) from None
-    if set(list_files(folder)) - before:
+    if guarded(lambda: set(list_files(folder)) - before or not is_current(folder, page)):
         rebuild_all(folder, page)
     if failed:
         raise typer.Exit(1)
@@ -192,7 +193,10 @@ def sweep(
             tell=tell,
         )
 
-    train_then_rebuild(action, records, leaderboard)
+    if plan:
+        guarded(action)
+    else:
+        train_then_rebuild(action, records, leaderboard)
 
 
 @app.command(hidden=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import traceback
 from collections.abc import Iterable
 
@@ -12,6 +13,20 @@ class UserError(Exception):
 
     Raised before the first batch wherever possible; nothing has been written to the records when it is raised.
     """
+
+
+# What a disk, or the network it hangs on, may answer at any time: no room, no permission, gone, failing.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR}
+REFUSALS |= {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
+
+
+def explain(error: BaseException) -> str:
+    """Return what to tell of an error: its message, what the disk refused, or, of anything else, the traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return f"{error.strerror}: {error.filename or 'while writing'}; what was finished before is kept"
+    return "".join(traceback.format_exception(error))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from benchmark.console import print_result
 from benchmark.data import Data, load_data
 from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
-from benchmark.errors import UserError
+from benchmark.errors import explain
 from benchmark.foresight import check_cells
-from benchmark.run import Options, Places, check_places, run_cell
+from benchmark.places import check_places
+from benchmark.run import Options, Places, run_cell
 from benchmark.tracking import check_mode
 from leaderboard.store import load_store
 from leaderboard.table import printable
@@ -72,7 +72,7 @@ def run_grid(
             if len(cells) == 1:
                 raise
             failed += 1
-            tell(f"{cell.identity}: {error if isinstance(error, UserError) else traceback.format_exc()}")
+            tell(f"{cell.identity}: {explain(error)}")
     for problem in load_store(options.places.records)[1]:
         tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
     if failed:

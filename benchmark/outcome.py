@@ -29,7 +29,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "protocol": PROTOCOL,
         "run": cell.identity,
         "started": stamp(started),
-        "finished": stamp(datetime.now(timezone.utc)),
+        "finished": stamp(max(datetime.now(timezone.utc), started)),  # a clock may be set back meanwhile
         "command": command,
         "status": "diverged" if has_diverged(run) else "ok",
         "skipped_steps": run.skipped_steps,

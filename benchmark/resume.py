@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmark.checkpoint import save_checkpoint
+from benchmark.checkpoint import DamagedError, load_checkpoint, save_checkpoint, write_atomically
 from benchmark.errors import UserError
 from benchmark.stopping import obey, stop_asked
 from benchmark.train import Training
-from leaderboard import Record, find_faults
+from leaderboard import Record, RecordError, UnreadableError, read_record
+from leaderboard.records import file_text
 from leaderboard.table import plain
 
 FINISHED = "record.json"  # in the run's folder, from the end of training until it is published
 
 
-def read_finished(path: Path) -> Record | None:
-    """Return the record of a run that ended but may not have been published, or None."""
-    try:
-        record: Record = json.loads(path.read_bytes())
-        return None if find_faults(record) else record
-    except (FileNotFoundError, ValueError, RecursionError):
+def write_finished(path: Path, record: Record) -> None:
+    """Keep the record of a run that has ended, sealed as in the store, until it is published."""
+    write_atomically(path, file_text(record).encode())
+
+
+def read_finished(path: Path, warn: Callable[[str], None]) -> Record | None:
+    """Return the record of a run that ended but may not have been published, or None.
+
+    A damaged one is set aside with a warning: the run goes on from its checkpoint to the same record.
+    """
+    if not path.exists():
         return None
+    try:
+        return read_record(path)
+    except UnreadableError as error:
+        raise UserError(f"finished run {path}: {error}; the same command tries again") from error
+    except RecordError as error:
+        set_aside(path, warn, f"finished run {path} is damaged ({error})")
+        return None
+
+
+def read_checkpoint(path: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the state that a run goes on from, or None where it has to start.
+
+    A damaged checkpoint is set aside with a warning, for nothing is lost but time. Raises UserError for one that is
+    whole and cannot be used, see `load_checkpoint`.
+    """
+    if not path.exists():
+        return None
+    try:
+        return load_checkpoint(path)
+    except DamagedError as error:
+        set_aside(path, warn, str(error).partition(";")[0])
+        return None
+
+
+def set_aside(path: Path, warn: Callable[[str], None], reason: str) -> None:
+    """Rename a damaged file so that nothing is read from it, and tell of it."""
+    damaged = path.with_name(f"{path.name}.damaged")
+    os.replace(path, damaged)
+    warn(f"{reason}: it was renamed to {damaged.name}, and the run goes on without it")
 
 
 def surroundings(run: Training) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from rich.console import Console
 
 from benchmark.build import Built, build
 from benchmark.cells import Cell
-from benchmark.checkpoint import load_checkpoint, sweep, write_atomically
+from benchmark.checkpoint import sweep
 from benchmark.console import Reporter
 from benchmark.contract import commit, propose, show_donor
 from benchmark.costs import Meter
@@ -30,12 +28,12 @@ from benchmark.names import refuse_links, run_folder
 from benchmark.outcome import make_record
 from benchmark.prunable import prunable_weights
 from benchmark.recipe import make_average, make_optimizer
-from benchmark.resume import FINISHED, Saver, read_finished, restore
+from benchmark.resume import FINISHED, Saver, read_checkpoint, read_finished, restore, write_finished
 from benchmark.scoring import ScoringGradients, score
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
-from leaderboard import Record, find_faults, find_same, rebuild, write_record
+from leaderboard import Record, UnreadableError, find_faults, find_same, rebuild, write_record
 from leaderboard.table import printable
 from methods.core import Timeline, View, count_kept
 
@@ -63,20 +61,6 @@ class Options:
     places: Places = Places()
     progress: Path | None = None  # a file that says how far the run is
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
-
-
-def check_places(places: Places) -> None:
-    """Raise UserError unless every folder can be written and has room for a checkpoint."""
-    for folder in (places.records, places.runs, places.page.parent):
-        probe = folder / f".probe-{os.getpid()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.unlink(missing_ok=True)
-            with probe.open("xb") as file:  # never through a link that someone put there
-                file.write(b"\0" * 4096)
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
 
 
 def check_room(cell: Cell, built: Built, places: Places) -> None:
@@ -124,7 +108,7 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
     try:
         with FileLock(folder / "lock", timeout=0):
             sweep(folder)
-            finished = read_finished(folder / FINISHED)
+            finished = read_finished(folder / FINISHED, warner(console))
             if finished is not None:  # never lost, whatever is asked now
                 path = publish(finished, folder, options, console)
                 console.print(f"published the run that finished {finished['finished']}: {path.name}", markup=False)
@@ -133,7 +117,7 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
             if options.fresh:
                 (folder / "checkpoint").unlink(missing_ok=True)
             record = train_cell(cell, data, options, console, folder)
-            write_atomically(folder / FINISHED, json.dumps(record).encode())
+            write_finished(folder / FINISHED, record)
             return record, publish(record, folder, options, console)
     except Timeout:
         raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
@@ -142,10 +126,15 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
 def publish(record: Record, folder: Path, options: Options, console: Console) -> Path:
     """Write a finished run's record, unless it is there already, rebuild the page, and clear the run's folder.
 
-    A page that cannot be made costs a warning. Killed anywhere and called again, it ends with one record.
+    A page that cannot be made costs a warning. Killed anywhere and called again, it ends with one record. Raises
+    UserError where the store is out of reach: to write then would be to write elsewhere, or twice.
     """
     places = options.places
-    path = find_same(record, places.records) or write_record(record, places.records)
+    kept = f"the finished run is kept in {folder}, and the same command publishes it"
+    try:
+        path = find_same(record, places.records) or write_record(record, places.records)
+    except UnreadableError as error:
+        raise UserError(f"the records of run {record['run']} in {places.records} are {error}; {kept}") from error
     try:
         rebuild(places.records, places.page)
     except Exception as error:  # the record is what counts, and another one may be what breaks the page
@@ -153,10 +142,15 @@ def publish(record: Record, folder: Path, options: Options, console: Console) ->
         text = f"every record is kept, but {places.page} was not rebuilt ({reason}): `make leaderboard` tries again"
         if text not in options.told:
             options.told.add(text)
-            console.print(f"warning: {text}", style="yellow", markup=False)
+            warner(console)(text)
     (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
     (folder / FINISHED).unlink()
     return path
+
+
+def warner(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a warning."""
+    return lambda text: console.print(f"warning: {text}", style="yellow", markup=False)
 
 
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:
@@ -167,12 +161,12 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"
-    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
+    state = read_checkpoint(checkpoint, warner(console))
     run = prepare(cell, built, data, options.device)
     if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
         run.precision = str(state.get("precision")) if state else probe_precision(run)
     if state is None:
-        set_up_masks(cell, run, lambda text: console.print(f"warning: {text}", style="yellow", markup=False))
+        set_up_masks(cell, run, warner(console))
     else:
         started = restore(run, state, checkpoint)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)

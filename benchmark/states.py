@@ -12,10 +12,11 @@ from benchmark.cells import PROTOCOL, Cell
 from benchmark.data import Data
 from benchmark.donors import ask_donor, attach, has_masks
 from benchmark.environment import choose_precision
+from benchmark.errors import UserError
 from benchmark.gridfile import Item
 from benchmark.resume import FINISHED
-from leaderboard import Record, RecordError, read_record
-from leaderboard.records import file_stem, list_files
+from leaderboard import Record, RecordError, UnreadableError, read_record
+from leaderboard.records import list_run
 from leaderboard.table import gather
 
 STATES = DONE, INTERRUPTED, TO_DO, NO_CONTROL = "finished", "interrupted", "to do", "no control"
@@ -24,16 +25,25 @@ Lookup = Callable[[str], list[Record]]  # from a run's name to its records
 
 
 def read_now(folder: Path) -> Lookup:
-    """Return a lookup that reads the store anew each time: other processes write to it. Damaged records are none."""
+    """Return a lookup that reads the store anew each time: other processes write to it. Damaged records are none.
+
+    The lookup raises UserError where the store, or a record of the run, is out of reach: a run that has its record
+    would be taken for one to do, and made twice.
+    """
 
     def look_up(run: str) -> list[Record]:
         found = []
-        for path in list_files(folder):
-            if path.name.startswith(f"{file_stem(run)}."):
+        try:
+            for path in list_run(run, folder):
                 try:
                     found.append({**read_record(path), "file": path.name})
+                except UnreadableError:
+                    raise
                 except RecordError:
                     continue
+        except UnreadableError as error:
+            unknown = "so nobody knows whether it is finished"
+            raise UserError(f"the records of run {run} in {folder} are {error}, {unknown}") from error
         return [record for record in found if record["run"] == run]
 
     return look_up

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +16,16 @@ from benchmark.donors import find_donors, take_masks
 from benchmark.driver import drive
 from benchmark.engines import Pool, check_pool
 from benchmark.environment import choose_device
-from benchmark.errors import UserError
+from benchmark.errors import UserError, explain
 from benchmark.fleet import Fleet
 from benchmark.foresight import check_cells, find_faults
 from benchmark.gridfile import Grid, Item
 from benchmark.holding import BusyError, holding, refuse_held
+from benchmark.leftovers import complete
 from benchmark.pages import Page
+from benchmark.places import check_places
 from benchmark.plan import page_of, print_plan
-from benchmark.run import Options, Places, check_places, run_cell
+from benchmark.run import Options, Places, run_cell
 from benchmark.source import Source
 from benchmark.standin import stand_in
 from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
@@ -145,6 +146,7 @@ class Sweep:
         for item in self.grid.items:
             try:
                 if item.cell.page.data != "folder" and ledger.state(item, self.count(item.cell)) == DONE:
+                    complete(ledger.settle(item, self.count(item.cell)), self.options, self.console)
                     self.book.end(item.cell.identity, End(FOUND))
             except Exception:  # the cell's own failure, told when its turn comes
                 continue
@@ -175,7 +177,7 @@ class Sweep:
 
     def judge(self, name: str, error: Exception) -> End | None:
         """Return what a cell ends with whose attempt failed, or None where it is tried again."""
-        reason = str(error) if isinstance(error, UserError | LostError) else traceback.format_exc()
+        reason = str(error) if isinstance(error, LostError) else explain(error)
         if isinstance(error, UserError | LostError) or not self.book.may_retry(name):
             return End(FAILED, reason)
         self.tell(f"{name} failed and is tried again: {reason}")
@@ -241,6 +243,8 @@ class Sweep:
         state = self.ledger.state(item, data)
         if state == NO_CONTROL:
             raise NoControlError(self.ledger.find_obstacle(item, data))
+        if state == DONE:
+            complete(self.ledger.settle(item, data), self.options, self.console)
         return state == DONE
 
     def settle(self, item: Item, data: Data) -> Cell:

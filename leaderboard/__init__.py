@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from leaderboard.page import rebuild, render
 from leaderboard.records import Problem, find_same, read_record, read_records, write_record
-from leaderboard.schema import Record, RecordError, find_faults
+from leaderboard.schema import Record, RecordError, UnreadableError, find_faults
 
 __all__ = [
     "Problem",
     "Record",
     "RecordError",
+    "UnreadableError",
     "find_faults",
     "find_same",
     "read_record",

@@ -234,6 +234,23 @@ def rebuild(records_dir: Path, output: Path) -> str:
             return summary
 
 
+def is_current(records_dir: Path, output: Path) -> bool:
+    """Return whether the page at `output` is what the records in `records_dir` give; one that cannot be made is not."""
+    try:
+        return output.read_bytes() == make_page(records_dir, output)[0].encode()
+    except Exception:  # no page, or a record that breaks it: whoever rebuilds it is told
+        return False
+
+
+def shows_records(page: Path, records_dir: Path) -> bool:
+    """Return whether the page at `page` was made from records in `records_dir`, which need not be there."""
+    try:
+        text = page.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    return text.startswith(INTRODUCTION.format(folder=quote(relative(records_dir, page)))) and FIRST not in text
+
+
 def store_state(folder: Path) -> list[tuple[str, int, int]]:
     """Return the names, sizes and times of records and measurements: it changes when one arrives."""
     found = []

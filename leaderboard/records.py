@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from leaderboard.kinds import DIGEST, parse_time
-from leaderboard.schema import Record, RecordError, find_faults, find_rule_faults
+from leaderboard.schema import Record, RecordError, UnreadableError, find_faults, find_rule_faults
 from leaderboard.seal import content_of, is_sealed_text, lay_out, seal_of
 
 LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and the number of a repeat is added
@@ -58,17 +58,27 @@ def file_text(record: Record) -> str:
 def find_same(record: Record, folder: Path) -> Path | None:
     """Return the file of `folder` that holds this very record, times included, or None; with or without its seal.
 
-    For a writer that was killed and does not know whether its record was published.
+    For a writer that was killed and does not know whether its record was published. Raises UnreadableError where that
+    cannot be told, for the folder or a file of the run cannot be read now; other damaged files hold no record.
     """
-    stem = file_stem(record["run"])
-    for path in list_files(folder):
-        if path.name.startswith(f"{stem}."):
-            try:
-                if content_of(read_record(path)) == content_of(record):
-                    return path
-            except RecordError:
-                continue
+    for path in list_run(record["run"], folder):
+        try:
+            if content_of(read_record(path)) == content_of(record):
+                return path
+        except UnreadableError:
+            raise
+        except RecordError:
+            continue
     return None
+
+
+def list_run(run: str, folder: Path) -> list[Path]:
+    """Return the files in `folder` that may hold records of a run. Raises UnreadableError where it cannot be listed."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
+    except OSError as error:
+        raise UnreadableError(f"not readable: {error.strerror}") from error
+    return [folder / name for name in names if name.startswith(f"{file_stem(run)}.")]
 
 
 def file_stem(run: str) -> str:
@@ -196,7 +206,11 @@ def stable_key(record: Record) -> tuple[Any, ...]:
 
 
 def read_record(path: Path) -> Record:
-    """Read one record. Raises RecordError for a file that cannot be read, is damaged, was edited or breaks a rule."""
+    """Read one record.
+
+    Raises UnreadableError for a file that cannot be read, RecordError for one that is damaged, was edited or breaks a
+    rule.
+    """
     data, record = read_json(path)
     seal: Any = record.get("seal") if isinstance(record, dict) else None
     untouched = DIGEST.accepts(seal) and is_sealed_text(data, seal)
@@ -210,16 +224,19 @@ def read_record(path: Path) -> Record:
 
 
 def read_json(path: Path) -> tuple[bytes, Any]:
-    """Return a file's bytes and the plain JSON in them. Raises RecordError for a file that has none."""
-    if not path.is_file():  # a folder, a broken link or a pipe, which would block
-        raise RecordError("not a file")
+    """Return a file's bytes and the plain JSON in them.
+
+    Raises UnreadableError for a file that cannot be read, RecordError for one that has none.
+    """
     try:
+        if not path.is_file():  # a folder, a broken link or a pipe, which would block
+            raise RecordError("not a file")
         data = path.read_bytes()
         return data, json.loads(data.decode("utf-8"), parse_constant=refuse_constant, parse_float=read_float)
     except RecordError:
         raise
     except OSError as error:  # its full text names the folders of this machine
-        raise RecordError(f"not readable: {error.strerror}") from error
+        raise UnreadableError(f"not readable: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"not readable as JSON: {error}") from error
 

@@ -43,6 +43,10 @@ class RecordError(ValueError):
     """A record that breaks a rule; the message names the run and every rule it breaks."""
 
 
+class UnreadableError(RecordError):
+    """A record that the disk does not give at this moment: nothing is known of it, so it may be whole."""
+
+
 GROUPS = ("dense", "before training", "sparse-to-sparse", "dense-to-sparse", "control")
 DONATIONS = ("densities", "masks", "shuffled masks", "shuffled filters")
 

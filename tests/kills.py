@@ -468,7 +468,7 @@ def write_in_place(path: Path, content: bytes) -> None:
 
 def write_all_in_place() -> None:
     """Let every writer of the run's folder write in place."""
-    for module in (benchmark.checkpoint, benchmark.export, benchmark.run):
+    for module in (benchmark.checkpoint, benchmark.export, benchmark.resume):
         module.write_atomically = write_in_place  # type: ignore[attr-defined]
 
 

@@ -34,8 +34,9 @@ from benchmark.gridfile import read_grid
 from benchmark.holding import holding
 from benchmark.names import refuse_links, refuse_name, run_folder
 from benchmark.pages import load_page, merge_settings
+from benchmark.places import check_places
 from benchmark.plugins import find_method
-from benchmark.run import Options, Places, check_places, run_cell
+from benchmark.run import Options, Places, run_cell
 from benchmark.tracking import Tracker
 from benchmark.verify import rebuild_network, stay_home, verify_record
 from leaderboard import RecordError, read_record, write_record
@@ -430,6 +431,7 @@ def test_a_checkpoint_of_something_else_ends_in_a_message_and_the_run_can_start_
     (cell,) = plan_cells("dense", "0", "digits_resnet20", "0", "epochs=1 image_size=4 crop_pad=0 batch_size=256")
     places = Places(tmp_path / "records", tmp_path / "L.md", tmp_path / "runs")
     options = Options(device=CPU, command="t", places=places)
+    check_places(places)
     data = load_data(cell.page, tmp_path, CPU)
     state = BAD_STATES[kind]
     if isinstance(state, dict) and state:
@@ -452,6 +454,7 @@ def test_a_finished_run_s_record_from_elsewhere_costs_nothing(text, tmp_path):
     folder = places.runs / cell.identity
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(text)
+    check_places(places)
     record, path = run_cell(cell, load_data(cell.page, tmp_path, CPU), options, QUIET)
     assert record["status"] == "ok" and list(places.records.iterdir()) == [path]
 

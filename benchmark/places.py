@@ -1,0 +1,31 @@
+"""The folders that results go to, before the first batch: there, writable, and those that were meant."""
+
+from __future__ import annotations
+
+import os
+
+from benchmark.errors import UserError
+from benchmark.run import Places
+from leaderboard.page import shows_records
+
+
+def check_places(places: Places) -> None:
+    """Raise UserError unless every folder can be written and has room for a checkpoint.
+
+    A folder of records that is gone while its page is there is not made anew: every run would be made a second time.
+    """
+    if not places.records.exists() and shows_records(places.page, places.records):
+        raise UserError(
+            f"the folder of records {places.records} is gone, and {places.page} shows records of it: bring it back, or "
+            "delete the page to begin a new one; nothing was run"
+        )
+    for folder in (places.records, places.runs, places.page.parent):
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.unlink(missing_ok=True)
+            with probe.open("xb") as file:  # never through a link that someone put there
+                file.write(b"\0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
