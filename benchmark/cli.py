@@ -257,23 +257,13 @@ def export(
     runs: Runs = None,
 ) -> None:
     """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
-    from benchmark.export import MASKS, WEIGHTS, export_run
-    from benchmark.names import refuse_links, run_folder
+    from benchmark.export import export_to
     from benchmark.run import Places
     from benchmark.verify import load_record
-    from methods.core import count_active
 
     def action() -> None:
         name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
-        folder = to or run_folder(Path("export"), name)
-        if to is None:
-            refuse_links(folder, folder.parent)
-        masks, about = export_run(name, runs or Places().runs, folder)
-        active, total = count_active(masks), sum(mask.numel() for mask in masks.values())
-        console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
-        if "interrupted_at_step" in about:
-            console.print(f"as the run stood after step {about['interrupted_at_step']}, where it was interrupted")
-        console.print(f"wrote {folder / MASKS}: one bit per weight, row-major, 1 = active", highlight=False)
+        export_to(to, name, runs or Places().runs, console)
 
     guarded(action)
 
@@ -308,8 +298,7 @@ def latency(
     from benchmark.latency.report import measure_run, read_request
 
     places = {"records": records, "page": leaderboard, "runs": runs}
-    command = "sparse-bench " + shlex.join(sys.argv[1:])
-    guarded(lambda: measure_run(run, read_request(batch, threads, device), places, command, console))
+    guarded(lambda: measure_run(run, read_request(batch, threads, device), places, typed(), console))
 
 
 def main() -> None:

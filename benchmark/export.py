@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from benchmark.checkpoint import load_checkpoint, write_atomically
 from benchmark.errors import UserError
 from benchmark.maskset import hash_masks, pack, unpack
-from benchmark.names import run_folder
+from benchmark.names import refuse_links, run_folder
+from methods.core import count_active
 
 WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"
 
@@ -116,3 +118,16 @@ def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], 
     target.mkdir(parents=True, exist_ok=True)
     export_network(state, masks, target, about)
     return masks, about
+
+
+def export_to(target: Path | None, name: str, runs: Path, console: Console) -> None:
+    """Write a run's network to `target`, or to export/RUN, and say what was written; raises what `export_run` does."""
+    folder = target or run_folder(Path("export"), name)
+    if target is None:
+        refuse_links(folder, folder.parent)
+    masks, about = export_run(name, runs, folder)
+    active, total = count_active(masks), sum(mask.numel() for mask in masks.values())
+    console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
+    if "interrupted_at_step" in about:
+        console.print(f"as the run stood after step {about['interrupted_at_step']}, where it was interrupted")
+    console.print(f"wrote {folder / MASKS}: one bit per weight, row-major, 1 = active", highlight=False)

@@ -36,6 +36,7 @@ PASSES = {
     "table2": ["METHOD", "SPARSITY", "TASK", "SEED", "DEVICE", "DATA", "WANDB"],
     "sweep": ["GRID", "ARGS", "ENGINE", "JOBS", "PER_GPU", "ENGINE_ARGS", "RETRIES"],
     "claim": ["A", "B", "TASK", "SPARSITY"],
+    "latency": ["RUN", "BATCH", "THREADS", "DEVICE"],
     "check-method": ["METHOD"],
     "new-method": ["NAME"],
     "leaderboard": ["WANDB"],
