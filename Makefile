@@ -30,7 +30,7 @@ PYTHON   ?= python3
 # value is ever read as a line of make ($(value NAME)) or of the shell ("$$ASKED_NAME"). Exported under its own name it
 # would be read by make, and a make that a command starts would take a default for a wish.
 ASKED = METHOD SPARSITY TASK SEED DEVICE DATA WANDB ARGS PRECISION FRESH NAME GRID PLAN GPUS PER_GPU QUICK A B PYTHON \
-    ENGINE JOBS ENGINE_ARGS RETRIES
+    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS
 $(foreach name,$(ASKED),$(eval override export ASKED_$(name) := $$(value $(name))) $(eval unexport $(name)))
 ifneq ($(value PRECISION),)
 override ASKED_ARGS += precision=$(value PRECISION)
@@ -155,8 +155,9 @@ claim: $(READY) ## A=granet B=gmp: whether one row is better than another, and h
 
 .PHONY: latency
 latency: $(READY) ## RUN=name: measure what a finished run's sparsity is worth on this machine, by several engines
-	@test -n '$(RUN)' || { echo "error: name a run: make latency RUN=the name of a record, without .json"; exit 2; }
-	@$(VENV)/bin/sparse-bench latency '$(RUN)' $(if $(BATCH),--batch '$(BATCH)') $(if $(THREADS),--threads '$(THREADS)') --device '$(DEVICE)'
+	@test -n "$$ASKED_RUN" || { echo "error: name a run: make latency RUN=the name of a record, without .json"; exit 2; }
+	@$(VENV)/bin/sparse-bench latency "$$ASKED_RUN" $(if $(value BATCH),--batch "$$ASKED_BATCH") \
+	    $(if $(value THREADS),--threads "$$ASKED_THREADS") --device "$$ASKED_DEVICE"
 
 site: $(READY) ## write the leaderboard for a browser, one HTML file
 	@$(PY) -m leaderboard site

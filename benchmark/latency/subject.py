@@ -13,6 +13,7 @@ from benchmark.build import count_prunable, create_network, model_arguments
 from benchmark.errors import UserError, nearest
 from benchmark.export import MASKS, WEIGHTS, read_export
 from benchmark.maskset import hash_masks
+from benchmark.names import run_folder
 from benchmark.narrow import find_width, narrow_arguments
 from benchmark.pages import Page, merge_settings
 from benchmark.seeds import derive
@@ -60,7 +61,7 @@ def load_subject(name: str, records: Path, runs: Path) -> Subject:
     """
     candidates = find_records(name, records)
     run = str(candidates[-1]["run"])
-    folder = runs / Path(run).name
+    folder = run_folder(runs, run)
     missing = [file for file in (WEIGHTS, MASKS) if not (folder / file).exists()]
     if missing:
         raise UserError(
