@@ -155,7 +155,9 @@ claim: $(READY) ## A=granet B=gmp: whether one row is better than another, and h
 
 .PHONY: latency
 latency: $(READY) ## RUN=name: measure what a finished run's sparsity is worth on this machine, by several engines
-	@$(VENV)/bin/sparse-bench latency $(call given,BATCH,batch) $(call given,THREADS,threads) --device "$$ASKED_DEVICE" -- $(if $(value RUN),"$$ASKED_RUN")
+	@test -n "$$ASKED_RUN" || { echo "error: name a run: make latency RUN=the name of a record, without .json"; exit 2; }
+	@$(VENV)/bin/sparse-bench latency "$$ASKED_RUN" $(if $(value BATCH),--batch "$$ASKED_BATCH") \
+	    $(if $(value THREADS),--threads "$$ASKED_THREADS") --device "$$ASKED_DEVICE"
 
 site: $(READY) ## write the leaderboard for a browser, one HTML file
 	@$(PY) -m leaderboard site

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shlex
 import sys
 import traceback
 import warnings
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 
 from benchmark.errors import REFUSALS, UserError, explain
+from benchmark.options import CheckpointS, DataRoot, Device, LeaderboardPage, Records, Runs, Wandb, harmless, typed
 from leaderboard.privacy import hide_secrets
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
@@ -34,14 +34,8 @@ if not console.is_terminal:  # a log file should not be folded at 80 columns
 
 def tell(message: object) -> None:
     """Print an error a user can mend, in one paragraph and without a traceback."""
-    said = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in hide_secrets(str(message)))
     errors.print("error:", style="bold red", end=" ")
-    errors.print(said, markup=False, highlight=False, soft_wrap=True)
-
-
-def typed() -> str:
-    """Return the command as it was typed, for records, without the secrets that a shell may have put into it."""
-    return "sparse-bench " + shlex.join(hide_secrets(word) for word in sys.argv[1:])
+    errors.print(harmless(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def guarded(action: Callable[[], Any]) -> Any:
@@ -96,15 +90,6 @@ def rebuild_all(records: Path, page: Path) -> None:
 
         reason = printable(str(error))
         tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
-
-
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-DataRoot = Annotated[Path, typer.Option(help="root folder of data sets")]
-Wandb = Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")]
-Records = Annotated[Path | None, typer.Option(help="folder of records")]
-LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown page to rebuild; others lie beside it")]
-Runs = Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")]
-CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
 
 
 @app.command()

@@ -15,12 +15,15 @@ import pytest
 from markdown_it import MarkdownIt
 from record_factory import make_record
 from rich.console import Console
+from test_measurements import make_measurement
 
 from benchmark.console import print_result
 from benchmark.verify import print_findings
 from leaderboard import Problem, render, write_record
 from leaderboard.claims.claim import make_claims, render_claims
 from leaderboard.kinds import NAME, OBJECT, Kind
+from leaderboard.measurements import FIELDS as MEASURED
+from leaderboard.measurements import load_measurements, write_measurement
 from leaderboard.page import make_sections
 from leaderboard.paper.markdown import render_paper
 from leaderboard.paper.published import load_tables
@@ -52,9 +55,9 @@ def walk(expected: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
             yield from walk(inner, (*path, key.rstrip("?")))
 
 
-def texts(text: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def texts(text: str, fields: Any = FIELDS) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yield every place of a record that takes the text, and what is put there."""
-    for path, kind in walk(FIELDS):
+    for path, kind in walk(fields):
         if kind is OBJECT:
             yield path, {text: text, "a": [text, {"b": text}], "epochs": 3}
         elif kind is NAME:
@@ -67,10 +70,10 @@ def texts(text: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
             yield path, {text: 1}
 
 
-def fill(record: dict[str, Any], text: str) -> dict[str, Any]:
+def fill(record: dict[str, Any], text: str, fields: Any = FIELDS) -> dict[str, Any]:
     """Return the record with the text in every place that takes one, its layers included."""
     filled = copy.deepcopy(record)
-    for path, value in texts(text):
+    for path, value in texts(text, fields):
         at: Any = filled
         if path[0] == "empty_layers" or (path[:2] == ("method", "donor") and "donor" not in filled["method"]):
             continue
@@ -97,6 +100,16 @@ def hostile(text: str, folder: Path, page: str = "") -> tuple[list[dict[str, Any
             write_record(filled, folder)
     (folder / "broken.json").write_text('{"run": 1}')
     return load_store(folder)
+
+
+def measure(records: list[dict[str, Any]], text: str, folder: Path) -> list[dict[str, Any]]:
+    """Return a measurement of the speed of each run, every text of it hostile, as it is read back."""
+    for record in records:
+        filled = fill(make_measurement(), text, MEASURED)
+        write_measurement({**filled, "run": record["run"], "masks_sha256": record["masks_sha256"]}, folder)
+    found, problems = load_measurements(folder, records)
+    assert len(found) == len(records) and not problems
+    return found
 
 
 class Structure(HTMLParser):
@@ -131,7 +144,7 @@ def pages(folder: Path, text: str) -> dict[str, str]:
     records, problems = hostile(text, folder)
     problems = [*problems, Problem(text, text)]
     return {
-        "LEADERBOARD.md": as_html(render(records, problems)),
+        "LEADERBOARD.md": as_html(render(records, problems, measured=measure(records, text, folder / "latency"))),
         "PAPER.md": as_html(render_paper(records, load_tables(), "records")),
         "site": render_site(make_sections(records), problems, {}),
     }

@@ -136,7 +136,7 @@ def print_measurement(console: Console, measurement: Measurement) -> None:
     """Print the figures of every engine at every batch size, and the sizes on disk."""
     machine = f"{measurement['hardware']}, {amount_of(measurement)}, {measurement['clock']}"
     title = f"{measurement['run']}: one forward pass on {machine}, load {measurement.get('load', 0):.1f}"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(printable(title)), title_justify="left")
     for column in ("batch", "engine", "ms", "quartiles", "speed-up", "mode", "what it is"):
         right = column in ("batch", "ms", "quartiles", "speed-up")
         table.add_column(column, overflow="fold", justify="right" if right else "left")
