@@ -149,8 +149,8 @@ def publish(record: Record, folder: Path, options: Options, console: Console) ->
 
 
 def warner(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a warning."""
-    return lambda text: console.print(f"warning: {text}", style="yellow", markup=False)
+    """Return a function that prints a warning, which may quote a file: printable it is."""
+    return lambda text: console.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
 
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:

@@ -271,7 +271,8 @@ class Play:
         """Run the processes of a round side by side under a reader's eyes, until all have ended."""
         seen = self.logs / "seen.json"
         reader = fork(Reader(self.folder, seen, self.damaged))
-        processes = [(start, *self.start(start)) for start in one.starts]
+        first = one.starts[:1] if one.twice else one.starts  # the others follow when the first holds its cell
+        processes = [(start, *self.start(start)) for start in first]
         Watch(self, one, processes).wait()
         os.kill(reader, signal.SIGTERM)
         os.waitpid(reader, 0)
@@ -312,11 +313,12 @@ class Play:
     def damage(self, damage: Damage) -> None:
         """Damage a file that is there."""
         runs = self.folder / "runs"
+        cells = [path for path in sorted(runs.glob("digits*")) if path.is_dir()]
         if damage.what == "lock":
-            for path in [folder / name for folder in sorted(runs.glob("*")) for name in ("lock", "grid.lock")]:
+            for path in [folder / name for folder in cells for name in ("lock", "grid.lock")]:
                 path.write_text("12345\n")
         elif damage.what == "hidden file":
-            for path in [self.folder / "records" / ".record-1-ab.tmp", *(f / ".checkpoint.ab" for f in runs.glob("*"))]:
+            for path in [self.folder / "records" / ".record-1-ab.tmp", *(f / ".checkpoint.ab" for f in cells)]:
                 if path.parent.exists():
                     path.write_text('{"run": "half of it')
         else:
@@ -342,7 +344,7 @@ class Watch:
     """Waits for the processes of a round, and lets happen what comes from outside."""
 
     def __init__(self, play: Play, one: Round, processes: list[tuple[Start, int, Path]]) -> None:
-        self.play, self.round = play, one
+        self.play, self.round, self.processes = play, one, processes
         self.running = {child: start for start, child, _ in processes}
         self.logs = {child: log for _, child, log in processes}
         self.began = time.monotonic()
@@ -415,6 +417,10 @@ class Watch:
         self.play.hits[TWICE] += 1
         if status != 2 or "already running in another process" not in log.read_text():
             self.play.faults.append(f"a cell started twice ended with {status}: {self.play.tail(log)}")
+        for start in self.round.starts[1:]:
+            child, log = self.play.start(start)
+            self.processes.append((start, child, log))
+            self.running[child], self.logs[child] = start, log
 
     def begin_weather(self, kind: str) -> bool:
         """Let something happen to the folders; return whether it did."""

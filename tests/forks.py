@@ -56,10 +56,18 @@ class Forks:
         """Start a worker; `command` ends with `worker SPEC NUMBER`."""
         take, give = os.pipe()
         self.inputs.append(give)
-        return Fork(fork(lambda: self.work(command[command.index("worker") :], take, stdout.fileno(), env)))
+        words = command[command.index("worker") :]
+        # Until it is as a new interpreter would be, a signal must not meet the handler that the driver has set.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        child = fork(lambda: self.work(words, take, stdout.fileno(), env))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        os.close(take)
+        return Fork(child)
 
     def work(self, words: list[str], take: int, log: int, env: dict[str, str]) -> int:
         """Be a worker."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.setsid()
         for old, new in ((take, 0), (log, 1), (log, 2)):
             os.dup2(old, new)

@@ -73,7 +73,8 @@ class Round:
     starts: tuple[Start, ...]
     damage: tuple[Damage, ...] = ()
     weather: Weather | None = None
-    twice: bool = False  # while the first process is paused, its cell is started once more, which must be refused
+    # Once the first process is paused, its cell is started once more, which must be refused, and the others start.
+    twice: bool = False
 
 
 @dataclass(frozen=True)

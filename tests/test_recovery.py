@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import benchmark.outcome
 import leaderboard.build
@@ -16,7 +18,7 @@ from benchmark.cli import train_then_rebuild
 from benchmark.errors import REFUSALS, UserError, explain
 from benchmark.places import check_places
 from benchmark.resume import FINISHED, read_checkpoint, read_finished, write_finished
-from benchmark.run import Places
+from benchmark.run import Places, warner
 from benchmark.states import read_now
 from leaderboard import UnreadableError, find_same, read_records, rebuild, write_record
 from tests.record_factory import make_record
@@ -42,6 +44,12 @@ def test_a_finished_record_waits_sealed_and_one_of_which_a_byte_changed_is_set_a
         assert read_finished(path, told.append) is None
         assert len(told) == 1 and "is damaged" in told[0] and "renamed to record.json.damaged" in told[0]
         assert not path.exists() and path.with_name("record.json.damaged").read_bytes() == content
+
+
+def test_what_a_damaged_record_says_reaches_the_terminal_without_control_characters():
+    out = io.StringIO()
+    warner(Console(file=out, width=200))("got '\x1b[2J'")
+    assert out.getvalue().startswith("warning: got '") and "\x1b" not in out.getvalue()
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_one_of_another_version_is_refused(tmp_path):
