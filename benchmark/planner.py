@@ -49,7 +49,7 @@ class Networks:
         key = f"narrow {cell.sparsity}" if cell.method.narrows_network else "full"
         if key not in self.kept:
             built = build(cell, data, torch.device("cpu"))
-            self.kept[key] = Network(built, MaskSet(prunable_weights(built.model, built.layers)))
+            self.kept[key] = Network(built, MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name))
         return self.kept[key]
 
 

@@ -218,7 +218,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
     """Return the run before its first step, every weight still active."""
     optimizer = make_optimizer(cell.page, built.model)
     meter = Meter(built.costs, built.reference)
-    maskset = MaskSet(prunable_weights(built.model, built.layers))
+    maskset = MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name)
     maskset.listeners.append(meter.on_commit)
     return Training(
         page=cell.page,
@@ -278,6 +278,7 @@ def first_view(cell: Cell, maskset: MaskSet, timeline: Timeline, scores: Scoring
         seed=cell.seed,
         gradients=scores.gradients if scores else None,
         hessian_gradients=scores.hessian_gradients if scores else None,
+        last=maskset.last,
         **show_donor(cell.donor, maskset.weights),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from methods.core.base import (
     DONOR_KINDS,
     Budget,
-    ContractError,
     DenseGrads,
     Donor,
     Group,
@@ -19,14 +18,27 @@ from methods.core.base import (
     from_page,
 )
 from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform
-from methods.core.masks import all_active, count_active, keep_top, keep_top_global, random_masks
+from methods.core.errors import ContractError, RefusedError
+from methods.core.filters import drop_filters, grow_filters, keep_filters, refuse_crowded
+from methods.core.groups import GROUP, N_OF_M, check_pattern, grow_in_groups, keep_n_of_m, list_ungrouped
+from methods.core.masks import (
+    all_active,
+    count_active,
+    keep_top,
+    keep_top_each,
+    keep_top_evenly,
+    keep_top_global,
+    random_masks,
+)
 from methods.core.schedules import cosine, cubic, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
-from methods.core.topology import drop, grow
+from methods.core.topology import drop, grow, grow_global
 
 __all__ = [
     "DISTRIBUTIONS",
     "DONOR_KINDS",
+    "GROUP",
+    "N_OF_M",
     "Budget",
     "ContractError",
     "DenseGrads",
@@ -34,29 +46,41 @@ __all__ = [
     "Group",
     "Masks",
     "Method",
+    "RefusedError",
     "Scoring",
     "Stages",
     "Timeline",
     "View",
     "all_active",
+    "check_pattern",
     "cosine",
     "count_active",
     "count_kept",
     "cubic",
     "drop",
+    "drop_filters",
     "erdos_renyi",
     "erk",
     "from_page",
     "gradient_magnitude",
     "grasp_scores",
     "grow",
+    "grow_filters",
+    "grow_global",
+    "grow_in_groups",
+    "keep_filters",
+    "keep_n_of_m",
     "keep_top",
+    "keep_top_each",
+    "keep_top_evenly",
     "keep_top_global",
+    "list_ungrouped",
     "magnitude",
     "prune_progress",
     "prune_range",
     "random_masks",
     "random_scores",
+    "refuse_crowded",
     "snip_scores",
     "uniform",
     "update_range",
