@@ -71,8 +71,10 @@ def commit(
     try:
         if not stages:
             raise ContractError("must return masks, returned an empty tuple")
-        for masks in stages:
-            maskset.commit(masks, planned_count(method, maskset, view.step, view.timeline), optimizer, average)
+        for masks in stages[:-1]:  # what these leave out starts from zero; the count is that of the last
+            maskset.commit(masks, None, optimizer, average)
+        planned = planned_count(method, maskset, view.step, view.timeline)
+        maskset.commit(stages[-1], planned, optimizer, average)
     except ContractError as error:
         moment = "setup" if view.step == 0 else f"the update at step {view.step}"
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error

@@ -245,6 +245,8 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
     A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores or a
     donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
+    for remark in cell.method.remarks({name: tuple(weight.shape) for name, weight in run.maskset.weights.items()}):
+        warn(f"{run.name}: {remark}")
     wanted = cell.method.scoring()
     scores = None
     if wanted is not None:

@@ -37,6 +37,7 @@ from methods.core import (
     Stages,
     View,
     check_pattern,
+    check_scope,
     count_active,
     count_kept,
     gradient_magnitude,
@@ -66,8 +67,7 @@ class OneShot(Method):
 
     def validate(self) -> None:
         check_pattern(self.pattern, self.sparsity, ("none", "filters", *N_OF_M))
-        if self.scope not in ("global", "layer"):
-            raise ValueError(f"scope must be global or layer, got {self.scope!r}")
+        check_scope(self.scope)
         if self.rate == 1:
             raise ValueError("rate must be below 1, which would empty every layer")
         if self.pattern in N_OF_M and (self.rate or self.regrow):

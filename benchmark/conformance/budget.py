@@ -45,7 +45,7 @@ def find_wrong_counts(trial: Trial) -> list[str]:
             wrong.append(
                 f"{trial.setting.network} step {call.step}: {count_active(call.masks)} active, planned {planned}"
             )
-    for commit in trial.commits:
+    for commit in {commit.step: commit for commit in trial.commits}.values():  # the last stage of each
         planned = budget_of(run.method, commit.step, run.timeline, run.maskset.total)
         if planned is not None and not count_active(commit.after.masks) == sum(commit.counts.values()) == planned:
             wrong.append(f"{trial.setting.network} step {commit.step}: {count_active(commit.after.masks)} in force")

@@ -17,13 +17,14 @@ from methods.core.base import (
     count_kept,
     from_page,
 )
-from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform
+from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform, uniform_but_last
 from methods.core.errors import ContractError, RefusedError
-from methods.core.filters import drop_filters, grow_filters, keep_filters, refuse_crowded
-from methods.core.groups import GROUP, N_OF_M, check_pattern, grow_in_groups, keep_n_of_m, list_ungrouped
+from methods.core.filters import check_scope, drop_filters, grow_filters, keep_filters, refuse_crowded
+from methods.core.groups import GROUP, N_OF_M, check_pattern, describe_ungrouped, grow_in_groups, keep_n_of_m
 from methods.core.masks import (
     all_active,
     count_active,
+    count_layers,
     keep_top,
     keep_top_each,
     keep_top_evenly,
@@ -53,10 +54,13 @@ __all__ = [
     "View",
     "all_active",
     "check_pattern",
+    "check_scope",
     "cosine",
     "count_active",
+    "count_layers",
     "count_kept",
     "cubic",
+    "describe_ungrouped",
     "drop",
     "drop_filters",
     "erdos_renyi",
@@ -74,7 +78,6 @@ __all__ = [
     "keep_top_each",
     "keep_top_evenly",
     "keep_top_global",
-    "list_ungrouped",
     "magnitude",
     "prune_progress",
     "prune_range",
@@ -83,5 +86,6 @@ __all__ = [
     "refuse_crowded",
     "snip_scores",
     "uniform",
+    "uniform_but_last",
     "update_range",
 ]

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from methods.core.distributions import DISTRIBUTIONS
 from methods.core.errors import ContractError
+from methods.core.ranges import check_ranges
 
 Masks = dict[str, Tensor]  # by parameter name; bool, True = active
 # One set of masks, or several that are put in force one after the other: what any of them leaves out starts at zero.
@@ -217,21 +217,6 @@ class View:
         return torch.rand(tuple(weight.shape), generator=generator, dtype=torch.float64).to(weight.device)
 
 
-SHARES = {"sparsity", "rate", "prune_rate", "final_prune_rate", "prune_end", "update_end", "start_sparsity"}
-
-
-def check_ranges(method: Method) -> None:
-    """Raise ValueError for a hyper-parameter with a standard name whose value is outside its range."""
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if field.name in SHARES and not 0 <= value <= 1:
-            raise ValueError(f"{field.name} must be in [0, 1], got {value}")
-        if field.name == "update_every" and value < 1 and value != field.default:
-            raise ValueError(f"update_every must be at least 1 step, got {value}")
-        if field.name == "distribution" and value not in DISTRIBUTIONS:
-            raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A sparse-training method: which weights live, and when that changes. Nothing else.
@@ -275,6 +260,10 @@ class Method(ABC):
         A configuration that goes on from another run's masks says how sparse these have to be.
         """
         return 0.0
+
+    def remarks(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Return what a user should know of this configuration on a network of these shapes, told before training."""
+        return []
 
     def scoring(self) -> Scoring | None:
         """Return what gradients `setup` needs, or None."""

@@ -18,6 +18,12 @@ from methods.core.errors import ContractError, RefusedError
 from methods.core.selection import choose_each, count_each
 
 
+def check_scope(scope: str) -> None:
+    """Raise ValueError for a scope that is neither `global` (all layers together) nor `layer` (each by itself)."""
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope must be global or layer, got {scope!r}")
+
+
 def sum_rows(values: Tensor) -> Tensor:
     """Return the sum over each row of the first dimension, in float64 and in row-major order."""
     return values.contiguous().flatten(1).sum(1, dtype=torch.float64)
@@ -59,7 +65,7 @@ def keep_filters(
     room = max(0, count - sum(count_each(mask for name, mask in among.items() if name == last)))
     active = dict(zip(names, count_each(masks.values()), strict=True))
     room = min(room, sum(active.values()))
-    rooms = list(uniform({name: (n,) for name, n in active.items()}, room).values()) if layerwise else None
+    rooms = list(uniform({name: (n,) for name, n in active.items()}, room).values()) if layerwise and room else None
     rows = fill_room(
         [sum_rows(scores[name] * masks[name]) for name in names],
         [sum_rows(mask) for mask in masks.values()],

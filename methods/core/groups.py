@@ -36,9 +36,12 @@ def has_groups(shape: tuple[int, ...]) -> bool:
     return shape[1] % GROUP == 0
 
 
-def list_ungrouped(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return the names of the layers that an N:M pattern leaves dense."""
-    return [name for name, shape in shapes.items() if not has_groups(shape)]
+def describe_ungrouped(pattern: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return a sentence that names the layers which an N:M pattern leaves as they are, none for another pattern."""
+    left = [name for name, shape in shapes.items() if not has_groups(shape)]
+    if pattern not in N_OF_M or not left:
+        return []
+    return [f"pattern={pattern} leaves {', '.join(left)} dense: inputs that are no multiple of {GROUP}"]
 
 
 def fold(values: Tensor) -> Tensor:

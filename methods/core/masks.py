@@ -49,6 +49,11 @@ def keep_top_global(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Te
     return dict(zip(scores, chosen, strict=True))
 
 
+def count_layers(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of active weights of each layer."""
+    return dict(zip(masks, count_each(masks.values()), strict=True))
+
+
 def keep_top_each(scores: Mapping[str, Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor]) -> Masks:
     """Return masks with exactly counts[name] True in each layer: its largest scores among its candidates.
 
@@ -63,8 +68,7 @@ def keep_top_evenly(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Te
 
     The weights left over by rounding go to the largest remainders, of equal ones to the earlier layer.
     """
-    candidates = dict(zip(among, count_each(among.values()), strict=True))
-    counts = uniform({name: (count,) for name, count in candidates.items()}, k)
+    counts = uniform({name: (count,) for name, count in count_layers(among).items()}, k)
     return keep_top_each(scores, counts, among)
 
 
