@@ -1,4 +1,4 @@
-"""The command line: `sparse-bench run | sweep | export | verify | latency | methods | pages | new-method | check`."""
+"""The command line: `sparse-bench run | sweep | export | verify | latency | slim | methods | pages | check ...`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmark.cli_networks import add_networks
 from benchmark.errors import UserError
 from leaderboard.privacy import hide_secrets
 
@@ -290,22 +291,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def latency(
-    run: Annotated[str, typer.Argument(help="a finished run: its name, or the file of its record")],
-    batch: Annotated[str, typer.Option(help="images at once, comma-separated")] = "1,64",
-    threads: Annotated[int | None, typer.Option(help="threads of torch (default: 1 on a CPU)")] = None,
-    device: Device = "auto",
-    records: Records = None,
-    leaderboard: LeaderboardPage = None,
-    runs: Runs = None,
-) -> None:
-    """Measure what a run's sparsity is worth on this machine, by several engines; the leaderboard shows it."""
-    from benchmark.latency.report import measure_run, read_request
-
-    places = {"records": records, "page": leaderboard, "runs": runs}
-    command = "sparse-bench " + shlex.join(sys.argv[1:])
-    guarded(lambda: measure_run(run, read_request(batch, threads, device), places, command, console))
+add_networks(app, console, guarded, typed)
 
 
 def main() -> None:

@@ -36,6 +36,8 @@ PASSES = {
     "table2": ["METHOD", "SPARSITY", "TASK", "SEED", "DEVICE", "DATA", "WANDB"],
     "sweep": ["GRID", "ARGS", "ENGINE", "JOBS", "PER_GPU", "ENGINE_ARGS", "RETRIES"],
     "claim": ["A", "B", "TASK", "SPARSITY"],
+    "latency": ["RUN"],
+    "slim": ["RUN"],
     "check-method": ["METHOD"],
     "new-method": ["NAME"],
     "leaderboard": ["WANDB"],
@@ -84,7 +86,7 @@ def test_a_value_from_the_environment_is_as_harmless(place):
 @pytest.mark.parametrize("name", VARIABLES)
 def test_no_variable_is_read_by_make_or_by_the_shell(name, place):
     """Also where a target has no use for it: make would work out what it hands on to every command."""
-    targets = ["help", "bench", "table1", "leaderboard", "perf", "scale", "sweep"]
+    targets = ["help", "bench", "table1", "leaderboard", "perf", "scale", "sweep", "latency", "slim"]
     for number, value in enumerate(HOSTILE):
         make(place, targets[number % len(targets)], f"{name}={value}", "GRID=x" if name != "GRID" else "PLAN=1")
     assert not (place / "canary").exists()
