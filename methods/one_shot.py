@@ -23,6 +23,7 @@ Deviations (point | paper | authors' code | here | why):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,14 +33,15 @@ from methods.core import (
     Group,
     Masks,
     Method,
-    RefusedError,
     Scoring,
     Stages,
     View,
     check_pattern,
+    check_rate,
     check_scope,
     count_active,
     count_kept,
+    describe_ungrouped,
     gradient_magnitude,
     grow,
     grow_filters,
@@ -50,6 +52,7 @@ from methods.core import (
     keep_top_global,
     magnitude,
     refuse_crowded,
+    sparsity_before,
 )
 
 
@@ -79,9 +82,10 @@ class OneShot(Method):
         return Budget.EXACT if self.pattern == "none" else Budget.OUTCOME
 
     def start_of_branch(self) -> float:
-        if self.regrow:
-            return self.sparsity
-        return max(0.0, 1 - (1 - self.sparsity) / (1 - self.rate)) if self.rate else 0.0
+        return sparsity_before(self.sparsity, self.rate, self.regrow)
+
+    def remarks(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        return describe_ungrouped(self.pattern, shapes)
 
     def scoring(self) -> Scoring | None:
         return Scoring() if self.regrow else None
@@ -89,9 +93,9 @@ class OneShot(Method):
     def setup(self, view: View) -> Stages:
         if self.pattern in N_OF_M:
             return keep_n_of_m(magnitude(view), N_OF_M[self.pattern], 1.0, view.masks)
-        active = count_active(view.masks)
-        self.check_counts(view, active)
-        pruned = self.prune(view, count_kept(self.rate, active) if self.regrow else view.count(self.sparsity))
+        check_rate(view, self.sparsity, self.rate, self.regrow)
+        left = count_kept(self.rate, count_active(view.masks)) if self.regrow else view.count(self.sparsity)
+        pruned = self.prune(view, left)
         return (pruned, self.regenerate(view, pruned)) if self.regrow else pruned  # what is pruned starts from zero
 
     def prune(self, view: View, count: int) -> Masks:
@@ -108,13 +112,3 @@ class OneShot(Method):
             return grow_filters(pruned, gradient_magnitude(view), view.masks, self.scope == "layer")
         grow_as_many = grow_global if self.scope == "global" else grow
         return grow_as_many(pruned, gradient_magnitude(view), like=view.masks)
-
-    def check_counts(self, view: View, active: int) -> None:
-        """Raise RefusedError where rate and sparsity do not lead from the masks in force to the same count."""
-        target, total = view.count(self.sparsity), view.count(0.0)
-        left = active if self.regrow else count_kept(self.rate, active) if self.rate else min(active, target)
-        if abs(left - target) > 1:  # both are rounded
-            raise RefusedError(
-                f"rate={self.rate:g}, regrow={self.regrow}, on {active:,} active weights leaves {left:,} of {total:,}, "
-                f"sparsity {self.sparsity:g} {target:,}: ask SPARSITY={1 - left / total:.6g}, or another rate"
-            )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmark.cells import plan_cells
 from benchmark.contract import propose, rehearse
 from benchmark.errors import UserError
 from benchmark.pages import load_page
@@ -225,6 +226,13 @@ def build(name: str, sparsity: float, **changes):
 def test_what_makes_no_sense_is_refused_by_name_before_anything_is_run(name, sparsity, changes, says):
     with pytest.raises(UserError, match=f"method '{name}': .*{says}"):
         build(name, sparsity, **changes)
+
+
+def test_two_of_four_is_read_as_it_is_written_although_yaml_knows_base_60():
+    cells = plan_cells("gmp_structured", "0.5", "digits_resnet20", "0", "pattern=2:4 epochs=3")
+    assert cells[0].method.pattern == "2:4" and cells[0].page.epochs == 3
+    with pytest.raises(UserError, match="got '124'; in a YAML file write '2:4' in quotes"):
+        build("gmp_structured", 0.5, pattern=124)
 
 
 def small_view(step: int = 0) -> View:

@@ -31,6 +31,7 @@ from methods.core.masks import (
     keep_top_global,
     random_masks,
 )
+from methods.core.rates import check_rate, sparsity_before
 from methods.core.schedules import cosine, cubic, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
 from methods.core.topology import drop, grow, grow_global
@@ -54,6 +55,7 @@ __all__ = [
     "View",
     "all_active",
     "check_pattern",
+    "check_rate",
     "check_scope",
     "cosine",
     "count_active",
@@ -85,6 +87,7 @@ __all__ = [
     "random_scores",
     "refuse_crowded",
     "snip_scores",
+    "sparsity_before",
     "uniform",
     "uniform_but_last",
     "update_range",

@@ -22,7 +22,8 @@ N_OF_M = {"2:4": 2, "1:4": 1}  # by pattern: how many of four stay
 def check_pattern(pattern: str, sparsity: float, patterns: Sequence[str]) -> None:
     """Raise ValueError for a pattern that is not one of `patterns`, and for an N:M pattern at another sparsity."""
     if pattern not in patterns:
-        raise ValueError(f"pattern must be one of {', '.join(patterns)}, got {pattern!r}")
+        hint = "; in a YAML file write '2:4' in quotes, or it is read in base 60" if pattern.isdigit() else ""
+        raise ValueError(f"pattern must be one of {', '.join(patterns)}, got {pattern!r}{hint}")
     if pattern in N_OF_M and sparsity != 1 - N_OF_M[pattern] / GROUP:
         possible = 1 - N_OF_M[pattern] / GROUP
         raise ValueError(
