@@ -251,6 +251,17 @@ def test_more_than_the_classes_leave_is_refused_with_the_sparsity_that_is_possib
     assert propose(possible, name, small_view())
 
 
+def test_in_a_branch_only_the_active_weights_of_the_classes_have_to_stay():
+    """6 of 28 stay: the 3 active ones of the classes, and the best filter, of 3."""
+    full = small_view()
+    masks = {"a": torch.ones(4, 4).bool(), "classes": torch.eye(4)[:3].bool()}
+    masks["a"][:, 0] = False
+    weights = {name: weight * masks[name] for name, weight in full.weights.items()}
+    branch = View(weights=weights, masks=masks, step=0, timeline=LINE, seed=0, last="classes")
+    (kept,) = propose(build("one_shot", 1 - 6 / 28, pattern="filters"), "one_shot", branch)
+    assert torch.equal(kept["classes"], masks["classes"]) and int(kept["a"].sum()) == 3
+
+
 def test_a_rate_that_contradicts_the_sparsity_is_refused_with_the_sparsity_it_gives():
     with pytest.raises(UserError, match=r"rate=0.5, .* leaves 14 of 28, sparsity 0.75 7: ask SPARSITY=0.5"):
         propose(build("one_shot", 0.75, rate=0.5), "one_shot", small_view())

@@ -37,9 +37,9 @@ def spread(rows: Tensor, like: Tensor) -> Tensor:
 def refuse_crowded(view: View, sparsity: float) -> None:
     """Raise RefusedError when the last layer, whose filters are the classes and stay, has more weights than are kept.
 
-    The message says what sparsity is possible.
+    Counted are the active ones, fewer than all in a branch. The message says what sparsity is possible.
     """
-    whole = view.weights[view.last].numel() if view.last in view.weights else 0
+    whole = int(view.masks[view.last].sum()) if view.last in view.masks else 0
     total = sum(weight.numel() for weight in view.weights.values())
     if whole > view.count(sparsity):
         raise RefusedError(
