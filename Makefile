@@ -24,13 +24,15 @@ B        ?=
 RUN      ?=
 BATCH    ?=
 THREADS  ?=
+TO       ?=
+N        ?= 200
 PYTHON   ?= python3
 
 # What a user gives goes to the commands through the environment, as it was given, and is quoted where it is used: no
 # value is ever read as a line of make ($(value NAME)) or of the shell ("$$ASKED_NAME"). Exported under its own name it
 # would be read by make, and a make that a command starts would take a default for a wish.
 ASKED = METHOD SPARSITY TASK SEED DEVICE DATA WANDB ARGS PRECISION FRESH NAME GRID PLAN GPUS PER_GPU QUICK A B PYTHON \
-    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS
+    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N
 $(foreach name,$(ASKED),$(eval override export ASKED_$(name) := $$(value $(name))) $(eval unexport $(name)))
 ifneq ($(value PRECISION),)
 override ASKED_ARGS += precision=$(value PRECISION)
@@ -44,6 +46,8 @@ override READY := $(VENV)/.installed
 .PHONY: help install bench sweep table1 table2 table3 check-method mutants test test-slow check format lint types
 .PHONY: leaderboard verify claim site perf-pages deviations methods pages new-method clean
 
+# of latency and slim: how a network is timed
+TIMED = $(if $(value BATCH),--batch "$$ASKED_BATCH") $(if $(value THREADS),--threads "$$ASKED_THREADS") --device "$$ASKED_DEVICE"
 # $(call given,NAME,option): the option where the user set NAME, nothing where it has its default
 given = $(if $(filter command environment,$(origin $(1))),--$(2) "$$ASKED_$(1)")
 true  = $(filter 1 yes true,$(1))
@@ -77,9 +81,9 @@ help: ## this text
 	@echo "of make claim (TASK and SPARSITY as above):"
 	@echo "  A=granet B=gmp   two rows of the leaderboard; settings as in A=granet:start_sparsity=0"
 	@echo
-	@echo "of make latency (DEVICE as above):"
+	@echo "of make latency and make slim (DEVICE and DATA as above):"
 	@echo "  RUN=name         a finished run: the name of its record, without .json"
-	@echo "  BATCH=1,64       images at once; THREADS=1: threads of torch"
+	@echo "  BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes"
 
 # The first call makes .venv and installs; later calls see the stamp and start at once.
 $(READY): pyproject.toml constraints.txt
@@ -156,8 +160,12 @@ claim: $(READY) ## A=granet B=gmp: whether one row is better than another, and h
 .PHONY: latency
 latency: $(READY) ## RUN=name: measure what a finished run's sparsity is worth on this machine, by several engines
 	@test -n "$$ASKED_RUN" || { echo "error: name a run: make latency RUN=the name of a record, without .json"; exit 2; }
-	@$(VENV)/bin/sparse-bench latency "$$ASKED_RUN" $(if $(value BATCH),--batch "$$ASKED_BATCH") \
-	    $(if $(value THREADS),--threads "$$ASKED_THREADS") --device "$$ASKED_DEVICE"
+	@$(VENV)/bin/sparse-bench latency $(TIMED) "$$ASKED_RUN"
+
+.PHONY: slim
+slim: $(READY) ## RUN=name: write the really smaller network of a structured run, count and time it; TO=folder
+	@test -n "$$ASKED_RUN" || { echo "error: name a run: make slim RUN=the name of a record, without .json"; exit 2; }
+	@$(VENV)/bin/sparse-bench slim $(TIMED) $(if $(value TO),--to "$$ASKED_TO") --data "$$ASKED_DATA" "$$ASKED_RUN"
 
 site: $(READY) ## write the leaderboard for a browser, one HTML file
 	@$(PY) -m leaderboard site
@@ -184,7 +192,7 @@ perf: $(READY) ## measure the speed goals against a dense loop and the authors' 
 
 .PHONY: faults
 faults: $(READY) ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on
-	@$(PY) -m tests.faults --count '$(or $(N),200)' --seed '$(or $(SEED),0)'
+	@$(PY) -m tests.faults --count "$$ASKED_N" --seed "$$ASKED_SEED"
 
 methods: $(READY) ## list the methods: paper, kind, what each needs
 	@$(VENV)/bin/sparse-bench methods

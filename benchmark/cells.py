@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from itertools import product
@@ -153,11 +154,17 @@ def parse_arguments(text: str) -> dict[str, Any]:
         if not equals or not name or "${" in word:
             raise UserError(f"ARGS must be name=value pairs of plain values, got '{word}'")
     try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(words))
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([quote_ratio(word) for word in words]))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"ARGS cannot be read: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def quote_ratio(word: str) -> str:
+    """Return `name=2:4` with its value in quotes: YAML takes it for a number in base 60, and would read 124."""
+    name, _, value = word.partition("=")
+    return f"{name}='{value}'" if re.fullmatch(r"\d+(:\d+)+", value) else word
 
 
 def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:

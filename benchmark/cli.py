@@ -1,4 +1,4 @@
-"""The command line: `sparse-bench run | sweep | export | verify | latency | methods | pages | new-method | check`."""
+"""The command line: `sparse-bench run | sweep | export | verify | latency | slim | methods | pages | check ...`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmark.cli_networks import add_networks
 from benchmark.errors import REFUSALS, UserError, explain
 from benchmark.options import CheckpointS, DataRoot, Device, LeaderboardPage, Records, Runs, Wandb, harmless, typed
 from leaderboard.privacy import hide_secrets
@@ -269,21 +270,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def latency(
-    run: Annotated[str, typer.Argument(help="a finished run: its name, or the file of its record")],
-    batch: Annotated[str, typer.Option(help="images at once, comma-separated")] = "1,64",
-    threads: Annotated[int | None, typer.Option(help="threads of torch (default: 1 on a CPU)")] = None,
-    device: Device = "auto",
-    records: Records = None,
-    leaderboard: LeaderboardPage = None,
-    runs: Runs = None,
-) -> None:
-    """Measure what a run's sparsity is worth on this machine, by several engines; the leaderboard shows it."""
-    from benchmark.latency.report import measure_run, read_request
-
-    places = {"records": records, "page": leaderboard, "runs": runs}
-    guarded(lambda: measure_run(run, read_request(batch, threads, device), places, typed(), console))
+add_networks(app, console, guarded)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from methods.core import (
     DenseGrads,
     Masks,
     Method,
+    RefusedError,
     Stages,
     Timeline,
     View,
@@ -27,9 +28,10 @@ from methods.core import (
 
 def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
     """Return the exact number of weights that must be active after the setup or update at `step`, or None."""
-    if method.budget is Budget.OUTCOME:
+    budget = method.promised_budget()
+    if budget is Budget.OUTCOME:
         return None
-    sparsity = 0.0 if method.budget is Budget.DENSE else method.planned_sparsity(step, timeline)
+    sparsity = 0.0 if budget is Budget.DENSE else method.planned_sparsity(step, timeline)
     return count_kept(sparsity, maskset.total)
 
 
@@ -49,6 +51,8 @@ def propose(method: Method, name: str, view: View) -> list[Masks]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
+    except RefusedError as error:
+        raise UserError(f"method '{name}': {error}") from error
     except (Exception, SystemExit) as error:  # a plugin may raise anything at all
         raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
     return list(masks) if isinstance(masks, tuple) else [masks]
@@ -67,8 +71,10 @@ def commit(
     try:
         if not stages:
             raise ContractError("must return masks, returned an empty tuple")
-        for masks in stages:
-            maskset.commit(masks, planned_count(method, maskset, view.step, view.timeline), optimizer, average)
+        for masks in stages[:-1]:  # what these leave out starts from zero; the count is that of the last
+            maskset.commit(masks, None, optimizer, average)
+        planned = planned_count(method, maskset, view.step, view.timeline)
+        maskset.commit(stages[-1], planned, optimizer, average)
     except ContractError as error:
         moment = "setup" if view.step == 0 else f"the update at step {view.step}"
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
@@ -88,7 +94,7 @@ def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
         raise UserError(f"method '{name}' plans updates outside the run's steps 1..{timeline.total_steps}: {steps}")
     last = steps[-1] if len(steps) else 0
     end = method.planned_sparsity(last, timeline)
-    if method.budget is Budget.EXACT and end != method.sparsity:
+    if method.promised_budget() is Budget.EXACT and end != method.sparsity:
         raise UserError(
             f"method '{name}' ends at sparsity {end:g} instead of {method.sparsity:g} in {length}: "
             f"{mend}{way} train longer with ARGS=epochs=N"
@@ -143,6 +149,8 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {n: nn.Parameter(torch.randn(shape, generator=generator)) for n, shape in SHAPES.items()}
     maskset = MaskSet(weights)
+    before_branch = count_kept(method.start_of_branch(), maskset.total)
+    maskset.commit(keep_top_global({n: weight.detach().abs() for n, weight in weights.items()}, before_branch), None)
     steps = list(method.update_steps(timeline))
     scoring = method.scoring()
     donor = stand_in_donor(method, weights)

@@ -18,13 +18,15 @@ from methods.core.selection import count_each
 class MaskSet:
     """Bool masks beside the model, keyed by parameter name; True = active.
 
-    `explored` keeps which weights were active in any masks committed so far; before the first commit none were.
+    `last` is the layer that gives the classes their scores, empty where it is not prunable. `explored` keeps which
+    weights were active in any masks committed so far; before the first commit none were.
     Invariant: wherever a mask is False the weight is exactly zero, and so are its optimiser state and its average.
     The model stays an ordinary network: `state_dict` is plain timm's and `p.grad` is the dense gradient.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], last: str = "") -> None:
         self.weights = dict(weights)
+        self.last = last if last in self.weights else ""
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
         self.explored = {name: torch.zeros_like(mask) for name, mask in self.masks.items()}
         # Multiplication by bool is three times slower than in the parameter's own dtype and memory format.

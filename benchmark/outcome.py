@@ -104,7 +104,7 @@ def describe_method(cell: Cell, built: Built) -> dict[str, Any]:
         "label": cell.label,
         "reference": cell.method.reference,
         "group": cell.method.leaderboard_group().value,
-        "budget": cell.method.budget.value,
+        "budget": cell.method.promised_budget().value,
         "changed": cell.method_changes,
         "settings": settings,
         "source": cell.plugin.source,

@@ -21,7 +21,7 @@ from benchmark.maskset import MaskSet
 from benchmark.prunable import prunable_weights
 from benchmark.run import first_view, make_timeline
 from benchmark.scoring import scoring_chunks
-from methods.core import DISTRIBUTIONS, DenseGrads, Timeline
+from methods.core import DISTRIBUTIONS, DenseGrads, Timeline, count_kept
 
 Counts = Mapping[str, int]
 
@@ -49,7 +49,7 @@ class Networks:
         key = f"narrow {cell.sparsity}" if cell.method.narrows_network else "full"
         if key not in self.kept:
             built = build(cell, data, torch.device("cpu"))
-            self.kept[key] = Network(built, MaskSet(prunable_weights(built.model, built.layers)))
+            self.kept[key] = Network(built, MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name))
         return self.kept[key]
 
 
@@ -127,7 +127,8 @@ def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | 
     planned = planned_count(method, maskset, 0, timeline)
     settled_later = len(method.update_steps(timeline)) > 0 and not method.keeps_layer_counts
     if method.scoring() is not None or method.donor() is not None or settled_later:
-        return Forecast(divide(cell, network, maskset.total if planned is None else planned), False)
+        likely = count_kept(method.planned_sparsity(0, timeline), maskset.total) if planned is None else planned
+        return Forecast(divide(cell, network, likely), False)
     masks = propose(method, cell.plugin.name, first_view(cell, maskset, timeline))[-1]
     return Forecast({name: int(mask.sum()) for name, mask in masks.items()}, True)
 
@@ -135,7 +136,9 @@ def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | 
 def go_on(forecast: Forecast, cell: Cell, network: Network, step: int, timeline: Timeline) -> None:
     """Take the forecast past the update at `step`."""
     planned = planned_count(cell.method, network.maskset, step, timeline)
-    if planned is not None and not cell.method.keeps_layer_counts:
+    if planned is None:  # an outcome, near the schedule's count
+        planned = count_kept(cell.method.planned_sparsity(step, timeline), network.maskset.total)
+    if not cell.method.keeps_layer_counts:
         forecast.counts = divide(cell, network, planned)
 
 

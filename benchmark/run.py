@@ -212,7 +212,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
     """Return the run before its first step, every weight still active."""
     optimizer = make_optimizer(cell.page, built.model)
     meter = Meter(built.costs, built.reference)
-    maskset = MaskSet(prunable_weights(built.model, built.layers))
+    maskset = MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name)
     maskset.listeners.append(meter.on_commit)
     return Training(
         page=cell.page,
@@ -239,6 +239,8 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
     A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores or a
     donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
+    for remark in cell.method.remarks({name: tuple(weight.shape) for name, weight in run.maskset.weights.items()}):
+        warn(f"{run.name}: {remark}")
     wanted = cell.method.scoring()
     scores = None
     if wanted is not None:
@@ -272,6 +274,7 @@ def first_view(cell: Cell, maskset: MaskSet, timeline: Timeline, scores: Scoring
         seed=cell.seed,
         gradients=scores.gradients if scores else None,
         hessian_gradients=scores.hessian_gradients if scores else None,
+        last=maskset.last,
         **show_donor(cell.donor, maskset.weights),
     )
 

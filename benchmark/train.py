@@ -266,6 +266,7 @@ def update_masks(run: Training, dense: dict[str, Tensor] | None) -> None:
         timeline=run.timeline,
         seed=run.seed,
         gradients=dense,
+        last=run.maskset.last,
     )
     proposed = propose(run.method, run.name, view)
     average = run.average.module if run.average is not None else None

@@ -149,8 +149,14 @@ def count_layers(masks: Mapping[str, Tensor]) -> dict[str, int]:
 def budget_kind(record: Record) -> str:
     """Return what the method promises of its count: as its class says where it is found here, else as recorded."""
     name = str(record["method"]["name"])
-    known = name in method_names() and record["method"]["source"] == find_method(name).source
-    return find_method(name).cls.budget.value if known else str(record["method"]["budget"])
+    if name not in method_names() or record["method"]["source"] != find_method(name).source:
+        return str(record["method"]["budget"])
+    plugin = find_method(name)
+    settings = {key: value for key, value in record["method"]["settings"].items() if key in plugin.settings()}
+    try:
+        return plugin.cls(sparsity=record["sparsity"], **settings).promised_budget().value
+    except (TypeError, ValueError):  # of another version of the method
+        return plugin.cls.budget.value
 
 
 def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[str, Tensor]) -> list[Finding]:

@@ -23,6 +23,7 @@ from methods.core import (
     drop,
     gradient_magnitude,
     grow,
+    keep_filters,
     keep_top,
     keep_top_global,
     magnitude,
@@ -32,8 +33,13 @@ from methods.core import (
     snip_scores,
 )
 from methods.gmp import GMP
+from methods.gmp_structured import GMPStructured
+from methods.gmp_uniform import GMPUniform
 from methods.granet import GraNet
+from methods.granet_structured import GraNetStructured
+from methods.granet_uniform import GraNetUniform
 from methods.grasp import GraSP
+from methods.one_shot import OneShot
 from methods.rigl import RigL
 from methods.rigl_itop import RigLITOP
 from methods.set import SET
@@ -331,3 +337,45 @@ class DonorForNothing(Static):
 
     def setup(self, view: View) -> Masks:
         return random_masks(view, view.donor_counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMPUniformGlobal(GMPUniform):
+    """Prunes globally under a name that says uniform."""
+
+    update = GMP.update
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraNetUniformFromERK(GraNetUniform):
+    """Starts with the layer densities of ERK."""
+
+    def setup(self, view: View) -> Masks:
+        return random_masks(view, DISTRIBUTIONS["erk"](view.shapes, view.count(self.start_sparsity)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMPStructuredBySquares(GMPStructured):
+    """Ranks filters by the squares of their weights, the L2 norm instead of the L1 norm."""
+
+    def update(self, view: View) -> Masks:
+        squares = {name: score.square() for name, score in magnitude(view).items()}
+        budget = view.count(self.planned_sparsity(view.step, view.timeline))
+        return keep_filters(squares, budget, view.masks, view.last, self.scope == "layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraNetStructuredPrunesOnly(GraNetStructured):
+    """Prunes filters and regrows none."""
+
+    def update(self, view: View) -> tuple[Masks, ...]:
+        return (super().update(view)[0],)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShotLayerWise(OneShot):
+    """Prunes each layer to the same share where all are to be ranked together."""
+
+    def setup(self, view: View) -> Masks:
+        kept = {name: round((1 - self.sparsity) * weight.numel()) for name, weight in view.weights.items()}
+        return {name: keep_top(score, kept[name]) for name, score in magnitude(view).items()}

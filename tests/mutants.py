@@ -342,6 +342,11 @@ METHODS = [
     ("SET in one ranking", "both signs ranked together", "oracle:set", M.SETOneRanking),
     ("GraNet layer by layer", "no global pruning", "oracle:granet", M.GraNetLayerWise),
     ("GMP linear", "no cubic schedule", "oracle:gmp", M.GMPLinear),
+    ("uniform GMP, globally", "one ranking under a uniform name", "oracle:gmp_uniform", M.GMPUniformGlobal),
+    ("uniform GraNet by ERK", "the start is not uniform", "oracle:granet_uniform", M.GraNetUniformFromERK),
+    ("filters by L2", "not the L1 norm of a filter", "oracle:gmp_structured", M.GMPStructuredBySquares),
+    ("filters never regrown", "no regeneration", "oracle:granet_structured", M.GraNetStructuredPrunesOnly),
+    ("one shot layer by layer", "no global ranking", "oracle:one_shot", M.OneShotLayerWise),
     ("static by magnitude", "the control is not random", "oracle:static", M.StaticByMagnitude),
 ]
 

@@ -80,10 +80,14 @@ def layer_counts(shapes, total, distribution):
     In whole numbers: density_l > 1 where left / mass * part_l > size_l, and a remainder is compared exactly.
     """
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    part = {name: parts(shape, distribution) for name, shape in shapes.items()}
+    return divide(size, {name: parts(shape, distribution) for name, shape in shapes.items()}, total)
+
+
+def divide(size, part, total):
+    """Return `total` in proportion to the parts, no layer above its size, the rest to the largest remainders."""
     full = []
     while True:
-        sparse = [name for name in shapes if name not in full]
+        sparse = [name for name in size if name not in full]
         left = total - sum(size[name] for name in full)
         mass = sum(part[name] for name in sparse)
         above = [name for name in sparse if left * part[name] > size[name] * mass]
@@ -95,7 +99,7 @@ def layer_counts(shapes, total, distribution):
     by_remainder = sorted(sparse, key=lambda name: -(left * part[name] % mass))  # stable: the earlier layer on ties
     for name in by_remainder[: total - sum(counts.values())]:
         counts[name] += 1
-    return {name: counts[name] for name in shapes}
+    return {name: counts[name] for name in size}
 
 
 def magnitudes(arrays):
@@ -109,6 +113,7 @@ class Oracle:
     defaults: dict = {}  # noqa: RUF012 (never written to)
     replaces_step = False  # whether an update takes the place of the optimiser step
     dense_gradients = "never"  # when gradients of inactive weights are read
+    last = ""  # the layer of the classes, told by the engine
     best = staticmethod(best)
 
     def __init__(self, settings, timeline):
@@ -349,8 +354,235 @@ class GraNet(Gmp, RiglItop):
 
     def stages(self, step, weights, masks, *shown):
         """Set what Eq. 1 prunes to zero first; what Eq. 2 drops and Eq. 3 regrows keeps its value."""
-        result = super().stages(step, weights, masks, *shown)
+        result = Oracle.stages(self, step, weights, masks, *shown)
         return [self.prune(step, weights, masks), *result] if step else result
+
+
+def even_but_last(shapes, total, last, most):
+    """Return uniform counts: GraNet, App. C.3, as Gale 2019, Sec. 3: the last layer at density 0.2 above 80 % sparsity.
+
+    No layer gets more than `most`, what it has; the others take what is left over.
+    """
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    fixed = {}
+    if last in size and total / sum(size.values()) < 0.2:
+        rest = sum(count for name, count in most.items() if name != last)
+        fixed[last] = max(total - rest, min(math.ceil(size[last] / 5), most[last], total))
+    free = {name: most[name] for name in size if name not in fixed}
+    return {**fixed, **divide(free, {name: size[name] for name in free}, total - sum(fixed.values()))}
+
+
+class GmpUniform(Gmp):
+    """Zhu & Gupta 2017, Sec. 3, every layer to the same sparsity: GraNet, App. C.3."""
+
+    def prune(self, step, weights, masks):
+        """Return the largest |w| of each layer, as many as its share of the budget."""
+        kept = budget(self.planned(step), sum(weight.size for weight in weights.values()))
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        counts = even_but_last(shapes, kept, self.last, {name: int(mask.sum()) for name, mask in masks.items()})
+        return {name: self.best(np.abs(weights[name]), counts[name], mask) for name, mask in masks.items()}
+
+
+class GraNetUniform(GmpUniform, GraNet):
+    """Liu 2021, App. C.3: Eq. 1 layer by layer from a uniform start; Eqs. 2 and 3 as they are."""
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Return the random start, uniform too."""
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        size = {name: weight.size for name, weight in weights.items()}
+        counts = even_but_last(shapes, budget(self.planned(0), sum(size.values())), self.last, size)
+        return {n: self.best(draw(n, "mask"), counts[n], np.ones(shape, bool)) for n, shape in shapes.items()}
+
+    prune_steps = Gmp.prune_steps
+    update_steps = GraNet.update_steps
+    update = GraNet.update
+    stages = GraNet.stages
+
+
+def take_filters(rows, room, rooms=None, best_first=False):
+    """Return which (layer, row) of `rows`, each (layer, row, score, size), are taken, the best first while they fit.
+
+    rooms: what a layer may take at most, which does not hold for the best of a layer where these come first.
+    """
+    ranked = sorted((row for row in rows if row[3]), key=lambda row: -row[2])  # stable
+    best = []
+    if best_first:
+        for layer in dict.fromkeys(row[0] for row in rows):
+            best += [row for row in ranked if row[0] == layer][:1]
+    taken, left = set(), dict(rooms or {})
+    for row in [row for row in ranked if row in best] + [row for row in ranked if row not in best]:
+        layer, place, _, size = row
+        if size > room or (rooms is not None and row not in best and size > left[layer]):
+            continue
+        taken.add((layer, place))
+        room -= size
+        left[layer] = left.get(layer, 0) - size
+    return taken
+
+
+def rows_of(arrays, masks):
+    """Return (layer, row, score, size) of each filter: the L1 norm (Li 2017, Sec. 3.1) and number of its weights."""
+    rows = []
+    for name, mask in masks.items():
+        for place in range(len(mask)):
+            score = float(np.abs(arrays[name][place].astype(np.float64))[mask[place]].sum())
+            rows.append((name, place, score, int(mask[place].sum())))
+    return rows
+
+
+def only_rows(mask, name, taken):
+    """Return the mask within the filters that are taken."""
+    keep = np.array([(name, place) in taken for place in range(len(mask))])
+    return mask & keep.reshape(-1, *[1] * (mask.ndim - 1))
+
+
+def largest_filters(weights, count, masks, last, scope):
+    """Return masks of the largest filters that fit into `count` weights, all of the last layer's among them."""
+    pruned = {name: mask for name, mask in masks.items() if name != last}
+    room = max(0, count - int(masks[last].sum()) if last in masks else count)
+    room = min(room, sum(int(mask.sum()) for mask in pruned.values()))
+    rooms = None
+    if scope == "layer" and room:
+        rooms = layer_counts({name: (int(mask.sum()),) for name, mask in pruned.items()}, room, "uniform")
+    taken = take_filters(rows_of(weights, pruned), room, rooms, best_first=True)
+    return {name: only_rows(mask, name, taken) if name in pruned else mask for name, mask in masks.items()}
+
+
+def regrown_filters(gradients, kept, like, scope):
+    """Return `kept` and the filters of the largest summed |g| among the empty ones, as many weights as in `like`."""
+    new = {}
+    for name, mask in kept.items():
+        had = like[name] | ~like[name].reshape(len(mask), -1).any(1).reshape(-1, *[1] * (mask.ndim - 1))
+        new[name] = had & ~mask.reshape(len(mask), -1).any(1).reshape(-1, *[1] * (mask.ndim - 1))
+    missing = {name: int(like[name].sum()) - int(mask.sum()) for name, mask in kept.items()}
+    taken = take_filters(rows_of(gradients, new), sum(missing.values()), missing if scope == "layer" else None)
+    return {name: mask | only_rows(new[name], name, taken) for name, mask in kept.items()}
+
+
+def fours(array):
+    """Return an array's groups of four consecutive inputs, one a row; None where its inputs are no multiple of 4."""
+    return np.moveaxis(array, 1, -1).reshape(-1, 4) if array.shape[1] % 4 == 0 else None
+
+
+def from_fours(groups, shape):
+    """Return groups in the shape they were taken from."""
+    return np.moveaxis(groups.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+
+
+def largest_of_four(weights, n, share, masks, best):
+    """Return masks with `n` of 4 (Mishra 2021) in a share of the groups: those that have so few, then the cheapest."""
+    groups = []
+    for name, mask in masks.items():
+        if fours(mask) is None:
+            continue
+        for place, (values, active) in enumerate(zip(np.abs(fours(weights[name])), fours(mask), strict=True)):
+            kept = best(values, min(n, int(active.sum())), active)
+            lost = values[active & ~kept].astype(np.float64).sum() if active.sum() > n else -1.0
+            groups.append((lost, name, place, kept))
+    order = sorted(range(len(groups)), key=lambda i: groups[i][0])  # stable
+    result = {name: mask.copy() for name, mask in masks.items()}
+    for i in order[: round(share * len(groups))]:
+        _, name, place, kept = groups[i]
+        changed = fours(result[name]).copy()
+        changed[place] = kept
+        result[name] = from_fours(changed, result[name].shape)
+    return result
+
+
+N_OF_FOUR = {"2:4": 2, "1:4": 1}
+
+
+class GmpStructured(Gmp):
+    """Zhu & Gupta's schedule, the filters of the smallest L1 norm (Li 2017, arXiv:1608.08710) or groups to N:M."""
+
+    defaults = {"prune_end": 0.5, "pattern": "filters", "scope": "global"}  # noqa: RUF012
+
+    def prune(self, step, weights, masks):
+        """Return the largest filters, or the N largest of four in the schedule's share of the groups."""
+        if self.pattern == "filters":
+            kept = budget(self.planned(step), sum(weight.size for weight in weights.values()))
+            return largest_filters(weights, kept, masks, self.last, self.scope)
+        share = self.planned(step) / self.sparsity
+        return largest_of_four(weights, N_OF_FOUR[self.pattern], share, masks, self.best)
+
+
+class GraNetStructured(GmpStructured, RiglItop):
+    """GraNet's Eqs. 1 to 3 on filters, scored as in its Section 3, or within groups of four."""
+
+    defaults = {  # noqa: RUF012
+        "prune_rate": 0.5,
+        "final_prune_rate": 0.005,
+        "prune_end": 0.5,
+        "pattern": "filters",
+        "scope": "global",
+    }
+    first = Gmp.first
+    update_steps = GraNet.update_steps
+    update = GraNet.update
+    stages = GraNet.stages
+
+    def exchange(self, step, weights, masks, gradients, draw):
+        """Drop the share r of each layer's filters, or weights; grow as many in the layer, or in each group."""
+        if self.pattern == "filters":
+            kept = {}
+            for name, mask in masks.items():
+                alive = mask.reshape(len(mask), -1).any(1)
+                sums = np.array([score for _, _, score, _ in rows_of(weights, {name: mask})])
+                stay = self.best(sums, int(alive.sum()) - self.drops(step, int(alive.sum())), alive)
+                kept[name] = mask & stay.reshape(-1, *[1] * (mask.ndim - 1))
+            return regrown_filters(gradients, kept, masks, "layer")
+        result = {}
+        for name, mask in masks.items():
+            kept = self.keep(step, weights[name], mask)
+            result[name] = mask if fours(mask) is None else self.refill(name, mask, kept, gradients)
+        return result
+
+    def refill(self, name, mask, kept, gradients):
+        """Return `kept` with every group filled up to its count in `mask`, by |g|."""
+        rows = zip(fours(mask), fours(kept), np.abs(fours(gradients[name])), strict=True)
+        full = [had | self.best(size, int(was.sum()) - int(had.sum()), ~had) for was, had, size in rows]
+        return from_fours(np.array(full), mask.shape)
+
+
+class OneShot(Oracle):
+    """GraNet, Section 3: one magnitude pruning of what is active, with or without as many regrown by gradient."""
+
+    defaults = {"rate": 0.0, "scope": "global", "pattern": "none", "regrow": False}  # noqa: RUF012
+
+    def scoring(self):
+        """One gradient of the loss, where something is regrown."""
+        return {"order": 1, "batches": 1, "samples_per_class": 0, "temperature": 1.0} if self.regrow else None
+
+    def prune(self, weights, masks, kept):
+        """Return the `kept` largest of the active weights, or of their filters, together or in each layer."""
+        if self.pattern == "filters":
+            return largest_filters(weights, kept, masks, self.last, self.scope)
+        if self.scope == "global":
+            return best_of_all(magnitudes(weights), kept, masks, self.best)
+        counts = layer_counts({name: (int(mask.sum()),) for name, mask in masks.items()}, kept, "uniform")
+        return {name: self.best(np.abs(weights[name]), counts[name], mask) for name, mask in masks.items()}
+
+    def regrow_as_many(self, gradients, pruned, masks):
+        """Return the masks with as many active as before, by |g| among all that are inactive."""
+        if self.pattern == "filters":
+            return regrown_filters(gradients, pruned, masks, self.scope)
+        size, inactive = magnitudes(gradients), {name: ~mask for name, mask in pruned.items()}
+        missing = {name: int(masks[name].sum()) - int(mask.sum()) for name, mask in pruned.items()}
+        if self.scope == "global":
+            grown = best_of_all(size, sum(missing.values()), inactive, self.best)
+        else:
+            grown = {name: self.best(size[name], missing[name], inactive[name]) for name in missing}
+        return {name: mask | grown[name] for name, mask in pruned.items()}
+
+    def stages(self, step, weights, masks, gradients, hessian_gradients, draw):
+        """Prune; where asked, grow what starts from zero."""
+        if self.pattern in N_OF_FOUR:
+            return [largest_of_four(weights, N_OF_FOUR[self.pattern], 1.0, masks, self.best)]
+        active = sum(int(mask.sum()) for mask in masks.values())
+        if not self.regrow:
+            return [self.prune(weights, masks, budget(self.sparsity, sum(mask.size for mask in masks.values())))]
+        pruned = self.prune(weights, masks, budget(self.rate, active))
+        return [pruned, self.regrow_as_many(gradients, pruned, masks)]
 
 
 class Set(Exchange):
@@ -395,4 +627,9 @@ ORACLES = {
     "rigl": Rigl,
     "rigl_itop": RiglItop,
     "granet": GraNet,
+    "gmp_uniform": GmpUniform,
+    "granet_uniform": GraNetUniform,
+    "gmp_structured": GmpStructured,
+    "granet_structured": GraNetStructured,
+    "one_shot": OneShot,
 }

@@ -92,7 +92,7 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
     model: nn.Module = SmallNet()
     layers = find_layers(model, page)
     costs = count_costs(model, layers, (2, SIZE, SIZE))
-    maskset = MaskSet(prunable_weights(model, layers))
+    maskset = MaskSet(prunable_weights(model, layers), layers[-1].name)
     meter = Meter(costs, costs)
     maskset.listeners.append(meter.on_commit)
     images = SmallImages()

@@ -37,6 +37,8 @@ PASSES = {
     "sweep": ["GRID", "ARGS", "ENGINE", "JOBS", "PER_GPU", "ENGINE_ARGS", "RETRIES"],
     "claim": ["A", "B", "TASK", "SPARSITY"],
     "latency": ["RUN", "BATCH", "THREADS", "DEVICE"],
+    "slim": ["RUN", "TO", "BATCH", "THREADS", "DEVICE", "DATA"],
+    "faults": ["N", "SEED"],
     "check-method": ["METHOD"],
     "new-method": ["NAME"],
     "leaderboard": ["WANDB"],
@@ -71,7 +73,7 @@ def test_a_value_reaches_the_command_as_it_was_given(target, place):
     for number, value in enumerate([*HOSTILE, *ODD]):
         name = PASSES[target][number % len(PASSES[target])]
         words, out = make(
-            place, target, f"{name}={value}", *(["RUN=r"] if target == "latency" and name != "RUN" else [])
+            place, target, f"{name}={value}", *(["RUN=r"] if "RUN" in PASSES[target] and name != "RUN" else [])
         )
         assert value in words, f"{name}={value!r}: {words} {out}"
     assert not (place / "canary").exists()
@@ -87,7 +89,7 @@ def test_a_value_from_the_environment_is_as_harmless(place):
 @pytest.mark.parametrize("name", VARIABLES)
 def test_no_variable_is_read_by_make_or_by_the_shell(name, place):
     """Also where a target has no use for it: make would work out what it hands on to every command."""
-    targets = ["help", "bench", "table1", "leaderboard", "perf", "scale", "sweep"]
+    targets = ["help", "bench", "table1", "leaderboard", "perf", "scale", "sweep", "latency", "slim"]
     for number, value in enumerate(HOSTILE):
         make(place, targets[number % len(targets)], f"{name}={value}", "GRID=x" if name != "GRID" else "PLAN=1")
     assert not (place / "canary").exists()

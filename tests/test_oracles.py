@@ -26,7 +26,8 @@ from tests import oracles, small
 from tests.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
-UPDATING = [name for name in NAMES if name in ("granet", "gmp", "rigl", "rigl_itop", "set")]
+GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
+UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set")]
 EPOCH = small.IMAGES // small.BATCH  # steps
 LONGEST = 80  # epochs of a training; enough for five updates of RigL's 100 steps each
 
@@ -97,6 +98,7 @@ def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None
 
 def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
     """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
+    oracle.last = view.last
     return oracle.stages(
         view.step,
         arrays(view.weights),
@@ -317,6 +319,7 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
             seed=seed,
             gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if reads else None,
             hessian_gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if second else None,
+            last="equal",
         )
         yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
 
@@ -455,9 +458,25 @@ GRADUAL = [
     {"prune_end": 0.58, "update_every": 1},
 ]
 EXCHANGES = [{}, {"distribution": "er"}, {"distribution": "uniform", "prune_rate": 0.9}]
+N_OF_M = [{"pattern": "2:4", "sparsity": 0.5}, {"pattern": "1:4", "sparsity": 0.75, "prune_end": 1.0}]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "static": [{"distribution": kind} for kind in ("erk", "er", "uniform")],
     "snip": [{}, {"score_batches": 3}],
+    "one_shot": [
+        {},
+        {"scope": "layer"},
+        {"pattern": "filters"},
+        {"pattern": "filters", "scope": "layer"},
+        {"pattern": "2:4", "sparsity": 0.5},
+        {"pattern": "1:4", "sparsity": 0.75},
+        {"rate": 0.7, "regrow": True, "sparsity": 0.0},
+        {"rate": 0.7, "regrow": True, "sparsity": 0.0, "scope": "layer"},
+        {"rate": 0.7, "regrow": True, "sparsity": 0.0, "pattern": "filters"},
+    ],
+    "gmp_uniform": [{}, {"prune_end": 0.58, "update_every": 1}],
+    "granet_uniform": [{}, {"start_sparsity": 0.0, "prune_end": 0.3}, {"prune_end": 1.0, "update_every": 2}],
+    "gmp_structured": [{}, {"scope": "layer", "update_every": 1}, *N_OF_M],
+    "granet_structured": [{}, {"scope": "layer", "prune_rate": 1.0, "update_every": 2}, *N_OF_M],
     "grasp": [{}, {"samples_per_class": 4, "temperature": 1.0}],
     "gmp": GRADUAL,
     "granet": [
@@ -480,7 +499,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 def make(name: str, sparsity: float, changes: dict[str, Any]) -> Method:
     """Return the suite's method with the small page's settings and `changes`; it starts no sparser than it ends."""
     changes = dict(changes)
-    if name == "granet":
+    sparsity = changes.pop("sparsity", sparsity)
+    if name in ("granet", "granet_uniform"):
         changes["start_sparsity"] = min(sparsity, changes.get("start_sparsity", 0.5))
     return find_method(name).build(small.make_page(), sparsity, changes)
 
@@ -490,7 +510,10 @@ def cases(names: list[str], all_of: tuple[float, ...], some_of: tuple[float, ...
     rows = []
     for name in names:
         for i, changes in enumerate(VARIANTS.get(name, [{}])):
-            rows += [(name, sparsity, changes) for sparsity in (some_of if i else all_of)]
+            chosen = (changes["sparsity"],) if "sparsity" in changes else some_of if i else all_of
+            filters = "pattern" in {**ORACLES[name].defaults, **changes} and changes.get("pattern") in (None, "filters")
+            most = 0.9 if filters else 1.0  # whole filters of these small networks reach no more
+            rows += [(name, sparsity, changes) for sparsity in chosen if sparsity <= most]
     return [pytest.param(*row, number, id=f"{row[0]}-{row[1]:g}-{number}") for number, row in enumerate(rows)]
 
 
@@ -531,6 +554,32 @@ def test_plans_of_every_length_are_the_oracles(name):
         changes = {key: value for key, value in wanted.items() if key in fields}
         for sparsity, per_epoch in ((0.9, 7), (0.98, 5)):
             compare_plan(make(name, sparsity, changes), name, Timeline(total, per_epoch))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("pattern", ["none", "filters"])
+@pytest.mark.parametrize("regrow", [False, True])
+def test_in_a_branch_one_shot_prunes_and_regrows_as_its_oracle(kind, scope, pattern, regrow):
+    """From masks of sparsity 0.5: a rate of 0.6 leaves 0.8 of sparsity, or 0.5 where as many are regrown."""
+    rng = np.random.default_rng(3)
+    slopes = GRADIENTS if regrow else ["normal"]
+    for seed, (weight, gradient) in enumerate((w, g) for w in WEIGHTS for g in slopes):
+        masks = draw_masks(kind, oracles.budget(0.5, SIZE), rng)
+        layers = {n: np.where(masks[n], array, np.float32(0)) for n, array in draw_layers(WEIGHTS[weight], rng).items()}
+        gradients = tensors(draw_layers(GRADIENTS[gradient], rng), False) if regrow else None
+        view = View(
+            weights=tensors(layers, seed % 2 == 0),
+            masks=tensors(masks, False),
+            step=0,
+            timeline=Timeline(8, 4),
+            seed=seed,
+            gradients=gradients,
+            last="equal",
+        )
+        changes = {"rate": 0.6, "scope": scope, "pattern": pattern, "regrow": regrow}
+        method = make("one_shot", 0.5 if regrow else 0.8, changes)
+        Watch("one_shot", f"branch, weights {weight}, gradients {gradient}")(method, "one_shot", view)
 
 
 def random_start(distribution: str, shapes: dict[str, tuple[int, ...]], sparsity: float, seed: int = 0) -> None:
@@ -636,6 +685,17 @@ def prune_any(self, step, weights, masks):
     return oracles.best_of_all(oracles.magnitudes(weights), kept, everything)
 
 
+def by_filter(score):
+    """Return a pruning of filters by another score than the L1 norm."""
+
+    def prune(self, step, weights, masks):
+        kept = oracles.budget(self.planned(step), sum(weight.size for weight in weights.values()))
+        other = {n: np.stack([np.full(row.shape, score(np.abs(row)) / row.size) for row in weights[n]]) for n in masks}
+        return oracles.largest_filters(other, kept, masks, self.last, self.scope)
+
+    return prune
+
+
 def without_dropped(self, mask, kept):
     """Grow only what was inactive before, as far as there is enough of it."""
     return ~mask if (~mask).sum() >= mask.sum() - kept.sum() else ~kept
@@ -735,6 +795,13 @@ PRUNINGS = [
     ("linear", {"planned": linear}),
     ("the higher index on ties", {"best": staticmethod(last_first)}),
 ]
+BY_ROW = [
+    ("the mean of a filter", {"prune": by_filter(np.mean)}),
+    ("the largest of a filter", {"prune": by_filter(np.max)}),
+    ("classes are filters too", {"last": property(lambda o: "", lambda o, name: None)}),
+    ("n - 1 of n", {"planned": stopped_short}),
+    ("an update at the end", {"update_steps": to_the_end}),
+]
 FLOOR, CEIL = {"round_drop": staticmethod(math.floor)}, {"round_drop": staticmethod(math.ceil)}
 WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "dense": [("one weight less", {"first": but_one})],
@@ -780,6 +847,33 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         *RANDOM_STARTS,
         ("rounded down", FLOOR),
         ("annealed to zero", {"rate": annealed(lambda o, step: oracles.cosine(0.5, 0, step / o.total_steps))}),
+    ],
+    "gmp_uniform": [
+        ("globally", {"prune": oracles.Gmp.prune}),
+        *PRUNINGS[1:2],
+        *PRUNINGS[3:],
+        ("an update at the end", {"update_steps": to_the_end}),
+    ],
+    "granet_uniform": [
+        *BY_GRADIENT,
+        ("an ERK start", {"first": spread("erk")}),
+        ("globally", {"prune": oracles.Gmp.prune}),
+        ("no regeneration", {"update": oracles.Gmp.update}),
+        ("what was pruned and regrown keeps its value", {"stages": Oracle.stages}),
+    ],
+    "gmp_structured": BY_ROW,
+    "granet_structured": [
+        *BY_ROW[2:],
+        ("rounded down", FLOOR),
+        ("a constant rate", {"rate": annealed(lambda o, step: o.prune_rate)}),
+        ("no regeneration", {"update": oracles.Gmp.update}),
+        ("regeneration stops with pruning", {"update_steps": oracles.Gmp.update_steps}),
+        ("what was pruned and regrown keeps its value", {"stages": Oracle.stages}),
+    ],
+    "one_shot": [
+        ("layer by layer", {"scope": "layer"}),
+        ("by filters", {"pattern": "filters"}),
+        ("the higher index on ties", {"best": staticmethod(last_first)}),
     ],
     "granet": [
         *BY_GRADIENT,

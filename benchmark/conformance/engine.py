@@ -115,7 +115,7 @@ def check_finite(kit: Kit) -> Outcome:
         if trial.run.skipped_steps != len(poison):
             return Outcome(False, f"{trial.run.skipped_steps} steps counted as skipped, {len(poison)} were not finite")
         missed = [sum(state.maskset.counts().values()) for state in (trial.run, usual.run)]
-        if missed[0] != missed[1] and method.budget is Budget.EXACT:
+        if missed[0] != missed[1] and method.promised_budget() is Budget.EXACT:
             return Outcome(False, f"{missed[0]} weights at the end, {missed[1]} without the bad steps")
     return Outcome(True, f"steps {', '.join(map(str, poison))} left no trace")
 

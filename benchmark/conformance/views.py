@@ -40,6 +40,7 @@ def show(
         seed=0,
         gradients=gradients if declared else None,
         hessian_gradients=gradients if step == 0 and wanted is not None and wanted.order == 2 else None,
+        last="fc.weight",
         **show_donor(stand_in_donor(method, weights) if step == 0 else None, weights),
     )
 

@@ -7,7 +7,9 @@ else reads it: within a block, or along a plain network. The channels of residua
 - it has no active weight, so that its channel is a constant after norm and activation, and that constant is zero, or
 - likewise with any constant, where the reader pads no border: the constant then goes into the reader's bias.
 
-A constant before a padded convolution is zero on the border and not within: such a filter stays.
+A constant before a padded convolution is zero on the border and not within, so it fits into no bias: such a filter
+stays. But several of them are one: the reader's weights for them, each times its constant, add up to those for a single
+one, border and all.
 """
 
 from __future__ import annotations
@@ -154,16 +156,20 @@ def shorten(chain: Chain, reasons: Counter[str]) -> bool:
     constant = constants(chain)
     silent = empty & (constant == 0) & ~unread
     unpadded = isinstance(chain.consumer, nn.Linear) or chain.consumer.padding in ((0, 0), "valid")
-    folded = empty & ~silent & ~unread if unpadded else torch.zeros_like(empty)
-    gone = unread | silent | folded
+    same = empty & ~silent & ~unread  # a constant that is read
+    folded = same & unpadded
+    merged = same & ~folded & (torch.arange(len(same), device=same.device) != find_largest(constant, same))
+    gone = unread | silent | folded | merged
     if gone.all():
         gone[0] = unread[0] = silent[0] = folded[0] = False
     if not gone.any():
         return False
     if folded.any():
         fold(chain.consumer, constant * folded)
+    if merged.any():
+        merge(chain.consumer, constant * same, find_largest(constant, same))
     cut(chain, ~gone)
-    for reason, which in (("unread", unread), ("zero", silent), ("folded", folded)):
+    for reason, which in (("unread", unread), ("zero", silent), ("folded", folded), ("merged", merged)):
         reasons[reason] += int(which.sum())
     return True
 
@@ -185,6 +191,19 @@ def fold(consumer: nn.Conv2d | nn.Linear, constant: Tensor) -> None:
     """Add to the consumer's bias what channels of these constants give it."""
     share = consumer.weight.flatten(2).sum(2) @ constant if consumer.weight.dim() > 2 else consumer.weight @ constant
     consumer.bias = nn.Parameter(share if consumer.bias is None else consumer.bias + share)
+
+
+def find_largest(constant: Tensor, among: Tensor) -> int:
+    """Return the candidate whose constant is the furthest from zero, the first of equal ones."""
+    return int(constant.abs().masked_fill(~among, -1).argmax())
+
+
+def merge(consumer: nn.Conv2d | nn.Linear, constant: Tensor, into: int) -> None:
+    """Have the consumer read from one channel what all channels of these constants give it; the others may then go."""
+    sums = torch.einsum("oi...,i->o...", consumer.weight, constant)
+    weight = consumer.weight.clone()
+    weight[:, into] = sums / constant[into]
+    consumer.weight = nn.Parameter(weight)
 
 
 def cut(chain: Chain, keep: Tensor) -> None:
@@ -213,6 +232,7 @@ def cut_norm(norm: nn.BatchNorm2d, keep: Tensor) -> None:
 def describe_removal(removal: Removal) -> str:
     """Return what was removed, in words."""
     words = {"unread": "read by no weight", "zero": "constant zero", "folded": "constant, in the next bias"}
+    words["merged"] = "constant, in another's place"
     parts = [f"{removal.reasons[reason]:,} {text}" for reason, text in words.items() if removal.reasons[reason]]
     detail = f" ({', '.join(parts)})" if parts else ""
     return f"{removal.removed:,} of {removal.filters:,} filters removed{detail}; residual streams stay"

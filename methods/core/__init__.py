@@ -5,7 +5,6 @@ from __future__ import annotations
 from methods.core.base import (
     DONOR_KINDS,
     Budget,
-    ContractError,
     DenseGrads,
     Donor,
     Group,
@@ -18,15 +17,30 @@ from methods.core.base import (
     count_kept,
     from_page,
 )
-from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform
-from methods.core.masks import all_active, count_active, keep_top, keep_top_global, random_masks
+from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform, uniform_but_last
+from methods.core.errors import ContractError, RefusedError
+from methods.core.filters import check_scope, drop_filters, grow_filters, keep_filters, refuse_crowded
+from methods.core.groups import GROUP, N_OF_M, check_pattern, describe_ungrouped, grow_in_groups, keep_n_of_m
+from methods.core.masks import (
+    all_active,
+    count_active,
+    count_layers,
+    keep_top,
+    keep_top_each,
+    keep_top_evenly,
+    keep_top_global,
+    random_masks,
+)
+from methods.core.rates import check_rate, sparsity_before
 from methods.core.schedules import cosine, cubic, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
-from methods.core.topology import drop, grow
+from methods.core.topology import drop, grow, grow_global
 
 __all__ = [
     "DISTRIBUTIONS",
     "DONOR_KINDS",
+    "GROUP",
+    "N_OF_M",
     "Budget",
     "ContractError",
     "DenseGrads",
@@ -34,30 +48,47 @@ __all__ = [
     "Group",
     "Masks",
     "Method",
+    "RefusedError",
     "Scoring",
     "Stages",
     "Timeline",
     "View",
     "all_active",
+    "check_pattern",
+    "check_rate",
+    "check_scope",
     "cosine",
     "count_active",
+    "count_layers",
     "count_kept",
     "cubic",
+    "describe_ungrouped",
     "drop",
+    "drop_filters",
     "erdos_renyi",
     "erk",
     "from_page",
     "gradient_magnitude",
     "grasp_scores",
     "grow",
+    "grow_filters",
+    "grow_global",
+    "grow_in_groups",
+    "keep_filters",
+    "keep_n_of_m",
     "keep_top",
+    "keep_top_each",
+    "keep_top_evenly",
     "keep_top_global",
     "magnitude",
     "prune_progress",
     "prune_range",
     "random_masks",
     "random_scores",
+    "refuse_crowded",
     "snip_scores",
+    "sparsity_before",
     "uniform",
+    "uniform_but_last",
     "update_range",
 ]

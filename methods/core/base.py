@@ -14,15 +14,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from methods.core.distributions import DISTRIBUTIONS
+from methods.core.errors import ContractError
+from methods.core.ranges import check_ranges
 
 Masks = dict[str, Tensor]  # by parameter name; bool, True = active
 # One set of masks, or several that are put in force one after the other: what any of them leaves out starts at zero.
 Stages = Masks | tuple[Masks, ...]
-
-
-class ContractError(Exception):
-    """A method broke a promise of the interface; the message says which promise and what was seen."""
 
 
 class DenseGrads(Enum):
@@ -126,8 +123,9 @@ class View:
     """What a method may see: read-only weights, masks, gradients, and random numbers that depend on nothing else.
 
     `weights`, `masks`: by parameter name, in the model's order; masks are bool, True = active. `step`: 0 in `setup`,
-    then the optimiser step just reached. Gradients are dense, averaged over ranks, unscaled. Reading a gradient or a
-    donor the method did not declare raises ContractError. Invariant: inactive weights are exactly zero.
+    then the optimiser step just reached. `last`: the layer whose outputs are the classes; empty where it is not
+    prunable, or not known. Gradients are dense, averaged over ranks, unscaled. Reading a gradient or a donor the method
+    did not declare raises ContractError. Invariant: inactive weights are exactly zero.
     """
 
     def __init__(
@@ -142,12 +140,14 @@ class View:
         hessian_gradients: Mapping[str, Tensor] | None = None,
         donor_counts: Mapping[str, int] | None = None,
         donor_masks: Mapping[str, Tensor] | None = None,
+        last: str = "",
     ) -> None:
         self.weights = MappingProxyType({name: tensor.detach() for name, tensor in weights.items()})
         self.masks = MappingProxyType(dict(masks))
         self.step = step
         self.timeline = timeline
         self.seed = seed
+        self.last = last
         self._gradients = read_only(gradients)
         self._hessian_gradients = read_only(hessian_gradients)
         self._donor_counts = read_only(donor_counts)
@@ -217,21 +217,6 @@ class View:
         return torch.rand(tuple(weight.shape), generator=generator, dtype=torch.float64).to(weight.device)
 
 
-SHARES = {"sparsity", "prune_rate", "final_prune_rate", "prune_end", "update_end", "start_sparsity"}
-
-
-def check_ranges(method: Method) -> None:
-    """Raise ValueError for a hyper-parameter with a standard name whose value is outside its range."""
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if field.name in SHARES and not 0 <= value <= 1:
-            raise ValueError(f"{field.name} must be in [0, 1], got {value}")
-        if field.name == "update_every" and value < 1 and value != field.default:
-            raise ValueError(f"update_every must be at least 1 step, got {value}")
-        if field.name == "distribution" and value not in DISTRIBUTIONS:
-            raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A sparse-training method: which weights live, and when that changes. Nothing else.
@@ -265,6 +250,21 @@ class Method(ABC):
         """Return the group this configuration belongs to; differs from `group` where a setting changes it."""
         return self.group
 
+    def promised_budget(self) -> Budget:
+        """Return what this configuration promises of its count; differs from `budget` where a setting changes it."""
+        return self.budget
+
+    def start_of_branch(self) -> float:
+        """Return the sparsity of the masks that `setup` starts from: 0 for a network that has all of its weights.
+
+        A configuration that goes on from another run's masks says how sparse these have to be.
+        """
+        return 0.0
+
+    def remarks(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Return what a user should know of this configuration on a network of these shapes, told before training."""
+        return []
+
     def scoring(self) -> Scoring | None:
         """Return what gradients `setup` needs, or None."""
         return None
@@ -282,8 +282,11 @@ class Method(ABC):
         return self.sparsity
 
     @abstractmethod
-    def setup(self, view: View) -> Masks:
-        """Return the masks in force from the first step on."""
+    def setup(self, view: View) -> Stages:
+        """Return the masks in force from the first step on; `view.masks` are all True unless the run is a branch.
+
+        Several are put in force in turn, as those of `update`.
+        """
 
     def update(self, view: View) -> Stages:
         """Return the masks in force after the update at `view.step`.

@@ -30,6 +30,24 @@ def erk(shapes: Shapes, total: int) -> dict[str, int]:
     return fill(shapes, total, {name: sum(shape) for name, shape in shapes.items()})
 
 
+def uniform_but_last(shapes: Shapes, total: int, last: str, most: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Divide `total` so that every layer has the same density, but above 80 % sparsity `last` keeps a fifth of its own.
+
+    A fifth is rounded up. The uniform pruning of Gale et al. (2019, arXiv:1902.09574) that Appendix C.3 of the GraNet
+    paper takes up. most: how many each layer can have, default all its weights; what one cannot take goes to the
+    others. An empty `last` is none.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    most = sizes if most is None else most
+    others = {name: (most[name],) for name in shapes if name != last}
+    if last not in sizes or 5 * total >= sum(sizes.values()):
+        return fill({name: (most[name],) for name in shapes}, total, sizes)
+    kept = min(-(-sizes[last] // 5), most[last], total)
+    kept = max(kept, total - sum(math.prod(shape) for shape in others.values()))
+    counts = fill(others, total - kept, {name: sizes[name] for name in others})
+    return {name: counts.get(name, kept) for name in shapes}
+
+
 DISTRIBUTIONS: dict[str, Callable[[Shapes, int], dict[str, int]]] = {
     "erk": erk,
     "er": erdos_renyi,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from methods.core.base import Masks, View
+from methods.core.distributions import uniform
 from methods.core.scores import InOrder
-from methods.core.selection import choose, count_each
+from methods.core.selection import choose, choose_each, count_each
 
 
 def all_active(view: View) -> Masks:
@@ -46,6 +47,29 @@ def keep_top_global(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Te
     """
     chosen = choose(InOrder(scores), k, [among[name] if among else None for name in scores])
     return dict(zip(scores, chosen, strict=True))
+
+
+def count_layers(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of active weights of each layer."""
+    return dict(zip(masks, count_each(masks.values()), strict=True))
+
+
+def keep_top_each(scores: Mapping[str, Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor]) -> Masks:
+    """Return masks with exactly counts[name] True in each layer: its largest scores among its candidates.
+
+    Ties go to the lower row-major index.
+    """
+    chosen = choose_each((scores[name] for name in among), [counts[name] for name in among], among.values())
+    return dict(zip(among, chosen, strict=True))
+
+
+def keep_top_evenly(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Tensor]) -> Masks:
+    """Return masks with exactly k True over all tensors: of each layer's candidates the same share, its largest scores.
+
+    The weights left over by rounding go to the largest remainders, of equal ones to the earlier layer.
+    """
+    counts = uniform({name: (count,) for name, count in count_layers(among).items()}, k)
+    return keep_top_each(scores, counts, among)
 
 
 def random_masks(view: View, counts: Mapping[str, int]) -> Masks:

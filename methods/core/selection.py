@@ -15,7 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from methods.core.base import ContractError
+from methods.core.errors import ContractError
 
 LARGE = 2**15  # scores; below it ranking all of them costs less than counters
 # By dtype: how many 16-bit pieces a number has, and the upper piece of infinity.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from methods.core.base import Masks
+from methods.core.masks import count_active, keep_top_global
 from methods.core.selection import choose_each, count_each
 
 
@@ -37,3 +38,13 @@ def grow(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mappin
     missing = [want - have for want, have in zip(wanted, present, strict=True)]
     added = choose_each((scores[name] for name in masks), missing, (~mask for mask in masks.values()))
     return {name: new.logical_or_(mask) for (name, mask), new in zip(masks.items(), added, strict=True)}
+
+
+def grow_global(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Masks:
+    """Return masks with the highest-scored inactive weights of all layers added until there are as many as in `like`.
+
+    Only inactive positions are candidates. Ties go to the earlier tensor, then to the lower index.
+    """
+    missing = count_active(like) - count_active(masks)
+    added = keep_top_global(scores, missing, among={name: ~mask for name, mask in masks.items()})
+    return {name: mask | added[name] for name, mask in masks.items()}

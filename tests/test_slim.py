@@ -1,0 +1,229 @@
+"""Promises of `sparse-bench slim`: a really smaller network with the same outputs, in files it is rebuilt from."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from benchmark.cli import app
+from benchmark.digits import load_digits
+from benchmark.errors import UserError
+from benchmark.export import MASKS
+from benchmark.latency import engines, filters, passes
+from benchmark.latency.filters import remove_dead_filters
+from benchmark.latency.subject import load_subject
+from benchmark.slim import LAYOUT, WEIGHTS, load_slim, slim_down
+from leaderboard.seal import lay_out, seal_of
+from methods.core import keep_filters
+from tests.test_runs import Bench
+
+TINY = "epochs=2 update_every=2 batch_size=256 model_args.width=0.5 prune_end=0.5"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs, for tests that only read them or copy them."""
+    bench = Bench(tmp_path_factory.mktemp("slim"))
+    assert bench("gmp_structured", "0.7", arguments=TINY) == 0
+    assert bench("static", "0.9", arguments=TINY) == 0
+    return bench.folder
+
+
+@pytest.fixture
+def board(done: Path, tmp_path: Path) -> Path:
+    """A copy of the finished runs that a test may write to."""
+    shutil.copytree(done, tmp_path / "board")
+    return tmp_path / "board"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in ((passes, "SAMPLE_S", 0.0), (passes, "TRIALS", 1), (engines, "BUDGET_S", 0.0)):
+        monkeypatch.setattr(module, name, value)
+
+
+def name_of(folder: Path, method: str = "gmp_structured") -> str:
+    (record,) = (folder / "records").glob(f"*.{method}.*.json")
+    return record.stem
+
+
+def slim(board: Path, *words: str) -> tuple[int, str]:
+    places = ["--records", board / "records", "--runs", board / "runs", "--data", board / "data"]
+    result = CliRunner().invoke(app, ["slim", "--device", "cpu", "--batch", "1,2", *map(str, places), *words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def count_by_hand(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of an image from the shapes that pass, without fvcore."""
+    counted = [0]
+
+    def watch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        places = math.prod(output.shape[2:])
+        counted[0] += places * module.weight.numel()
+
+    handles = [m.register_forward_hook(watch) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.inference_mode():
+        network(torch.zeros(1, *shape))
+    for handle in handles:
+        handle.remove()
+    return counted[0]
+
+
+def test_the_command_writes_a_smaller_network_with_the_outputs_of_the_run(board):
+    name = name_of(board)
+    before = torch.get_num_threads()
+    status, said = slim(board, name)
+    assert status == 0, said
+    assert torch.get_num_threads() == before
+    folder = board / "runs" / name / "slim"
+    network, layout = load_slim(folder), json.loads((folder / LAYOUT).read_text())
+    subject = load_subject(name, board / "records", board / "runs")
+    pixels = torch.as_tensor(load_digits()[0])[:50].float().reshape(50, 1, 8, 8)
+    with torch.inference_mode():
+        expected, found = subject.network(pixels), network(pixels)
+    assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
+    # the first layers of the nine blocks are all that can narrow; each keeps its active filters, and one constant
+    masks = subject.masks
+    active = {n: int(mask.flatten(1).any(1).sum()) for n, mask in masks.items() if n.endswith("conv1.weight")}
+    left = {n: len(network.get_parameter(n)) for n in active}
+    assert len(left) == 9 and sum(left.values()) < sum(len(masks[n]) for n in active)
+    assert all(active[n] <= left[n] <= active[n] + 1 or left[n] == 1 for n in active)
+    assert all(network.get_parameter(n).shape[0] == len(mask) for n, mask in masks.items() if n not in active)
+    assert layout["parameters"]["slim"] == sum(p.numel() for p in network.parameters()) < layout["parameters"]["dense"]
+    assert layout["macs"]["slim"] == count_by_hand(network, (1, 8, 8))
+    assert layout["macs"]["dense"] == count_by_hand(subject.dense, (1, 8, 8))
+    assert layout["macs"]["masks"] == subject.record["macs"]["inference"] <= layout["macs"]["slim"]
+    assert layout["outputs"]["relative_error"] <= 1e-5 and layout["outputs"]["images"] == 256
+    assert [row["batch"] for row in layout["times"]] == [1, 2] and all(row["speed_up"] > 0 for row in layout["times"])
+    removed = sum(len(masks[n]) - left[n] for n in active)
+    assert f"{removed} of " in said and "residual streams stay" in said and layout["filters"]["removed"] == removed
+    assert sorted(path.name for path in folder.iterdir()) == [LAYOUT, WEIGHTS]
+
+
+def test_slim_of_an_unstructured_run_says_how_many_filters_were_dead_and_writes_where_it_is_told(board, tmp_path):
+    name = name_of(board, "static")
+    status, said = slim(board, name, "--to", str(tmp_path / "there"))
+    assert status == 0, said
+    network = load_subject(name, board / "records", board / "runs").network
+    removed = remove_dead_filters(network)[1].removed
+    assert f"{removed} of 168 filters removed" in said
+    assert ("METHOD=gmp_structured" in said) == (removed == 0)
+    assert load_slim(tmp_path / "there")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_what_has_no_files_or_other_data_is_refused(board):
+    name = name_of(board)
+    path = board / "records" / f"{name}.json"
+    content = json.loads(path.read_text())
+    content["data"]["fingerprint"] = "0" * 64
+    path.write_text(lay_out({**content, "seal": seal_of(content)}))
+    status, said = slim(board, name)
+    assert status == 2 and "are not those of run" in said and "--data" in said
+    (board / "runs" / name / MASKS).unlink()
+    status, said = slim(board, name)
+    assert status == 2 and "has a record but no masks.safetensors in" in said
+    status, said = slim(board, "nosuch")
+    assert status == 2 and "no record of a run 'nosuch'" in said
+    status, said = slim(board, name, "--batch", "0")
+    assert status == 2 and "BATCH must be whole numbers" in said
+
+
+def test_files_that_do_not_fit_each_other_are_refused_by_name(board):
+    name = name_of(board)
+    slim(board, name)
+    folder = board / "runs" / name / "slim"
+    layout = json.loads((folder / LAYOUT).read_text())
+    for wrong in ({"format": 2}, {"widths": {}}, {"widths": {"nosuch": {"in": 1, "out": 1, "bias": False}}}):
+        (folder / LAYOUT).write_text(json.dumps({**layout, **wrong}))
+        with pytest.raises(UserError, match=r"slim\.json"):
+            load_slim(folder)
+    (folder / LAYOUT).write_text("{")
+    with pytest.raises(UserError, match=r"slim\.json does not fit"):
+        load_slim(folder)
+
+
+def test_a_smaller_network_with_other_outputs_is_never_written(board, monkeypatch):
+    name = name_of(board)
+    monkeypatch.setattr(filters, "merge", lambda consumer, constant, into: None)  # the constants that go are lost
+    subject = load_subject(name, board / "records", board / "runs")
+    for module in subject.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data += 0.5  # constants that are not zero
+    with pytest.raises(UserError, match=r"outputs differ by .* more than 1e-05; nothing was written"):
+        slim_down(subject, torch.randn(4, 1, 8, 8))
+
+
+def test_a_network_that_cannot_be_followed_is_refused(board, monkeypatch):
+    monkeypatch.setattr("benchmark.slim.remove_dead_filters", lambda network: 1 / 0)
+    status, said = slim(board, name_of(board))
+    assert status == 2 and "torch.fx cannot follow its network" in said and "ZeroDivisionError" in said
+
+
+class Padded(nn.Module):
+    """Five filters before a padded reader; after norm and activation two of the empty ones are 0.5 and 0.25."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(2, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.second = nn.Conv2d(5, 3, 3, padding=1)
+        self.norm.bias.data = torch.tensor([0.25, -1.0, 0.5, 0.1, 0.2])
+        self.first.weight.data[:3] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.relu(self.norm(self.first(x))))
+
+
+def test_constants_before_a_padded_convolution_become_one():
+    """By hand: 0.25 w0 + 0.5 w2 = 0.5 (w2 + w0 / 2); the filter of -1 is zero; the border is as it was."""
+    network, x = Padded().eval(), torch.randn(2, 2, 5, 5)
+    smaller, removal = remove_dead_filters(network)
+    assert removal.reasons == Counter(zero=1, merged=1, unread=0, folded=0)
+    assert smaller.first.weight.shape[0] == smaller.second.weight.shape[1] == smaller.norm.num_features == 3
+    expected = network.second.weight[:, 2] + network.second.weight[:, 0] / 2
+    assert torch.allclose(smaller.second.weight[:, 0], expected)
+    assert torch.allclose(smaller(x), network(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("cifar_vgg19_bn", {"width": 0.125}), ("cifar_resnet50", {"width": 0.125}), ("resnet18", {})],
+)
+def test_the_suites_networks_lose_the_filters_of_a_structured_mask_and_keep_their_outputs(name, arguments):
+    """Gains and shifts of every norm are drawn, so that empty filters are constants of both signs after it."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=10, **arguments).eval()
+    weights = {n: p.detach() for n, p in network.named_parameters() if p.ndim > 1}
+    masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
+    total = sum(w.numel() for w in weights.values())
+    last = list(weights)[-1]
+    scores = {n: torch.rand(w.shape) + torch.rand(len(w)).view(-1, *[1] * (w.ndim - 1)) for n, w in weights.items()}
+    kept = keep_filters(scores, total // 2, masks, last, layerwise=True)
+    with torch.no_grad():
+        for n, mask in kept.items():
+            network.get_parameter(n).mul_(mask)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias.normal_(0, 0.3)
+                module.weight.uniform_(0.5, 1.5)
+    images = torch.randn(2, 3, 32, 32)
+    smaller, removal = remove_dead_filters(network)
+    with torch.inference_mode():
+        expected, found = network(images), smaller(images)
+    assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
+    chained = [n for n, p in smaller.named_parameters() if p.ndim > 1 and len(p) < len(weights[n])]
+    counts = {n: int(mask.flatten(1).any(1).sum()) for n, mask in kept.items()}
+    assert removal.removed and {"resnet18": 8, "cifar_vgg19_bn": 16, "cifar_resnet50": 32}[name] == len(chained)
+    assert all(counts[n] <= len(smaller.get_parameter(n)) <= counts[n] + 1 for n in chained)
+    assert sum(p.numel() for p in smaller.parameters()) < 0.75 * sum(p.numel() for p in network.parameters())
