@@ -15,6 +15,7 @@ from benchmark.environment import choose_precision
 from benchmark.gridfile import Item
 from benchmark.resume import FINISHED
 from leaderboard import Record, RecordError, read_record
+from leaderboard.arithmetic import arithmetic
 from leaderboard.records import file_stem, list_files
 from leaderboard.table import gather
 
@@ -64,9 +65,7 @@ class Ledger:
         found = [
             record
             for record in self.records(cell.identity)
-            if record["protocol"] == PROTOCOL
-            and record["environment"]["precision"] == precision
-            and is_same_data(record, data)
+            if record["protocol"] == PROTOCOL and arithmetic(record) == precision and is_same_data(record, data)
         ]
         return gather(found).counted[0] if found else None
 
