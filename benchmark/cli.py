@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import gc
 import os
 import shlex
 import sys
-import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from benchmark.errors import UserError
-from leaderboard.privacy import hide_secrets
+from benchmark.shell import console, end, guarded, tell, train_then_rebuild, typed
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,75 +21,6 @@ gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million ob
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # of libraries, to their own authors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-console = Console()
-errors = Console(stderr=True)
-if not console.is_terminal:  # a log file should not be folded at 80 columns
-    console.width = 140
-
-
-def tell(message: object) -> None:
-    """Print an error a user can mend, in one paragraph and without a traceback."""
-    said = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in hide_secrets(str(message)))
-    errors.print("error:", style="bold red", end=" ")
-    errors.print(said, markup=False, highlight=False, soft_wrap=True)
-
-
-def typed() -> str:
-    """Return the command as it was typed, for records, without the secrets that a shell may have put into it."""
-    return "sparse-bench " + shlex.join(hide_secrets(word) for word in sys.argv[1:])
-
-
-def guarded(action: Callable[[], Any]) -> Any:
-    """Run `action`; end with status 2 and one message for a UserError, an unwritable or full disk."""
-    try:
-        return action()
-    except UserError as error:
-        tell(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        tell(f"{error.strerror}: {error.filename or 'while writing'}; what was finished before is kept")
-    raise typer.Exit(2)
-
-
-def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
-    """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
-
-    A page or picture that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a
-    run failed, 130 when stopped; stopped once more while the pages are rebuilt, it ends at once.
-    """
-    from benchmark.run import Places
-    from leaderboard.records import list_files
-
-    places = Places()
-    folder, page = records or places.records, leaderboard or places.page
-    before = set(list_files(folder))
-    try:
-        failed = guarded(action)
-    except KeyboardInterrupt:
-        tell("stopped; the same command goes on from the last checkpoint")
-        with contextlib.suppress(KeyboardInterrupt):
-            if set(list_files(folder)) - before:
-                rebuild_all(folder, page)
-        raise typer.Exit(130) from None
-    if set(list_files(folder)) - before:
-        rebuild_all(folder, page)
-    if failed:
-        raise typer.Exit(1)
-
-
-def rebuild_all(records: Path, page: Path) -> None:
-    """Rebuild every page and picture; a failure is told and costs nothing else."""
-    try:
-        from leaderboard.build import build_all
-
-        build_all(records, page)
-    except Exception as error:
-        from leaderboard.table import printable
-
-        reason = printable(str(error))
-        tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
-
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 DataRoot = Annotated[Path, typer.Option(help="root folder of data sets")]
@@ -121,11 +46,20 @@ def run(
     leaderboard: LeaderboardPage = None,
     runs: Runs = None,
     checkpoint_s: CheckpointS = 15.0,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that train each run together; on GPUs one GPU each")] = 1,
 ) -> None:
     """Train a grid of methods, sparsities and seeds, one cell after the other, and update the leaderboard."""
-    from benchmark.grid import run_grid  # torch and timm take seconds to import: not for --help
+    from benchmark.launch import is_launched, join, launch  # torch and timm take seconds to import: not for --help
+
+    if ranks > 1 and not is_launched():
+        raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
+    from benchmark.grid import run_grid
+    from benchmark.ranks import own_rank
 
     def action() -> int:
+        join(ranks, device)
+        if own_rank():
+            console.file = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
         return run_grid(
             methods=method,
             sparsities=sparsity,
@@ -140,7 +74,7 @@ def run(
             places={"records": records, "page": leaderboard, "runs": runs},
             command=typed(),
             console=console,
-            tell=tell,
+            tell=tell if own_rank() == 0 else lambda message: None,
         )
 
     train_then_rebuild(action, records, leaderboard)
@@ -309,10 +243,5 @@ def latency(
 
 
 def main() -> None:
-    """Run the command line; an unforeseen error keeps its traceback, for it is a fault of this program."""
-    try:
-        app()
-    except Exception:  # the last resort
-        print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
-        sys.exit(70)
+    """Run the command line."""
+    end(app)

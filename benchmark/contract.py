@@ -142,7 +142,7 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
     """Ask for the first masks and for some updates, each twice, and commit them."""
     generator = torch.Generator().manual_seed(0)
     weights = {n: nn.Parameter(torch.randn(shape, generator=generator)) for n, shape in SHAPES.items()}
-    maskset = MaskSet(weights)
+    maskset = MaskSet(weights, alone=True)
     steps = list(method.update_steps(timeline))
     scoring = method.scoring()
     donor = stand_in_donor(method, weights)
