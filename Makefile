@@ -9,6 +9,7 @@ WANDB    ?= off
 ARGS     ?=
 PRECISION ?=
 FRESH    ?=
+RANKS    ?=
 NAME     ?=
 GRID     ?=
 PLAN     ?=
@@ -32,7 +33,7 @@ PYTHON   ?= python3
 # value is ever read as a line of make ($(value NAME)) or of the shell ("$$ASKED_NAME"). Exported under its own name it
 # would be read by make, and a make that a command starts would take a default for a wish.
 ASKED = METHOD SPARSITY TASK SEED DEVICE DATA WANDB ARGS PRECISION FRESH NAME GRID PLAN GPUS PER_GPU QUICK A B PYTHON \
-    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N
+    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N RANKS
 $(foreach name,$(ASKED),$(eval override export ASKED_$(name) := $$(value $(name))) $(eval unexport $(name)))
 ifneq ($(value PRECISION),)
 override ASKED_ARGS += precision=$(value PRECISION)
@@ -68,6 +69,7 @@ help: ## this text
 	@echo "  ARGS='epochs=2'  settings of the page or the method, name=value"
 	@echo "  PRECISION=       fp32, bf16, or fastest: the faster of the two by a probe; other than the page's: a table of its own"
 	@echo "  FRESH=1          start over instead of continuing an interrupted run"
+	@echo "  RANKS=4          processes that train each run together: on GPUs one GPU each"
 	@echo
 	@echo "of make sweep and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):"
 	@echo "  GRID=file        a grid file, such as configs/grids/digits.yaml; without it METHOD, SPARSITY, TASK, SEED, ARGS"
@@ -103,7 +105,8 @@ install: $(READY) ## make .venv and install, without running anything
 
 bench: $(READY) ## train, price, update the leaderboard
 	@$(VENV)/bin/sparse-bench run --method "$$ASKED_METHOD" --sparsity "$$ASKED_SPARSITY" --task "$$ASKED_TASK" --seed "$$ASKED_SEED" \
-	    --device "$$ASKED_DEVICE" --data "$$ASKED_DATA" --wandb "$$ASKED_WANDB" $(if $(ASKED_ARGS),--args "$$ASKED_ARGS") $(if $(call true,$(value FRESH)),--fresh)
+	    --device "$$ASKED_DEVICE" --data "$$ASKED_DATA" --wandb "$$ASKED_WANDB" $(if $(ASKED_ARGS),--args "$$ASKED_ARGS") $(if $(call true,$(value FRESH)),--fresh) \
+	    $(if $(value RANKS),--ranks "$$ASKED_RANKS")
 
 SWEEP_OPTIONS = $(call given,METHOD,method) $(call given,SPARSITY,sparsity) $(call given,TASK,task) \
     $(call given,SEED,seed) $(if $(strip $(ASKED_ARGS)),--args "$$ASKED_ARGS") $(if $(call true,$(value PLAN)),--plan $(if $(value GPUS),--gpus "$$ASKED_GPUS")) \

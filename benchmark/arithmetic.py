@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.folders import Images
+from benchmark.ranks import own_share, sum_over_ranks
 
 EVALUATION_BATCH = 512
 
@@ -31,12 +32,15 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
 def measure_accuracy(
     model: nn.Module, images: Images, device: torch.device, autocast: torch.autocast, channels_last: bool
 ) -> float:
-    """Return a network's top-1 accuracy in per cent, in evaluation mode."""
+    """Return a network's top-1 accuracy in per cent, in evaluation mode.
+
+    Several ranks share the batches, each whole, and sum what is right: the same bits as in one process.
+    """
     model.eval()
     correct = torch.zeros((), device=device, dtype=torch.int64)
-    for batch, labels in images.batches(EVALUATION_BATCH, device):
+    for batch, labels in images.batches(EVALUATION_BATCH, device, own_share()):
         if channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         with autocast:
             correct += (model(batch).argmax(1) == labels).sum()
-    return 100 * correct.item() / len(images)
+    return 100 * sum_over_ranks(correct).item() / len(images)

@@ -19,6 +19,8 @@ from benchmark.errors import UserError, nearest
 from benchmark.narrow import find_width, narrow_arguments
 from benchmark.pages import Page
 from benchmark.prunable import Layer, find_layers, prunable_weights
+from benchmark.ranks import count_ranks, smallest_share
+from benchmark.replicas import synchronise_norms
 from benchmark.seeds import derive
 from methods.core import count_kept
 
@@ -89,7 +91,7 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
 @torch.no_grad()
 def check_network(model: nn.Module, page: Page, data: Data) -> None:
     """Raise UserError unless the network gives one score per class, also in training mode on the smallest batch."""
-    alone = page.batch_size == 1 or (not page.drop_last and len(data.train) % page.batch_size == 1)
+    alone = smallest_share(len(data.train), page.batch_size, page.drop_last)[0] == 1
     images = torch.zeros(1, data.channels, data.image_size, data.image_size)
     trial = copy.deepcopy(model)
     try:
@@ -114,8 +116,8 @@ def check_single(model: nn.Module, images: torch.Tensor, page: Page) -> None:
         model.train()(images)
     except ValueError as error:
         raise UserError(
-            f"the last batch of an epoch has one image, which this backbone cannot train on ({error}): "
-            f"set drop_last=true, or a batch_size other than {page.batch_size}"
+            f"the last batch of an epoch has one image{' for a process' if count_ranks() > 1 else ''}, which this "
+            f"backbone cannot train on ({error}): set drop_last=true, or a batch_size other than {page.batch_size}"
         ) from error
 
 
@@ -151,7 +153,7 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
         model = narrowed(width)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
-    model = model.to(device)
+    model = synchronise_norms(model, page).to(device)
     channels_last = page.channels_last and not is_unsafe(model, device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)

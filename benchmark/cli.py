@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
-import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchmark.cli_networks import add_networks
-from benchmark.errors import REFUSALS, UserError, explain
-from benchmark.options import CheckpointS, DataRoot, Device, LeaderboardPage, Records, Runs, Wandb, harmless, typed
-from leaderboard.privacy import hide_secrets
+from benchmark.options import CheckpointS, DataRoot, Device, LeaderboardPage, Records, Runs, Wandb, typed
+from benchmark.shell import console, end, guarded, tell, train_then_rebuild
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,70 +22,6 @@ gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million ob
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # of libraries, to their own authors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-console = Console()
-errors = Console(stderr=True)
-if not console.is_terminal:  # a log file should not be folded at 80 columns
-    console.width = 140
-
-
-def tell(message: object) -> None:
-    """Print an error a user can mend, in one paragraph and without a traceback."""
-    errors.print("error:", style="bold red", end=" ")
-    errors.print(harmless(message), markup=False, highlight=False, soft_wrap=True)
-
-
-def guarded(action: Callable[[], Any]) -> Any:
-    """Run `action`; end with status 2 and one message for a UserError or a disk that refuses."""
-    try:
-        return action()
-    except UserError as error:
-        tell(error)
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        tell(explain(error))
-    raise typer.Exit(2)
-
-
-def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
-    """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
-
-    Or if the leaderboard is not what the records give, because a process was killed before it could. A page or picture
-    that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a run failed, 130 when
-    stopped; stopped once more while the pages are rebuilt, it ends at once.
-    """
-    from benchmark.run import Places
-    from leaderboard.page import is_current
-    from leaderboard.records import list_files
-
-    places = Places()
-    folder, page = records or places.records, leaderboard or places.page
-    before = guarded(lambda: set(list_files(folder)))
-    try:
-        failed = guarded(action)
-    except KeyboardInterrupt:
-        tell("stopped; the same command goes on from the last checkpoint")
-        with contextlib.suppress(KeyboardInterrupt, OSError):
-            if set(list_files(folder)) - before:
-                rebuild_all(folder, page)
-        raise typer.Exit(130) from None
-    if guarded(lambda: set(list_files(folder)) - before or not is_current(folder, page)):
-        rebuild_all(folder, page)
-    if failed:
-        raise typer.Exit(1)
-
-
-def rebuild_all(records: Path, page: Path) -> None:
-    """Rebuild every page and picture; a failure is told and costs nothing else."""
-    try:
-        from leaderboard.build import build_all
-
-        build_all(records, page)
-    except Exception as error:
-        from leaderboard.table import printable
-
-        reason = printable(str(error))
-        tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
 
 
 @app.command()
@@ -108,11 +39,20 @@ def run(
     leaderboard: LeaderboardPage = None,
     runs: Runs = None,
     checkpoint_s: CheckpointS = 15.0,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that train each run together; on GPUs one GPU each")] = 1,
 ) -> None:
     """Train a grid of methods, sparsities and seeds, one cell after the other, and update the leaderboard."""
-    from benchmark.grid import run_grid  # torch and timm take seconds to import: not for --help
+    from benchmark.launch import is_launched, join, launch  # torch and timm take seconds to import: not for --help
+
+    if ranks > 1 and not is_launched():
+        raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
+    from benchmark.grid import run_grid
+    from benchmark.ranks import own_rank
 
     def action() -> int:
+        join(ranks, device)
+        if own_rank():
+            console.file = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
         return run_grid(
             methods=method,
             sparsities=sparsity,
@@ -127,7 +67,7 @@ def run(
             places={"records": records, "page": leaderboard, "runs": runs},
             command=typed(),
             console=console,
-            tell=tell,
+            tell=tell if own_rank() == 0 else lambda message: None,
         )
 
     train_then_rebuild(action, records, leaderboard)
@@ -244,7 +184,7 @@ def export(
 ) -> None:
     """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
     from benchmark.export import export_to
-    from benchmark.run import Places
+    from benchmark.places import Places
     from benchmark.verify import load_record
 
     def action() -> None:
@@ -261,7 +201,7 @@ def verify(
     data: DataRoot = Path("data"),
 ) -> None:
     """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
-    from benchmark.run import Places
+    from benchmark.places import Places
     from benchmark.verify import print_findings, verify_record
 
     folder = runs or Places().runs
@@ -274,10 +214,5 @@ add_networks(app, console, guarded)
 
 
 def main() -> None:
-    """Run the command line; an unforeseen error keeps its traceback, for it is a fault of this program."""
-    try:
-        app()
-    except Exception:  # the last resort
-        print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
-        sys.exit(70)
+    """Run the command line."""
+    end(app)

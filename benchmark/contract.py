@@ -148,7 +148,7 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
     """Ask for the first masks and for some updates, each twice, and commit them."""
     generator = torch.Generator().manual_seed(0)
     weights = {n: nn.Parameter(torch.randn(shape, generator=generator)) for n, shape in SHAPES.items()}
-    maskset = MaskSet(weights)
+    maskset = MaskSet(weights, alone=True)
     before_branch = count_kept(method.start_of_branch(), maskset.total)
     maskset.commit(keep_top_global({n: weight.detach().abs() for n, weight in weights.items()}, before_branch), None)
     steps = list(method.update_steps(timeline))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmark.errors import UserError
 from benchmark.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
 from benchmark.imagefiles import MAX_WORKERS, Layout, decode_files, hash_files, scan_folder
 from benchmark.pages import Page
+from benchmark.ranks import own_cores
 from benchmark.readers import FOLDERS, READERS
 from benchmark.resized import Resized
 from benchmark.seeds import derive
@@ -65,7 +65,14 @@ class MemoryImages:
         return len(self.labels)
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: torch.device, start: int = 0
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        drop_last: bool,
+        device: torch.device,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the shuffled, augmented batches of an epoch from batch index `start` on; see `Images`."""
         order, generator = draw_order(len(self), seed, epoch)
@@ -73,15 +80,18 @@ class MemoryImages:
         starts = batch_starts(len(self), batch_size, drop_last, start)
         together = max(1, self.pixels_at_once // (batch_size * self.size**2))
         for first in starts[::together]:
-            images, labels = self._cut(drawn[:, first : min(first + together * batch_size, starts.stop)])
-            images, labels = images.to(device), labels.to(device)
-            for i in batch_starts(len(images), batch_size):
-                yield images[i : i + batch_size], labels[i : i + batch_size]
+            batches = drawn[:, first : min(first + together * batch_size, starts.stop)].split(batch_size, 1)
+            own = [batch[:, share[0] :: share[1]] for batch in batches]
+            images, labels = self._cut(torch.cat(own, 1))
+            lengths = [batch.shape[1] for batch in own]
+            yield from zip(images.to(device).split(lengths), labels.to(device).split(lengths), strict=True)
 
-    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once in stored order, not augmented; see `Images`."""
         inside = slice(self.pad, self.pad + self.size)
-        for i in batch_starts(len(self), batch_size):
+        for i in batch_starts(len(self), batch_size)[share[0] :: share[1]]:
             images = normalise(self.stored[i : i + batch_size, :, inside, inside], self.mean, self.std)
             yield images.to(device), self.stored_labels[i : i + batch_size].to(device)
 
@@ -168,7 +178,7 @@ def stream_folder(page: Page, name: str, folder: Path) -> Data:
     whole, shard = layout.whole(), load_shard(folder, layout, page.resized) if page.resized else None
     if shard is None:  # a shard has every image decoded already
         check_firsts(layout)
-    workers = page.workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    workers = page.workers or min(own_cores(), MAX_WORKERS)
 
     def serve(numbers: Tensor) -> StreamedImages:
         files, size = whole.subset(numbers), page.image_size

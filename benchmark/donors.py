@@ -19,12 +19,15 @@ from benchmark.errors import UserError, describe_failure, nearest
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks, pack_all
 from benchmark.names import run_folder
+from benchmark.places import Places
 from benchmark.plugins import method_names
 from benchmark.prunable import find_layers, prunable_weights
-from benchmark.run import Places
+from benchmark.ranks import count_ranks
+from benchmark.replicas import count_norm_shares, synchronise_norms
 from leaderboard import Record, RecordError, read_record
+from leaderboard.arithmetic import arithmetic, name_arithmetic
 from leaderboard.claims.lookup import match, name_rows
-from leaderboard.repeat import repeat_words, setting_value, write_command
+from leaderboard.repeat import RANKS, repeat_words, setting_value, write_command
 from leaderboard.store import load_store
 from leaderboard.table import gather, printable
 from methods.core import Donor, count_kept
@@ -51,7 +54,7 @@ def find_donors(
     A donor is named in one of three ways: the path of a record; the file name or run name of a record in
     `places.records`; or a row of the leaderboard, such as `granet`, `granet:start_sparsity=0.0` or the label itself,
     `granet (start_sparsity=0.0)`. A row means its record in the cell's own table (page, variant, protocol, data and,
-    where `device` is given, precision), at the cell's sparsity and of its seed: the first that finished, as the
+    where `device` is given, arithmetic), at the cell's sparsity and of its seed: the first that finished, as the
     leaderboard counts. A record or run named outright may be of another page variant, seed or data set, as long as its
     layers and its sparsity fit; cell and record then say which run it was. Where the caller knows the record that is
     meant, `known`, nothing is searched.
@@ -62,7 +65,7 @@ def find_donors(
     machine.
     """
     records: list[Record] | None = None
-    shapes: dict[tuple[str, str], Shapes] = {}
+    shapes: dict[tuple[str, str], tuple[Shapes, int]] = {}
     resolved = []
     for cell in cells:
         wanted = ask_donor(cell)
@@ -74,10 +77,11 @@ def find_donors(
         page = cell.page_name, cell.variant
         if page not in shapes:
             shapes[page] = find_shapes(cell, loaded[cell.page_name])
-        precision = choose_precision(cell.page, device) if device is not None else None
-        search = Search(cell, wanted, records, places, loaded[cell.page_name].fingerprint, precision)
+        found, shares = shapes[page]
+        own = name_arithmetic(choose_precision(cell.page, device), shares) if device is not None else None
+        search = Search(cell, wanted, records, places, loaded[cell.page_name].fingerprint, own)
         record, name = search.find() if known is None else (known, wanted.run)
-        check_fits(record, search, shapes[page])
+        check_fits(record, search, found)
         resolved.append(attach(cell, wanted, record, name))
     return resolved
 
@@ -90,12 +94,16 @@ def ask_donor(cell: Cell) -> Donor | None:
         raise UserError(f"method '{cell.plugin.name}' fails in donor(): {describe_failure(error)}") from error
 
 
-def find_shapes(cell: Cell, data: Data) -> Shapes:
-    """Return the shape of every prunable weight of the cell's network, in its order; the random state is kept."""
+def find_shapes(cell: Cell, data: Data) -> tuple[Shapes, int]:
+    """Return the shape of every prunable weight of the cell's network, in its order, and its `count_norm_shares`.
+
+    The random state is kept.
+    """
     with torch.random.fork_rng(devices=[]):
         model = create_network(cell.page, model_arguments(cell.page, data))
     weights = prunable_weights(model, find_layers(model, cell.page))
-    return {name: tuple(weight.shape) for name, weight in weights.items()}
+    shares = count_norm_shares(synchronise_norms(model, cell.page))
+    return {name: tuple(weight.shape) for name, weight in weights.items()}, shares
 
 
 def attach(cell: Cell, wanted: Donor, record: Record, name: str) -> Cell:
@@ -201,7 +209,7 @@ class Search:
     records: list[Record]
     places: Places
     fingerprint: str
-    precision: str | None
+    arithmetic: str | None
 
     def fault(self, reason: str) -> UserError:
         """Return the error that names the method, the donor and the reason."""
@@ -249,7 +257,8 @@ class Search:
         if runs[0]["method"]["budget"] == "dense":
             raise self.fault(f"its runs on {page} are dense, and a control needs one that pruned: name another row")
         there = sorted({(run["sparsity"], run["seed"]) for run in runs})
-        _, method, _, device, *changes = repeat_words(runs[0])
+        _, method, _, device, *words = repeat_words(runs[0])
+        changes = [word for word in words if not word.startswith(RANKS)]
         raise self.fault(
             f"it has no run at sparsity {cell.sparsity:g} and seed {cell.seed} on {page}, only "
             f"{', '.join(f'{sparsity:g} s{seed}' for sparsity, seed in there)}; make it first: "
@@ -261,7 +270,7 @@ class Search:
         page = record["page"]
         place = record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"]
         here = PROTOCOL, self.cell.page_name, self.cell.variant, self.fingerprint
-        return place == here and self.precision in (None, record["environment"]["precision"])
+        return place == here and self.arithmetic in (None, arithmetic(record))
 
     def missing(self, rows: list[str]) -> UserError:
         """Return the error for a row the table does not have, with the command that makes it or the nearest name."""
@@ -278,8 +287,9 @@ class Search:
         )
 
     def command(self, method: str, device: str, changes: Sequence[str]) -> str:
-        """Return the command that makes a run for the cell, of its page, sparsity and seed."""
+        """Return the command that makes a run for the cell, of its page, sparsity and seed, by as many processes."""
         cell = self.cell
+        changes = [*changes, *([f"{RANKS}{count_ranks()}"] if count_ranks() > 1 else [])]
         return write_command(
             cell.page_name, method, f"{cell.sparsity:.15g}", device, *sorted(changes), seeds=[cell.seed]
         )

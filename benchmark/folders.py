@@ -48,16 +48,26 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: torch.device, start: int = 0
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        drop_last: bool,
+        device: torch.device,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield shuffled, augmented (images, labels) from batch index `start` on.
 
+        share: (rank, ranks); each rank is given, and makes, every ranks-th image of each batch, from `rank` on.
         Invariant: a function of (seed, epoch) alone: every method, device and resumed run sees the same images.
         """
         ...
 
-    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once in stored order, not augmented: for evaluation."""
+    def batches(
+        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every image once in stored order, for evaluation; with `share` (rank, ranks), every ranks-th batch."""
         ...
 
     def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -121,18 +131,27 @@ class StreamedImages:
         return len(self.labels)
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: torch.device, start: int = 0
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        drop_last: bool,
+        device: torch.device,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the shuffled, augmented batches of an epoch from batch index `start` on; see `Images`."""
         order, _ = draw_order(len(self), seed, epoch)
         starts = batch_starts(len(self), batch_size, drop_last, start)
-        yield from self._stream([order[i : i + batch_size] for i in starts], ("augment", seed, epoch), device)
+        batches = [order[i : i + batch_size][share[0] :: share[1]] for i in starts]
+        yield from self._stream(batches, ("augment", seed, epoch), device)
 
-    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all images in order, not augmented, for evaluation; see `Images`."""
-        order = torch.arange(len(self))
-        starts = batch_starts(len(self), batch_size)
-        yield from self._stream([order[i : i + batch_size] for i in starts], None, device)
+        batches = torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]
+        yield from self._stream(list(batches), None, device)
 
     def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the images at `indices`, augmented as in training; see `Images`."""

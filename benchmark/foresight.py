@@ -11,6 +11,8 @@ from benchmark.errors import UserError
 from benchmark.gridfile import Item
 from benchmark.plan import group_items
 from benchmark.planner import Networks
+from benchmark.ranks import check_shares
+from benchmark.replicas import check_sharing
 from benchmark.run import Options, check_budget, check_room, first_view, make_timeline, refuse_empty
 from benchmark.states import DONE, Ledger
 
@@ -30,7 +32,9 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
 
     Raises UserError for the first fault. A control whose donor is not known yet is held to what does not need one.
     """
+    check_sharing(cell.page, options.device)
     timeline = make_timeline(cell, data)
+    check_shares(len(data.train), cell.page.batch_size, cell.page.drop_last)
     rehearse(cell.method, cell.plugin.name, timeline)
     network = networks.get(cell, data)
     check_room(cell, network.built, options.places)

@@ -14,8 +14,9 @@ from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
 from benchmark.errors import explain
 from benchmark.foresight import check_cells
-from benchmark.places import check_places
-from benchmark.run import Options, Places, run_cell
+from benchmark.places import Places, check_places
+from benchmark.ranks import count_ranks, do_together, own_rank
+from benchmark.run import Options, run_cell
 from benchmark.tracking import check_mode
 from leaderboard.store import load_store
 from leaderboard.table import printable
@@ -57,19 +58,20 @@ def run_grid(
         command=command,
         places=Places(**{key: path for key, path in places.items() if path is not None}),
     )
-    check_places(options.places)
+    if own_rank() == 0:  # which alone writes
+        check_places(options.places)
     loaded: dict[str, Data] = {}
     for cell in cells:
         if cell.page_name not in loaded:
             loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
     cells = resolve_donors(cells, loaded, options.places, chosen)
-    check_cells(cells, loaded, options)
+    do_together(lambda: check_cells(cells, loaded, options))
     failed = 0
     for number, cell in enumerate(cells, 1):
         try:
             run_one(cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}")
         except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
-            if len(cells) == 1:
+            if len(cells) == 1 or count_ranks() > 1:  # other ranks may be waiting within this cell
                 raise
             failed += 1
             tell(f"{cell.identity}: {explain(error)}")

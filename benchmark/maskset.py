@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmark.ranks import count_ranks, differing_ranks
+from benchmark.ranks import announce, count_ranks, differing_ranks
 from methods.core import ContractError
 from methods.core.selection import count_each
 
@@ -24,9 +24,10 @@ class MaskSet:
     The model stays an ordinary network: `state_dict` is plain timm's and `p.grad` is the dense gradient.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], last: str = "") -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], last: str = "", alone: bool = False) -> None:
         self.weights = dict(weights)
         self.last = last if last in self.weights else ""
+        self.ranks = 1 if alone else count_ranks()  # that must have the same masks: not those of a stand-in
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
         self.explored = {name: torch.zeros_like(mask) for name, mask in self.masks.items()}
         # Multiplication by bool is three times slower than in the parameter's own dtype and memory format.
@@ -74,6 +75,7 @@ class MaskSet:
         self.check_ranks(proposed, fault)
         if fault:
             raise ContractError(fault)
+        proposed = self.take_leading(proposed)
         for (name, weight), factor in zip(self.weights.items(), self.factors, strict=True):
             mask = self.masks[name]
             mask.copy_(proposed[name])
@@ -85,6 +87,7 @@ class MaskSet:
                     zero_outside(mask, state)
             if average is not None:
                 zero_outside(mask, average.get_parameter(name))
+        self.check_in_force()
         for listener in self.listeners:
             listener(self.counts())
 
@@ -112,7 +115,7 @@ class MaskSet:
 
     def check_ranks(self, proposed: Mapping[str, Tensor], fault: str) -> None:
         """Raise ContractError, on every rank alike, unless all have the same masks or the same fault."""
-        if count_ranks() == 1:
+        if self.ranks == 1:
             return
         differing = differing_ranks(fault or hash_masks({name: proposed[name] for name in self.masks}))
         if differing:
@@ -120,6 +123,19 @@ class MaskSet:
                 f"must return the same masks in every process, those of rank {differing} differ from rank 0's: draw "
                 "random numbers with view.random(name), never from a global generator"
             )
+
+    def take_leading(self, proposed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the masks that rank 0 proposed, on every rank: what is in force is rank 0's whatever was compared."""
+        if self.ranks == 1:
+            return proposed
+        bits = announce(pack_all({name: proposed[name] for name in self.masks}))
+        return {name: unpack(bits[name], mask.shape).to(mask.device) for name, mask in self.masks.items()}
+
+    def check_in_force(self) -> None:
+        """Raise ContractError, on every rank alike, unless all have rank 0's masks in force."""
+        differing = differing_ranks(self.sha256()) if self.ranks > 1 else []
+        if differing:
+            raise ContractError(f"was put in force with other masks on rank {differing} than on rank 0: report this")
 
     def find_fault(self, proposed: Mapping[str, Tensor], planned: int | None) -> str:
         """Return what is wrong with the proposed masks, or nothing."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell
 from benchmark.data import Data
 from benchmark.environment import describe_environment, describe_git
+from benchmark.errors import UserError
 from benchmark.pages import Page
+from benchmark.ranks import count_ranks
+from benchmark.replicas import count_norm_shares
 from benchmark.train import Training
-from leaderboard import Record
+from leaderboard import Record, find_faults
 from leaderboard.schema import SCHEMA
 
 DIVERGED_SHARE = 0.01  # a run with more skipped steps than this has diverged
@@ -60,9 +64,24 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "total_s": run.train_s + run.eval_s,
             "images_per_s": images_trained(run.page, run.data) / run.train_s,
         },
-        "environment": {**describe_environment(run.device, run.precision), "channels_last": run.channels_last},
+        "environment": {
+            **describe_environment(run.device, run.precision),
+            "channels_last": run.channels_last,
+            "ranks": count_ranks(),
+            "batch_norm_shares": count_norm_shares(run.model),
+        },
         "git": describe_git(),
     }
+
+
+def refuse_invalid(record: Record, folder: Path) -> None:
+    """Raise UserError for a record that the store would refuse: a missed budget, a figure that is no number."""
+    faults = find_faults(record)
+    if faults:
+        raise UserError(
+            f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}; "
+            f"its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
+        )
 
 
 def stamp(moment: datetime) -> str:

@@ -19,6 +19,7 @@ from benchmark.environment import choose_precision, describe_environment, set_de
 from benchmark.pages import Page
 from benchmark.recipe import make_optimizer
 from leaderboard import Record
+from leaderboard.arithmetic import ranks_of
 
 # Settings that decide how fast a page trains; others (epochs, learning rate) do not.
 SPEED = ("model", "model_args", "image_size", "batch_size", "ema_decay", "channels_last", "deterministic")
@@ -55,7 +56,11 @@ def pace_of_records(cell: Cell, data: Data, records: Iterable[Record], device: t
         same_page = record["page"]["name"] == cell.page_name and all(
             settings.get(name) == getattr(cell.page, name) for name in SPEED
         )
-        if same_page and all(there[key] == here[key] for key in ("device", "device_name", "precision")):
+        if (
+            same_page
+            and ranks_of(record) == 1
+            and all(there[key] == here[key] for key in ("device", "device_name", "precision"))
+        ):
             speeds.append(settings["epochs"] * images_per_epoch(data) / record["time"]["total_s"])
     if not speeds:
         return None

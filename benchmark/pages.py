@@ -78,6 +78,7 @@ class Page:
     channels_last: bool = True
     deterministic: bool = True
     compile: bool = False  # training steps by torch.compile: other last bits, and half a minute to start
+    sync_batchnorm: bool = False  # batch norm over the images of all ranks, on GPUs; else each rank takes its own
 
     # sparsity
     keep_dense: list[str] = field(default_factory=list)  # patterns of weight names never pruned; first and last too

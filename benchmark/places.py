@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
+from benchmark.environment import ROOT
 from benchmark.errors import UserError
-from benchmark.run import Places
 from leaderboard.page import shows_records
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights."""
+
+    records: Path = ROOT / "leaderboard" / "records"
+    page: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
+    runs: Path = ROOT / "runs"
 
 
 def check_places(places: Places) -> None:

@@ -21,8 +21,9 @@ from benchmark.fleet import Fleet, describe_fleet, describe_sharing
 from benchmark.gridfile import Grid, Item
 from benchmark.memory import Memory, work_out_memory
 from benchmark.pace import SPEED, Pace, calibrate, format_time, pace_of_records
+from benchmark.places import Places
 from benchmark.planner import Networks, Prediction, predict
-from benchmark.run import Places, check_budget, make_timeline
+from benchmark.run import check_budget, make_timeline
 from benchmark.spread import Job
 from benchmark.standin import stand_in
 from benchmark.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs

@@ -1,16 +1,21 @@
-"""Several processes that train one network: each takes its share of every batch, all hold the same weights and masks.
+"""Several processes that train one network: who takes which share, and what they tell each other.
 
-Everything here is the identity in a single process. The process group is whoever starts the processes' business.
+Everything here is the identity in a single process. Starting the processes is `benchmark.launch`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmark.errors import UserError
+
+T = TypeVar("T")
 
 
 def count_ranks() -> int:
@@ -19,21 +24,36 @@ def count_ranks() -> int:
 
 
 def own_rank() -> int:
-    """Return this process's rank, from 0."""
+    """Return this process's rank, from 0. Rank 0 leads: it alone writes files and speaks."""
     return dist.get_rank() if count_ranks() > 1 else 0
 
 
-def take_share(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return this rank's images and labels of a batch: every n-th one. Together the shares are the batch.
+def own_share() -> tuple[int, int]:
+    """Return (rank, ranks): which share of the images this process takes, as `Images` is asked for it."""
+    return own_rank(), count_ranks()
 
-    Raises UserError when the batch has fewer images than there are ranks.
-    """
-    ranks = count_ranks()
-    if ranks == 1:
-        return images, labels
-    if len(labels) < ranks:
-        raise UserError(f"a batch of {len(labels)} images cannot be shared by {ranks} processes: set drop_last=true")
-    return images[own_rank() :: ranks], labels[own_rank() :: ranks]
+
+def own_cores() -> int:
+    """Return how many cores of this machine a process may count as its own: all, or its part of them."""
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count_ranks() > 1 else 1
+    return max(1, (os.cpu_count() or 1) // together)
+
+
+def check_shares(images: int, batch_size: int, drop_last: bool) -> None:
+    """Raise UserError when an epoch over so many images has a batch with fewer images than there are ranks."""
+    share, last = smallest_share(images, batch_size, drop_last)
+    if share == 0:
+        way = f"raise batch_size ({batch_size})" if batch_size < count_ranks() else "set ARGS=drop_last=true"
+        raise UserError(
+            f"a batch of {last} images cannot be shared by {count_ranks()} processes: {way}, or lower RANKS"
+        )
+
+
+def smallest_share(images: int, batch_size: int, drop_last: bool) -> tuple[int, int]:
+    """Return the fewest images that a rank is given in any step of an epoch, and the length of that step's batch."""
+    rest = images % batch_size
+    least = min([batch_size] * (images >= batch_size) + [rest] * (rest > 0 and not drop_last), default=batch_size)
+    return least // count_ranks(), least
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -45,22 +65,52 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum every gradient over all ranks, in place.
-
-    With each rank's loss weighed by its share of the batch, the sum is the gradient of the whole batch, dense and the
-    same on every rank: what growth needs (RigL, Appendix M: growing by local gradients costs accuracy).
-    """
+def share_tensors(tensors: list[Tensor]) -> None:
+    """Give every rank the values of rank 0's `tensors`, in place."""
     if count_ranks() > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+def announce(value: T) -> T:
+    """Return rank 0's `value` on every rank; what the others pass is not looked at."""
+    if count_ranks() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather(value: T) -> list[T]:
+    """Return the `value` of every rank, in their order."""
+    if count_ranks() == 1:
+        return [value]
+    values: list[T] = [value] * count_ranks()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def differing_ranks(digest: str) -> list[int]:
     """Return the ranks whose `digest` is another than rank 0's."""
-    if count_ranks() == 1:
-        return []
-    digests: list[str] = [""] * count_ranks()
-    dist.all_gather_object(digests, digest)
+    digests = gather(digest)
     return [rank for rank, other in enumerate(digests) if other != digests[0]]
+
+
+def do_together(action: Callable[[], T]) -> T:
+    """Return `action()`; a UserError on any rank becomes one on all of them, before the next exchange waits for it.
+
+    The error names the ranks that failed, unless all did and for the same reason.
+    """
+    if count_ranks() == 1:
+        return action()
+    fault, result = "", None
+    try:
+        result = action()
+    except UserError as error:
+        fault = str(error)
+    faults = gather(fault)
+    if len(set(faults)) > 1:
+        raise UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(faults) if text))
+    if fault:
+        raise UserError(fault)
+    return result  # type: ignore[return-value]  # it was set where there was no fault

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmark.checkpoint import DamagedError, load_checkpoint, save_checkpoint, write_atomically
 from benchmark.errors import UserError
+from benchmark.ranks import count_ranks, own_rank
 from benchmark.stopping import obey, stop_asked
 from benchmark.train import Training
 from leaderboard import Record, RecordError, UnreadableError, read_record
@@ -63,18 +64,28 @@ def set_aside(path: Path, warn: Callable[[str], None], reason: str) -> None:
     warn(f"{reason}: it was renamed to {damaged.name}, and the run goes on without it")
 
 
+def set_aside_drifted(checkpoint: Path) -> None:
+    """Rename a checkpoint that may hold what no undisturbed run had, so that the same command starts over."""
+    if own_rank() == 0 and checkpoint.exists():
+        os.replace(checkpoint, checkpoint.with_name("checkpoint.drifted"))
+
+
 def surroundings(run: Training) -> dict[str, str]:
     """Return what must be the same for a run to go on where it stopped, apart from what its name says."""
-    return {"data": run.data.fingerprint, "precision": run.precision, "device": run.device.type}
+    about = {"data": run.data.fingerprint, "precision": run.precision, "device": run.device.type}
+    return {**about, "ranks": str(count_ranks())}
 
 
 def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
-    """Raise UserError when a checkpoint was made on other data, another kind of device or in another precision."""
+    """Raise UserError when a checkpoint was made on other data or another kind of device, in another precision.
+
+    Likewise for another number of ranks: they add up gradients in another order, to other last bits.
+    """
     for key, now in surroundings(run).items():
-        if state.get(key) != now:
+        if (then := state.get(key, "1" if key == "ranks" else None)) != now:  # no ranks: it was made by one process
             raise UserError(
-                f"checkpoint {checkpoint} was made with {key} {state.get(key)}, now it is {now}: go on as it was "
-                "begun, or start over with FRESH=1 (sparse-bench run --fresh)"
+                f"checkpoint {checkpoint} was made with {key} {then}, now it is {now}: go on as it was begun, or start "
+                "over with FRESH=1 (sparse-bench run --fresh)"
             )
 
 
@@ -111,6 +122,8 @@ class Saver:
 
     def __call__(self, run: Training) -> None:
         """Save where a checkpoint is due; raises KeyboardInterrupt, after it is saved, where a stop was asked for."""
+        if own_rank():  # rank 0 saves for all: what is not the same on every rank is its own
+            return
         if stop_asked():
             self.save(run)
             obey()

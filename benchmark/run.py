@@ -20,33 +20,35 @@ from benchmark.console import Reporter
 from benchmark.contract import commit, propose, show_donor
 from benchmark.costs import Meter
 from benchmark.data import Data
-from benchmark.environment import ROOT, choose_precision, set_determinism
+from benchmark.environment import choose_precision, set_determinism
 from benchmark.errors import UserError
 from benchmark.export import export_network
 from benchmark.maskset import MaskSet
 from benchmark.names import refuse_links, run_folder
-from benchmark.outcome import make_record
+from benchmark.outcome import make_record, refuse_invalid
+from benchmark.places import Places
 from benchmark.prunable import prunable_weights
+from benchmark.ranks import announce, do_together, own_rank, share_tensors
 from benchmark.recipe import make_average, make_optimizer
-from benchmark.resume import FINISHED, Saver, read_checkpoint, read_finished, restore, write_finished
+from benchmark.replicas import DriftError
+from benchmark.resume import (
+    FINISHED,
+    Saver,
+    read_checkpoint,
+    read_finished,
+    restore,
+    set_aside_drifted,
+    write_finished,
+)
 from benchmark.scoring import ScoringGradients, score
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
-from leaderboard import Record, UnreadableError, find_faults, find_same, rebuild, write_record
+from leaderboard import Record, UnreadableError, find_same, rebuild, write_record
 from leaderboard.table import printable
 from methods.core import Timeline, View, count_kept
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights."""
-
-    records: Path = ROOT / "leaderboard" / "records"
-    page: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
-    runs: Path = ROOT / "runs"
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ class Options:
     fresh: bool = False  # start over although a checkpoint is there
     checkpoint_s: float = 15.0  # at least so long between two checkpoints
     command: str = ""
-    places: Places = Places()
+    places: Places = field(default_factory=Places)
     progress: Path | None = None  # a file that says how far the run is
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
 def check_room(cell: Cell, built: Built, places: Places) -> None:
     """Raise UserError when the disk cannot hold two checkpoints and the exported weights of this network."""
+    if own_rank():  # whose machine may have no such folder
+        return
     needed = 4 * built.dense_parameters * (2 * (4 if cell.page.optimizer != "sgd" else 3) + 1)
     free = shutil.disk_usage(places.runs).free
     if free < needed:
@@ -99,9 +103,22 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
     """Train one cell and publish its record; return the record and its file.
 
     Continues an interrupted run of the same cell: from its checkpoint, or with publishing its record where training
-    was over. Raises UserError for anything a user can mend. Invariants: a record is written only after the exported
-    file was read back and found to hold its budget; killed at any instant and called again, a run leaves one record.
+    was over. Raises UserError for anything a user can mend. Several ranks train together; rank 0 alone reads and writes
+    files, and tells the others. Invariants: a record is written only after the exported file was read back and found to
+    hold its budget; killed at any instant and called again, a run leaves one record.
     """
+    if own_rank() == 0:
+        return announce(lead_cell(cell, data, options, console))
+    found: tuple[Record, Path] | None = announce(None)
+    if found is None:
+        train_cell(cell, data, options, console, run_folder(options.places.runs, cell.identity))
+        found = announce(found)
+    assert found is not None, "rank 0 announces what it has published"
+    return found
+
+
+def lead_cell(cell: Cell, data: Data, options: Options, console: Console) -> tuple[Record, Path]:
+    """Do what `run_cell` promises, as rank 0; before training it announces None to the others."""
     folder = run_folder(options.places.runs, cell.identity)
     refuse_links(folder, options.places.runs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +133,7 @@ def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tupl
                     return finished, path
             if options.fresh:
                 (folder / "checkpoint").unlink(missing_ok=True)
+            announce(None)
             record = train_cell(cell, data, options, console, folder)
             write_finished(folder / FINISHED, record)
             return record, publish(record, folder, options, console)
@@ -154,23 +172,25 @@ def warner(console: Console) -> Callable[[str], None]:
 
 
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:
-    """Build, set up or resume, train, export and verify; return the record."""
+    """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
     built = build(cell, data, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"
-    state = read_checkpoint(checkpoint, warner(console))
+    state = announce(read_checkpoint(checkpoint, warner(console)) if own_rank() == 0 else None)
     run = prepare(cell, built, data, options.device)
     if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
-        run.precision = str(state.get("precision")) if state else probe_precision(run)
+        run.precision = str(state.get("precision")) if state else announce(probe_precision(run))
     if state is None:
         set_up_masks(cell, run, warner(console))
     else:
         started = restore(run, state, checkpoint)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
-    tracker = Tracker(options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False))
+    tracker = Tracker(
+        "off" if own_rank() else options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False)
+    )
     tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})
     title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
     saver = Saver(checkpoint, options.checkpoint_s, {"started": started.isoformat(), "about": about(cell)})
@@ -184,23 +204,18 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
         length = cell.page.epochs, run.timeline.steps_per_epoch
         with Reporter(console, title, *length, run.step, options.progress) as reporter:
             train(run, reporter, after_epoch, saver)
+        if own_rank():
+            return {}
         export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = make_record(cell, built, run, options.command, started)
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
+    except DriftError:
+        set_aside_drifted(checkpoint)
+        raise
     finally:
         tracker.finish(summary)  # or the next run of a grid would be logged into this one
     return record
-
-
-def refuse_invalid(record: Record, folder: Path) -> None:
-    """Raise UserError for a record that the store would refuse: a missed budget, a figure that is no number."""
-    faults = find_faults(record)
-    if faults:
-        raise UserError(
-            f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}; "
-            f"its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
-        )
 
 
 def about(cell: Cell) -> dict[str, str]:
@@ -236,6 +251,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
 def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda text: None) -> None:
     """Take the gradients the method asks for, ask it for its first masks and commit them.
 
+    Every rank scores all images, and rank 0's gradients count, so that scores are those of one process.
     A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores or a
     donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
@@ -245,9 +261,10 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
     scores = None
     if wanted is not None:
         scores = score(run.model, run.maskset.weights, run.data.train, wanted, cell.page.batch_size, cell.seed)
+        share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
         run.meter.charge_scoring(wanted, scores.images)
     view = first_view(cell, run.maskset, run.timeline, scores)
-    proposed = propose(cell.method, run.name, view)
+    proposed = do_together(lambda: propose(cell.method, run.name, view))
     commit(cell.method, run.name, run.maskset, proposed, view, None, run.average.module if run.average else None)
     if wanted is None and cell.donor is None:
         refuse_empty(cell, run.maskset.counts())

@@ -20,7 +20,7 @@ from benchmark.latency.passes import Clock
 from benchmark.latency.report import Request
 from benchmark.latency.subject import Subject, load_subject
 from benchmark.names import refuse_links, run_folder
-from benchmark.run import Places
+from benchmark.places import Places
 from benchmark.slim import LAYOUT, WEIGHTS, page_of, slim_down, write_slim
 from benchmark.verify import stay_home
 

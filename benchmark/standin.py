@@ -31,12 +31,21 @@ class Counted:
         return len(self.labels)
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: torch.device, start: int = 0
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        drop_last: bool,
+        device: torch.device,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Refuse: there are no images."""
         refuse()
 
-    def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Refuse: there are no images."""
         refuse()
 

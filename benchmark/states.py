@@ -16,6 +16,7 @@ from benchmark.errors import UserError
 from benchmark.gridfile import Item
 from benchmark.resume import FINISHED
 from leaderboard import Record, RecordError, UnreadableError, read_record
+from leaderboard.arithmetic import arithmetic
 from leaderboard.records import list_run
 from leaderboard.table import gather
 
@@ -74,9 +75,7 @@ class Ledger:
         found = [
             record
             for record in self.records(cell.identity)
-            if record["protocol"] == PROTOCOL
-            and record["environment"]["precision"] == precision
-            and is_same_data(record, data)
+            if record["protocol"] == PROTOCOL and arithmetic(record) == precision and is_same_data(record, data)
         ]
         return gather(found).counted[0] if found else None
 

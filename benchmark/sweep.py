@@ -23,9 +23,9 @@ from benchmark.gridfile import Grid, Item
 from benchmark.holding import BusyError, holding, refuse_held
 from benchmark.leftovers import complete
 from benchmark.pages import Page
-from benchmark.places import check_places
+from benchmark.places import Places, check_places
 from benchmark.plan import page_of, print_plan
-from benchmark.run import Options, Places, run_cell
+from benchmark.run import Options, run_cell
 from benchmark.source import Source
 from benchmark.standin import stand_in
 from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,17 +13,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmark.arithmetic import get_random_state, make_autocast, measure_accuracy, set_random_state
+from benchmark.arithmetic import get_random_state, make_autocast, set_random_state
 from benchmark.console import Reporter
 from benchmark.contract import commit, propose
 from benchmark.costs import Meter
 from benchmark.data import Data
-from benchmark.folders import Images
+from benchmark.evaluation import evaluate_epoch, history_row
 from benchmark.guard import is_finite, step_where
 from benchmark.maskset import MaskSet, pack_all
 from benchmark.pages import Page
-from benchmark.ranks import count_ranks, sum_gradients, sum_over_ranks, take_share
+from benchmark.ranks import check_shares, count_ranks, do_together, own_share, sum_over_ranks
 from benchmark.recipe import learning_rate, set_learning_rate
+from benchmark.replicas import WARM_UP, average_gradients, check_drift, seed_step, share_buffers, weigh_share
 from benchmark.seeds import derive
 from methods.core import DenseGrads, Method, Timeline, View
 
@@ -61,7 +61,9 @@ class Training:
     # of the epoch in progress
     epoch_step: int = 0  # steps done
     epoch_seen: int = 0  # images
-    epoch_totals: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # loss, correct
+    epoch_totals: Tensor = field(
+        default_factory=lambda: torch.zeros(2, dtype=torch.float64)
+    )  # loss, correct; all ranks'
     clock: float = 0.0  # when training time was last added to train_s
     random_state: list[Tensor] | None = None  # of torch's generators, to go on within an epoch
 
@@ -71,8 +73,19 @@ class Training:
 
     @cached_property
     def forward(self) -> Callable[[Tensor], Tensor]:
-        """The network as a training step calls it: compiled where the page says so, with shapes taken as fixed."""
+        """The network as a training step calls it: compiled where the page says so, with shapes taken as fixed.
+
+        Several ranks call it through torch's DistributedDataParallel; `model` and its names stay plain.
+        """
+        if count_ranks() > 1:
+            data, kind = self.data, self.parameters[0].dtype
+            shape = (WARM_UP, data.channels, data.image_size, data.image_size)
+            return average_gradients(self.model, torch.zeros(shape, dtype=kind, device=self.device))
         return torch.compile(self.model, dynamic=False) if self.page.compile else self.model
+
+    def batch_length(self) -> int:
+        """Return how many images the batch in progress has, those of all ranks."""
+        return min(self.page.batch_size, len(self.data.train) - self.epoch_step * self.page.batch_size)
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -161,14 +174,15 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
     """
     update_steps = run.method.update_steps(run.timeline)
     criterion = nn.CrossEntropyLoss(label_smoothing=run.page.label_smoothing)
+    check_shares(len(run.data.train), run.page.batch_size, run.page.drop_last)
     for epoch in range(run.epoch, run.page.epochs):
         begin_epoch(run, epoch)
         began, first = time.monotonic(), run.epoch_seen
-        data, page = run.data.train, run.page
-        for images, labels in data.epoch(run.seed, epoch, page.batch_size, page.drop_last, run.device, run.epoch_step):
+        data, page, at = run.data.train, run.page, run.epoch_step
+        for images, labels in data.epoch(run.seed, epoch, page.batch_size, page.drop_last, run.device, at, own_share()):
             run.step += 1
             run.epoch_totals += train_step(run, images, labels, criterion, run.step in update_steps)
-            run.epoch_seen += len(labels)
+            run.epoch_seen += run.batch_length()
             run.epoch_step += 1
             if reporter.step():
                 loss = run.epoch_totals[0].item() / run.epoch_seen
@@ -176,11 +190,13 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
                 reporter.show(row, (run.epoch_seen - first) / (time.monotonic() - began))
             if after_step is not None:
                 after_step(run)
-        loss, correct = (sum_over_ranks(run.epoch_totals) / run.epoch_seen).tolist()
+        loss, correct = (run.epoch_totals / run.epoch_seen).tolist()
         run.settle_skips()
         run.settle_clock()
         speed = (run.epoch_seen - first) / (time.monotonic() - began)
         run.epoch, run.epoch_step, run.epoch_seen = epoch + 1, 0, 0
+        check_drift(run.model, run.maskset.masks, f"after epoch {run.epoch}")
+        share_buffers(run.model, run.average)
         evaluate_epoch(run, loss, 100 * correct)
         reporter.epoch(run.history[-1], speed)
         after_epoch(run)
@@ -199,23 +215,22 @@ def begin_epoch(run: Training, epoch: int) -> None:
 
 
 def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:
-    """Do one optimiser step in the fixed order; return (summed loss, correct) of this rank's images on the device."""
+    """Do one optimiser step on this rank's images, in the fixed order; return all ranks' (summed loss, correct)."""
     due = due or run.update_pending
     method, maskset = run.method, run.maskset
     forward_macs = run.meter.forward  # of the masks this step's forward pass uses
-    batch = len(labels)
-    images, labels = take_share(images, labels)
+    batch = run.batch_length()
+    seed_step(run.seed, run.step)
     if run.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
 
     # 1 forward, backward: gradients are dense, the graph knows nothing of masks
     run.optimizer.zero_grad(set_to_none=True)
     run.keep_buffers()
-    with run.autocast():
-        logits = run.forward(images)
-        loss = criterion(logits, labels)
-    (loss if count_ranks() == 1 else loss * (len(labels) / batch)).backward()
-    sum_gradients(run.parameters)
+    logits, loss = compute_gradients(run, criterion, weigh_share(len(labels), batch), images, labels)
+    with torch.no_grad():
+        totals = torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
+        totals = sum_over_ranks(totals)
 
     # 2 keep the dense gradients where this update grows by them
     wants_dense = method.dense_grads is DenseGrads.EVERY_STEP or (due and method.dense_grads is DenseGrads.AT_UPDATES)
@@ -227,7 +242,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     # 4 clip by the norm of the active weights; a step that is not finite changes nothing
     parameters = [p for p in run.parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    fine = is_finite(norm, sum_over_ranks(loss.detach()))
+    fine = is_finite(norm, totals[0])
     waits = run.waits or due
     finite = bool(fine) if waits else True
     if finite and run.page.clip_norm:
@@ -253,8 +268,18 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
 
     # 8 charge the step
     run.meter.step(batch, forward_macs, wants_dense)
-    with torch.no_grad():
-        return torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
+    return totals
+
+
+def compute_gradients(
+    run: Training, criterion: nn.Module, share: float, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Leave the gradients of a batch in .grad; return logits and loss. `share`: what these images count in it."""
+    with run.autocast():
+        logits = run.forward(images)
+        loss = criterion(logits, labels)
+    (loss if share == 1 else loss * share).backward()
+    return logits, loss
 
 
 def update_masks(run: Training, dense: dict[str, Tensor] | None) -> None:
@@ -268,41 +293,7 @@ def update_masks(run: Training, dense: dict[str, Tensor] | None) -> None:
         gradients=dense,
         last=run.maskset.last,
     )
-    proposed = propose(run.method, run.name, view)
+    proposed = do_together(lambda: propose(run.method, run.name, view))
     average = run.average.module if run.average is not None else None
     commit(run.method, run.name, run.maskset, proposed, view, run.optimizer, average)
     run.updates += 1
-
-
-def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
-    """Evaluate where the page asks for it and append the epoch's line to the history."""
-    started = time.monotonic()
-    validation = test = None
-    if run.epoch % run.page.eval_every == 0 or run.epoch == run.page.epochs:
-        test = accuracy_pct(run, run.data.test)
-        validation = accuracy_pct(run, run.data.validation) if run.data.validation is not None else None
-    run.eval_s += time.monotonic() - started
-    row = history_row(run, run.epoch, loss, train_acc_pct)
-    run.history.append({**row, "validation_acc_pct": validation, "test_acc_pct": test})
-
-
-def history_row(run: Training, epoch: int, loss: float, train_acc_pct: float | None) -> dict[str, Any]:
-    """Return a line of the history as things stand, with the accuracies of the last evaluation."""
-    last = run.history[-1] if run.history else {}
-    return {
-        "epoch": epoch,
-        "step": run.step,
-        "lr": run.optimizer.param_groups[0]["lr"],
-        "loss": loss if math.isfinite(loss) else None,
-        "train_acc_pct": train_acc_pct,
-        "validation_acc_pct": last.get("validation_acc_pct"),
-        "test_acc_pct": last.get("test_acc_pct"),
-        "density": run.maskset.active() / run.maskset.total,
-        "explored": run.maskset.explored_share(),
-        "train_share": run.meter.train / run.meter.train_dense,
-    }
-
-
-def accuracy_pct(run: Training, images: Images) -> float:
-    """Return the evaluated network's top-1 accuracy in per cent."""
-    return measure_accuracy(run.evaluated(), images, run.device, run.autocast(), run.channels_last)

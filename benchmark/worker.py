@@ -25,7 +25,8 @@ from benchmark.environment import choose_device
 from benchmark.errors import UserError
 from benchmark.gridfile import Grid
 from benchmark.notes import write_note
-from benchmark.run import Options, Places
+from benchmark.places import Places
+from benchmark.run import Options
 from benchmark.source import Source
 from benchmark.stopping import ask_to_stop, stop_asked
 

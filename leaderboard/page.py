@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from leaderboard.arithmetic import arithmetic
 from leaderboard.comparisons import blind_spots, gains_table, make_ranks
 from leaderboard.measurements import Measurement, folder_of, load_measurements
 from leaderboard.records import Problem, file_stem, list_files, stable_key, write_temporary
@@ -85,8 +86,8 @@ def amount(number: int, noun: str) -> str:
 
 def section_key(record: Record) -> tuple[int, str, str, str, str]:
     """Return what the records of a table have in common; sorts the newest protocol first."""
-    page, precision = record["page"], record["environment"]["precision"]
-    return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"], precision
+    page = record["page"]
+    return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"], arithmetic(record)
 
 
 def section_name(record: Record) -> str:
@@ -129,7 +130,7 @@ def section_title(record: Record, write: Callable[[object], str] = escape) -> st
 def identity(record: Record, write: Callable[[object], str] = escape) -> str:
     """Return what tells two sections with the same title apart; `write` makes its text harmless."""
     data, page = record["data"], record["page"]
-    variant, precision = write(page["variant"]), write(record["environment"]["precision"])
+    variant, precision = write(page["variant"]), write(arithmetic(record))
     return f"protocol {record['protocol']}, variant {variant}, data {write(data['fingerprint'][:12])}, {precision}"
 
 

@@ -8,7 +8,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from leaderboard.arithmetic import ranks_of
 from leaderboard.schema import Record
+
+RANKS = "RANKS="  # no setting is in capitals
 
 
 def repeat_commands(runs: list[Record]) -> list[str]:
@@ -22,7 +25,8 @@ def repeat_commands(runs: list[Record]) -> list[str]:
 def repeat_words(run: Record) -> tuple[str, ...]:
     """Return what a run must be asked for with, as `write_command` takes it: page, method, sparsity, device, settings.
 
-    Settings are those that were changed, as `name=value`, sorted. Invariant: asked for again, with the same seed and
+    Settings are those that were changed, as `name=value`, sorted; before them comes `RANKS=n` where several processes
+    trained together. Invariant: asked for again, with the same seed and
     the same version of the method, they give the same cell.
     """
     page, method = run["page"], run["method"]
@@ -30,6 +34,7 @@ def repeat_words(run: Record) -> tuple[str, ...]:
     name = method["source"] if outside else method["name"]
     changed = [*page["changed"].items(), *method["changed"].items()]
     words = [f"{setting}={setting_value(value)}" for setting, value in changed]
+    words += [f"{RANKS}{ranks_of(run)}"] if ranks_of(run) > 1 else []
     return page["name"], name, f"{run['sparsity']:.15g}", run["environment"]["device"], *sorted(words)
 
 
@@ -49,6 +54,8 @@ def write_command(page: str, method: str, sparsity: str, device: str, *changes: 
     """
     names = ("task", "method", "sparsity", "device")
     values = dict(zip(names, (page, method, sparsity, device), strict=True), seed=",".join(map(str, seeds)))
+    values.update((RANKS.rstrip("=").lower(), word.removeprefix(RANKS)) for word in changes if word.startswith(RANKS))
+    changes = tuple(word for word in changes if not word.startswith(RANKS))
     if all(re.fullmatch(r"[A-Za-z0-9_.,:/=+[\]-]+", word) for word in (*values.values(), *changes)):
         arguments = [f'ARGS="{" ".join(changes)}"'] if changes else []
         return " ".join(["make bench", *(f"{name.upper()}={value}" for name, value in values.items()), *arguments])

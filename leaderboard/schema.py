@@ -129,7 +129,11 @@ FIELDS: dict[str, Any] = {
     ],
     "updates": WHOLE,
     "time": dict.fromkeys(("train_s", "eval_s", "total_s", "images_per_s"), AT_LEAST_0),
-    "environment": dict.fromkeys(("device", "precision", "torch", "timm", "python", "platform"), TEXT),
+    "environment": {
+        **dict.fromkeys(("device", "precision", "torch", "timm", "python", "platform"), TEXT),
+        "ranks?": ABOVE_0,  # processes that trained together; one where it is absent
+        "batch_norm_shares?": ABOVE_0,  # in which a batch was normalised: the ranks, or one where they synchronised
+    },
     "git": {"commit": or_null(TEXT), "dirty": or_null(BOOL)},
 }
 

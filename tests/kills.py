@@ -59,7 +59,7 @@ SPOTS = {
     "records.write_record": "record",
     "records.find_same": "record",
     "export.export_network": "export",
-    "train.evaluate_epoch": "epoch end",
+    "evaluation.evaluate_epoch": "epoch end",
     "run.after_epoch": "epoch end",
     "resume.save": "checkpoint",
     "train.update_masks": "update",

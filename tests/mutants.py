@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import tempfile
 import time
@@ -253,46 +254,33 @@ def halve_precision(original):
 
 
 def keep_local_gradients() -> None:
-    """Have growth see each process's own gradients, as under a wrapper that averages too late."""
+    """Have growth see each process's own gradients, as they are before they are averaged."""
     local: dict[int, torch.Tensor] = {}
-    summed = loop.sum_gradients
+    original = MaskSet.__init__
 
-    def sum_gradients(parameters: Any) -> None:
-        parameters = list(parameters)
-        local.update({id(p): p.grad.clone() for p in parameters if p.grad is not None})
-        summed(parameters)
+    def watch(self: MaskSet, weights: Any) -> None:
+        original(self, weights)
+        for weight in self.weights.values():
+            weight.register_hook(functools.partial(local.__setitem__, id(weight)))
 
-    loop.sum_gradients = sum_gradients
+    MaskSet.__init__ = watch
     MaskSet.dense_gradients = lambda self: {n: local[id(w)].float() for n, w in self.weights.items()}
 
 
 def weigh_shares_equally() -> None:
     """Average the processes' mean gradients, whatever their numbers of images."""
-    from benchmark.ranks import count_ranks
-
-    take, summed, weight = loop.take_share, loop.sum_gradients, [1.0]
-
-    def take_share(images: Any, labels: Any) -> Any:
-        mine = take(images, labels)
-        weight[0] = len(labels) / len(mine[1]) / count_ranks()
-        return mine
-
-    def sum_gradients(parameters: Any) -> None:
-        parameters = list(parameters)
-        for parameter in parameters:
-            parameter.grad.mul_(weight[0])
-        summed(parameters)
-
-    loop.take_share, loop.sum_gradients = take_share, sum_gradients
+    loop.weigh_share = lambda own, batch: 1.0
 
 
 def draw_masks_per_rank() -> None:
-    """Have each process draw its own masks, with nobody comparing them."""
+    """Have each process draw its own masks, with nobody comparing or sharing them."""
     from benchmark.ranks import own_rank
 
     original = View.random
     View.random = lambda self, name, purpose="": original(self, name, f"{purpose}{own_rank() or ''}")
     MaskSet.check_ranks = lambda self, proposed, fault: None
+    MaskSet.take_leading = lambda self, proposed: proposed
+    MaskSet.check_in_force = lambda self: None
 
 
 SALTED = '''"""A plugin that seeds its generator with hash()."""

@@ -34,14 +34,15 @@ class SmallImages:
         return IMAGES
 
     def epoch(
-        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: Any, start: int = 0
+        self, seed: int, epoch: int, batch_size: int, drop_last: bool, device: Any, start: int = 0, share: Any = (0, 1)
     ) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1000 * seed + epoch))
         for chunk in order.split(batch_size)[start:]:
-            yield self.images[chunk], self.labels[chunk]
+            own = chunk[share[0] :: share[1]]
+            yield self.images[own], self.labels[own]
 
-    def batches(self, batch_size: int, device: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.images, self.labels
+    def batches(self, batch_size: int, device: Any, share: Any = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from [(self.images, self.labels)][share[0] :: share[1]]
 
     def sample(self, indices: Tensor, seed: int, device: Any) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]

@@ -21,8 +21,8 @@ from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export
 from benchmark.maskset import hash_masks, pack_all
 from benchmark.pages import load_page
+from benchmark.places import Places
 from benchmark.plugins import Plugin, built_in_names, find_method
-from benchmark.run import Places
 from benchmark.verify import verify_record
 from leaderboard import read_record, read_records, write_record
 from methods.core import ContractError, Donor, Group, Masks, Method, Timeline, View, all_active, random_masks

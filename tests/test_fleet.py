@@ -24,10 +24,10 @@ from benchmark.fleet import Fleet, describe_fleet, describe_sharing, make_fleet,
 from benchmark.gridfile import read_grid
 from benchmark.memory import PROCESS, WORK_SHARE, Memory, count_saved, describe_memory, work_out_memory
 from benchmark.pages import Page
+from benchmark.places import Places
 from benchmark.plan import print_plan
 from benchmark.planner import Networks
 from benchmark.prunable import find_layers
-from benchmark.run import Places
 from benchmark.spread import Job, spread
 from benchmark.standin import stand_in
 from methods.dense import Dense
@@ -203,7 +203,8 @@ from benchmark.cells import plan_cells
 from benchmark.data import load_data
 from benchmark.memory import work_out_memory
 from benchmark.planner import Networks
-from benchmark.run import Options, Places, run_cell
+from benchmark.places import Places
+from benchmark.run import Options, run_cell
 
 (cell,) = plan_cells("granet", "0.9", "digits_resnet20", "0", sys.argv[2])
 data, folder = load_data(cell.page, Path("nowhere"), torch.device("cpu")), Path(sys.argv[1])

@@ -19,9 +19,10 @@ from benchmark.environment import describe_environment
 from benchmark.gridfile import Item, read_grid
 from benchmark.pace import format_time, pace_of_records
 from benchmark.pages import load_page
+from benchmark.places import Places
 from benchmark.plan import Line, print_plan
 from benchmark.planner import Networks, Prediction, predict
-from benchmark.run import Options, Places, make_timeline, run_cell
+from benchmark.run import Options, make_timeline, run_cell
 from benchmark.standin import stand_in
 from benchmark.states import Ledger, index_runs
 from leaderboard import read_records

@@ -16,9 +16,9 @@ import leaderboard.build
 from benchmark.checkpoint import OLDER, save_checkpoint
 from benchmark.cli import train_then_rebuild
 from benchmark.errors import REFUSALS, UserError, explain
-from benchmark.places import check_places
+from benchmark.places import Places, check_places
 from benchmark.resume import FINISHED, read_checkpoint, read_finished, write_finished
-from benchmark.run import Places, warner
+from benchmark.run import warner
 from benchmark.states import read_now
 from leaderboard import UnreadableError, find_same, read_records, rebuild, write_record
 from tests.record_factory import make_record

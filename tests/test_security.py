@@ -34,9 +34,9 @@ from benchmark.gridfile import read_grid
 from benchmark.holding import holding
 from benchmark.names import refuse_links, refuse_name, run_folder
 from benchmark.pages import load_page, merge_settings
-from benchmark.places import check_places
+from benchmark.places import Places, check_places
 from benchmark.plugins import find_method
-from benchmark.run import Options, Places, run_cell
+from benchmark.run import Options, run_cell
 from benchmark.tracking import Tracker
 from benchmark.verify import rebuild_network, stay_home, verify_record
 from leaderboard import RecordError, read_record, write_record

@@ -21,8 +21,7 @@ from benchmark.latency.engines import measure_batch
 from benchmark.latency.passes import Clock
 from benchmark.latency.subject import Subject, dense_bytes, load_subject, packed_bytes
 from benchmark.outcome import stamp
-from benchmark.places import check_places
-from benchmark.run import Places
+from benchmark.places import Places, check_places
 from leaderboard import rebuild
 from leaderboard.measurements import SCHEMA, Measurement, folder_of, write_measurement
 from leaderboard.table import printable

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from leaderboard.arithmetic import arithmetic
 from leaderboard.page import is_changed, make_sections, section_title
 from leaderboard.repeat import repeat_words, write_command
 from leaderboard.schema import Record
@@ -115,8 +116,8 @@ def unknown(kind: str, asked: str, names: Iterable[str]) -> ClaimError:
 
 def marks(record: Record) -> list[str]:
     """Return what tells the sections of a page apart, each as `TASK=page@mark` takes it."""
-    data, precision = record["data"]["fingerprint"], record["environment"]["precision"]
-    return [plain(mark) for mark in (f"p{record['protocol']}", record["page"]["variant"], data[:12], precision)]
+    data = record["data"]["fingerprint"][:12]
+    return [plain(mark) for mark in (f"p{record['protocol']}", record["page"]["variant"], data, arithmetic(record))]
 
 
 def pose(records: list[Record], a: str, b: str, task: str) -> Question:

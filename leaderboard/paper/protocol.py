@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from leaderboard.arithmetic import arithmetic
 from leaderboard.kinds import parse_time
 from leaderboard.page import section_key
 from leaderboard.paper.published import FROM_PAGE, Match, PageFacts, PaperRow, Settings
@@ -73,8 +74,8 @@ def unlike(record: Record, usual: Record) -> tuple[str, ...]:
         found.append(f"page variant {record['page']['variant']}")
     if record["data"]["fingerprint"] != usual["data"]["fingerprint"]:
         found.append(f"data fingerprint {record['data']['fingerprint'][:12]}")
-    if record["environment"]["precision"] != usual["environment"]["precision"]:
-        found.append(f"precision {record['environment']['precision']}")
+    if arithmetic(record) != arithmetic(usual):
+        found.append(f"precision {arithmetic(record)}")
     return tuple(found)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from leaderboard.arithmetic import ranks_of
 from leaderboard.comparisons import make_ranks
 from leaderboard.repeat import repeat_commands
 from leaderboard.schema import Record
@@ -202,7 +203,8 @@ def device(run: Record) -> str:
     """Return where a run ran: device, its name where that is known, arithmetic, library."""
     about = run["environment"]
     names = [about["device"], *([str(about["device_name"])] if "device_name" in about else []), about["precision"]]
-    return ", ".join([*names, f"torch {about['torch']}"])
+    together = [f"{ranks_of(run)} processes"] if ranks_of(run) > 1 else []
+    return ", ".join([*names, *together, f"torch {about['torch']}"])
 
 
 def control_of(run: Record) -> str:

@@ -1,0 +1,117 @@
+"""What every command does around its work: consoles, errors in one paragraph, pages rebuilt, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from benchmark.errors import REFUSALS, UserError, explain
+from benchmark.options import harmless
+from leaderboard.privacy import hide_secrets
+
+console = Console()
+errors = Console(stderr=True)
+if not console.is_terminal:  # a log file should not be folded at 80 columns
+    console.width = 140
+
+
+def tell(message: object) -> None:
+    """Print an error a user can mend, in one paragraph and without a traceback; of several ranks the first speaks."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return say(message)
+    from benchmark.launch import tell_once
+
+    return tell_once(str(message), lambda: say(message))
+
+
+def say(message: object) -> None:
+    """Print an error in one paragraph."""
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(harmless(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def guarded(action: Callable[[], Any]) -> Any:
+    """Run `action`; end with status 2 and one message for a UserError or a disk that refuses."""
+    try:
+        return action()
+    except UserError as error:
+        tell(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        tell(explain(error))
+    raise typer.Exit(2)
+
+
+def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
+    """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
+
+    Or if the leaderboard is not what the records give, because a process was killed before it could. A page or picture
+    that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a run failed, 130 when
+    stopped; stopped once more while the pages are rebuilt, it ends at once.
+    """
+    from benchmark.places import Places
+    from benchmark.ranks import own_rank
+    from leaderboard.page import is_current
+    from leaderboard.records import list_files
+
+    places = Places()
+    folder, page = records or places.records, leaderboard or places.page
+    before = guarded(lambda: set(list_files(folder)))
+    try:
+        failed = guarded(action)
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on from the last checkpoint")
+        with contextlib.suppress(KeyboardInterrupt, OSError):
+            if set(list_files(folder)) - before:
+                rebuild_all(folder, page)
+        raise typer.Exit(130) from None
+    if own_rank() == 0 and guarded(lambda: set(list_files(folder)) - before or not is_current(folder, page)):
+        rebuild_all(folder, page)
+    if failed:
+        raise typer.Exit(1)
+
+
+def rebuild_all(records: Path, page: Path) -> None:
+    """Rebuild every page and picture; a failure is told and costs nothing else."""
+    try:
+        from leaderboard.build import build_all
+
+        build_all(records, page)
+    except Exception as error:
+        from leaderboard.table import printable
+
+        reason = printable(str(error))
+        tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
+
+
+def end(action: Callable[[], Any]) -> None:
+    """Run `action`, a whole command, and end the process; an unforeseen error keeps its traceback.
+
+    It is a fault of this program, unless another rank's end is all that it tells of.
+    """
+    status = 0
+    try:
+        action()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except Exception as error:  # the last resort
+        from benchmark.launch import LOST, is_lost
+
+        status = LOST if is_lost(error) else 70
+        if status == 70:
+            print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from benchmark.launch import leave
+
+        leave(status)
+    sys.exit(status)
