@@ -142,7 +142,7 @@ mutants: $(READY) ## plant every known fault and show which check catches it
 
 .PHONY: perf
 perf: $(READY) ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
-	@$(PY) -m benchmark.perf $(if $(filter 1 yes true,$(QUICK)),--quick)
+	@$(PY) -m benchmark.perf $(if $(call true,$(QUICK)),--quick) $(if $(call true,$(KEEP)),--keep)
 
 methods: $(READY) ## list the methods: paper, kind, what each needs
 	@$(VENV)/bin/sparse-bench methods

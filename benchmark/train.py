@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from benchmark.contract import commit, propose
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.folders import Images
+from benchmark.graphs import GraphedPasses
 from benchmark.guard import is_finite, step_where
 from benchmark.maskset import MaskSet, pack_all
 from benchmark.pages import Page
-from benchmark.ranks import count_ranks, sum_gradients, sum_over_ranks, take_share
+from benchmark.ranks import sum_gradients, sum_over_ranks, take_share
 from benchmark.recipe import learning_rate, set_learning_rate
 from benchmark.seeds import derive
 from methods.core import DenseGrads, Method, Timeline, View
@@ -48,6 +49,8 @@ class Training:
     channels_last: bool
     average: ModelEmaV3 | None = None
     waits: bool = True  # for the device to say whether a step is finite; at updates it always does
+    graphs: bool = False  # whether forward and backward are recorded once and replayed
+    graphed: GraphedPasses | None = None
     step: int = 0
     epoch: int = 0  # epochs finished
     skipped_steps: int = 0
@@ -161,6 +164,8 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
     """
     update_steps = run.method.update_steps(run.timeline)
     criterion = nn.CrossEntropyLoss(label_smoothing=run.page.label_smoothing)
+    if run.graphs:
+        run.graphed = GraphedPasses(partial(compute_gradients, run, criterion, 1.0), run.parameters, run.buffers)
     for epoch in range(run.epoch, run.page.epochs):
         begin_epoch(run, epoch)
         began, first = time.monotonic(), run.epoch_seen
@@ -211,10 +216,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     # 1 forward, backward: gradients are dense, the graph knows nothing of masks
     run.optimizer.zero_grad(set_to_none=True)
     run.keep_buffers()
-    with run.autocast():
-        logits = run.forward(images)
-        loss = criterion(logits, labels)
-    (loss if count_ranks() == 1 else loss * (len(labels) / batch)).backward()
+    logits, loss = (run.graphed or partial(compute_gradients, run, criterion, len(labels) / batch))(images, labels)
     sum_gradients(run.parameters)
 
     # 2 keep the dense gradients where this update grows by them
@@ -255,6 +257,17 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     run.meter.step(batch, forward_macs, wants_dense)
     with torch.no_grad():
         return torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
+
+
+def compute_gradients(
+    run: Training, criterion: nn.Module, share: float, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Leave the gradients of a batch in .grad; return logits and loss. `share`: of the batch that these images are."""
+    with run.autocast():
+        logits = run.forward(images)
+        loss = criterion(logits, labels)
+    (loss if share == 1 else loss * share).backward()
+    return logits, loss
 
 
 def update_masks(run: Training, dense: dict[str, Tensor] | None) -> None:
