@@ -16,6 +16,7 @@ PLAN     ?=
 GPUS     ?=
 PER_GPU  ?=
 QUICK    ?=
+KEEP     ?=
 ENGINE   ?=
 JOBS     ?=
 ENGINE_ARGS ?=
@@ -33,7 +34,7 @@ PYTHON   ?= python3
 # value is ever read as a line of make ($(value NAME)) or of the shell ("$$ASKED_NAME"). Exported under its own name it
 # would be read by make, and a make that a command starts would take a default for a wish.
 ASKED = METHOD SPARSITY TASK SEED DEVICE DATA WANDB ARGS PRECISION FRESH NAME GRID PLAN GPUS PER_GPU QUICK A B PYTHON \
-    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N RANKS
+    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N RANKS KEEP
 $(foreach name,$(ASKED),$(eval override export ASKED_$(name) := $$(value $(name))) $(eval unexport $(name)))
 ifneq ($(value PRECISION),)
 override ASKED_ARGS += precision=$(value PRECISION)
@@ -191,7 +192,7 @@ mutants: $(READY) ## plant every known fault and show which check catches it
 
 .PHONY: perf
 perf: $(READY) ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
-	@$(PY) -m benchmark.perf $(if $(call true,$(value QUICK)),--quick)
+	@$(PY) -m benchmark.perf $(if $(call true,$(value QUICK)),--quick) $(if $(call true,$(value KEEP)),--keep)
 
 .PHONY: faults
 faults: $(READY) ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on

@@ -64,13 +64,19 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "total_s": run.train_s + run.eval_s,
             "images_per_s": images_trained(run.page, run.data) / run.train_s,
         },
-        "environment": {
-            **describe_environment(run.device, run.precision),
-            "channels_last": run.channels_last,
-            "ranks": count_ranks(),
-            "batch_norm_shares": count_norm_shares(run.model),
-        },
+        "environment": describe_arithmetic(run),
         "git": describe_git(),
+    }
+
+
+def describe_arithmetic(run: Training) -> dict[str, Any]:
+    """Return where the run happened and how its numbers were computed."""
+    return {
+        **describe_environment(run.device, run.precision),
+        "channels_last": run.channels_last,
+        "ranks": count_ranks(),
+        "batch_norm_shares": count_norm_shares(run.model),
+        **({"cuda_graphs": True} if run.graphs else {}),
     }
 
 

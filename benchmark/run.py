@@ -23,6 +23,7 @@ from benchmark.data import Data
 from benchmark.environment import choose_precision, set_determinism
 from benchmark.errors import UserError
 from benchmark.export import export_network
+from benchmark.graphs import wants_graphs
 from benchmark.maskset import MaskSet
 from benchmark.names import refuse_links, run_folder
 from benchmark.outcome import make_record, refuse_invalid
@@ -245,6 +246,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         channels_last=built.channels_last,
         average=make_average(cell.page, built.model),
         waits=device.type == "cpu" or bool(cell.page.ema_decay),
+        graphs=wants_graphs(cell.page, device),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from benchmark.contract import commit, propose
 from benchmark.costs import Meter
 from benchmark.data import Data
 from benchmark.evaluation import evaluate_epoch, history_row
+from benchmark.graphs import GraphedPasses
 from benchmark.guard import is_finite, step_where
 from benchmark.maskset import MaskSet, pack_all
 from benchmark.pages import Page
@@ -48,6 +49,8 @@ class Training:
     channels_last: bool
     average: ModelEmaV3 | None = None
     waits: bool = True  # for the device to say whether a step is finite; at updates it always does
+    graphs: bool = False  # whether forward and backward are recorded once and replayed
+    graphed: GraphedPasses | None = None
     step: int = 0
     epoch: int = 0  # epochs finished
     skipped_steps: int = 0
@@ -175,6 +178,8 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
     update_steps = run.method.update_steps(run.timeline)
     criterion = nn.CrossEntropyLoss(label_smoothing=run.page.label_smoothing)
     check_shares(len(run.data.train), run.page.batch_size, run.page.drop_last)
+    if run.graphs:
+        run.graphed = GraphedPasses(partial(compute_gradients, run, criterion, 1.0), run.parameters, run.buffers)
     for epoch in range(run.epoch, run.page.epochs):
         begin_epoch(run, epoch)
         began, first = time.monotonic(), run.epoch_seen
@@ -227,7 +232,8 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     # 1 forward, backward: gradients are dense, the graph knows nothing of masks
     run.optimizer.zero_grad(set_to_none=True)
     run.keep_buffers()
-    logits, loss = compute_gradients(run, criterion, weigh_share(len(labels), batch), images, labels)
+    share = weigh_share(len(labels), batch)
+    logits, loss = (run.graphed or partial(compute_gradients, run, criterion, share))(images, labels)
     with torch.no_grad():
         totals = torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
         totals = sum_over_ranks(totals)

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from benchmark.latency import passes
+from benchmark.maskset import MaskSet
 from benchmark.perf import __main__ as command
 from benchmark.perf import data, realised
+from benchmark.perf.exact import count_differing
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
+from benchmark.perf.report import BEGIN, END, KEPT, README, put, render
 from benchmark.perf.timing import Goal, median_ratio, time_in_turn
 from benchmark.perf.update import propose
 
@@ -104,3 +107,57 @@ def test_a_few_images_go_through_the_measurement_and_leave_nothing(tmp_path, mon
     assert [goal.name for goal in goals] == ["P6"] * 4 + ["P7"] * 3
     assert all(goal.measured > 0 for goal in goals)
     assert data.os.environ["SPARSE_BENCH_CACHE"] == "off" and list(tmp_path.iterdir()) == []
+
+
+CONTENT = {
+    "date": "2026-01-02",
+    "environment": {"device_name": "Some CPU", "torch": "2.14.1"},
+    "goals": {
+        "a": [
+            Goal("P2", "ResNet-20: mask / dense", 0.6912, "<=", 0.7).as_dict(),
+            Goal("P2", "VGG-19: mask / dense", 0.912, "<=", 0.7).as_dict(),
+            Goal("growth", "no limit", 5.0, "").as_dict(),
+        ],
+        "b": [
+            Goal("P14", "VGG-19: extra", 1.5, "<=", 1.75).as_dict(),
+            Goal("P1", "update", 0.5, "<=", 1.2, "s").as_dict(),
+        ],
+    },
+}
+
+
+def test_the_table_of_goals_has_a_row_for_each_goal_and_says_which_network_is_short():
+    lines = render(CONTENT).splitlines()
+    assert (
+        lines[0] == "Measured by `make perf` on Some CPU, one thread unless said otherwise, torch 2.14.1, 2026-01-02."
+    )
+    assert lines[4:] == [
+        "| P1 | update | ≤ 1.2 s | 0.5 s |",
+        "| P2 | mask / dense | ≤ 0.7× | ResNet-20 0.691×, VGG-19 0.912× **short** |",
+        "| P14 | extra | ≤ 1.75× | VGG-19 1.5× |",
+    ]
+
+
+def test_the_table_replaces_what_stands_between_the_marks_and_nothing_else():
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert put(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    with pytest.raises(ValueError, match="has no lines"):
+        put("before\n", "new")
+
+
+def test_the_readme_shows_the_figures_that_were_kept():
+    kept, text = json.loads(KEPT.read_text()), README.read_text()
+    assert put(text, render(kept)) == text
+    assert not kept["quick"] and kept["git"]["dirty"] is False
+
+
+def test_figures_of_a_part_are_not_kept(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["perf", "--keep", "--only", "exact"])
+    with pytest.raises(SystemExit):
+        command.main()
+
+
+def test_the_two_ways_to_mask_are_compared_bit_by_bit(monkeypatch):
+    assert count_differing(TINY, True, 5e-4) == 0
+    monkeypatch.setattr(MaskSet, "mask_gradients", lambda maskset: None)  # the comparison can fail
+    assert count_differing(TINY, True, 5e-4) > 0

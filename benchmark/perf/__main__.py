@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmark.environment import describe_environment, describe_git
+from benchmark.perf.report import keep
 from benchmark.perf.timing import Goal
 
 FOLDER = Path(__file__).resolve().parent
@@ -49,8 +50,11 @@ def main() -> None:
     """Measure, print, and write results/DATE.json; a goal that is short does not fail the command."""
     parser = argparse.ArgumentParser(prog="make perf", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and networks: under 3 minutes")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in measured.json and the README")
     parser.add_argument("--only", default="", help="modules, comma-separated: " + ", ".join(find_measures()))
     asked = parser.parse_args()
+    if asked.keep and (asked.quick or asked.only):
+        parser.error("--keep needs all figures: leave out --quick and --only")
     torch.set_num_threads(1)
     console = Console()
     began = time.monotonic()
@@ -64,6 +68,7 @@ def main() -> None:
     goals = [goal for measured in results.values() for goal in measured]
     verdicts = [goal.verdict for goal in goals if goal.verdict]
     content = {
+        "date": time.strftime("%Y-%m-%d"),
         "quick": asked.quick,
         "environment": describe_environment(torch.device("cpu"), "fp32"),
         "git": describe_git(),
@@ -72,6 +77,8 @@ def main() -> None:
     path = FOLDER / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
+    if asked.keep:
+        keep(content)
     console.print(
         f"{verdicts.count('pass')} of {len(verdicts)} goals reached in {time.monotonic() - began:.0f} s; {path}"
     )

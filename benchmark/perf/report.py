@@ -1,0 +1,71 @@
+"""The goals as last kept, in the README: written by `make perf KEEP=1` from measured figures, never by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmark.environment import ROOT
+
+KEPT = Path(__file__).resolve().parent / "measured.json"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- goals: written by `make perf KEEP=1` -->", "<!-- end of goals -->"
+
+
+def gather(goals: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]]:
+    """Return the goals that have a limit, by name, what is measured and what is wanted; each with its network."""
+    rows: dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    for goal in goals:
+        if goal["relation"]:
+            net, _, what = goal["what"].rpartition(": ")
+            sign = {"<=": "≤", ">=": "≥"}[goal["relation"]]
+            rows.setdefault((goal["name"], what, f"{sign} {goal['limit']:g}{unit(goal)}"), []).append((net, goal))
+    return rows
+
+
+def unit(goal: Mapping[str, Any]) -> str:
+    """Return a goal's unit as it follows a number."""
+    return {"x": "×", "": ""}.get(goal["unit"], f" {goal['unit']}")
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """Return the kept figures as a Markdown table with the machine they are from.
+
+    `content` is what `make perf` writes. Invariant: a function of `content` alone.
+    """
+    environment = content["environment"]
+    lines = [
+        f"Measured by `make perf` on {environment['device_name']}, one thread unless said otherwise, torch "
+        f"{environment['torch']}, {content['date']}.",
+        "",
+        "| goal | what | wanted | measured |",
+        "|---|---|---|---|",
+    ]
+    goals = [goal for measured in content["goals"].values() for goal in measured]
+    rows = gather(goals)
+    for (name, what, wanted), found in sorted(rows.items(), key=lambda row: (int(row[0][0].strip("PG")), row[0])):
+        lines.append(f"| {name} | {what} | {wanted} | {', '.join(value(net, goal) for net, goal in found)} |")
+    return "\n".join(lines)
+
+
+def value(net: str, goal: Mapping[str, Any]) -> str:
+    """Return what was measured, such as `VGG-19 0.91× **short**`."""
+    short = " **short**" if goal["verdict"] == "short" else ""
+    return f"{net} {goal['measured']:.3g}{unit(goal)}{short}".strip()
+
+
+def put(text: str, table: str) -> str:
+    """Return the README's `text` with `table` between the two marks; raises ValueError where they are not there."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{README} has no lines '{BEGIN}' and '{END}'")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def keep(content: Mapping[str, Any]) -> None:
+    """Keep the figures in measured.json and write them into the README."""
+    KEPT.write_text(json.dumps(content, indent=1) + "\n")
+    README.write_text(put(README.read_text(), render(content)))
