@@ -127,13 +127,18 @@ def draw_scenario(seed: int, number: int, counts: Mapping[str, int]) -> Scenario
     """
     random = Random(f"faults {seed} {number}")
     both = random.random() < 0.3
-    rounds = [draw_round(random, place, counts, both) for place in range(random.choice((1, 2, 2, 3)))]
+    rounds: list[Round] = []
+    for _ in range(random.choice((1, 2, 2, 3))):
+        rounds.append(draw_round(random, rounds, counts, both))
     return Scenario(seed, number, tuple(rounds))
 
 
-def draw_round(random: Random, place: int, counts: Mapping[str, int], both: bool) -> Round:
-    """Draw the `place`-th round."""
-    damage = tuple(draw_damage(random) for _ in range(random.choice((1, 1, 2, 3)))) if place else ()
+def draw_round(random: Random, before: list[Round], counts: Mapping[str, int], both: bool) -> Round:
+    """Draw the round after those `before`."""
+    place = len(before)
+    damage = [draw_damage(random) for _ in range(random.choice((1, 1, 2, 3)))] if place else []
+    if place and may_leave_finished(before[-1]):
+        damage.insert(0, replace(damage[0], what="finished record", how=random.choice(DAMAGE["finished record"])))
     if not place and random.random() < 0.15:
         pause = Trouble("pause", "runs", random.randint(12, counts["runs"] // 12))  # in its first cell, its lock held
         return Round((Start("cell", (pause,)), *([Start(GRIDS[0])] * random.randint(0, 1))), twice=True)
@@ -143,10 +148,16 @@ def draw_round(random: Random, place: int, counts: Mapping[str, int], both: bool
     if both:
         starts[-1] = replace(starts[-1], command=GRIDS[1])
     if random.random() > 0.35:
-        return Round(tuple(starts), damage)
+        return Round(tuple(starts), tuple(damage))
     weather = Weather(random.choice(WEATHER), random.uniform(0.1, 0.7))
     pause = Trouble("pause", "any", random.randint(4, max(5, int(share * counts["any"] * 0.7))))
-    return Round((Start(starts[0].command, (pause,)), *starts[1:]), damage, weather)
+    return Round((Start(starts[0].command, (pause,)), *starts[1:]), tuple(damage), weather)
+
+
+def may_leave_finished(one: Round) -> bool:
+    """Return whether a round may leave a run that has ended and is not published."""
+    troubles = [trouble for start in one.starts for trouble in start.troubles if trouble.kind not in ("clock", "pause")]
+    return any(trouble.place in ("records", "page") for trouble in troubles)
 
 
 def draw_start(random: Random, share: float, counts: Mapping[str, int]) -> Start:
