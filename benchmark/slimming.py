@@ -52,7 +52,7 @@ def slim_run(
     console.print(f"{subject.record['run']}: {describe_removal(slim.removal)}", markup=False, highlight=False)
     if not slim.removal.removed:
         console.print(
-            "every filter has an effect: METHOD=gmp_structured and its like remove whole ones", style="yellow"
+            "every filter has an effect; METHOD=gmp_structured, pattern=filters, removes whole ones", style="yellow"
         )
     print_sizes(console, layout)
     print_times(console, layout, request)

@@ -368,8 +368,9 @@ class GMPStructuredBySquares(GMPStructured):
 class GraNetStructuredPrunesOnly(GraNetStructured):
     """Prunes filters and regrows none."""
 
-    def update(self, view: View) -> tuple[Masks, ...]:
-        return (super().update(view)[0],)
+    def update(self, view: View) -> Masks:
+        budget = view.count(self.planned_sparsity(view.step, view.timeline))
+        return keep_filters(magnitude(view), budget, view.masks, view.last, self.scope == "layer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -448,11 +448,15 @@ def largest_filters(weights, count, masks, last, scope):
     return {name: only_rows(mask, name, taken) if name in pruned else mask for name, mask in masks.items()}
 
 
-def regrown_filters(gradients, kept, like, scope):
-    """Return `kept` and the filters of the largest summed |g| among the empty ones, as many weights as in `like`."""
+def regrown_filters(gradients, kept, like, scope, among=None):
+    """Return `kept` and the filters of the largest summed |g| among the empty ones, as many weights as in `like`.
+
+    among: the weights that a filter gets; without it those it had in `like`, or all where it had none.
+    """
     new = {}
     for name, mask in kept.items():
         had = like[name] | ~like[name].reshape(len(mask), -1).any(1).reshape(-1, *[1] * (mask.ndim - 1))
+        had = had if among is None else among[name]
         new[name] = had & ~mask.reshape(len(mask), -1).any(1).reshape(-1, *[1] * (mask.ndim - 1))
     missing = {name: int(like[name].sum()) - int(mask.sum()) for name, mask in kept.items()}
     taken = take_filters(rows_of(gradients, new), sum(missing.values()), missing if scope == "layer" else None)
@@ -518,19 +522,34 @@ class GraNetStructured(GmpStructured, RiglItop):
     }
     first = Gmp.first
     update_steps = GraNet.update_steps
-    update = GraNet.update
-    stages = GraNet.stages
+
+    def stages(self, *shown):
+        """Set what Eq. 1 prunes to zero first, where it prunes weights; a filter that comes back keeps its values."""
+        return (Oracle if self.pattern == "filters" else GraNet).stages(self, *shown)
+
+    def update(self, step, weights, masks, gradients, draw):
+        """Prune (Eq. 1), drop (Eq. 2), grow (Eq. 3); filters, among those that were alive when the update began."""
+        pruned = self.prune(step, weights, masks)
+        if self.pattern != "filters":
+            return self.exchange(step, weights, pruned, gradients, draw)
+        return regrown_filters(gradients, self.drop_filters(step, weights, pruned), pruned, "layer", self.alive(masks))
+
+    def alive(self, masks):
+        """Return the weights of the filters that may come back."""
+        return masks
+
+    def drop_filters(self, step, weights, masks):
+        """Return the masks without the share r of each layer's filters, the smallest by L1 norm."""
+        kept = {}
+        for name, mask in masks.items():
+            alive = mask.reshape(len(mask), -1).any(1)
+            sums = np.array([score for _, _, score, _ in rows_of(weights, {name: mask})])
+            stay = self.best(sums, int(alive.sum()) - self.drops(step, int(alive.sum())), alive)
+            kept[name] = mask & stay.reshape(-1, *[1] * (mask.ndim - 1))
+        return kept
 
     def exchange(self, step, weights, masks, gradients, draw):
-        """Drop the share r of each layer's filters, or weights; grow as many in the layer, or in each group."""
-        if self.pattern == "filters":
-            kept = {}
-            for name, mask in masks.items():
-                alive = mask.reshape(len(mask), -1).any(1)
-                sums = np.array([score for _, _, score, _ in rows_of(weights, {name: mask})])
-                stay = self.best(sums, int(alive.sum()) - self.drops(step, int(alive.sum())), alive)
-                kept[name] = mask & stay.reshape(-1, *[1] * (mask.ndim - 1))
-            return regrown_filters(gradients, kept, masks, "layer")
+        """Drop the share r of each layer's weights; grow as many in each group."""
         result = {}
         for name, mask in masks.items():
             kept = self.keep(step, weights[name], mask)

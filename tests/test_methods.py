@@ -158,9 +158,13 @@ def test_structured_granet_regrows_the_filters_of_the_largest_summed_gradient():
     """The pruning above keeps 2, 1 and 1 filters; ceil(0.488 n) = 1 of each goes; of a's three 2 has the most |g|."""
     method = make("granet_structured", 8 / 17, update_every=10, prune_end=0.1)
     gradients = {"a": [[1.0, -1], [9, 9], [2, -2]], "b": [[0.0, 0, 1], [0, 0, 0], [2, -2, 0]], "c": [[0.0, 0]]}
-    pruned, final = method.update(layers_of(last="c", gradients=gradients, **FILTERS))
-    assert [mask[:, 0].int().tolist() for mask in pruned.values()] == [[1, 1, 0], [0, 1, 0], [1]]
+    final = method.update(layers_of(last="c", gradients=gradients, **FILTERS))
     assert [mask[:, 0].int().tolist() for mask in final.values()] == [[0, 1, 1], [0, 0, 1], [1]]
+    # a filter that was empty before is no candidate, whatever its gradient
+    masks = {name: torch.ones_like(torch.tensor(rows), dtype=torch.bool) for name, rows in FILTERS.items()}
+    masks["a"][2] = False
+    again = method.update(layers_of(last="c", gradients=gradients, masks=masks, **FILTERS))
+    assert [mask[:, 0].int().tolist() for mask in again.values()] == [[1, 1, 0], [0, 0, 1], [1]]
 
 
 def test_two_of_four_keeps_the_two_largest_of_consecutive_inputs():

@@ -868,7 +868,8 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("a constant rate", {"rate": annealed(lambda o, step: o.prune_rate)}),
         ("no regeneration", {"update": oracles.Gmp.update}),
         ("regeneration stops with pruning", {"update_steps": oracles.Gmp.update_steps}),
-        ("what was pruned and regrown keeps its value", {"stages": Oracle.stages}),
+        ("filters long gone come back", {"alive": lambda o, masks: {n: np.ones_like(m) for n, m in masks.items()}}),
+        ("what was pruned and regrown starts anew", {"stages": oracles.GraNet.stages}),
     ],
     "one_shot": [
         ("layer by layer", {"scope": "layer"}),

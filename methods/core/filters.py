@@ -90,20 +90,24 @@ def drop_filters(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], rate
 
 
 def grow_filters(
-    masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mapping[str, Tensor], layerwise: bool = True
+    masks: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
+    layerwise: bool = True,
+    among: Mapping[str, Tensor] | None = None,
 ) -> Masks:
     """Return masks with whole filters added where none of a filter's weights is active: as many weights as in `like`.
 
     The highest-scored come first, each that still fits; layerwise: in every layer as many weights as it has in `like`.
-    A filter that had active weights in `like` gets those back, another one all of its weights. Ties go to the earlier
-    tensor, then to the lower index. Invariant: never more weights than in `like`.
+    among: the weights that a filter gets, none where it is no candidate; by default those it had in `like` or, where it
+    had none, all. Ties go to the earlier tensor, then to the lower index. Invariant: never more weights than in `like`.
     """
     present, wanted = count_each(masks.values()), count_each(like[name] for name in masks)
     missing = [want - have for want, have in zip(wanted, present, strict=True)]
     new = {}
     for name, mask in masks.items():
-        empty, blank = ~mask.flatten(1).any(1), ~like[name].flatten(1).any(1)
-        new[name] = (like[name] | spread(blank, mask)) & spread(empty, mask)
+        blank = spread(~like[name].flatten(1).any(1), mask)
+        new[name] = (like[name] | blank if among is None else among[name]) & spread(~mask.flatten(1).any(1), mask)
     rows = fill_room(
         [sum_rows(scores[name] * mask) for name, mask in new.items()],
         [sum_rows(mask) for mask in new.values()],
