@@ -105,15 +105,14 @@ def make_branch(
     asked = 0.0 if dense else parse_sparsity(sparsity) if sparsity else cell.sparsity
     built = plugin.build(page, asked, {**(cell.method_settings() if goes_on else {}), **own})
     check_method(cell, plugin, built)
-    end = page.epochs if more is None else epoch + more
-    check_span(parent, page, epoch, end, hold_lr, more)
+    end = find_end(parent, page, epoch, hold_lr, more)
     default = load_page(cell.page_name)
     usual = plugin.defaults(default)
-    changed = {
-        "page": changed_settings(page, cell.page),
-        "method": own if goes_on else {"name": plugin.name, **own},
-        **({"sparsity": asked} if asked != cell.sparsity else {}),
-    }
+    changed: dict[str, Any] = {"page": changed_settings(page, cell.page), "method": own}
+    if not goes_on:
+        changed["method"] = {"name": plugin.name, **own}
+    if asked != cell.sparsity:
+        changed["sparsity"] = asked
     return Branch(
         page_name=cell.page_name,
         page=page,
@@ -151,12 +150,13 @@ def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
     return merge_settings({**dataclasses.asdict(cell.page), **changes}, "ARGS")
 
 
-def check_span(parent: Parent, page: Page, epoch: int, end: int, hold_lr: bool, more: int | None) -> None:
-    """Raise UserError for epochs that a branch cannot have."""
+def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:
+    """Return the last epoch of a branch; raises UserError for epochs that it cannot have."""
     if not 1 <= epoch <= parent.cell.page.epochs:
         raise UserError(f"--epoch must be from 1 to {parent.cell.page.epochs}, the end of {parent.name}, got {epoch}")
     if more is not None and more < 1:
         raise UserError(f"--more must be at least 1 epoch, got {more}: a branch without training shows nothing")
+    end = page.epochs if more is None else epoch + more
     if end <= epoch:
         raise UserError(
             f"nothing is left to train after epoch {epoch} of {page.epochs}: branch earlier, or add --hold-lr --more N"
@@ -166,6 +166,7 @@ def check_span(parent: Parent, page: Page, epoch: int, end: int, hold_lr: bool, 
             f"--more {more} ends at epoch {end}, and the learning rate's schedule at {page.epochs}: add --hold-lr, or "
             f"--args epochs={end} for a longer schedule"
         )
+    return end
 
 
 def arrange(run: Training, cell: Cell) -> None:
@@ -268,11 +269,12 @@ def refuse_newly_empty(cell: Branch, empty: list[str]) -> None:
 def check_end(cell: Branch, run: Training) -> None:
     """Raise UserError where a branch would end at another number of weights than its sparsity asks for."""
     method, last = cell.method, cell.end * run.timeline.steps_per_epoch
-    if method.budget is Budget.OUTCOME:
+    budget = method.promised_budget()
+    if budget is Budget.OUTCOME:
         return
     left = [step for step in method.update_steps(run.timeline) if run.step < step <= last]
     reached = planned_count(method, run.maskset, left[-1], run.timeline) if left else run.maskset.active()
-    asked = count_kept(method.sparsity if method.budget is Budget.EXACT else 0.0, run.maskset.total)
+    asked = count_kept(method.sparsity if budget is Budget.EXACT else 0.0, run.maskset.total)
     if reached != asked:
         raise UserError(
             f"method '{cell.label}' has {reached:,} weights active at the branch's end, epoch {cell.end}, and sparsity "

@@ -75,7 +75,7 @@ def run_branch(
 
 
 def check_method(cell: Branch, data: Data) -> None:
-    """Rehearse a method that will update masks. What prunes once depends on masks that a rehearsal does not have."""
+    """Rehearse a method that will update masks; what prunes once is held to its contract when it does, at the start."""
     timeline = make_timeline(cell, data)
     if len(cell.method.update_steps(timeline)):
         rehearse(cell.method, cell.plugin.name, timeline)
