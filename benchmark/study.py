@@ -81,9 +81,8 @@ class Runner:
     options: Options
     console: Console
     tell: Callable[[object], None]
-    parents: dict[str, Parent] = field(default_factory=dict)  # that are finished, by name
+    parents: dict[str, Parent | None] = field(default_factory=dict)  # that are over, by name; None: failed
     failed: dict[str, list[str]] = field(default_factory=dict)  # runs by what went wrong
-    lost: set[str] = field(default_factory=set)  # parents that failed, by name
     made: int = 0
     spent_s: float = 0.0  # on what was made here
 
@@ -124,7 +123,7 @@ class Runner:
             reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
             self.failed.setdefault(reason, []).append(str(job))
             if job.asked is None:
-                self.lost.add(job.parent.identity)
+                self.parents[job.parent.identity] = None
             self.left.remove(job)
             return
         self.left.remove(job)
@@ -140,14 +139,12 @@ class Runner:
         """
         if job.asked is None:
             return self.finish_parent(job.parent)
-        name = job.parent.identity
-        if name in self.lost:
+        if job.parent.identity not in self.parents:
+            raise BusyError
+        parent = self.parents[job.parent.identity]
+        if parent is None:
             raise UserError("the run it goes on from failed")
-        if name not in self.parents:
-            if self.ledger.find(job.parent, self.data) is None:
-                raise BusyError
-            self.parents[name] = find_parent(name, [self.stores.branches], self.options.places.runs)
-        cell = make_branch(self.parents[name], **job.asked)
+        cell = make_branch(parent, **job.asked)
         record = self.make(cell, self.options)
         for file in (WEIGHTS, MASKS) if record is not None else ():
             # hundreds of networks that differ in one mask; `sparse-bench branch` makes any of them again
@@ -162,6 +159,7 @@ class Runner:
         if not all(is_there(folder, epoch) for epoch in epochs):  # begun without them, or deleted since
             wanted = ",".join(map(str, epochs))
             take_snapshots(cell.identity, wanted, self.data_root, [self.stores.branches], self.options, QUIET)
+        self.parents[cell.identity] = find_parent(cell.identity, [self.stores.branches], self.options.places.runs)
         return record
 
     def make(self, cell: Cell, options: Options) -> Record | None:
@@ -180,7 +178,9 @@ class Runner:
         if "branch" in record:
             shown = f"{record['branch']['before']['test_acc_pct']:.2f} -> {shown}"
         left = format_time(len(self.left) * self.spent_s / self.made)
-        self.say(f"{len(self.jobs) - len(self.left)}/{len(self.jobs)} {job}: {shown}; about {left} left")
+        self.say(
+            f"{len(self.jobs) - len(self.left)}/{len(self.jobs)} {job}: {shown}; about {left} left for one process"
+        )
 
     def say(self, text: str) -> None:
         """Print a plain line."""
