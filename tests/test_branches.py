@@ -325,6 +325,27 @@ def test_runs_of_another_protocol_and_diverged_ones_are_no_parents(copied, chang
         place.branch(run, epoch=1)
 
 
+def test_a_run_that_goes_on_behind_a_snapshot_says_which_is_missing(tmp_path, monkeypatch, capsys):
+    place = Place(tmp_path)
+    save = benchmark.resume.Saver.save
+
+    def save_then_stop(self: Any, run: Any) -> None:
+        save(self, run)
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            benchmark.resume.Saver, "__call__", lambda self, run: run.step == 30 and save_then_stop(self, run)
+        )
+        with pytest.raises(StoppedError):
+            place.run()
+    out = io.StringIO()
+    monkeypatch.setattr("test_branches.QUIET", Console(file=out, width=200))
+    run = place.run(snapshots="1,2")["run"]
+    assert f"no snapshot of epoch 1 was kept: sparse-bench snapshot {run} --epochs 1" in out.getvalue()
+    assert list_snapshots(tmp_path / "runs" / run) == [2]
+
+
 def test_an_interrupted_run_is_branched_by_its_snapshots_alone(copied):
     place, run = copied
     (place.stores.records / f"{run}.json").unlink()
