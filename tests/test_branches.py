@@ -304,8 +304,24 @@ def test_damaged_and_foreign_snapshots_and_unknown_runs_are_refused(copied):
     save_checkpoint(path, state)
     with pytest.raises(UserError, match=r"is of run cifar10_vgg19\.x on page cifar10_vgg19"):
         place.branch(run, epoch=1)
+    save_checkpoint(path, {"cell": {"run": run}, "counters": []})
+    with pytest.raises(UserError, match=r"epoch-1 is no snapshot"):
+        place.branch(run, epoch=1)
     with pytest.raises(UserError, match="no run 'nobody'"):
         place.branch("nobody", epoch=1)
+    with pytest.raises(UserError, match="must be the name of a folder"):
+        place.branch("..", epoch=1)
+
+
+def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tmp_path):
+    place = Place(tmp_path)
+    Path(place.prune).write_text(PRUNE)
+    run = place.run(method=place.prune, snapshots="1")["run"]
+    assert place.branch(run, epoch=1)["run"].startswith("digits_resnet20.prune.0.8.s0.e1.")
+    Path(place.prune).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{PRUNE}")
+    with pytest.raises(UserError, match=r"the file of its method, .*prune\.py, is not there any more, or has changed"):
+        place.branch(run, epoch=1)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
