@@ -17,7 +17,7 @@ from benchmark.outcome import describe_method, describe_page
 from benchmark.pages import changed_settings, load_page, merge_settings
 from benchmark.plugins import digest, find_method
 from benchmark.snapshots import list_snapshots, read_snapshot
-from leaderboard import Record, RecordError, read_record
+from leaderboard import Record, RecordError, UnreadableError, read_record
 from leaderboard.records import file_stem, list_files
 from leaderboard.repeat import repeat_words
 from leaderboard.table import gather, plain
@@ -98,6 +98,8 @@ def find_record(name: str, run: str, stores: Iterable[Path]) -> Record | None:
             if path.name.startswith(f"{file_stem(run)}."):
                 try:
                     found.append({**read_record(path), "file": path.name})
+                except UnreadableError as error:  # it may be there, and be the one that is meant
+                    raise UserError(f"record {path}: {error}; try again") from error
                 except RecordError:  # damaged: `make verify` names it
                     continue
         found = [record for record in found if record["run"] == run]
