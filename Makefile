@@ -21,6 +21,12 @@ ENGINE   ?=
 JOBS     ?=
 ENGINE_ARGS ?=
 RETRIES  ?=
+SNAPSHOTS ?=
+SCALE    ?=
+EPOCHS   ?=
+MORE     ?=
+SCOPE    ?=
+PATTERN  ?=
 A        ?=
 B        ?=
 RUN      ?=
@@ -34,7 +40,8 @@ PYTHON   ?= python3
 # value is ever read as a line of make ($(value NAME)) or of the shell ("$$ASKED_NAME"). Exported under its own name it
 # would be read by make, and a make that a command starts would take a default for a wish.
 ASKED = METHOD SPARSITY TASK SEED DEVICE DATA WANDB ARGS PRECISION FRESH NAME GRID PLAN GPUS PER_GPU QUICK A B PYTHON \
-    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N RANKS KEEP
+    ENGINE JOBS ENGINE_ARGS RETRIES RUN BATCH THREADS TO N RANKS KEEP \
+    SNAPSHOTS SCALE EPOCHS MORE SCOPE PATTERN
 $(foreach name,$(ASKED),$(eval override export ASKED_$(name) := $$(value $(name))) $(eval unexport $(name)))
 ifneq ($(value PRECISION),)
 override ASKED_ARGS += precision=$(value PRECISION)
@@ -71,6 +78,7 @@ help: ## this text
 	@echo "  PRECISION=       fp32, bf16, or fastest: the faster of the two by a probe; other than the page's: a table of its own"
 	@echo "  FRESH=1          start over instead of continuing an interrupted run"
 	@echo "  RANKS=4          processes that train each run together: on GPUs one GPU each"
+	@echo "  SNAPSHOTS=5,10   epochs after which a snapshot is kept, to branch from"
 	@echo
 	@echo "of make sweep and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):"
 	@echo "  GRID=file        a grid file, such as configs/grids/digits.yaml; without it METHOD, SPARSITY, TASK, SEED, ARGS"
@@ -80,6 +88,11 @@ help: ## this text
 	@echo "  RETRIES=2        how often a cell that failed is tried again"
 	@echo "  PLAN=1           print runs, training FLOPs, memory and an estimated time, and run nothing"
 	@echo "  GPUS=64          with PLAN=1: the time on so many devices; PER_GPU=4: with four runs on each"
+	@echo
+	@echo "of make plasticity (TASK, SEED, ARGS, JOBS and PLAN as above; SEED=0,1,2 where not given):"
+	@echo "  SCALE=small      paper or small; small on the embedded digits where not given"
+	@echo "  EPOCHS=4,7       epochs after which is pruned; MORE=3: those in which a network may recover"
+	@echo "  SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters"
 	@echo
 	@echo "of make claim (TASK and SPARSITY as above):"
 	@echo "  A=granet B=gmp   two rows of the leaderboard; settings as in A=granet:start_sparsity=0"
@@ -107,7 +120,7 @@ install: $(READY) ## make .venv and install, without running anything
 bench: $(READY) ## train, price, update the leaderboard
 	@$(VENV)/bin/sparse-bench run --method "$$ASKED_METHOD" --sparsity "$$ASKED_SPARSITY" --task "$$ASKED_TASK" --seed "$$ASKED_SEED" \
 	    --device "$$ASKED_DEVICE" --data "$$ASKED_DATA" --wandb "$$ASKED_WANDB" $(if $(ASKED_ARGS),--args "$$ASKED_ARGS") $(if $(call true,$(value FRESH)),--fresh) \
-	    $(if $(value RANKS),--ranks "$$ASKED_RANKS")
+	    $(if $(value RANKS),--ranks "$$ASKED_RANKS") $(call given,SNAPSHOTS,snapshots)
 
 SWEEP_OPTIONS = $(call given,METHOD,method) $(call given,SPARSITY,sparsity) $(call given,TASK,task) \
     $(call given,SEED,seed) $(if $(strip $(ASKED_ARGS)),--args "$$ASKED_ARGS") $(if $(call true,$(value PLAN)),--plan $(if $(value GPUS),--gpus "$$ASKED_GPUS")) \
@@ -124,6 +137,13 @@ table3: $(READY) ## likewise its ImageNet table
 table1 table2 table3:
 	@status=0; $(VENV)/bin/sparse-bench sweep configs/paper/$@.yaml $(SWEEP_OPTIONS) || status=$$?; \
 	$(if $(call true,$(value PLAN)),,[ $$status -eq 130 ] || $(PY) -m leaderboard build || status=$$?;) exit $$status
+
+.PHONY: plasticity
+plasticity: $(READY) ## how well networks recover from pruning at different epochs (GraNet paper, Section 3); PLAN=1: the runs
+	@$(VENV)/bin/sparse-bench plasticity $(call given,TASK,task) $(call given,SCALE,scale) $(call given,EPOCHS,epochs) \
+	    $(call given,SEED,seed) $(call given,MORE,more) $(call given,SCOPE,scope) $(call given,PATTERN,pattern) \
+	    $(call given,JOBS,jobs) $(if $(strip $(ASKED_ARGS)),--args "$$ASKED_ARGS") $(if $(call true,$(value PLAN)),--plan) \
+	    --device "$$ASKED_DEVICE" --data "$$ASKED_DATA"
 
 test: $(READY) ## run the tests (a few minutes)
 	@$(PY) -m pytest

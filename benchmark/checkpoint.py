@@ -52,13 +52,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+START_OVER = "start the run over with FRESH=1 (sparse-bench run --fresh), or delete the file"
+
+
+def load_checkpoint(path: Path, way_out: str = START_OVER) -> dict[str, Any]:
     """Read a checkpoint back onto the CPU.
 
-    Raises DamagedError, naming the file, where it is not as it was written, and UserError where it cannot be read or is
-    of an earlier version.
+    Raises DamagedError, naming the file and the `way_out`, where it is not as it was written, and UserError where it
+    cannot be read or is of an earlier version.
     """
-    way_out = "start the run over with FRESH=1 (sparse-bench run --fresh), or delete the file"
     try:
         content = path.read_bytes()
     except OSError as error:

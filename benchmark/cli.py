@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from benchmark.cli_networks import add_networks
-from benchmark.options import CheckpointS, DataRoot, Device, LeaderboardPage, Records, Runs, Wandb, typed
+from benchmark.options import CheckpointS, DataRoot, Device, Fresh, LeaderboardPage, Records, Runs, Wandb, typed
 from benchmark.shell import console, end, guarded, tell, train_then_rebuild
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
@@ -34,7 +34,8 @@ def run(
     data: DataRoot = Path("data"),
     wandb: Wandb = "off",
     args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
-    fresh: Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")] = False,
+    fresh: Fresh = False,
+    snapshots: Annotated[str, typer.Option(help="epochs after which a snapshot is kept, to branch from: 5,10")] = "",
     records: Records = None,
     leaderboard: LeaderboardPage = None,
     runs: Runs = None,
@@ -63,6 +64,7 @@ def run(
             data_root=data,
             wandb=wandb,
             fresh=fresh,
+            snapshots=snapshots,
             checkpoint_s=checkpoint_s,
             places={"records": records, "page": leaderboard, "runs": runs},
             command=typed(),
@@ -211,6 +213,9 @@ def verify(
 
 
 add_networks(app, console, guarded)
+
+
+import benchmark.branch_commands  # noqa: E402, F401 (more commands, which use what is defined above)
 
 
 def main() -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from benchmark.cells import Cell
 from benchmark.contract import propose, rehearse
 from benchmark.data import Data
+from benchmark.emptiness import check_budget, refuse_empty
 from benchmark.errors import UserError
 from benchmark.gridfile import Item
 from benchmark.plan import group_items
 from benchmark.planner import Networks
 from benchmark.ranks import check_shares
 from benchmark.replicas import check_sharing
-from benchmark.run import Options, check_budget, check_room, first_view, make_timeline, refuse_empty
+from benchmark.run import Options, check_room, first_view, make_timeline
 from benchmark.states import DONE, Ledger
 
 

@@ -17,6 +17,7 @@ from benchmark.foresight import check_cells
 from benchmark.places import Places, check_places
 from benchmark.ranks import count_ranks, do_together, own_rank
 from benchmark.run import Options, run_cell
+from benchmark.snapshots import list_snapshots, parse_epochs
 from benchmark.tracking import check_mode
 from leaderboard.store import load_store
 from leaderboard.table import printable
@@ -38,8 +39,9 @@ def run_grid(
     command: str,
     console: Console,
     tell: Callable[[object], None],
+    snapshots: str = "",
 ) -> int:
-    """Run every cell of the grid and return how many failed.
+    """Run every cell of the grid and return how many failed; `snapshots` lists epochs to keep one after.
 
     Raises UserError, before the first batch and with nothing written, for anything wrong that can be known by then: a
     name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
@@ -57,6 +59,7 @@ def run_grid(
         checkpoint_s=checkpoint_s,
         command=command,
         places=Places(**{key: path for key, path in places.items() if path is not None}),
+        snapshots=parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS"),
     )
     if own_rank() == 0:  # which alone writes
         check_places(options.places)
@@ -92,6 +95,11 @@ def run_one(cell: Cell, data: Data, options: Options, console: Console, place: s
     )
     record, path = run_cell(cell, data, options, console)
     print_result(console, record, show(path), show(options.places.page))
+    kept = list_snapshots(options.places.runs / cell.identity)
+    missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)
+    if missing:  # the run went on from a checkpoint behind them
+        text = f"no snapshot of epoch {missing} was kept: sparse-bench snapshot {cell.identity} --epochs {missing}"
+        console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def show(path: Path) -> str:

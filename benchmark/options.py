@@ -17,6 +17,7 @@ Wandb = Annotated[str, typer.Option(help="off, offline or online (offline where 
 Records = Annotated[Path | None, typer.Option(help="folder of records")]
 LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown page to rebuild; others lie beside it")]
 Runs = Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")]
+Fresh = Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")]
 CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
 
 

@@ -62,7 +62,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "train_s": run.train_s,
             "eval_s": run.eval_s,
             "total_s": run.train_s + run.eval_s,
-            "images_per_s": images_trained(run.page, run.data) / run.train_s,
+            "images_per_s": images_trained(own_page(run), run.data) / run.train_s,
         },
         "environment": describe_arithmetic(run),
         "git": describe_git(),
@@ -97,7 +97,13 @@ def stamp(moment: datetime) -> str:
 
 def has_diverged(run: Training) -> bool:
     """Return whether the run ended without a finite loss or skipped more than one step in a hundred."""
-    return run.history[-1]["loss"] is None or run.skipped_steps > DIVERGED_SHARE * run.timeline.total_steps
+    steps = own_page(run).epochs * run.timeline.steps_per_epoch
+    return run.history[-1]["loss"] is None or run.skipped_steps > DIVERGED_SHARE * steps
+
+
+def own_page(run: Training) -> Page:
+    """Return the page with the epochs that the run itself trains: a branch leaves those before it to its parent."""
+    return dataclasses.replace(run.page, epochs=run.page.epochs - run.first_epoch)
 
 
 def images_trained(page: Page, data: Data) -> int:

@@ -15,6 +15,7 @@ from benchmark.cells import Cell
 from benchmark.console import format_flops
 from benchmark.contract import rehearse
 from benchmark.data import Data
+from benchmark.emptiness import check_budget
 from benchmark.environment import describe_environment
 from benchmark.errors import UserError
 from benchmark.fleet import Fleet, describe_fleet, describe_sharing
@@ -23,7 +24,7 @@ from benchmark.memory import Memory, work_out_memory
 from benchmark.pace import SPEED, Pace, calibrate, format_time, pace_of_records
 from benchmark.places import Places
 from benchmark.planner import Networks, Prediction, predict
-from benchmark.run import check_budget, make_timeline
+from benchmark.run import make_timeline
 from benchmark.spread import Job
 from benchmark.standin import stand_in
 from benchmark.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs

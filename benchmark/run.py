@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from benchmark.branches import Branch, arrange, begin, recall
 from benchmark.build import Built, build
 from benchmark.cells import Cell
 from benchmark.checkpoint import sweep
@@ -20,12 +21,14 @@ from benchmark.console import Reporter
 from benchmark.contract import commit, propose, show_donor
 from benchmark.costs import Meter
 from benchmark.data import Data
+from benchmark.emptiness import refuse_empty
 from benchmark.environment import choose_precision, set_determinism
 from benchmark.errors import UserError
 from benchmark.export import export_network
 from benchmark.graphs import wants_graphs
 from benchmark.maskset import MaskSet
 from benchmark.names import refuse_links, run_folder
+from benchmark.origins import describe_start
 from benchmark.outcome import make_record, refuse_invalid
 from benchmark.places import Places
 from benchmark.prunable import prunable_weights
@@ -42,12 +45,13 @@ from benchmark.resume import (
     write_finished,
 )
 from benchmark.scoring import ScoringGradients, score
+from benchmark.snapshots import keep_snapshot
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, UnreadableError, find_same, rebuild, write_record
 from leaderboard.table import printable
-from methods.core import Timeline, View, count_kept
+from methods.core import Timeline, View
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
 
@@ -63,6 +67,8 @@ class Options:
     command: str = ""
     places: Places = field(default_factory=Places)
     progress: Path | None = None  # a file that says how far the run is
+    snapshots: tuple[int, ...] = ()  # epochs at whose ends a checkpoint is kept
+    rebuilds: bool = True  # the leaderboard after each run; the runs of other stores are on no table
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
@@ -76,18 +82,6 @@ def check_room(cell: Cell, built: Built, places: Places) -> None:
         raise UserError(
             f"{places.runs} has {free / 2**20:,.0f} MiB free and this run's checkpoints need {needed / 2**20:,.0f}: "
             "make room, or point --runs elsewhere"
-        )
-
-
-def check_budget(cell: Cell, built: Built) -> None:
-    """Raise UserError when fewer weights than layers stay, so that some layer must be left empty by any method."""
-    weights = prunable_weights(built.model, built.layers)
-    kept = count_kept(cell.sparsity, built.dense_prunable)
-    if kept < len(weights) and not cell.page.allow_empty_layers:
-        raise UserError(
-            f"sparsity {cell.sparsity:g} leaves {kept} of {built.dense_prunable:,} weights for {len(weights)} layers, "
-            f"so a layer must stay empty ({', '.join(weights)}): lower SPARSITY, or allow it with "
-            "ARGS=allow_empty_layers=true"
         )
 
 
@@ -155,7 +149,8 @@ def publish(record: Record, folder: Path, options: Options, console: Console) ->
     except UnreadableError as error:
         raise UserError(f"the records of run {record['run']} in {places.records} are {error}; {kept}") from error
     try:
-        rebuild(places.records, places.page)
+        if options.rebuilds:
+            rebuild(places.records, places.page)
     except Exception as error:  # the record is what counts, and another one may be what breaks the page
         reason = printable(f"{type(error).__name__}: {error}")
         text = f"every record is kept, but {places.page} was not rebuilt ({reason}): `make leaderboard` tries again"
@@ -182,33 +177,36 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     checkpoint = folder / "checkpoint"
     state = announce(read_checkpoint(checkpoint, warner(console)) if own_rank() == 0 else None)
     run = prepare(cell, built, data, options.device)
+    arrange(run, cell)
     if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
         run.precision = str(state.get("precision")) if state else announce(probe_precision(run))
     if state is None:
-        set_up_masks(cell, run, warner(console))
+        begun = begin(cell, run, set_up_masks, warner(console))
     else:
-        started = restore(run, state, checkpoint)
+        started, begun = restore(run, state, checkpoint), recall(cell, state)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
     tracker = Tracker(
         "off" if own_rank() else options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False)
     )
     tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})
     title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
-    saver = Saver(checkpoint, options.checkpoint_s, {"started": started.isoformat(), "about": about(cell)})
+    facts = {**describe_start(cell, built, started, begun), "about": about(cell)}
+    saver = Saver(checkpoint, options.checkpoint_s, facts)
 
     def after_epoch(run: Training) -> None:
         tracker.log(run.history[-1], run.step)
+        keep_snapshot(run, options.snapshots, folder, facts)  # before the checkpoint, which goes on after it
         saver(run)
 
     summary: dict[str, Any] = {"status": "failed"}
     try:
-        length = cell.page.epochs, run.timeline.steps_per_epoch
+        length = run.page.epochs, run.timeline.steps_per_epoch
         with Reporter(console, title, *length, run.step, options.progress) as reporter:
             train(run, reporter, after_epoch, saver)
         if own_rank():
             return {}
         export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
-        record = make_record(cell, built, run, options.command, started)
+        record = {**make_record(cell, built, run, options.command, started), **begun}
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
     except DriftError:
@@ -267,8 +265,10 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
         run.meter.charge_scoring(wanted, scores.images)
     view = first_view(cell, run.maskset, run.timeline, scores)
     proposed = do_together(lambda: propose(cell.method, run.name, view))
-    commit(cell.method, run.name, run.maskset, proposed, view, None, run.average.module if run.average else None)
-    if wanted is None and cell.donor is None:
+    commit(
+        cell.method, run.name, run.maskset, proposed, view, run.optimizer, run.average.module if run.average else None
+    )
+    if wanted is None and cell.donor is None and not isinstance(cell, Branch):  # which is held to what it changes
         refuse_empty(cell, run.maskset.counts())
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
     if empty:
@@ -296,13 +296,3 @@ def first_view(cell: Cell, maskset: MaskSet, timeline: Timeline, scores: Scoring
         last=maskset.last,
         **show_donor(cell.donor, maskset.weights),
     )
-
-
-def refuse_empty(cell: Cell, counts: dict[str, int]) -> None:
-    """Raise UserError when first masks that no score decided leave a layer empty, unless the page allows it."""
-    empty = [name for name, count in counts.items() if count == 0]
-    if empty and not cell.page.allow_empty_layers:
-        raise UserError(
-            f"method '{cell.plugin.name}' at sparsity {cell.sparsity:g} leaves no weight in layer {', '.join(empty)}: "
-            "lower SPARSITY, or allow it with ARGS=allow_empty_layers=true"
-        )

@@ -51,12 +51,15 @@ def guarded(action: Callable[[], Any]) -> Any:
     raise typer.Exit(2)
 
 
-def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderboard: Path | None) -> None:
+def train_then_rebuild(
+    action: Callable[[], int], records: Path | None, leaderboard: Path | None, store: Path | None = None
+) -> None:
     """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
 
-    Or if the leaderboard is not what the records give, because a process was killed before it could. A page or picture
-    that cannot be made costs a warning, for the records are what counts. Ends with status 1 when a run failed, 130 when
-    stopped; stopped once more while the pages are rebuilt, it ends at once.
+    They come to `store`, where it is another than that of the leaderboard's records. Or if the leaderboard is not what
+    the records give, because a process was killed before it could. A page or picture that cannot be made costs a
+    warning, for the records are what counts. Ends with status 1 when a run failed, 130 when stopped; stopped once more
+    while the pages are rebuilt, it ends at once.
     """
     from benchmark.places import Places
     from benchmark.ranks import own_rank
@@ -65,16 +68,17 @@ def train_then_rebuild(action: Callable[[], int], records: Path | None, leaderbo
 
     places = Places()
     folder, page = records or places.records, leaderboard or places.page
-    before = guarded(lambda: set(list_files(folder)))
+    store = store or folder
+    before = guarded(lambda: set(list_files(store)))
     try:
         failed = guarded(action)
     except KeyboardInterrupt:
         tell("stopped; the same command goes on from the last checkpoint")
         with contextlib.suppress(KeyboardInterrupt, OSError):
-            if set(list_files(folder)) - before:
+            if set(list_files(store)) - before:
                 rebuild_all(folder, page)
         raise typer.Exit(130) from None
-    if own_rank() == 0 and guarded(lambda: set(list_files(folder)) - before or not is_current(folder, page)):
+    if own_rank() == 0 and guarded(lambda: set(list_files(store)) - before or not is_current(folder, page)):
         rebuild_all(folder, page)
     if failed:
         raise typer.Exit(1)

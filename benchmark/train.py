@@ -48,6 +48,8 @@ class Training:
     precision: str
     channels_last: bool
     average: ModelEmaV3 | None = None
+    schedule: Page | None = None  # whose learning rates it has; None = its own page's
+    first_epoch: int = 0  # epochs finished before it began: those of the run that it branches from
     waits: bool = True  # for the device to say whether a step is finite; at updates it always does
     graphs: bool = False  # whether forward and backward are recorded once and replayed
     graphed: GraphedPasses | None = None
@@ -209,7 +211,7 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
 
 def begin_epoch(run: Training, epoch: int) -> None:
     """Set what an epoch starts from, or, within one that a checkpoint was taken in, what it goes on from."""
-    set_learning_rate(run.optimizer, learning_rate(run.page, epoch))
+    set_learning_rate(run.optimizer, learning_rate(run.schedule or run.page, epoch))
     if run.epoch_step == 0:
         torch.manual_seed(derive(run.seed, "epoch", epoch))  # dropout: a function of (seed, epoch)
         run.epoch_totals = torch.zeros(2, device=run.device, dtype=torch.float64)

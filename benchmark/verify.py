@@ -56,6 +56,9 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     """
     record = load_record(path)
     page = stay_home(merge_settings(record["page"]["settings"], f"record {path}"))
+    if "branch" in record:  # it trained the epochs of its own alone
+        own = record["branch"]["last_epoch"] - record["branch"]["epoch"]
+        page = dataclasses.replace(page, epochs=own)
     folder = run_folder(runs, record["run"])
     weights, masks = read_export(folder)
     about = read_tensors(folder / WEIGHTS)[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leaderboard.measurements import folder_of, load_measurements
 from leaderboard.page import (
@@ -21,7 +22,12 @@ from leaderboard.page import (
 from leaderboard.schema import Record
 from leaderboard.store import load_store
 
+if TYPE_CHECKING:
+    from leaderboard.drawing.pictures import Picture
+
 PAPER = "PAPER.md"  # beside the leaderboard
+PLASTICITY = "PLASTICITY.md"  # likewise, where there are branches that were pruned
+BRANCHES = "branches"  # beside the records
 SITE = "site/index.html"
 
 
@@ -36,23 +42,33 @@ def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
     a page that fails costs no other. Invariant: readers see each file old or new, whole; records that arrive meanwhile
     are on the pages in the end.
     """
+    folders = records_dir, records_dir.parent / BRANCHES
     while True:
-        before = store_state(records_dir)
+        before = [store_state(folder) for folder in folders]
         store = load_store(records_dir)
         summary = build_pages(store, records_dir, page)
-        if store_state(records_dir) == before:
+        if [store_state(folder) for folder in folders] == before:
             return summary, store
+
+
+def load_branches(records_dir: Path) -> Store:
+    """Return the store of branches beside the folder of records."""
+    return load_store(records_dir.parent / BRANCHES, branches=True)
 
 
 def build_pages(store: Store, records_dir: Path, page: Path) -> str:
     """Write every page of a store that was read; return a line that sums it up. Raises BuildError as `build_all`."""
     said: list[str] = []
     site = page.parent / SITE
+    branches = load_branches(records_dir)
     with ThreadPoolExecutor(1) as aside:  # many pictures are drawn by other processes, while this one writes the texts
-        drawing = aside.submit(draw_pictures, store, page.parent / PICTURES)
+        drawing = aside.submit(draw_pictures, store, branches, page.parent / PICTURES)
         steps: dict[str, Callable[[], object]] = {
             page.name: lambda: said.append(write_page(store, records_dir, page)),
             PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page)),
+            PLASTICITY: lambda: replace_or_delete(
+                page.parent / PLASTICITY, plasticity_text(branches, records_dir, page)
+            ),
             "the pictures": lambda: said.append(drawing.result()),
             **({SITE: lambda: write_browser_page(store, records_dir, page, site)} if site.exists() else {}),
         }
@@ -82,11 +98,27 @@ def paper_text(store: Store, records_dir: Path, page: Path) -> str:
     return render_paper(store[0], load_tables(), relative(records_dir, page))
 
 
-def draw_pictures(store: Store, folder: Path) -> str:
-    """Draw what is not current, delete what no record gives any more; return how many pictures there are."""
-    from leaderboard.drawing.draw import FORMATS, draw_sections  # here, because matplotlib takes a second
+def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
+    """Return the page of pruning plasticity, or an empty text where there is nothing to show."""
+    from leaderboard.plasticity.markdown import render_plasticity
 
-    drawn = draw_sections(named_sections(store), folder)
+    records, problems = branches
+    return render_plasticity(records, problems, relative(records_dir.parent / BRANCHES, page), PICTURES)
+
+
+def replace_or_delete(path: Path, text: str) -> None:
+    """Give `path` the content `text`, in one instant; an empty text has no file."""
+    if text:
+        replace_text(path, text)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def draw_pictures(store: Store, branches: Store, folder: Path) -> str:
+    """Draw what is not current, delete what no record gives any more; return how many pictures there are."""
+    from leaderboard.drawing.draw import FORMATS, draw_all, draw_sections  # here, because matplotlib takes a second
+
+    drawn = draw_sections(named_sections(store), folder) + draw_all(pruning_pictures(branches), folder)
     sweep(folder, drawn)
     return amount(len(drawn) // len(FORMATS), "picture")
 
@@ -101,6 +133,14 @@ def sweep(folder: Path, wanted: list[Path]) -> None:
                 path.unlink()
         except FileNotFoundError:  # another process deleted it
             continue
+
+
+def pruning_pictures(branches: Store) -> dict[str, Picture]:
+    """Return the pictures of pruning plasticity by the stem of their files."""
+    from leaderboard.plasticity.lines import list_pruning_pictures
+    from leaderboard.plasticity.points import make_studies
+
+    return list_pruning_pictures(make_studies(branches[0]))
 
 
 def named_sections(store: Store) -> dict[str, list[Record]]:
@@ -135,14 +175,17 @@ def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tup
 
 def find_stale(records_dir: Path, page: Path) -> list[str]:
     """Return what is not as the records give it: files set aside, pages and pictures. Writes nothing."""
-    store = load_store(records_dir)
-    faults = [f"record {problem.file}: {problem.reason}" for problem in store[1]]
+    store, branches = load_store(records_dir), load_branches(records_dir)
+    faults = [f"record {problem.file}: {problem.reason}" for problem in store[1] + branches[1]]
     _, faulty = load_measurements(folder_of(records_dir), store[0])
     faults += [f"measurement {problem.file}: {problem.reason}" for problem in faulty]
     checks: dict[str, Callable[[], Iterator[str]]] = {
         page.name: lambda: differing(page, lambda: make_page(records_dir, page, store)[0]),
         PAPER: lambda: differing(page.parent / PAPER, lambda: paper_text(store, records_dir, page)),
-        "the pictures": lambda: stale_pictures(store, page.parent / PICTURES),
+        PLASTICITY: lambda: differing(
+            page.parent / PLASTICITY, lambda: plasticity_text(branches, records_dir, page) or None
+        ),
+        "the pictures": lambda: stale_pictures(store, branches, page.parent / PICTURES),
     }
     site = page.parent / SITE
     if site.exists():
@@ -155,8 +198,8 @@ def find_stale(records_dir: Path, page: Path) -> list[str]:
     return faults
 
 
-def differing(path: Path, make: Callable[[], str]) -> Iterator[str]:
-    """Yield a fault where the page at `path` is missing or not the text that `make` returns."""
+def differing(path: Path, make: Callable[[], str | None]) -> Iterator[str]:
+    """Yield a fault where the page at `path` is not the text that `make` returns; None where there must be no page."""
     try:
         current = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -165,11 +208,13 @@ def differing(path: Path, make: Callable[[], str]) -> Iterator[str]:
         yield f"{path.name} is not what the records give"
 
 
-def stale_pictures(store: Store, folder: Path) -> Iterator[str]:
+def stale_pictures(store: Store, branches: Store, folder: Path) -> Iterator[str]:
     """Yield the pictures that are missing, not what the records give, or of no section."""
-    from leaderboard.drawing.draw import check_section, stray
+    from leaderboard.drawing.draw import check_all, check_section, stray
 
     sections = named_sections(store)
     for name, runs in sections.items():
         yield from check_section(name, runs, folder)
-    yield from stray(folder, sections)
+    pruned = pruning_pictures(branches)
+    yield from check_all(pruned, folder)
+    yield from stray(folder, {*sections, *(stem.rsplit(".", 1)[0] for stem in pruned)})

@@ -16,6 +16,7 @@ from leaderboard.kinds import DIGEST, parse_time
 from leaderboard.schema import Record, RecordError, UnreadableError, find_faults, find_rule_faults
 from leaderboard.seal import content_of, is_sealed_text, lay_out, seal_of
 
+MISPLACED = "a branch of another run: it belongs in the store of branches, beside this one"
 LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and the number of a repeat is added
 
 
@@ -161,14 +162,16 @@ def list_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if not name.startswith(".")]
 
 
-def read_records(folder: Path) -> tuple[list[Record], list[Problem]]:
+def read_records(folder: Path, branches: bool = False) -> tuple[list[Record], list[Problem]]:
     """Read every record of `folder`: the valid ones, and a Problem for each file that is damaged, invalid or a copy.
+
+    `branches`: whether it is the store of branches and of the runs they go on from; elsewhere a branch is set aside.
 
     Each record gets one key more, `file`, the name of its file. Sorted by run, time of finishing and file; problems by
     file. Invariant: every file with a record's name is in exactly one of the two lists. `leaderboard.store.load_store`
     says the same of every file and is for large stores.
     """
-    return sort_out([read_file(path) for path in list_files(folder)])
+    return sort_out([read_file(path) for path in list_files(folder)], branches)
 
 
 def read_file(path: Path) -> tuple[str, Record] | Problem:
@@ -180,15 +183,19 @@ def read_file(path: Path) -> tuple[str, Record] | Problem:
     return record.get("seal") or seal_of(record), {**record, "file": path.name}
 
 
-def sort_out(found: list[tuple[str, Record] | Problem]) -> tuple[list[Record], list[Problem]]:
+def sort_out(found: list[tuple[str, Record] | Problem], branches: bool = False) -> tuple[list[Record], list[Problem]]:
     """Return the records and the problems of a store in order, each of several copies of a record but the first aside.
 
-    A copy has the same content. A run of the same name with other content is a repeat and is kept.
+    Records of branches are set aside too, unless it is their store: a branch is no run of a table. A copy has the same
+    content. A run of the same name with other content is a repeat and is kept.
     """
     problems = [entry for entry in found if isinstance(entry, Problem)]
     read = [entry for entry in found if not isinstance(entry, Problem)]
     kept: dict[str, Record] = {}
     for seal, record in sorted(read, key=lambda entry: file_key(entry[1]["file"])):
+        if "branch" in record and not branches:
+            problems.append(Problem(record["file"], MISPLACED))
+            continue
         first = kept.setdefault(seal, record)
         if first is not record:
             problems.append(Problem(record["file"], f"a copy of {first['file']}"))

@@ -48,6 +48,7 @@ class UnreadableError(RecordError):
 
 
 GROUPS = ("dense", "before training", "sparse-to-sparse", "dense-to-sparse", "control")
+POINT = {"test_acc_pct": PERCENT, "validation_acc_pct": or_null(PERCENT), "active": WHOLE}
 DONATIONS = ("densities", "masks", "shuffled masks", "shuffled filters")
 
 # As `leaderboard.kinds` reads nested rules: a key that ends in "?" may be absent.
@@ -135,6 +136,22 @@ FIELDS: dict[str, Any] = {
         "batch_norm_shares?": ABOVE_0,  # in which a batch was normalised: the ranks, or one where they synchronised
     },
     "git": {"commit": or_null(TEXT), "dirty": or_null(BOOL)},
+    # Of a run that goes on from a snapshot of another, its parent: history, costs and times are its own from there on.
+    "branch?": {
+        "parent": NAME,
+        "parent_label": TEXT,
+        "parent_sparsity": SPARSITY,
+        "epoch": ABOVE_0,  # after which it begins, counted from the parent's start, as all epochs and steps
+        "step": ABOVE_0,
+        "snapshot_sha256": DIGEST,
+        "last_epoch": ABOVE_0,
+        "hold_lr": BOOL,
+        "lr": NUMBER,  # in force when it begins
+        "changed": OBJECT,
+        "before": POINT,  # the method is asked for masks
+        "after": POINT,
+        "unpruned_acc_pct": or_null(PERCENT),  # of the parent, after its last epoch; null where it had not finished
+    },
 }
 
 is_typed = make_test(FIELDS)
@@ -167,6 +184,7 @@ def find_rule_faults(record: Any) -> list[str]:
     if not is_typed(record):
         return list(type_faults(record, FIELDS, ""))
     faults = [*count_faults(record), *budget_faults(record), *cost_faults(record), *history_faults(record)]
+    faults += branch_faults(record) if "branch" in record else []
     if record["schema"] == 1 and "seal" in record:
         faults.append(f"seal must be absent in a record of schema 1, got {shorten(record['seal'])}")
     return faults
@@ -260,3 +278,13 @@ def history_faults(record: Record) -> Iterator[str]:
             if explored < before:
                 yield f"history[{number}].explored is {explored}, after {before}: it can only grow"
             before = explored
+
+
+def branch_faults(record: Record) -> Iterator[str]:
+    """Yield where a branch does not begin and end at the epochs it says."""
+    branch, history = record["branch"], record["history"]
+    if branch["last_epoch"] <= branch["epoch"]:
+        yield f"branch.last_epoch is {branch['last_epoch']}, not after epoch {branch['epoch']}, where it begins"
+    ends = [row["epoch"] for row in history]
+    if record["status"] == "ok" and ends != list(range(branch["epoch"] + 1, branch["last_epoch"] + 1)):
+        yield f"history has epochs {shorten(ends)}, the branch those after {branch['epoch']} to {branch['last_epoch']}"

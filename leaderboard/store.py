@@ -29,18 +29,18 @@ CHUNK = 200  # files that a process reads at a time, so that only few full recor
 Found = tuple[str, Record] | Problem
 
 
-def load_store(folder: Path) -> tuple[list[Record], list[Problem]]:
+def load_store(folder: Path, branches: bool = False) -> tuple[list[Record], list[Problem]]:
     """Read every record of `folder` as `leaderboard.records.read_records` does, but compact.
 
     In place of `history` a record has `curves`, as the function of that name gives them. Records share their equal
-    parts, so they are for reading only. Invariant: the records, the problems and their order are those of
-    `read_records`, whatever the number of files and of processes.
+    parts, so they are for reading only. `branches` as there. Invariant: the records, the problems and their order are
+    those of `read_records`, whatever the number of files and of processes.
     """
     sharing = Sharing()
     found: list[Found] = []
     for chunk in read_chunks(list_files(folder)):
         found += sharing.entries(chunk)
-    return sort_out(found)
+    return sort_out(found, branches)
 
 
 def read_chunks(paths: list[Path]) -> Iterator[list[Found]]:

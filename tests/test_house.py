@@ -25,6 +25,7 @@ BOARD_LIBRARIES = {
     "drawing/draw.py": ("matplotlib",),
     "drawing/figures.py": ("matplotlib",),
     "drawing/parts.py": ("matplotlib",),
+    "drawing/pruning.py": ("matplotlib",),
     "paper/published.py": ("yaml",),
     "web/wandb_board.py": ("wandb",),
 }

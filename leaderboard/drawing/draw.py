@@ -46,9 +46,13 @@ def draw_section(name: str, runs: list[Record], folder: Path) -> list[Path]:
 
 def draw_sections(sections: Mapping[str, list[Record]], folder: Path, workers: int = 2) -> list[Path]:
     """Write the pictures of all sections, runs by name, as `draw_section` does; many are shared among processes."""
-    pictures = {
-        folder / f"{name}.{picture.kind}": picture for name, runs in sections.items() for picture in list_pictures(runs)
-    }
+    named = {f"{name}.{picture.kind}": picture for name, runs in sections.items() for picture in list_pictures(runs)}
+    return draw_all(named, folder, workers)
+
+
+def draw_all(named: Mapping[str, Picture], folder: Path, workers: int = 2) -> list[Path]:
+    """Write pictures, by the stems of their files, as `draw_section` does; many are shared among processes."""
+    pictures = {folder / stem: picture for stem, picture in named.items()}
     due = [(stem, picture) for stem, picture in pictures.items() if not is_current(stem, picture)]
     if due:
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,20 +147,25 @@ def is_current(stem: Path, picture: Picture) -> bool:
 
 
 def check_section(name: str, runs: list[Record], folder: Path) -> list[str]:
-    """Return what is wrong with a section's files in `folder`, one line each; nothing is written.
+    """Return what is wrong with a section's files in `folder`, one line each, see `check_all`; nothing is written."""
+    pictures = {f"{name}.{picture.kind}": picture for picture in list_pictures(runs)}
+    extra = [file for file in list_files(folder) if file.rsplit(".", 2)[0] == name and file[:-4] not in pictures]
+    faults = check_all(pictures, folder)
+    return faults + [f"picture {file} shows what no record gives: delete it" for file in extra]
+
+
+def check_all(pictures: Mapping[str, Picture], folder: Path) -> list[str]:
+    """Return what is wrong with the files of pictures, by stem, in `folder`, one line each; nothing is written.
 
     A file is held to its seal and to the digest of the numbers. An SVG is also drawn again and compared to the bit
     where it says it was drawn by the matplotlib that is installed; other versions draw the same numbers differently.
     """
-    pictures = {f"{name}.{picture.kind}": picture for picture in list_pictures(runs)}
-    faults = [
+    return [
         fault
         for stem, picture in pictures.items()
         for form in FORMATS
         for fault in check_file(file_of(folder / stem, form), form, picture)
     ]
-    extra = [file for file in list_files(folder) if file.rsplit(".", 2)[0] == name and file[:-4] not in pictures]
-    return faults + [f"picture {file} shows what no record gives: delete it" for file in extra]
 
 
 def check_file(path: Path, form: str, picture: Picture) -> Iterator[str]:

@@ -24,6 +24,7 @@ from leaderboard.drawing.parts import (
     text_width,
 )
 from leaderboard.drawing.pictures import AccuracyPoint, CostPoint, Curve, LayerLine, Picture, pareto_front
+from leaderboard.drawing.pruning import draw_pruning
 from leaderboard.drawing.style import Style, accuracy_limits, share_limits, sparsity_place, styles_of, turns_of
 
 CURVES = {
@@ -215,4 +216,6 @@ FIGURES: dict[str, Callable[[Picture], Figure]] = {
     "layers": draw_layers,
     "time": draw_curves,
     "exploration": draw_curves,
+    "plasticity": draw_pruning,
+    "gap": draw_pruning,
 }

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from leaderboard.plasticity.numbers import PruningLine, Schedule
 from leaderboard.schema import Record
 from leaderboard.store import curves
 from leaderboard.table import Row, make_rows, percent
@@ -115,6 +116,9 @@ class Curve:
     values: list[float]
 
 
+Numbers = AccuracyPoint | CostPoint | LayerLine | Curve | PruningLine | Schedule
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture: `title` and `caption` hold no text from records; `page` (drawn above the picture) and labels do."""
@@ -123,7 +127,7 @@ class Picture:
     title: str
     caption: str
     page: str
-    numbers: Sequence[AccuracyPoint | CostPoint | LayerLine | Curve]
+    numbers: Sequence[Numbers]
 
     def digest(self) -> str:
         """Return a sha256 of all that is drawn, numbers to ten digits: they are the same on every machine."""
@@ -160,7 +164,7 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     rest = EVERYWHERE + (
         f" Left out: sparsity {', '.join(percent(sparsity) for sparsity in left_out)}." if left_out else ""
     )
-    found: list[tuple[str, str, Sequence[AccuracyPoint | CostPoint | LayerLine | Curve]]] = [
+    found: list[tuple[str, str, Sequence[Numbers]]] = [
         ("accuracy", ACCURACY + EVERYWHERE, accuracy_points(series)),
         ("cost", COST.format(nil=nil) + EVERYWHERE, costs),
         ("layers", LAYERS + rest, layer_densities(series, shown)),

@@ -1,0 +1,148 @@
+"""The page of pruning plasticity: the paper's findings tested, its two pictures, and the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from leaderboard.claims.verdict import show_p
+from leaderboard.comparisons import signed
+from leaderboard.plasticity.findings import CLAIMS, Finding, find_findings
+from leaderboard.plasticity.lines import list_pruning_pictures
+from leaderboard.plasticity.points import GAP, PLASTICITY, Study, describe_rate, make_studies
+from leaderboard.records import Problem
+from leaderboard.schema import Record
+from leaderboard.table import BLANK, escape, line, mean_and_std, percent
+
+INTRODUCTION = """\
+# Pruning plasticity
+
+How well networks recover from pruning while they train: Liu et al., 2021, arXiv:2106.10404, Section 3. Made from the
+[records of branches]({folder}) by `make leaderboard`; do not edit. `make plasticity` makes the runs.
+
+- **Pruning.** A network, dense or with static masks of uniform sparsity, is trained; after an epoch a share of its
+  active weights is pruned by magnitude, at once. With regeneration as many weights are grown again, by gradient
+  magnitude, from zero; so networks with and without it differ in how many weights they have, too.
+- **Plasticity**: accuracy some epochs later, at the learning rate in force when it was pruned (at an epoch with which
+  the learning rate falls, the lower one), less the accuracy just before pruning.
+- **Final gap**: accuracy at the page's end, with the rest of its schedule, less that of the same run not pruned.
+- Accuracies are of the test images, as in the paper, and of the last epoch: none is chosen on them. Differences are in
+  points.
+- **Findings.** Each seed gives one number: the mean over all cells that differ in what is compared alone. Seeds are
+  paired: t-tests with 95 % intervals, Holm's correction over the claims of a study, one test image counted as noise.
+  *Supported* needs three seeds, the paper's sign and p of at most 0.05. Epochs at other learning rates are other epochs
+  as well."""
+
+NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
+
+
+def render_plasticity(
+    records: list[Record], problems: Iterable[Problem], folder: str = "branches", pictures: str = "pictures"
+) -> str:
+    """Return the page in Markdown, or an empty text where no record is of a branch that was pruned.
+
+    `folder` and `pictures` are where links lead, relative to the page. Invariant: the same records in any order give
+    the same text.
+    """
+    studies = make_studies(records)
+    if not studies:
+        return ""
+    lines = [INTRODUCTION.format(folder=quote(folder))]
+    titles = [study.title for study in studies]
+    for study in studies:
+        name = study.title if titles.count(study.title) == 1 else f"{study.title}, {study.more} epochs ({study.about})"
+        lines += section(study, name, pictures)
+    skipped = sorted(problems, key=lambda problem: (problem.file, problem.reason))
+    if skipped:
+        lines += ["", "## Skipped files", "", *(f"- {escape(p.file)}: {escape(p.reason)}" for p in skipped)]
+    return "\n".join(lines) + "\n"
+
+
+def section(study: Study, title: str, folder: str) -> list[str]:
+    """Return the lines of one study."""
+    lines = [
+        "",
+        f"## {title}",
+        "",
+        f"Page {escape(study.name)}; {study.about}; {study.runs} branches; seeds {list_numbers(all_seeds(study))}; "
+        f"{study.epochs} epochs, learning rate falls at {list_numbers(study.drops) or 'none'}; plasticity after "
+        f"{study.more} epochs.",
+        "",
+        *findings_table(find_findings(study)),
+    ]
+    for stem, picture in list_pruning_pictures([study]).items():
+        lines += ["", f"![{picture.title}]({quote(folder)}/{quote(stem)}.svg)", "", f"*{picture.caption}*"]
+    for kind in (PLASTICITY, GAP):
+        if study.values[kind]:
+            heading = f"{NAMES[kind].capitalize()}, points, mean ± sample standard deviation over seeds (n)"
+            lines += [
+                "",
+                "<details>",
+                f"<summary>{heading}</summary>",
+                "",
+                *values_table(study, kind),
+                "",
+                "</details>",
+            ]
+    return lines
+
+
+def all_seeds(study: Study) -> list[int]:
+    """Return the seeds of a study, rising."""
+    return sorted({*study.seeds(PLASTICITY), *study.seeds(GAP)})
+
+
+def list_numbers(numbers: Iterable[int]) -> str:
+    """Return numbers as a list in words."""
+    return ", ".join(map(str, numbers))
+
+
+def findings_table(findings: list[Finding]) -> list[str]:
+    """Return the table of what the runs say of the paper's claims."""
+    head = ["claim", "measured by", "compared", "effect, points", "95 % interval", "p (Holm)", "seeds", "verdict"]
+    lines = [line(head), line("---" for _ in head)]
+    for finding in findings:
+        found = finding.difference
+        known = found.low is not None and found.high is not None
+        verdict = f"**{finding.verdict}**"
+        lines.append(
+            line(
+                [
+                    CLAIMS[finding.claim],
+                    NAMES[finding.kind],
+                    f"{finding.compared}; {finding.pairs} pairs of cells",
+                    BLANK if found.mean is None else signed(found.mean),
+                    f"{signed(found.low or 0.0)} to {signed(found.high or 0.0)}" if known else BLANK,
+                    show_p(finding.adjusted_p),
+                    str(found.n),
+                    f"{verdict} ({finding.reason})" if finding.reason else verdict,
+                ]
+            )
+        )
+    return lines
+
+
+def values_table(study: Study, kind: str) -> list[str]:
+    """Return the table of a kind's values: a row for each network, way and rate, a column for each epoch."""
+    values = study.values[kind]
+    epochs = sorted({cell.epoch for cell in values})
+    head = ["network", "regeneration", "pruned", *(f"epoch {epoch}, lr {study.rates[epoch]:g}" for epoch in epochs)]
+    lines = [line(head), line("---" for _ in head)]
+    rows = sorted({(cell.sparsity, cell.regrow, cell.rate) for cell in values})
+    for sparsity, regrow, rate in rows:
+        cells = []
+        for epoch in epochs:
+            by_seed = next((v for c, v in values.items() if c == (sparsity, rate, regrow, epoch)), {})
+            cells.append(show_cell(list(by_seed.values())))
+        network = f"sparsity {percent(sparsity)}" if sparsity else "dense"
+        lines.append(line([network, "yes" if regrow else "no", describe_rate(rate), *cells]))
+    return lines
+
+
+def show_cell(values: list[float | None]) -> str:
+    """Return `−1.20 ± 0.21 (3)`; diverged branches are counted beside the others."""
+    if not values:
+        return BLANK
+    diverged = sum(value is None for value in values)
+    known = len(values) - diverged
+    return f"{mean_and_std(values).replace('-', '−')} ({known}{f', {diverged} diverged' if diverged else ''})"
