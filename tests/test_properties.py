@@ -54,8 +54,8 @@ from methods.core import (
     uniform,
     update_range,
 )
-from methods.core.base import SHARES
 from methods.core.masks import top_k
+from methods.core.ranges import SHARES
 
 set_hypothesis_home_dir(os.devnull)  # its caches would otherwise go to a folder beside the code, database or not
 settings.register_profile(
@@ -928,6 +928,7 @@ class Probe(Method):
     prune_end: float = 0.5
     update_end: float = 0.5
     start_sparsity: float = 0.5
+    rate: float = 0.5
     update_every: int = 10
     distribution: str = "erk"
 

@@ -12,11 +12,13 @@ from torch import nn
 
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, save_checkpoint
+from benchmark.errors import UserError
 from benchmark.plugins import built_in_names, find_method
 from benchmark.recipe import make_optimizer
 from benchmark.run import set_up_masks
 from benchmark.train import Training, train
 from methods.core import (
+    Budget,
     DenseGrads,
     Group,
     Masks,
@@ -64,8 +66,17 @@ def alive_outside(run: Training) -> int:
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("name", SPARSE)
 def test_every_method_ends_at_exactly_the_sparsity_asked(name, sparsity):
+    """Whole filters end near it and never above the count; of this network 24 weights, the classes', have to stay."""
+    if find_method(name).cls.budget is Budget.OUTCOME and sparsity > 0.9:
+        with pytest.raises(UserError, match=r"ask SPARSITY=0\.923 or less"):
+            make_run(name, sparsity, allow_empty_layers=True)
+        return
     run = finish(make_run(name, sparsity, allow_empty_layers=True))
-    assert run.maskset.active() == round((1 - sparsity) * PRUNABLE)
+    asked, largest = round((1 - sparsity) * PRUNABLE), 18  # the largest filter
+    if find_method(name).cls.budget is Budget.OUTCOME:
+        assert asked - largest < run.maskset.active() <= asked
+    else:
+        assert run.maskset.active() == asked
     assert alive_outside(run) == 0
 
 
