@@ -16,7 +16,7 @@ from tests.small import PRUNABLE, Silent
 from tests.test_runs import Bench
 from tests.test_training import finish, make_run
 
-STATIONARY = ("static", "snip", "grasp")
+STATIONARY = ("static", "snip", "grasp", "one_shot")
 
 
 def make_set(weights: int) -> MaskSet:

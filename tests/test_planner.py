@@ -76,6 +76,7 @@ def places_in(folder: Path) -> Places:
 
 def train(cell: Cell, folder: Path) -> dict:
     data = load_data(cell.page, folder, CPU)
+    places_in(folder).records.mkdir(exist_ok=True)
     return run_cell(cell, data, Options(device=CPU, command="test", places=places_in(folder)), QUIET)[0]
 
 
