@@ -258,8 +258,8 @@ def keep_local_gradients() -> None:
     local: dict[int, torch.Tensor] = {}
     original = MaskSet.__init__
 
-    def watch(self: MaskSet, weights: Any) -> None:
-        original(self, weights)
+    def watch(self: MaskSet, weights: Any, *rest: Any, **more: Any) -> None:
+        original(self, weights, *rest, **more)
         for weight in self.weights.values():
             weight.register_hook(functools.partial(local.__setitem__, id(weight)))
 
