@@ -77,6 +77,8 @@ def fill(record: dict[str, Any], text: str, fields: Any = FIELDS) -> dict[str, A
         at: Any = filled
         if path[0] == "empty_layers" or (path[:2] == ("method", "donor") and "donor" not in filled["method"]):
             continue
+        if path[0] == "branch" and "branch" not in filled:
+            continue
         for key in path[:-1]:
             at = at[key]
         at[path[-1]] = value
