@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -139,6 +140,13 @@ class Book:
             f"its process was lost {often} without getting any further, perhaps for want of "
             f"memory: see {self.log(last.get('worker', 0))}; the same command tries again, fewer JOBS leave it more"
         )
+
+    def listed(self, kind: str) -> set[str]:
+        """Return the names of the files with notes of a kind; one look for all cells."""
+        try:
+            return {entry.name for entry in os.scandir(self.folder / kind)}
+        except OSError:
+            return set()
 
     def progress(self, name: str) -> dict[str, Any] | None:
         """Return how far a cell is that a worker trains at this moment, or None."""

@@ -17,7 +17,7 @@ from benchmark.gridfile import Grid
 from benchmark.stopping import pause
 from benchmark.tally import Tally
 
-LOOK_S = 0.5  # between two looks at workers and cells
+LOOK_S = 1.0  # between two looks at workers and cells
 LAST_LINES = 3  # of a lost worker's log that are shown
 
 
@@ -51,6 +51,9 @@ class Driver:
     jobs: int
     lost: set[int] = field(default_factory=set)  # workers that were lost
     fruitless: int = 0  # of these, how many in a row had begun no cell
+
+    def __post_init__(self) -> None:
+        self.names = {self.book.path("end", name).name: name for name in self.tally.items}  # by the names of notes
 
     def run(self) -> None:
         """Start the workers and watch until every cell has ended or no worker is left."""
@@ -91,7 +94,7 @@ class Driver:
 
     def look(self) -> None:
         """Take in what became of cells since the last look."""
-        for name in self.tally.left:
+        for name in self.noted("end"):
             end = self.book.ended(name)
             if end is not None:
                 self.tally.ends[name] = end
@@ -100,12 +103,15 @@ class Driver:
 
     def progress(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the cells in training with how far they are."""
-        names = {path.name for path in self.book.path("progress", "").parent.glob("*.json")}
-        for name in self.tally.left:
-            if self.book.path("progress", name).name in names:
-                facts = self.book.progress(name)
-                if facts is not None:
-                    yield name, facts
+        for name in self.noted("progress"):
+            facts = self.book.progress(name)
+            if facts is not None:
+                yield name, facts
+
+    def noted(self, kind: str) -> list[str]:
+        """Return the open cells that have a note of a kind, in the order of the grid."""
+        there = self.book.listed(kind)
+        return [name for file, name in self.names.items() if file in there and name not in self.tally.ends]
 
 
 def last_lines(log: Path) -> str:

@@ -24,6 +24,7 @@ class Tally:
     def __init__(self, grid: Grid) -> None:
         self.title = grid.title
         self.items: dict[str, Item] = {item.cell.identity: item for item in grid.items}
+        self.pages = {name: page_of(item.cell) for name, item in self.items.items()}
         self.ends: dict[str, End] = {}
 
     @property
@@ -51,7 +52,7 @@ class Tally:
         means = self.means(progress)
         known, complete, longest = 0.0, True, 0.0
         for name in self.left:
-            mean = means.get(page_of(self.items[name].cell))
+            mean = means.get(self.pages[name])
             if mean is None:
                 complete = False
                 continue
@@ -64,13 +65,13 @@ class Tally:
         seen: dict[tuple[str, str], list[float]] = {}
         for name, end in self.ends.items():
             if end.state == MADE:
-                seen.setdefault(page_of(self.items[name].cell), []).append(end.seconds)
+                seen.setdefault(self.pages[name], []).append(end.seconds)
         promised: dict[tuple[str, str], list[float]] = {}
         for name, facts in progress.items():
             steps = facts["step"] - facts["first_step"]
             if steps > 0 and name in self.items:
                 whole = (facts["at"] - facts["began"]) * facts["steps"] / steps
-                promised.setdefault(page_of(self.items[name].cell), []).append(whole)
+                promised.setdefault(self.pages[name], []).append(whole)
         return {page: sum(times) / len(times) for page, times in {**promised, **seen}.items()}
 
     def time_left(self, workers: int = 1, progress: Progress | None = None) -> str:

@@ -389,7 +389,7 @@ def test_a_pre_empted_attendant_lets_its_worker_end_and_can_be_queued_again(tmp_
         "print('up', flush=True); time.sleep(60)"
     )
     job = attend(tmp_path, code)
-    job.workers = [job.start(job.commands[0], job.logs[0])]
+    job.start(job.commands[0], job.logs[0])
     wait_for(lambda: (tmp_path / "log").read_text() == "up\n")
     again = job.checkpoint()
     assert (tmp_path / "log").read_text() == "up\nsaved\n"

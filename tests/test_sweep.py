@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import benchmark.donors
 import benchmark.foresight
 import benchmark.run
+import benchmark.stopping
 import benchmark.sweep
 import benchmark.train
 from benchmark.cli import app
@@ -179,6 +180,66 @@ def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_erro
     assert "digits_resnet20.broken.0.9.s0" in listed[0] and "too many layers" in listed[0]
     assert "digits_resnet20.static.0.9.s0" in listed[1] and "the run it is made from failed" in listed[1]
     assert "1 made, 0 finished already, 2 failed" in grid.shown
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "tried", "failed"),
+    [(RuntimeError, 9, 3, 1), (RuntimeError, 2, 3, 0), (OSError, 1, 2, 0), (UserError, 1, 1, 1)],
+)
+def test_a_failed_cell_is_tried_again_up_to_a_bound_unless_a_user_has_to_mend_it(
+    error, times, tried, failed, grid, monkeypatch
+):
+    calls: list[str] = []
+    run_cell = benchmark.sweep.run_cell
+
+    def fail(cell, *rest):
+        calls.append(cell.plugin.name)
+        if cell.plugin.name == "set" and calls.count("set") <= times:
+            raise error("the disk was busy")
+        return run_cell(cell, *rest)
+
+    monkeypatch.setattr(benchmark.sweep, "run_cell", fail)
+    assert grid(HEAD + SET + DENSE) == failed
+    assert Counter(calls) == {"set": tried, "dense": 1}
+    assert sum("failed and is tried again" in line for line in grid.said) == tried - 1
+    assert sum(line.startswith("failed: ") and "the disk was busy" in line for line in grid.said) == failed
+    assert len(grid.records()) == 2 - failed
+    assert not list(grid.folder.glob("runs/sweeps/*"))
+
+
+def test_a_cell_that_was_stopped_is_not_counted_as_tried(grid, monkeypatch):
+    """Asked to stop, a run saves a checkpoint at its next step, though none is due; the same command goes on."""
+    train_step = benchmark.train.train_step
+    steps: list[int] = []
+
+    def stop(run, *rest):
+        steps.append(run.step)
+        if len(steps) == 4:
+            benchmark.stopping.ask_to_stop()
+        return train_step(run, *rest)
+
+    monkeypatch.setattr(benchmark.train, "train_step", stop)
+    monkeypatch.setattr(benchmark.stopping.Wish, "asked", False)
+    grid.checkpoint_s = 3600.0
+    with pytest.raises(KeyboardInterrupt):
+        grid(HEAD + SET)
+    assert steps == [1, 2, 3, 4]
+    assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 1
+    benchmark.stopping.Wish.asked = False
+    assert grid(HEAD + SET) == 0
+    assert steps[4] == 5 and "after step 4 of" in grid.shown
+
+
+def test_two_grids_that_disagree_about_a_page_share_a_folder_of_runs_and_keep_their_records_apart(grid):
+    """A page's settings are part of a run's name, so neither finds, continues or overwrites what the other made."""
+    texts = [HEAD + f"  - {{method: dense, args: {{epochs: 1, batch_size: {size}}}}}\n" for size in (64, 128)]
+    for text in texts:
+        assert grid(text) == 0 and "1 made, 0 finished already" in grid.shown
+    for text in texts:
+        assert grid(text) == 0 and "0 made, 1 finished already" in grid.shown
+    records = grid.records()
+    assert sorted(record["page"]["settings"]["batch_size"] for record in records) == [64, 128]
+    assert len({record["run"] for record in records}) == len({record["page"]["variant"] for record in records}) == 2
 
 
 def test_a_page_that_cannot_be_made_costs_neither_the_run_nor_its_control(grid, monkeypatch):
@@ -525,7 +586,8 @@ def test_faults_of_a_grid_end_with_status_2(grid, command):
 
 
 def make(*arguments: str, **environment: str) -> str:
-    env = {key: value for key, value in os.environ.items() if key not in ("METHOD", "SPARSITY", "TASK", "SEED")}
+    names = ("METHOD", "SPARSITY", "TASK", "SEED", "ENGINE", "ENGINE_ARGS", "JOBS", "PER_GPU", "RETRIES")
+    env = {key: value for key, value in os.environ.items() if key not in names}
     ready = ["-o", ".venv/.installed"]  # as if all were installed
     command = ["make", "-n", *ready, *arguments]
     done = subprocess.run(command, cwd=ROOT, env={**env, **environment}, capture_output=True, text=True, check=True)
@@ -541,5 +603,10 @@ def test_make_narrows_a_grid_by_what_the_user_gave_and_by_no_default():
     assert "leaderboard build" not in narrowed  # a plan leaves everything as it is
     assert "leaderboard build" in make("table3")
     assert 'sweep "$ASKED_GRID" --method "$ASKED_METHOD" --device' in make("sweep", "GRID=some file.yaml", "METHOD=gmp")
+    lists = make("sweep", "METHOD=set,gmp", "ARGS=epochs=1", "JOBS=2", "ENGINE=ray", "ENGINE_ARGS=address=auto")
+    assert (
+        'sweep --method "$ASKED_METHOD" --args "$ASKED_ARGS" --engine "$ASKED_ENGINE" --jobs "$ASKED_JOBS" '
+        '--engine-args "$ASKED_ENGINE_ARGS"' in lists
+    )
     assert "--sparsity" not in make("claim", "A=granet", "B=gmp")
     assert '--sparsity "$ASKED_SPARSITY"' in make("claim", "A=granet", "B=gmp", "SPARSITY=0.95")

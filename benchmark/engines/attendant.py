@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+POLL_S = 0.2
 
 
 @dataclass
@@ -26,23 +30,30 @@ class Attendant:
     environment: dict[str, str]
     stop: str
     grace_s: float
-    workers: list[Any] = field(default_factory=list)
+    workers: list[Any] = field(default_factory=list)  # processes that were started
+    codes: dict[int, int] = field(default_factory=dict)  # how they ended, by their place
 
     def __call__(self) -> None:
         """Start the workers and wait for them. Raises RuntimeError where one was lost before the sweep was stopped."""
-        self.workers = [self.start(command, log) for command, log in zip(self.commands, self.logs, strict=True)]
+        for command, log in zip(self.commands, self.logs, strict=True):
+            self.start(command, log)
         try:
-            codes = [worker.wait() for worker in self.workers]
+            while len(self.codes) < len(self.workers):
+                time.sleep(POLL_S)
         finally:
             self.end()
-        if any(codes) and not Path(self.stop).exists():
-            raise RuntimeError(f"worker ended with status {', '.join(map(str, codes))}")
+        if any(self.codes.values()) and not Path(self.stop).exists():
+            raise RuntimeError(f"worker ended with status {', '.join(map(str, self.codes.values()))}")
 
-    def start(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
-        """Start one worker."""
+    def start(self, command: list[str], log: str) -> None:
+        """Start one worker, and a thread that waits for it.
+
+        `checkpoint` may be called by a signal at any line of this thread, where waiting itself would wait for a lock
+        that this thread holds.
+        """
         environment = {**os.environ, **self.environment}
         with open(log, "ab") as out:
-            return subprocess.Popen(
+            worker = subprocess.Popen(
                 command,
                 cwd=self.cwd,
                 env=environment,
@@ -51,23 +62,33 @@ class Attendant:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.workers.append(worker)
+        threading.Thread(target=self.wait, args=(len(self.workers) - 1,), daemon=True).start()
+
+    def wait(self, place: int) -> None:
+        """Wait for a worker and keep how it ended."""
+        self.codes[place] = self.workers[place].wait()
 
     def end(self) -> None:
         """Have the workers save checkpoints and end; kill those that take too long."""
-        for worker in self.workers:
-            if worker.poll() is None:
-                worker.terminate()
-        for worker in self.workers:
-            try:
-                worker.wait(self.grace_s)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+        end = time.monotonic() + self.grace_s
+        self.signal("terminate")
+        while len(self.codes) < len(self.workers) and time.monotonic() < end:
+            time.sleep(POLL_S)
+        self.signal("kill")
+        while len(self.codes) < len(self.workers):
+            time.sleep(POLL_S)
+
+    def signal(self, action: str) -> None:
+        """Have every worker that has not ended `terminate`, or `kill` it."""
+        for place, worker in enumerate(self.workers):
+            if place not in self.codes:
+                getattr(worker, action)()
 
     def checkpoint(self) -> Any:
         """Return what submitit queues again when the job is pre-empted or its time is up, after the workers ended."""
         from submitit.helpers import DelayedSubmission
 
         self.end()
-        self.workers = []
+        self.workers, self.codes = [], {}
         return DelayedSubmission(self)

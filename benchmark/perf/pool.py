@@ -1,0 +1,155 @@
+"""P11: what a pool of one-thread processes brings on this machine's cores, and what driving it costs.
+
+The pool is timed by the wall's clock, since it is about processes. So whatever else runs on the machine counts, and the
+load is stated; by processor time stands beside it what the two cost each other.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmark.book import KINDS, Book
+from benchmark.cellboard import Board
+from benchmark.driver import LOOK_S, Driver
+from benchmark.engines import Order, Status
+from benchmark.engines.base import BOOT, RUNNING
+from benchmark.engines.local import Local, count_cores
+from benchmark.environment import ROOT
+from benchmark.gridfile import expand_grid
+from benchmark.notes import write_note
+from benchmark.perf.peers import R20, backward, make_batch, make_model, make_sgd, sparsify
+from benchmark.perf.timing import Goal, clock, time_in_turn
+from benchmark.plugins import built_in_names
+from benchmark.progress import EVERY_S, ProgressFile
+from benchmark.tally import Tally
+
+CELLS, WORKERS = 396, 8  # as many as Table 2 of the GraNet paper has runs; as many as a machine has cards
+START = BOOT.partition("from ")[0] + "from benchmark.perf.pool import train_on_demand; train_on_demand()"
+
+
+def measure(quick: bool) -> list[Goal]:
+    """Return the pool's throughput as a multiple of one process's, and the driver's and the notes' shares of a core."""
+    return [*measure_pool(3 if quick else 7, 3.0 if quick else 6.0), *measure_driver()]
+
+
+def train_on_demand() -> None:
+    """Train ResNet-20 for as many seconds as each line of the input says; print steps a second.
+
+    Of the wall's clock and of processor time, in one line; the first line comes unasked, after one step.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    model, batch = make_model(R20), make_batch(R20, R20.batch)
+    maskset, optimizer = sparsify(model, 0.9), make_sgd(model, True)
+    for line in itertools.chain(["0"], sys.stdin):
+        began, busy, steps = time.monotonic(), clock(), 0
+        while steps == 0 or time.monotonic() - began < float(line):
+            backward(model, *batch)
+            maskset.mask_gradients()
+            optimizer.step()
+            steps += 1
+        print(steps / (time.monotonic() - began), steps / (clock() - busy), flush=True)
+
+
+def measure_pool(rounds: int, seconds: float) -> list[Goal]:
+    """Have one process train alone, then two at once, round after round; return the median ratios of steps a second."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-c", START, str(ROOT)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    load = os.getloadavg()[0]
+    try:
+        for process in processes:  # the first step of each warms up
+            listen(process)
+        alone, both = [], []
+        for _ in range(rounds):
+            alone.append(train(processes[:1], seconds))
+            both.append(train(processes, seconds))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    by_wall, by_processor = (
+        statistics.median(two[kind] / one[kind] for one, two in zip(alone, both, strict=True)) for kind in (0, 1)
+    )
+    steps_per_s = round(statistics.median(one[0] for one in alone), 2)
+    details = {"alone_steps_per_s": steps_per_s, "load_before": load, "cores": count_cores()}
+    what = "ResNet-20: two one-thread processes / one"
+    return [
+        Goal("P11", f"{what}, on {count_cores()} cores at load {load:.1f}", by_wall, ">=", 1.6, details=details),
+        Goal("P11", f"{what}, by processor time", by_processor, ""),
+    ]
+
+
+def train(processes: list[subprocess.Popen[str]], seconds: float) -> tuple[float, float]:
+    """Have processes train at the same time; return their steps together, a second of wall and of processor."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{seconds}\n")
+        process.stdin.flush()
+    said = [listen(process) for process in processes]
+    return sum(wall for wall, _ in said), sum(processor for _, processor in said)
+
+
+def listen(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """Return what a process says next."""
+    assert process.stdout is not None
+    wall, processor = process.stdout.readline().split()
+    return float(wall), float(processor)
+
+
+class Resting(Local):
+    """A local engine whose workers always run, so that a look at them is all there is to time."""
+
+    def poll(self) -> dict[int, Status]:
+        """Return that all run."""
+        return {number: Status(RUNNING) for number in range(1, WORKERS + 1)}
+
+
+def measure_driver() -> list[Goal]:
+    """Time one look of the driver at a large grid, and one note of a worker, as shares of the time between two."""
+    content = {
+        "tasks": ["digits_resnet20"],
+        "sparsities": [0.9],
+        "seeds": list(range(CELLS)),
+        "rows": [{"method": built_in_names()[0]}],
+    }
+    tally = Tally(expand_grid(Path("perf.yaml"), content))
+    with tempfile.TemporaryDirectory() as folder:
+        book = Book(Path(folder), 2)
+        for kind in KINDS:
+            (book.folder / kind).mkdir()
+        facts = {"step": 5, "first_step": 0, "steps": 10, "epoch": 1, "epochs": 2, "began": 0.0, "at": 9.0}
+        for name in list(tally.items)[:WORKERS]:
+            write_note(book.path("progress", name), facts)
+        board = Board(Console(file=io.StringIO(), width=160, force_terminal=True), tally, WORKERS)
+        driver = Driver(book, Order(book, folder, {}), Resting([], 1), tally, board, WORKERS)
+        driver.started = WORKERS
+        with board:
+            looks = time_in_turn({"look": lambda: driver.watch(driver.engine.poll())}, 20)["look"]
+        file = ProgressFile(book.path("progress", "run"), 10, 100, 0)
+
+        def note() -> None:
+            file.due = 0.0
+            file.move(1)
+
+        notes = time_in_turn({"note": note}, 50)["note"]
+    look, write = statistics.median(looks), statistics.median(notes)
+    what = f"driver with a live table, {CELLS} cells, {WORKERS} in training: share of a core"
+    return [
+        Goal("P11", what, 100 * look / LOOK_S, "<=", 1.0, "%", {"look_ms": round(1000 * look, 2)}),
+        Goal("P11", "a worker's notes: share of its time", 100 * write / EVERY_S, "<=", 1.0, "%"),
+    ]
