@@ -10,7 +10,7 @@ import torch
 from benchmark.latency import passes
 from benchmark.maskset import MaskSet
 from benchmark.perf import __main__ as command
-from benchmark.perf import data, realised
+from benchmark.perf import data, pool, realised
 from benchmark.perf.exact import count_differing
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
@@ -46,7 +46,7 @@ def test_what_could_not_be_measured_is_not_reached():
 
 
 def test_every_module_with_a_measure_is_found():
-    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "realised", "update"}
+    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "pool", "realised", "update"}
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
@@ -77,6 +77,12 @@ def test_realised_speed_goes_through_the_measurement_on_tiny_networks(monkeypatc
         ("P13", ">=", 0.85), ("P13", "<=", 1.2), ("P13", ">=", 3.0), ("P13", ">=", 5.0)
     ]  # fmt: skip
     assert all(goal.measured > 0 for goal in goals) and set(goals[0].details) == {"dense", "zeros", "slim"}
+
+
+def test_the_driver_and_the_notes_of_a_pool_are_measured_as_shares_of_a_core(monkeypatch):
+    monkeypatch.setattr(pool, "CELLS", 12)
+    goals = pool.measure_driver()
+    assert [(goal.unit, goal.limit, 0 < goal.measured < 100) for goal in goals] == [("%", 1.0, True)] * 2
 
 
 def test_the_peer_keeps_weights_and_momentum_masked_and_our_update_its_counts():
