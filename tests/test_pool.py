@@ -115,7 +115,8 @@ def test_a_pool_leaves_the_records_of_a_run_alone_although_a_worker_is_killed_in
     assert any("continuing digits_resnet20.set" in said for said in logs(grid.folder).values())
     assert "2/2 done" in grid.shown and "none left" in grid.shown
     assert not [pid for pid in worker_pids(grid.folder) if is_alive(pid)]
-    assert all("1 thread(s)" in said for said in logs(grid.folder).values())
+    threads = re.findall(r"process \d+, (\d+) thread", "".join(logs(grid.folder).values()))
+    assert len(threads) >= 2 and set(threads) == {"1"}  # one that came when all was done may not have got to say so
 
 
 @pytest.mark.slow
