@@ -52,7 +52,8 @@ def test_every_module_with_a_measure_is_found():
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "FOLDER", tmp_path)
     goals = [Goal("P1", "small", 1.0, "<=", 1.01), Goal("P2", "large", 3.0, "<=", 0.7)]
-    monkeypatch.setattr(command, "find_measures", lambda: {"some": lambda quick: goals})
+    monkeypatch.setattr(command, "find_measures", lambda: {"some": None})
+    monkeypatch.setattr(command, "measure_alone", lambda name, quick: goals)
     monkeypatch.setattr("sys.argv", ["perf", "--quick"])
     before = torch.get_num_threads()
     command.main()

@@ -6,10 +6,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -20,18 +17,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmark.environment import describe_environment, describe_git
+from benchmark.perf.modules import find_measures, measure_alone
 from benchmark.perf.report import keep
 from benchmark.perf.timing import Goal
 
 FOLDER = Path(__file__).resolve().parent
 STYLES = {"pass": "green", "short": "red", "": "dim"}
-
-
-def find_measures() -> dict[str, Callable[[bool], list[Goal]]]:
-    """Return `measure` of each module of this folder that has one, by module name, in order of names."""
-    modules = {module.name: import_module(f"benchmark.perf.{module.name}") for module in iter_modules([str(FOLDER)])
-               if not module.name.startswith("_")}  # fmt: skip
-    return {name: module.measure for name, module in sorted(modules.items()) if hasattr(module, "measure")}
 
 
 def print_goals(console: Console, goals: list[Goal]) -> None:
@@ -55,14 +46,13 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.keep and (asked.quick or asked.only):
         parser.error("--keep needs all figures: leave out --quick and --only")
-    torch.set_num_threads(1)
     console = Console()
     began = time.monotonic()
     results: dict[str, list[Goal]] = {}
-    for name, measure in find_measures().items():
+    for name in find_measures():
         if not asked.only or name in asked.only.split(","):
             started = time.monotonic()
-            results[name] = measure(asked.quick)
+            results[name] = measure_alone(name, asked.quick)
             console.print(f"{name}: {time.monotonic() - started:.0f} s", style="dim")
             print_goals(console, results[name])
     goals = [goal for measured in results.values() for goal in measured]
