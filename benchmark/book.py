@@ -59,6 +59,7 @@ class Book:
     retries: int
     worker: int = 0
     known: dict[str, End] = field(default_factory=dict)
+    uncounted: set[str] = field(default_factory=set)  # cells with an attempt here that could not be written down
 
     def log(self, worker: int) -> Path:
         """Return where a worker's console text goes."""
@@ -68,10 +69,12 @@ class Book:
         """Return the file of a cell's note of a kind, one of KINDS."""
         return self.folder / kind / f"{file_stem(name)}.json"
 
-    def put(self, path: Path, content: dict[str, Any]) -> None:
-        """Write a note; where the disk refuses, there is none, and no run is lost for it."""
+    def put(self, path: Path, content: dict[str, Any]) -> bool:
+        """Write a note and return True; where the disk refuses, there is none, and no run is lost for it."""
         with contextlib.suppress(OSError):
             write_note(path, content)
+            return True
+        return False
 
     def drop(self, kind: str, name: str) -> None:
         """Delete a cell's note, where there is one and the disk lets it."""
@@ -106,7 +109,9 @@ class Book:
         if fruitless > self.retries:
             raise LostError(self.describe_loss(read_note(path) or {}, fruitless))
         self.put(self.folder / f"worker-{self.worker}.began", {})
-        self.put(path, {"count": fruitless + 1, "run": str(run), "mark": mark_of(run), "worker": self.worker})
+        attempt = {"count": fruitless + 1, "run": str(run), "mark": mark_of(run), "worker": self.worker}
+        if not self.put(path, attempt):
+            self.uncounted.add(name)
         try:
             yield
         except Exception as error:
@@ -129,9 +134,9 @@ class Book:
         return self.path("attempt", name).exists()
 
     def may_retry(self, name: str) -> bool:
-        """Return whether a cell whose attempt has just failed is tried again."""
+        """Return whether a cell whose attempt has just failed is tried again: not where attempts cannot be counted."""
         last = read_note(self.path("attempt", name))
-        return last is not None and count_fruitless(last) <= self.retries
+        return name not in self.uncounted and last is not None and count_fruitless(last) <= self.retries
 
     def describe_loss(self, last: dict[str, Any], times: int) -> str:
         """Return the message for a cell that loses its process again and again."""

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import benchmark.outcome
 import leaderboard.build
+from benchmark.book import Book
 from benchmark.checkpoint import OLDER, save_checkpoint
 from benchmark.cli import train_then_rebuild
 from benchmark.errors import REFUSALS, UserError, explain
@@ -109,6 +110,28 @@ def test_a_damaged_record_does_not_finish_its_run(tmp_path):
     path = write_record(make_record(), tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     assert read_now(tmp_path)(make_record()["run"]) == []
+
+
+def test_a_cell_whose_attempts_cannot_be_counted_on_a_full_disk_is_not_tried_for_ever(tmp_path, monkeypatch):
+    """The last note that could be written says of a run which has got further since that it may be tried again."""
+    book, run = Book(tmp_path, retries=2), tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "attempt").mkdir()
+
+    def fail() -> None:
+        with pytest.raises(OSError, match="full"), book.counting("cell", run):
+            (run / "checkpoint").write_bytes(b"further")
+            raise OSError(errno.ENOSPC, "full")
+
+    fail()
+    assert book.may_retry("cell")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("benchmark.book.write_note", refuse)
+    fail()
+    assert not book.may_retry("cell")
 
 
 def test_a_finished_run_waits_for_a_store_that_is_out_of_reach(tmp_path, monkeypatch):
