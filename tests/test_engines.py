@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -394,6 +395,27 @@ def test_a_pre_empted_attendant_lets_its_worker_end_and_can_be_queued_again(tmp_
     again = job.checkpoint()
     assert (tmp_path / "log").read_text() == "up\nsaved\n"
     assert isinstance(again, submitit.helpers.DelayedSubmission) and again.function is job and job.workers == []
+
+
+PRE_EMPTED = """
+import importlib.util, os, signal, sys, threading
+spec = importlib.util.spec_from_file_location("attendant", sys.argv[1])
+attendant = sys.modules["attendant"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(attendant)
+job = attendant.Attendant([[sys.executable, "-c", "import time; time.sleep(60)"]], ["log"], ".", {}, "stop", 10.0)
+signal.signal(signal.SIGUSR2, lambda *_: (job.checkpoint(), print("queued again", flush=True), os._exit(0)))
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+job()
+"""
+
+
+def test_an_attendant_that_is_pre_empted_while_it_waits_does_not_wait_for_itself(tmp_path):
+    """The signal's handler runs in the thread that waits: a lock that this thread holds would never be let go."""
+    pytest.importorskip("submitit")
+    path = str(Path(benchmark.engines.base.__file__).with_name("attendant.py"))
+    command = [sys.executable, "-c", PRE_EMPTED, path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "queued again\n", done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------- the driver
