@@ -53,7 +53,8 @@ def render(content: Mapping[str, Any]) -> str:
 def value(net: str, goal: Mapping[str, Any]) -> str:
     """Return what was measured, such as `VGG-19 0.91× **short**`."""
     short = " **short**" if goal["verdict"] == "short" else ""
-    return f"{net} {goal['measured']:.3g}{unit(goal)}{short}".strip()
+    measured = f"{goal['measured']:.{3 if goal['measured'] < 1 else 4}g}"  # three decimals where 1 is what counts
+    return f"{net} {measured}{unit(goal)}{short}".strip()
 
 
 def put(text: str, table: str) -> str:
