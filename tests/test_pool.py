@@ -17,37 +17,14 @@ import pytest
 from benchmark.book import SWEEPS
 from benchmark.engines import Pool
 from benchmark.notes import read_note
-from tests.test_sweep import DENSE, HEAD, ROOT, SET, Grid
+from tests.test_sweep import BROKEN, DENSE, HEAD, ROOT, SET, Grid
 
 LONG = "  - {method: set, args: {epochs: 5, update_every: 8}}\n"
 
-KILLER = '''
-import os
-import signal
-from dataclasses import dataclass
-from typing import ClassVar
-
-from methods.core import Group, Method, keep_top_global, magnitude
-
-
-@dataclass(frozen=True, kw_only=True)
-class Killer(Method):
-    """Takes its process down at the first update of a real network, which has more than three layers."""
-
-    reference: ClassVar[str] = "a test"
-    group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
-
-    def update_steps(self, timeline):
-        return range(5, 6)
-
-    def setup(self, view):
-        return keep_top_global(magnitude(view), view.count(self.sparsity))
-
-    def update(self, view):
-        if len(view.weights) > 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return dict(view.masks)
-'''
+# Takes its process down where the broken method raises: at the first update of a real network.
+KILLER = "import os\nimport signal\n" + BROKEN.replace("Broken", "Killer").replace(
+    'raise RuntimeError("too many layers")', "os.kill(os.getpid(), signal.SIGKILL)"
+)
 
 
 @pytest.fixture
