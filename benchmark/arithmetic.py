@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmark.folders import Images
+from benchmark.data.folders import Images
 from benchmark.ranks import own_share, sum_over_ranks
 
 EVALUATION_BATCH = 512

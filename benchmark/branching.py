@@ -10,7 +10,7 @@ from rich.console import Console
 from benchmark.branches import Branch, make_branch
 from benchmark.console import print_result
 from benchmark.contract import rehearse
-from benchmark.data import Data, load_data
+from benchmark.data.sets import Data, load_data
 from benchmark.environment import choose_device
 from benchmark.grid import show
 from benchmark.origins import find_parent

@@ -11,14 +11,14 @@ import timm
 import torch
 from torch import nn
 
-import benchmark.networks  # noqa: F401 (registers the paper's CIFAR networks in timm)
+import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
 from benchmark.cells import Cell
 from benchmark.costs import Costs, count_costs
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.errors import UserError, nearest
-from benchmark.narrow import find_width, narrow_arguments
+from benchmark.networks.narrow import find_width, narrow_arguments
+from benchmark.networks.prunable import Layer, find_layers, prunable_weights
 from benchmark.pages import Page
-from benchmark.prunable import Layer, find_layers, prunable_weights
 from benchmark.ranks import count_ranks, smallest_share
 from benchmark.replicas import synchronise_norms
 from benchmark.seeds import derive

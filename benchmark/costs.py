@@ -17,7 +17,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from benchmark.errors import UserError
-from benchmark.prunable import Layer
+from benchmark.networks.prunable import Layer
 from methods.core import Scoring
 
 COUNTED = {"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"}

@@ -13,15 +13,15 @@ import torch
 
 from benchmark.build import create_network, model_arguments
 from benchmark.cells import PROTOCOL, Cell, DonorRun
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.environment import choose_precision
 from benchmark.errors import UserError, describe_failure, nearest
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks, pack_all
 from benchmark.names import run_folder
+from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.places import Places
 from benchmark.plugins import method_names
-from benchmark.prunable import find_layers, prunable_weights
 from benchmark.ranks import count_ranks
 from benchmark.replicas import count_norm_shares, synchronise_norms
 from leaderboard import Record, RecordError, read_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmark.build import Built
 from benchmark.cells import Cell
 from benchmark.errors import UserError
-from benchmark.prunable import prunable_weights
+from benchmark.networks.prunable import prunable_weights
 from methods.core import count_kept
 
 

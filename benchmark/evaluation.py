@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from benchmark.arithmetic import measure_accuracy
-from benchmark.folders import Images
+from benchmark.data.folders import Images
 
 if TYPE_CHECKING:  # the loop imports this module
     from benchmark.train import Training

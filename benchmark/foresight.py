@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from benchmark.cells import Cell
 from benchmark.contract import propose, rehearse
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.emptiness import check_budget, refuse_empty
 from benchmark.errors import UserError
 from benchmark.gridfile import Item

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from benchmark.cells import Cell, choose_task, plan_cells
 from benchmark.console import print_result
-from benchmark.data import Data, load_data
+from benchmark.data.sets import Data, load_data
 from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
 from benchmark.errors import explain

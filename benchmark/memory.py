@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from benchmark.arithmetic import make_autocast
 from benchmark.build import Built
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.environment import choose_precision
+from benchmark.networks.prunable import prunable_weights
 from benchmark.pages import Page
-from benchmark.prunable import prunable_weights
 
 # Bytes that a process takes besides, by kind of device. Estimates: on a GPU the context, the libraries' workspaces and
 # the augmentation of several batches at once; on a CPU the interpreter with torch, timm and what the allocator keeps.

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.environment import describe_environment, describe_git
 from benchmark.errors import UserError
 from benchmark.pages import Page

@@ -14,7 +14,7 @@ from torch import nn
 from benchmark.arithmetic import make_autocast
 from benchmark.build import Built
 from benchmark.cells import Cell
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.environment import choose_precision, describe_environment, set_determinism
 from benchmark.pages import Page
 from benchmark.recipe import make_optimizer

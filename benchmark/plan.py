@@ -14,7 +14,8 @@ from rich.table import Table
 from benchmark.cells import Cell
 from benchmark.console import format_flops
 from benchmark.contract import rehearse
-from benchmark.data import Data
+from benchmark.data.sets import Data
+from benchmark.data.standin import stand_in
 from benchmark.emptiness import check_budget
 from benchmark.environment import describe_environment
 from benchmark.errors import UserError
@@ -26,7 +27,6 @@ from benchmark.places import Places
 from benchmark.planner import Networks, Prediction, predict
 from benchmark.run import make_timeline
 from benchmark.spread import Job
-from benchmark.standin import stand_in
 from benchmark.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from leaderboard import Record
 from leaderboard.store import load_store

@@ -16,9 +16,9 @@ from benchmark.build import Built, build
 from benchmark.cells import Cell
 from benchmark.contract import planned_count, propose
 from benchmark.costs import Meter
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.maskset import MaskSet
-from benchmark.prunable import prunable_weights
+from benchmark.networks.prunable import prunable_weights
 from benchmark.run import first_view, make_timeline
 from benchmark.scoring import scoring_chunks
 from methods.core import DISTRIBUTIONS, DenseGrads, Timeline, count_kept

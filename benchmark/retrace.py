@@ -14,7 +14,7 @@ from benchmark.build import build
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, sweep
 from benchmark.console import Reporter
-from benchmark.data import Data, load_data
+from benchmark.data.sets import Data, load_data
 from benchmark.donors import resolve_donors
 from benchmark.environment import set_determinism
 from benchmark.errors import UserError

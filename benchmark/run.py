@@ -20,7 +20,7 @@ from benchmark.checkpoint import sweep
 from benchmark.console import Reporter
 from benchmark.contract import commit, propose, show_donor
 from benchmark.costs import Meter
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.emptiness import refuse_empty
 from benchmark.environment import choose_precision, set_determinism
 from benchmark.errors import UserError
@@ -28,10 +28,10 @@ from benchmark.export import export_network
 from benchmark.graphs import wants_graphs
 from benchmark.maskset import MaskSet
 from benchmark.names import refuse_links, run_folder
+from benchmark.networks.prunable import prunable_weights
 from benchmark.origins import describe_start
 from benchmark.outcome import make_record, refuse_invalid
 from benchmark.places import Places
-from benchmark.prunable import prunable_weights
 from benchmark.ranks import announce, do_together, own_rank, share_tensors
 from benchmark.recipe import make_average, make_optimizer
 from benchmark.replicas import DriftError

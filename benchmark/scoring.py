@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.costs import fuse_attention, unfuse_attention
+from benchmark.data.folders import Images
 from benchmark.errors import UserError
-from benchmark.folders import Images
 from benchmark.seeds import derive
 from methods.core import Scoring
 

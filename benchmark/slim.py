@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import benchmark.networks  # noqa: F401 (registers the paper's CIFAR networks in timm)
+import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
 from benchmark.build import ImageFacts, model_arguments
 from benchmark.checkpoint import write_atomically
 from benchmark.costs import count_costs
@@ -26,9 +26,9 @@ from benchmark.errors import UserError
 from benchmark.export import read_tensors
 from benchmark.latency.filters import Removal, remove_dead_filters
 from benchmark.latency.subject import Subject
-from benchmark.narrow import narrow_arguments
+from benchmark.networks.narrow import narrow_arguments
+from benchmark.networks.prunable import find_layers
 from benchmark.pages import Page, merge_settings
-from benchmark.prunable import find_layers
 
 WEIGHTS, LAYOUT = "slim.safetensors", "slim.json"
 FORMAT = 1

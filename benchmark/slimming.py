@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmark.data import load_data
+from benchmark.data.sets import load_data
 from benchmark.environment import describe_environment
 from benchmark.errors import UserError
 from benchmark.latency.engines import describe_times, in_best_mode, time_engines

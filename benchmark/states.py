@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmark.cells import PROTOCOL, Cell
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.donors import ask_donor, attach, has_masks
 from benchmark.environment import choose_precision
 from benchmark.errors import UserError

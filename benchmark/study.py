@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmark.branches import make_branch
 from benchmark.branching import Stores
 from benchmark.cells import Cell
-from benchmark.data import Data, load_data
+from benchmark.data.sets import Data, load_data
 from benchmark.environment import ROOT
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS

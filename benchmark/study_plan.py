@@ -10,13 +10,13 @@ from rich.table import Table
 from benchmark.branches import make_branch
 from benchmark.branching import Stores
 from benchmark.console import format_flops
-from benchmark.data import Data
+from benchmark.data.sets import Data
+from benchmark.data.standin import stand_in
 from benchmark.origins import Parent
 from benchmark.pace import calibrate, format_time, pace_of_records
 from benchmark.planner import Networks
 from benchmark.plasticity import Study
 from benchmark.run import Options
-from benchmark.standin import stand_in
 from benchmark.states import Ledger, index_runs
 from benchmark.study import Job, list_jobs
 from leaderboard.store import load_store

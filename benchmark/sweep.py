@@ -11,7 +11,8 @@ from rich.console import Console
 
 from benchmark.book import FAILED, FOUND, IMPOSSIBLE, MADE, Book, End, LostError, opening
 from benchmark.cells import Cell
-from benchmark.data import Data, load_data
+from benchmark.data.sets import Data, load_data
+from benchmark.data.standin import stand_in
 from benchmark.donors import find_donors, take_masks
 from benchmark.driver import drive
 from benchmark.engines import Pool, check_pool
@@ -27,7 +28,6 @@ from benchmark.places import Places, check_places
 from benchmark.plan import page_of, print_plan
 from benchmark.run import Options, run_cell
 from benchmark.source import Source
-from benchmark.standin import stand_in
 from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
 from benchmark.stopping import obey, pause, terminable
 from benchmark.tally import Tally

@@ -17,7 +17,7 @@ from benchmark.arithmetic import get_random_state, make_autocast, set_random_sta
 from benchmark.console import Reporter
 from benchmark.contract import commit, propose
 from benchmark.costs import Meter
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.evaluation import evaluate_epoch, history_row
 from benchmark.graphs import GraphedPasses
 from benchmark.guard import is_finite, step_where

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from benchmark.arithmetic import make_autocast, measure_accuracy
 from benchmark.build import ImageFacts, count_prunable, create_network, model_arguments
 from benchmark.costs import count_costs
-from benchmark.data import Data, load_data
+from benchmark.data.readers import CIFAR
+from benchmark.data.sets import Data, load_data
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.names import run_folder
-from benchmark.narrow import narrow_arguments
+from benchmark.networks.narrow import narrow_arguments
+from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
 from benchmark.plugins import find_method, method_names
-from benchmark.prunable import find_layers, prunable_weights
-from benchmark.readers import CIFAR
 from leaderboard import Record, RecordError, read_record
 from leaderboard.kinds import is_number
 from leaderboard.table import printable

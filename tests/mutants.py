@@ -22,7 +22,7 @@ from torch import nn
 
 import benchmark.conformance.trial as building
 import benchmark.costs as costs
-import benchmark.data as data
+import benchmark.data.sets as data
 import benchmark.export as export
 import benchmark.run as engine
 import benchmark.scoring as scoring
@@ -31,8 +31,8 @@ from benchmark.conformance import CHECKS, Kit
 from benchmark.conformance.checks import run_check
 from benchmark.conformance.ranks import run_ranks
 from benchmark.maskset import MaskSet
+from benchmark.networks.prunable import Layer
 from benchmark.plugins import Plugin, find_method
-from benchmark.prunable import Layer
 from methods.core import Method, View
 from tests import mutant_methods
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from benchmark.conformance.trial import Silent
 from benchmark.costs import Meter, count_costs
-from benchmark.data import Data
+from benchmark.data.sets import Data
 from benchmark.maskset import MaskSet
+from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.pages import Page
-from benchmark.prunable import find_layers, prunable_weights
 from benchmark.recipe import make_average, make_optimizer
 from benchmark.train import Training
 from methods.core import Method, Timeline

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-import benchmark.cache
-import benchmark.decoded
-from benchmark.cache import Slot
-from benchmark.data import Data, load_data
+import benchmark.data.cache
+import benchmark.data.decoded
+from benchmark.data.cache import Slot
+from benchmark.data.imagefiles import CACHE, scan_folder
+from benchmark.data.sets import Data, load_data
 from benchmark.errors import UserError
-from benchmark.imagefiles import CACHE, scan_folder
 from tests.test_data import CPU, collect, page, write_folder
 
 FORK = multiprocessing.get_context("fork")
@@ -52,13 +52,13 @@ def made(folder: Path) -> list[Path]:
 
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows by one with each part that is decoded from its files."""
-    decodes, decode = [], benchmark.decoded.decode_files
+    decodes, decode = [], benchmark.data.decoded.decode_files
 
     def counted(files: Any, size: int) -> torch.Tensor:
         decodes.append(size)
         return decode(files, size)
 
-    monkeypatch.setattr(benchmark.decoded, "decode_files", counted)
+    monkeypatch.setattr(benchmark.data.decoded, "decode_files", counted)
     return decodes
 
 
@@ -136,7 +136,7 @@ def test_another_size_is_another_file_and_another_decoder_another_source(
     assert load(folder, image_size=4).train.epoch(0, 0, 1, False, CPU).__next__()[0].shape == (1, 3, 4, 4)
     assert len(made(folder)) == 2
     decodes = count_decodes(monkeypatch)
-    monkeypatch.setattr(benchmark.cache.PIL, "__version__", "another")
+    monkeypatch.setattr(benchmark.data.cache.PIL, "__version__", "another")
     load(folder)
     assert len(decodes) == 2 and len(made(folder)) == 1
 
@@ -148,7 +148,7 @@ def test_a_change_under_the_same_size_and_time_is_not_noticed_as_the_documents_s
     target.write_bytes(content)
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert load(folder).fingerprint == before.fingerprint
-    assert "can't be noticed" in (benchmark.cache.__doc__ or "")
+    assert "can't be noticed" in (benchmark.data.cache.__doc__ or "")
 
 
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.999])
@@ -181,9 +181,9 @@ def test_no_flipped_bit_of_the_header_gives_other_pixels(folder: Path) -> None:
         content[place] ^= 1 << place % 7
         path.write_bytes(content)
         try:
-            parts = benchmark.decoded.read_decoded(path, layout).parts
+            parts = benchmark.data.decoded.read_decoded(path, layout).parts
             assert torch.equal(torch.cat([parts["train"].pixels, parts["test"].pixels]).float() / 255, good)
-        except benchmark.cache.DamagedError:
+        except benchmark.data.cache.DamagedError:
             noticed += 1
     assert noticed > header / 2
 
@@ -199,7 +199,7 @@ def test_a_truncated_file_is_made_again(folder: Path, length: int, capsys: pytes
 
 
 def decode_slowly(folder: Path, log: Path) -> None:
-    decode = benchmark.decoded.decode_files
+    decode = benchmark.data.decoded.decode_files
 
     def slow(files: Any, size: int) -> torch.Tensor:
         with log.open("a") as file:
@@ -207,7 +207,7 @@ def decode_slowly(folder: Path, log: Path) -> None:
         time.sleep(0.3)
         return decode(files, size)
 
-    benchmark.decoded.decode_files = slow  # in this process alone, which ends with it
+    benchmark.data.decoded.decode_files = slow  # in this process alone, which ends with it
     load(folder)
 
 
@@ -228,7 +228,7 @@ def die_while_writing(folder: Path) -> None:
         path.write_bytes(b"half a file")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    benchmark.decoded.save_file = die
+    benchmark.data.decoded.save_file = die
     load(folder)
 
 
@@ -295,7 +295,7 @@ def test_a_chosen_folder_holds_files_of_two_folders_of_one_name(
 def test_a_large_file_is_told_when_it_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark.cache, "LARGE", 1000)
+    monkeypatch.setattr(benchmark.data.cache, "LARGE", 1000)
     load(folder)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{made(folder)[0]} was written (0 MiB); SPARSE_BENCH_CACHE=off keeps none" in line
@@ -306,7 +306,7 @@ def test_a_large_file_is_told_when_it_is_written(
 def test_a_user_without_a_home_has_the_place_beside_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is where no home is known
-    assert benchmark.cache.list_places(folder) == [(folder.parent / CACHE, "folder")]
+    assert benchmark.data.cache.list_places(folder) == [(folder.parent / CACHE, "folder")]
 
 
 def fail_to_save(*_: Any) -> None:
@@ -318,9 +318,9 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
     if when == "before":
-        monkeypatch.setattr(benchmark.decoded.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+        monkeypatch.setattr(benchmark.data.decoded.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     else:
-        monkeypatch.setattr(benchmark.decoded, "save_file", fail_to_save)
+        monkeypatch.setattr(benchmark.data.decoded, "save_file", fail_to_save)
     data = load(folder)
     assert made(folder) == [] and "was not written" in capsys.readouterr().err
     monkeypatch.undo()

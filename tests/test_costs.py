@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmark.costs import Meter, count_costs, scoring_cost
 from benchmark.errors import UserError
-from benchmark.prunable import find_layers
+from benchmark.networks.prunable import find_layers
 from methods.core import Scoring, cubic, erk, uniform
 from tests.small import SmallNet, make_page
 

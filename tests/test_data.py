@@ -15,12 +15,12 @@ import torch
 import torchvision
 from PIL import Image
 
-from benchmark.data import MemoryImages, load_data
+from benchmark.data.folders import StreamedImages
+from benchmark.data.imagefiles import DECODED_AT_ONCE, Files, scan_folder
+from benchmark.data.sets import MemoryImages, load_data
+from benchmark.data.splits import split_indices, stratify
+from benchmark.data.stored import Arrays
 from benchmark.errors import UserError
-from benchmark.folders import StreamedImages
-from benchmark.imagefiles import DECODED_AT_ONCE, Files, scan_folder
-from benchmark.splits import split_indices, stratify
-from benchmark.stored import Arrays
 
 CPU = torch.device("cpu")
 DIGITS_SUM = 8953801  # of all pixels of scikit-learn's digits, scaled to 0..255

@@ -15,7 +15,7 @@ import torch
 
 from benchmark.cells import Cell, DonorRun, plan_cells
 from benchmark.contract import propose, rehearse, show_donor, stand_in_donor
-from benchmark.data import load_data
+from benchmark.data.sets import load_data
 from benchmark.donors import find_donors, resolve_donors
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export

@@ -18,18 +18,18 @@ from torch import nn
 from benchmark.build import Built
 from benchmark.cells import plan_cells
 from benchmark.costs import count_costs
-from benchmark.data import Data
+from benchmark.data.sets import Data
+from benchmark.data.standin import stand_in
 from benchmark.errors import UserError
 from benchmark.fleet import Fleet, describe_fleet, describe_sharing, make_fleet, share_out
 from benchmark.gridfile import read_grid
 from benchmark.memory import PROCESS, WORK_SHARE, Memory, count_saved, describe_memory, work_out_memory
+from benchmark.networks.prunable import find_layers
 from benchmark.pages import Page
 from benchmark.places import Places
 from benchmark.plan import print_plan
 from benchmark.planner import Networks
-from benchmark.prunable import find_layers
 from benchmark.spread import Job, spread
-from benchmark.standin import stand_in
 from methods.dense import Dense
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,7 +200,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from benchmark.cells import plan_cells
-from benchmark.data import load_data
+from benchmark.data.sets import load_data
 from benchmark.memory import work_out_memory
 from benchmark.planner import Networks
 from benchmark.places import Places

@@ -13,7 +13,7 @@ from benchmark.build import build
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, save_checkpoint
 from benchmark.conformance.watch import snapshot
-from benchmark.data import load_data
+from benchmark.data.sets import load_data
 from benchmark.environment import cuda_available, set_determinism
 from benchmark.errors import UserError
 from benchmark.pages import load_page

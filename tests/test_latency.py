@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import benchmark.latency.engines as engines
-import benchmark.networks  # noqa: F401 (registers the CIFAR networks)
+import benchmark.networks.cifar  # noqa: F401 (registers the CIFAR networks)
 from benchmark.environment import cuda_available
 from benchmark.errors import UserError
 from benchmark.latency import filters, passes, semi

@@ -14,11 +14,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-import benchmark.networks
+import benchmark.networks.cifar
 from benchmark.build import is_unsafe
 from benchmark.errors import UserError
-from benchmark.narrow import build_shapes, find_width, narrow_arguments
-from benchmark.networks import scale
+from benchmark.networks.cifar import scale
+from benchmark.networks.narrow import build_shapes, find_width, narrow_arguments
 
 NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
 
@@ -116,17 +116,17 @@ def test_there_are_no_pretrained_weights_to_ask_for() -> None:
 
 def test_reloading_the_module_is_silent_and_keeps_the_names() -> None:
     before = {name: timm.models.model_entrypoint(name) for name in NAMES}
-    namespace = dict(vars(benchmark.networks))
+    namespace = dict(vars(benchmark.networks.cifar))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            importlib.reload(benchmark.networks)
+            importlib.reload(benchmark.networks.cifar)
         assert all(timm.models.model_entrypoint(name) is not before[name] for name in NAMES)
         assert count_weights(shapes_of("cifar_resnet20")) == 270_896
     finally:  # other modules hold the classes of the first import
-        vars(benchmark.networks).update(namespace)
+        vars(benchmark.networks.cifar).update(namespace)
         for name in NAMES:
-            benchmark.networks.register(before[name])
+            benchmark.networks.cifar.register(before[name])
 
 
 def test_taking_anothers_name_still_warns() -> None:
@@ -136,7 +136,7 @@ def test_taking_anothers_name_still_warns() -> None:
     before = timm.models.model_entrypoint("resnet18")
     try:
         with pytest.warns(UserWarning, match="Overwriting resnet18"):
-            benchmark.networks.register(resnet18)
+            benchmark.networks.cifar.register(resnet18)
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -224,7 +224,7 @@ def test_width_keeps_the_expansion_of_a_bottleneck() -> None:
     widest = [
         max(module.out_channels for module in block.modules() if isinstance(module, nn.Conv2d))
         for block in network.body.modules()
-        if isinstance(block, benchmark.networks.Bottleneck)
+        if isinstance(block, benchmark.networks.cifar.Bottleneck)
     ]
     assert widest == [120] * 3 + [240] * 4 + [476] * 6 + [952] * 3
 

@@ -14,7 +14,8 @@ from rich.console import Console
 
 import benchmark.run
 from benchmark.cells import PROTOCOL, Cell, plan_cells
-from benchmark.data import load_data
+from benchmark.data.sets import load_data
+from benchmark.data.standin import stand_in
 from benchmark.environment import describe_environment
 from benchmark.gridfile import Item, read_grid
 from benchmark.pace import format_time, pace_of_records
@@ -23,7 +24,6 @@ from benchmark.places import Places
 from benchmark.plan import Line, print_plan
 from benchmark.planner import Networks, Prediction, predict
 from benchmark.run import Options, make_timeline, run_cell
-from benchmark.standin import stand_in
 from benchmark.states import Ledger, index_runs
 from leaderboard import read_records
 

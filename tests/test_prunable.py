@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmark.errors import UserError
-from benchmark.prunable import find_layers
+from benchmark.networks.prunable import find_layers
 from tests.small import SmallNet, make_page
 
 

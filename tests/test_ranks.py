@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import folders
 from benchmark import ranks as group
 from benchmark.build import check_network
 from benchmark.checkpoint import load_checkpoint
 from benchmark.cli import app
 from benchmark.conformance.nets import CLASSES, IMAGES, make_data, make_kit_page, make_network
-from benchmark.data import MemoryImages
+from benchmark.data import folders
+from benchmark.data.folders import StreamedImages
+from benchmark.data.imagefiles import scan_folder
+from benchmark.data.sets import MemoryImages
 from benchmark.errors import UserError
-from benchmark.folders import StreamedImages
-from benchmark.imagefiles import scan_folder
 from benchmark.plugins import method_names
 from benchmark.ranks import check_shares, smallest_share
 from benchmark.replicas import check_sharing, count_norm_shares, digest

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import benchmark.networks  # noqa: F401
+import benchmark.networks.cifar  # noqa: F401
 from benchmark.environment import cuda_available
 from benchmark.errors import UserError
 from benchmark.grid import run_grid
@@ -95,7 +95,7 @@ def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
     layers = [layer for layer in record["layers"] if layer["prunable"]]
     alive = sum(int((weights[layer["name"]] != 0).sum()) for layer in layers)
     assert alive <= record["weights"]["active"]  # a grown weight may still be zero
-    from benchmark.data import load_data
+    from benchmark.data.sets import load_data
     from benchmark.pages import load_page
 
     data = load_data(load_page("digits_resnet20"), bench.folder, torch.device("cpu"))

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from benchmark.cells import plan_cells
+from benchmark.data.standin import stand_in
 from benchmark.environment import ROOT
 from benchmark.gridfile import read_grid, read_yaml
 from benchmark.planner import Networks, predict
@@ -19,7 +20,6 @@ from benchmark.scale.__main__ import DOCS, main, read_figures, read_given
 from benchmark.scale.figures import NOWHERE, ask, grid_file, trained_images, work_out
 from benchmark.scale.scene import FAST, SLOW, Scene, share, spread_all
 from benchmark.scale.sheet import between, make_sheet, show_bytes
-from benchmark.standin import stand_in
 
 FIGURES, GIVEN = read_figures(), read_given()
 

@@ -26,7 +26,7 @@ from benchmark import cli
 from benchmark.build import create_network
 from benchmark.cells import parse_arguments, parse_seed, plan_cells
 from benchmark.checkpoint import MAGIC, load_checkpoint, save_checkpoint
-from benchmark.data import load_data
+from benchmark.data.sets import load_data
 from benchmark.donors import has_masks
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, export_network, export_run, read_export

@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-import benchmark.resized
-import benchmark.shard
+import benchmark.data.resized
+import benchmark.data.shard
 from benchmark.cells import plan_cells
-from benchmark.data import Data, load_data
+from benchmark.data.imagefiles import CACHE, scan_folder
+from benchmark.data.resized import Resized
+from benchmark.data.sets import Data, load_data
+from benchmark.data.shard import open_shard, shrink, shrink_all
 from benchmark.errors import UserError
-from benchmark.imagefiles import CACHE, scan_folder
 from benchmark.pages import load_page
-from benchmark.resized import Resized
 from benchmark.seeds import derive
-from benchmark.shard import open_shard, shrink, shrink_all
 from tests.test_cache import FORK, PARTS, fail_to_save, made, no_cache_of_the_user
 from tests.test_data import CPU, collect, page, stored_pixels
 
@@ -92,9 +92,9 @@ def test_a_small_image_keeps_its_size_and_a_large_one_its_look(tmp_path: Path) -
 
 
 def test_images_come_in_order_whatever_the_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark.shard, "TOGETHER", 2)
-    monkeypatch.setattr(benchmark.shard, "AHEAD", 1)
-    monkeypatch.setattr(benchmark.shard, "MAX_WORKERS", 2)
+    monkeypatch.setattr(benchmark.data.shard, "TOGETHER", 2)
+    monkeypatch.setattr(benchmark.data.shard, "AHEAD", 1)
+    monkeypatch.setattr(benchmark.data.shard, "MAX_WORKERS", 2)
     paths = scan_folder(folder).whole().paths
     assert list(shrink_all(paths, 20)) == [shrink(path, 20) for path in paths]
 
@@ -181,9 +181,9 @@ def test_images_are_the_same_without_the_file_and_none_is_resized_with_it(
     monkeypatch.delenv("SPARSE_BENCH_CACHE")
     first = load(folder)
     assert torch.equal(served(first), slow) and first.fingerprint == without.fingerprint
-    for module in (benchmark.shard, benchmark.resized):
+    for module in (benchmark.data.shard, benchmark.data.resized):
         monkeypatch.setattr(module, "shrink", lambda *_: pytest.fail("an image was resized again"))
-    monkeypatch.setattr("benchmark.data.check_firsts", lambda *_: pytest.fail("originals were decoded"))
+    monkeypatch.setattr("benchmark.data.sets.check_firsts", lambda *_: pytest.fail("originals were decoded"))
     assert torch.equal(served(load(folder, workers=1)), slow)
     assert len(made(folder)) == 1 and capsys.readouterr().err == ""
 
@@ -239,10 +239,10 @@ def test_a_flipped_byte_of_index_or_tail_is_noticed(folder: Path) -> None:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
         path.write_bytes(content)
-        with pytest.raises(benchmark.shard.DamagedError):
+        with pytest.raises(benchmark.data.shard.DamagedError):
             open_shard(path, count)
     path.write_bytes(whole)
-    with pytest.raises(benchmark.shard.DamagedError):
+    with pytest.raises(benchmark.data.shard.DamagedError):
         open_shard(path, count + 1)
 
 
@@ -266,7 +266,7 @@ def test_a_file_cut_short_or_gone_while_it_is_read_costs_nothing(folder: Path, m
     good = served(data)
     os.truncate(shard_of(folder), 100)
     assert torch.equal(served(data), good)
-    monkeypatch.setattr(benchmark.shard.os, "pread", fail_to_save)
+    monkeypatch.setattr(benchmark.data.shard.os, "pread", fail_to_save)
     data.test.workers = 0  # type: ignore[attr-defined]
     assert torch.equal(collect(data.test.batches(3, CPU))[0], good[8:])
 
@@ -288,7 +288,7 @@ def test_a_broken_image_is_named_and_leaves_nothing(folder: Path) -> None:
 
 
 def die_at_the_tenth(folder: Path) -> None:
-    written, check = [], benchmark.shard.zlib.crc32
+    written, check = [], benchmark.data.shard.zlib.crc32
 
     def crc32(content: bytes) -> int:
         written.append(content)
@@ -296,7 +296,7 @@ def die_at_the_tenth(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return check(content)
 
-    benchmark.shard.zlib = type("zlib", (), {"crc32": staticmethod(crc32)})  # in this process alone
+    benchmark.data.shard.zlib = type("zlib", (), {"crc32": staticmethod(crc32)})  # in this process alone
     load(folder)
 
 
@@ -312,14 +312,14 @@ def test_a_builder_killed_half_way_leaves_nothing_that_is_read(folder: Path) -> 
 
 
 def load_and_log(folder: Path, log: Path) -> None:
-    write = benchmark.shard.write_shard
+    write = benchmark.data.shard.write_shard
 
     def logged(*arguments: Any) -> None:
         with log.open("a") as file:
             file.write("wrote\n")
         write(*arguments)
 
-    benchmark.shard.write_shard = logged
+    benchmark.data.shard.write_shard = logged
     load(folder)
 
 
@@ -340,10 +340,10 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
     good = served(load(folder))
     shutil.rmtree(folder.parent / CACHE)
     if when == "foreseen":
-        monkeypatch.setattr(benchmark.shard, "LOOK", 4)
-        monkeypatch.setattr(benchmark.shard.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+        monkeypatch.setattr(benchmark.data.shard, "LOOK", 4)
+        monkeypatch.setattr(benchmark.data.shard.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     else:
-        monkeypatch.setattr(benchmark.shard.np, "save", fail_to_save)
+        monkeypatch.setattr(benchmark.data.shard.np, "save", fail_to_save)
     data = load(folder)
     assert torch.equal(served(data), good) and made(folder) == []
     reason = "GiB are needed" if when == "foreseen" else "No space left"
@@ -351,7 +351,7 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
 
 
 def test_progress_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(benchmark.shard, "TELL_S", 0.0)
+    monkeypatch.setattr(benchmark.data.shard, "TELL_S", 0.0)
     load(folder)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 16 and "8 of 16 images resized, about 0 min left" in lines[7]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from benchmark.digits import load_digits
+from benchmark.data.digits import load_digits
 from benchmark.errors import UserError
 from benchmark.export import MASKS
 from benchmark.latency import engines, filters, passes

@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmark import digits, run, speed
+from benchmark import run, speed
 from benchmark.cells import Cell
+from benchmark.data import digits
 from benchmark.environment import choose_precision
 from benchmark.errors import UserError
 from benchmark.grid import run_grid

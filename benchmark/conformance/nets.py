@@ -9,9 +9,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from benchmark.data import Data, MemoryImages
+from benchmark.data.sets import Data, MemoryImages
+from benchmark.data.stored import Arrays
 from benchmark.pages import Page
-from benchmark.stored import Arrays
 
 SIZE, CHANNELS, CLASSES, IMAGES, BATCH = 6, 2, 3, 45, 8  # the last batch, of 5, cannot be halved
 

@@ -22,8 +22,8 @@ from benchmark.conformance.watch import Call, Commit, StepSeen, snapshot, spy_on
 from benchmark.contract import stand_in_donor
 from benchmark.costs import count_costs
 from benchmark.errors import UserError, describe_failure
+from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.plugins import Plugin
-from benchmark.prunable import find_layers, prunable_weights
 from benchmark.train import Training
 from methods.core import Method
 

@@ -14,7 +14,7 @@ from benchmark.errors import UserError, nearest
 from benchmark.export import MASKS, WEIGHTS, read_export
 from benchmark.maskset import hash_masks
 from benchmark.names import run_folder
-from benchmark.narrow import find_width, narrow_arguments
+from benchmark.networks.narrow import find_width, narrow_arguments
 from benchmark.pages import Page, merge_settings
 from benchmark.seeds import derive
 from benchmark.verify import load_record, rebuild_network

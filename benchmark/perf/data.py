@@ -15,15 +15,15 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
-from benchmark.data import load_data
-from benchmark.folders import BatchReader
-from benchmark.imagefiles import scan_folder
+from benchmark.data.folders import BatchReader
+from benchmark.data.imagefiles import scan_folder
+from benchmark.data.resized import Resized
+from benchmark.data.sets import load_data
+from benchmark.data.shard import load_shard
 from benchmark.pages import load_page
 from benchmark.perf.modes import MEAN, STD, our_batches
 from benchmark.perf.peers import R20, pass_seconds
 from benchmark.perf.timing import Goal, median_ratio, milliseconds, time_in_turn
-from benchmark.resized import Resized
-from benchmark.shard import load_shard
 
 CPU = torch.device("cpu")
 SERVED = 50 * 128  # images of a round of ours: the recipe takes as long for a fortieth of them

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-import benchmark.networks  # noqa: F401 (registers the CIFAR networks)
+import benchmark.networks.cifar  # noqa: F401 (registers the CIFAR networks)
 from benchmark.maskset import MaskSet
 from benchmark.perf.timing import clock, time_in_turn
 from methods.core import count_kept, erk

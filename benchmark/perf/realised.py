@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmark.latency.csr import CsrLinear
 from benchmark.latency.passes import Clock, Mode, Pass
-from benchmark.narrow import narrow_arguments
+from benchmark.networks.narrow import narrow_arguments
 from benchmark.perf.peers import R50, VGG, Net, make_batch, make_model, sparsify
 from benchmark.perf.timing import Goal, median_ratio, milliseconds
 

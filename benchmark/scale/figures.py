@@ -13,7 +13,8 @@ import torch
 
 from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell, plan_cells
-from benchmark.data import Data
+from benchmark.data.sets import Data
+from benchmark.data.standin import stand_in
 from benchmark.environment import ROOT
 from benchmark.gridfile import CONTROLS, Grid, Item, read_grid, read_yaml
 from benchmark.memory import nbytes, work_out_memory
@@ -23,7 +24,6 @@ from benchmark.plan import group_items, row_of
 from benchmark.planner import Networks, Prediction, predict
 from benchmark.plugins import find_method
 from benchmark.run import make_timeline
-from benchmark.standin import stand_in
 from leaderboard import Record, read_record
 from leaderboard.records import list_files
 from leaderboard.seal import lay_out

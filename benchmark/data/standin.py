@@ -10,12 +10,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from benchmark.data import Data, load_data
-from benchmark.folders import Images
-from benchmark.imagefiles import scan_folder
+from benchmark.data.folders import Images
+from benchmark.data.imagefiles import scan_folder
+from benchmark.data.readers import FOLDERS
+from benchmark.data.sets import Data, load_data
+from benchmark.data.splits import split_indices
 from benchmark.pages import Page
-from benchmark.readers import FOLDERS
-from benchmark.splits import split_indices
 
 # Classes, training images, test images, as published. In each training part the classes are of (nearly) equal size.
 KNOWN = {"cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000), "imagenet": (1000, 1_281_167, 50_000)}

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from benchmark.cache import DamagedError, Slot, hash_source
-from benchmark.imagefiles import Layout, decode_files
-from benchmark.stored import Arrays, Stored
+from benchmark.data.cache import DamagedError, Slot, hash_source
+from benchmark.data.imagefiles import Layout, decode_files
+from benchmark.data.stored import Arrays, Stored
 
 
 def load_decoded(folder: Path, layout: Layout, size: int) -> Stored:

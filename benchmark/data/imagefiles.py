@@ -20,7 +20,7 @@ from benchmark.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 DECODED_AT_ONCE = 256  # files one thread takes at a time: large enough to hide the pool's own cost
 MAX_WORKERS = 16
-CACHE = ".sparse-bench-cache"  # a folder of benchmark.cache, never a class
+CACHE = ".sparse-bench-cache"  # a folder of benchmark.data.cache, never a class
 
 
 @dataclass(frozen=True)

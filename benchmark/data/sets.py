@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmark.data.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
+from benchmark.data.imagefiles import MAX_WORKERS, Layout, decode_files, hash_files, scan_folder
+from benchmark.data.readers import FOLDERS, READERS
+from benchmark.data.resized import Resized
+from benchmark.data.shard import load_shard
+from benchmark.data.splits import split_indices
+from benchmark.data.stored import Arrays, Stored
 from benchmark.errors import UserError
-from benchmark.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
-from benchmark.imagefiles import MAX_WORKERS, Layout, decode_files, hash_files, scan_folder
 from benchmark.pages import Page
 from benchmark.ranks import own_cores
-from benchmark.readers import FOLDERS, READERS
-from benchmark.resized import Resized
 from benchmark.seeds import derive
-from benchmark.shard import load_shard
-from benchmark.splits import split_indices
-from benchmark.stored import Arrays, Stored
 
 PIXELS_AT_ONCE = 2**23  # augmented in one go on an accelerator: few launches, about 200 MB of workspace
 

@@ -12,13 +12,13 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from benchmark.decoded import load_decoded
-from benchmark.digits import load_digits
+from benchmark.data.decoded import load_decoded
+from benchmark.data.digits import load_digits
+from benchmark.data.imagefiles import check_memory, fit_image, scan_folder
+from benchmark.data.splits import stratify
+from benchmark.data.stored import Arrays, Stored
 from benchmark.errors import UserError
-from benchmark.imagefiles import check_memory, fit_image, scan_folder
 from benchmark.pages import Page
-from benchmark.splits import stratify
-from benchmark.stored import Arrays, Stored
 
 CIFAR = {
     "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),

@@ -10,9 +10,9 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.functional import center_crop
 
-from benchmark.cache import tell
+from benchmark.data.cache import tell
+from benchmark.data.shard import Shard, shrink
 from benchmark.errors import UserError
-from benchmark.shard import Shard, shrink
 
 CROP = transforms.RandomResizedCrop(1)  # for its law of boxes
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmark.cache import DamagedError, Slot, hash_source, tell
-from benchmark.imagefiles import MAX_WORKERS, Layout, refuse_image
+from benchmark.data.cache import DamagedError, Slot, hash_source, tell
+from benchmark.data.imagefiles import MAX_WORKERS, Layout, refuse_image
 
 QUALITY = 90
 TOGETHER = 16  # images one thread takes at a time

@@ -23,7 +23,7 @@ import PIL
 from filelock import FileLock, Timeout
 from PIL import features
 
-from benchmark.imagefiles import CACHE, Layout
+from benchmark.data.imagefiles import CACHE, Layout
 
 VARIABLE = "SPARSE_BENCH_CACHE"
 LARGE = 100 * 2**20  # bytes: a file that its owner wants to know of
