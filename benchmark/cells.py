@@ -36,7 +36,7 @@ class DonorRun:
 
     `counts`: active weights by prunable layer. `again`: the command that repeats the run. `bits`: its masks, eight
     weights to a byte; None where `kind`, one of methods.core.DONOR_KINDS, is "densities", and until they are read, see
-    benchmark.donors.take_masks.
+    benchmark.planning.donors.take_masks.
     """
 
     run: str
@@ -59,8 +59,8 @@ class DonorRun:
 class Cell:
     """One run to do: everything that decides its numbers, apart from the machine.
 
-    `donor` is the run that the method asks to be made from, once benchmark.donors has found it; None where it asks for
-    none, and until then.
+    `donor` is the run that the method asks to be made from, once benchmark.planning.donors has found it; None where it
+    asks for none, and until then.
     """
 
     page_name: str

@@ -100,8 +100,8 @@ def sweep(
 ) -> None:
     """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
     from benchmark.engines import Pool
-    from benchmark.fleet import make_fleet
-    from benchmark.sweep import run_sweep
+    from benchmark.planning.fleet import make_fleet
+    from benchmark.sweeps.sweep import run_sweep
 
     def action() -> int:
         return run_sweep(
@@ -130,7 +130,7 @@ def sweep(
 @app.command(hidden=True)
 def worker(spec: Path, number: int) -> None:
     """Run the cells of a sweep as one of its workers; engines start this."""
-    from benchmark.worker import work
+    from benchmark.sweeps.worker import work
 
     try:
         guarded(lambda: work(spec, number, console, tell))

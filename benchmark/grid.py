@@ -10,11 +10,11 @@ from rich.console import Console
 from benchmark.cells import Cell, choose_task, plan_cells
 from benchmark.console import print_result
 from benchmark.data.sets import Data, load_data
-from benchmark.donors import resolve_donors
 from benchmark.environment import choose_device
 from benchmark.errors import explain
-from benchmark.foresight import check_cells
 from benchmark.places import Places, check_places
+from benchmark.planning.donors import resolve_donors
+from benchmark.planning.foresight import check_cells
 from benchmark.ranks import count_ranks, do_together, own_rank
 from benchmark.run import Options, run_cell
 from benchmark.snapshots import list_snapshots, parse_epochs

@@ -15,12 +15,12 @@ from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, sweep
 from benchmark.console import Reporter
 from benchmark.data.sets import Data, load_data
-from benchmark.donors import resolve_donors
 from benchmark.environment import set_determinism
 from benchmark.errors import UserError
 from benchmark.names import refuse_links
 from benchmark.origins import Parent, describe_start, find_parent
 from benchmark.places import check_places
+from benchmark.planning.donors import resolve_donors
 from benchmark.resume import Saver, restore
 from benchmark.run import Options, about, prepare, set_up_masks
 from benchmark.snapshots import FOLDER, keep_snapshot, parse_epochs, read_snapshot, snapshot_path

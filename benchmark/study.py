@@ -22,16 +22,16 @@ from benchmark.data.sets import Data, load_data
 from benchmark.environment import ROOT
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS
-from benchmark.foresight import check_cells
-from benchmark.holding import BusyError, holding
 from benchmark.origins import Parent, find_parent
-from benchmark.pace import format_time
 from benchmark.places import check_places
+from benchmark.planning.foresight import check_cells
+from benchmark.planning.pace import format_time
+from benchmark.planning.states import Ledger, read_now
 from benchmark.plasticity import Study
 from benchmark.retrace import is_there, take_snapshots
 from benchmark.run import Options, run_cell
-from benchmark.states import Ledger, read_now
 from benchmark.stopping import pause
+from benchmark.sweeps.holding import BusyError, holding
 from leaderboard import Record
 
 RUNNING = "already running in another process"  # what run_cell says of a run that someone else has

@@ -13,11 +13,11 @@ from benchmark.console import format_flops
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
 from benchmark.origins import Parent
-from benchmark.pace import calibrate, format_time, pace_of_records
-from benchmark.planner import Networks
+from benchmark.planning.pace import calibrate, format_time, pace_of_records
+from benchmark.planning.planner import Networks
+from benchmark.planning.states import Ledger, index_runs
 from benchmark.plasticity import Study
 from benchmark.run import Options
-from benchmark.states import Ledger, index_runs
 from benchmark.study import Job, list_jobs
 from leaderboard.store import load_store
 

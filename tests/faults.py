@@ -30,15 +30,15 @@ import torch
 import benchmark.build
 import benchmark.cells
 import benchmark.cli
-import benchmark.driver
 import benchmark.engines.local
 import benchmark.outcome
-import benchmark.sweep
-import benchmark.worker
+import benchmark.sweeps.driver
+import benchmark.sweeps.sweep
+import benchmark.sweeps.worker
 import leaderboard.build
 import leaderboard.paper.markdown
 import leaderboard.paper.published
-from benchmark.gridfile import read_grid
+from benchmark.planning.gridfile import read_grid
 from benchmark.plugins import built_in_names, find_method
 from benchmark.resume import FINISHED, Saver
 from benchmark.train import Training
@@ -105,7 +105,7 @@ def warm() -> None:
         find_method(name)
     git = benchmark.outcome.describe_git()
     benchmark.outcome.describe_git = lambda: git
-    benchmark.sweep.POLL_S = benchmark.driver.LOOK_S = benchmark.worker.LOOK_S = 0.05
+    benchmark.sweeps.sweep.POLL_S = benchmark.sweeps.driver.LOOK_S = benchmark.sweeps.worker.LOOK_S = 0.05
     benchmark.engines.local.subprocess = Forks()  # type: ignore[assignment]
     leaderboard.build.draw_pictures = lambda store, folder: "no picture"  # seconds each; no fault is aimed at them
     leaderboard.paper.published.load_tables = cache(leaderboard.paper.published.load_tables)

@@ -15,7 +15,7 @@ import torch
 import benchmark.checkpoint
 import benchmark.resume
 import benchmark.run
-import benchmark.sweep
+import benchmark.sweeps.sweep
 from leaderboard.records import file_stem, file_text
 from tests.kills import FAULTS, replace
 
@@ -55,7 +55,7 @@ class NoLock:
 
 def take_no_lock() -> None:
     """Let grids and runs share folders without locks."""
-    benchmark.sweep.holding = hold_nothing  # type: ignore[assignment]
+    benchmark.sweeps.sweep.holding = hold_nothing  # type: ignore[assignment]
     benchmark.run.FileLock = NoLock  # type: ignore[assignment,misc]
 
 

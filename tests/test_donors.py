@@ -16,12 +16,12 @@ import torch
 from benchmark.cells import Cell, DonorRun, plan_cells
 from benchmark.contract import propose, rehearse, show_donor, stand_in_donor
 from benchmark.data.sets import load_data
-from benchmark.donors import find_donors, resolve_donors
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, read_export
 from benchmark.maskset import hash_masks, pack_all
 from benchmark.pages import load_page
 from benchmark.places import Places
+from benchmark.planning.donors import find_donors, resolve_donors
 from benchmark.plugins import Plugin, built_in_names, find_method
 from benchmark.verify import verify_record
 from leaderboard import read_record, read_records, write_record
@@ -421,7 +421,7 @@ def test_the_record_of_another_table_is_no_record_of_the_row(done, tmp_path):
 
 
 def test_cells_without_a_donor_come_back_as_they_are_and_no_record_is_read(done, monkeypatch):
-    import benchmark.donors as module
+    import benchmark.planning.donors as module
 
     monkeypatch.setattr(module, "load_store", lambda *_: pytest.fail("records were read"))
     cells = plan_cells("granet,static", "0.9", TASK, "0", PAGE)

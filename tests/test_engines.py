@@ -18,20 +18,20 @@ from rich.console import Console
 
 import benchmark.engines.base
 import benchmark.engines.local
-from benchmark.book import FAILED, FOUND, IMPOSSIBLE, KINDS, MADE, Book, End, LostError, opening
-from benchmark.cellboard import Board
 from benchmark.console import Reporter
-from benchmark.driver import Driver
 from benchmark.engines import Order, Pool, Status, check_pool, open_engine
 from benchmark.engines.attendant import Attendant
 from benchmark.engines.base import ENDED, LOST, RUNNING
+from benchmark.engines.book import FAILED, FOUND, IMPOSSIBLE, KINDS, MADE, Book, End, LostError, opening
 from benchmark.engines.local import Local
 from benchmark.errors import UserError
-from benchmark.gridfile import Grid
 from benchmark.notes import read_note
+from benchmark.planning.gridfile import Grid
+from benchmark.planning.source import Source
 from benchmark.progress import ProgressFile
-from benchmark.source import Source
-from benchmark.tally import Tally
+from benchmark.sweeps.cellboard import Board
+from benchmark.sweeps.driver import Driver
+from benchmark.sweeps.tally import Tally
 
 
 def make_book(folder: Path, retries: int = 2, worker: int = 1) -> Book:
@@ -344,7 +344,7 @@ def test_local_workers_are_told_apart_by_how_they_end_and_share_gpus_in_turn(tmp
 
 def test_one_thread_is_a_worker_s_share_of_a_cpu_unless_the_user_says_otherwise(tmp_path, monkeypatch):
     from benchmark.run import Options
-    from benchmark.worker import write_order
+    from benchmark.sweeps.worker import write_order
 
     source = Source.ask(None, {"METHOD": "set"}, "", False)
     options = Options(torch.device("cpu"))
@@ -451,7 +451,7 @@ class Script:
 
 
 def run_driver(tmp_path: Path, plan: dict[int, str], cells: int, monkeypatch) -> tuple[Script, Tally, str]:
-    monkeypatch.setattr("benchmark.driver.LOOK_S", 0.0)
+    monkeypatch.setattr("benchmark.sweeps.driver.LOOK_S", 0.0)
     tally, out = Tally(small_grid(*range(cells))), io.StringIO()
     book = make_book(tmp_path, retries=1, worker=0)
     engine = Script(make_book(tmp_path, worker=9), list(tally.items), plan)

@@ -21,15 +21,15 @@ from benchmark.costs import count_costs
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
 from benchmark.errors import UserError
-from benchmark.fleet import Fleet, describe_fleet, describe_sharing, make_fleet, share_out
-from benchmark.gridfile import read_grid
-from benchmark.memory import PROCESS, WORK_SHARE, Memory, count_saved, describe_memory, work_out_memory
 from benchmark.networks.prunable import find_layers
 from benchmark.pages import Page
 from benchmark.places import Places
-from benchmark.plan import print_plan
-from benchmark.planner import Networks
-from benchmark.spread import Job, spread
+from benchmark.planning.fleet import Fleet, describe_fleet, describe_sharing, make_fleet, share_out
+from benchmark.planning.gridfile import read_grid
+from benchmark.planning.memory import PROCESS, WORK_SHARE, Memory, count_saved, describe_memory, work_out_memory
+from benchmark.planning.plan import print_plan
+from benchmark.planning.planner import Networks
+from benchmark.planning.spread import Job, spread
 from methods.dense import Dense
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,8 +201,8 @@ import torch
 from rich.console import Console
 from benchmark.cells import plan_cells
 from benchmark.data.sets import load_data
-from benchmark.memory import work_out_memory
-from benchmark.planner import Networks
+from benchmark.planning.memory import work_out_memory
+from benchmark.planning.planner import Networks
 from benchmark.places import Places
 from benchmark.run import Options, run_cell
 
@@ -229,7 +229,7 @@ def test_a_whole_run_takes_about_the_memory_that_was_worked_out(model, tmp_path)
 @GPU
 @pytest.mark.gpu
 def test_on_a_gpu_a_step_takes_about_the_memory_that_was_worked_out():
-    from benchmark.pace import calibrate
+    from benchmark.planning.pace import calibrate
 
     (cell,) = plan_cells("dense", "0.9", "cifar10_vgg19", "0", "")
     data, device = stand_in(cell.page, ROOT), torch.device("cuda")

@@ -10,8 +10,8 @@ import pytest
 
 from benchmark.cells import plan_cells
 from benchmark.errors import UserError
-from benchmark.gridfile import Grid, narrow, read_grid
 from benchmark.pages import page_names
+from benchmark.planning.gridfile import Grid, narrow, read_grid
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -17,14 +17,14 @@ from benchmark.cells import PROTOCOL, Cell, plan_cells
 from benchmark.data.sets import load_data
 from benchmark.data.standin import stand_in
 from benchmark.environment import describe_environment
-from benchmark.gridfile import Item, read_grid
-from benchmark.pace import format_time, pace_of_records
 from benchmark.pages import load_page
 from benchmark.places import Places
-from benchmark.plan import Line, print_plan
-from benchmark.planner import Networks, Prediction, predict
+from benchmark.planning.gridfile import Item, read_grid
+from benchmark.planning.pace import format_time, pace_of_records
+from benchmark.planning.plan import Line, print_plan
+from benchmark.planning.planner import Networks, Prediction, predict
+from benchmark.planning.states import Ledger, index_runs
 from benchmark.run import Options, make_timeline, run_cell
-from benchmark.states import Ledger, index_runs
 from leaderboard import read_records
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,10 +15,10 @@ from rich.console import Console
 import benchmark.study
 from benchmark.branching import Stores, make_options
 from benchmark.errors import UserError
-from benchmark.holding import holding
 from benchmark.plasticity import RATES, Study, make_study
 from benchmark.study import alone, list_jobs, run_study
 from benchmark.study_plan import print_study
+from benchmark.sweeps.holding import holding
 from leaderboard import find_faults, read_records, write_record
 from leaderboard.build import build_all, find_stale
 from leaderboard.drawing.draw import render

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from benchmark.book import SWEEPS
 from benchmark.engines import Pool
+from benchmark.engines.book import SWEEPS
 from benchmark.notes import read_note
 from tests.test_sweep import BROKEN, DENSE, HEAD, ROOT, SET, Grid
 

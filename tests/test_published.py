@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from benchmark.cells import NOT_PROTOCOL, Cell, plan_cells
-from benchmark.gridfile import read_grid
 from benchmark.pages import Page, load_page, page_names
+from benchmark.planning.gridfile import read_grid
 from benchmark.plugins import built_in_names, find_method
 from leaderboard.paper.protocol import SAME_PAGE
 from leaderboard.paper.published import FILE, FROM_PAGE, Match, PublishedError, load_tables

@@ -13,14 +13,14 @@ from rich.console import Console
 
 import benchmark.outcome
 import leaderboard.build
-from benchmark.book import Book
 from benchmark.checkpoint import OLDER, save_checkpoint
 from benchmark.cli import train_then_rebuild
+from benchmark.engines.book import Book
 from benchmark.errors import REFUSALS, UserError, explain
 from benchmark.places import Places, check_places
+from benchmark.planning.states import read_now
 from benchmark.resume import FINISHED, read_checkpoint, read_finished, write_finished
 from benchmark.run import warner
-from benchmark.states import read_now
 from leaderboard import UnreadableError, find_same, read_records, rebuild, write_record
 from tests.record_factory import make_record
 from tests.test_sweep import CONTROLS, HEAD, Grid
@@ -129,7 +129,7 @@ def test_a_cell_whose_attempts_cannot_be_counted_on_a_full_disk_is_not_tried_for
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("benchmark.book.write_note", refuse)
+    monkeypatch.setattr("benchmark.engines.book.write_note", refuse)
     fail()
     assert not book.may_retry("cell")
 

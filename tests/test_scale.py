@@ -11,8 +11,8 @@ import pytest
 from benchmark.cells import plan_cells
 from benchmark.data.standin import stand_in
 from benchmark.environment import ROOT
-from benchmark.gridfile import read_grid, read_yaml
-from benchmark.planner import Networks, predict
+from benchmark.planning.gridfile import read_grid, read_yaml
+from benchmark.planning.planner import Networks, predict
 from benchmark.plugins import find_method
 from benchmark.scale import __main__ as command
 from benchmark.scale import figures

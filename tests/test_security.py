@@ -27,16 +27,16 @@ from benchmark.build import create_network
 from benchmark.cells import parse_arguments, parse_seed, plan_cells
 from benchmark.checkpoint import MAGIC, load_checkpoint, save_checkpoint
 from benchmark.data.sets import load_data
-from benchmark.donors import has_masks
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, export_network, export_run, read_export
-from benchmark.gridfile import read_grid
-from benchmark.holding import holding
 from benchmark.names import refuse_links, refuse_name, run_folder
 from benchmark.pages import load_page, merge_settings
 from benchmark.places import Places, check_places
+from benchmark.planning.donors import has_masks
+from benchmark.planning.gridfile import read_grid
 from benchmark.plugins import find_method
 from benchmark.run import Options, run_cell
+from benchmark.sweeps.holding import holding
 from benchmark.tracking import Tracker
 from benchmark.verify import rebuild_network, stay_home, verify_record
 from leaderboard import RecordError, read_record, write_record

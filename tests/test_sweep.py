@@ -18,20 +18,20 @@ from filelock import FileLock
 from rich.console import Console
 from typer.testing import CliRunner
 
-import benchmark.donors
-import benchmark.foresight
+import benchmark.planning.donors
+import benchmark.planning.foresight
 import benchmark.run
 import benchmark.stopping
-import benchmark.sweep
+import benchmark.sweeps.sweep
 import benchmark.train
 from benchmark.cli import app
 from benchmark.engines import Pool
 from benchmark.errors import UserError
 from benchmark.export import export_network, read_export
-from benchmark.gridfile import read_grid
-from benchmark.holding import LOCK
+from benchmark.planning.gridfile import read_grid
 from benchmark.resume import FINISHED
-from benchmark.sweep import run_sweep
+from benchmark.sweeps.holding import LOCK
+from benchmark.sweeps.sweep import run_sweep
 from leaderboard import read_records, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +145,7 @@ def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(gri
 
 def test_a_finished_grid_reads_no_images(grid, monkeypatch):
     assert grid(HEAD + SET + CONTROLS) == 0
-    monkeypatch.setattr(benchmark.sweep, "load_data", lambda *_: pytest.fail("nothing is due"))
+    monkeypatch.setattr(benchmark.sweeps.sweep, "load_data", lambda *_: pytest.fail("nothing is due"))
     assert grid(HEAD + SET + CONTROLS) == 0
 
 
@@ -190,7 +190,7 @@ def test_a_failed_cell_is_tried_again_up_to_a_bound_unless_a_user_has_to_mend_it
     error, times, tried, failed, grid, monkeypatch
 ):
     calls: list[str] = []
-    run_cell = benchmark.sweep.run_cell
+    run_cell = benchmark.sweeps.sweep.run_cell
 
     def fail(cell, *rest):
         calls.append(cell.plugin.name)
@@ -198,7 +198,7 @@ def test_a_failed_cell_is_tried_again_up_to_a_bound_unless_a_user_has_to_mend_it
             raise error("the disk was busy")
         return run_cell(cell, *rest)
 
-    monkeypatch.setattr(benchmark.sweep, "run_cell", fail)
+    monkeypatch.setattr(benchmark.sweeps.sweep, "run_cell", fail)
     assert grid(HEAD + SET + DENSE) == failed
     assert Counter(calls) == {"set": tried, "dense": 1}
     assert sum("failed and is tried again" in line for line in grid.said) == tried - 1
@@ -272,7 +272,7 @@ def test_a_control_is_made_from_the_very_run_of_the_grid_whatever_else_has_its_r
 
 
 def test_the_controls_of_a_grid_do_not_read_the_whole_store(grid, monkeypatch):
-    monkeypatch.setattr(benchmark.donors, "load_store", lambda *_: pytest.fail("the store was read"))
+    monkeypatch.setattr(benchmark.planning.donors, "load_store", lambda *_: pytest.fail("the store was read"))
     assert grid(HEAD + SET + CONTROLS) == 0
     assert len(grid.records()) == 2
 
@@ -360,7 +360,7 @@ def test_what_a_skipped_record_says_reaches_the_terminal_without_control_charact
 
 
 def test_every_fault_of_the_cells_that_needs_no_image_is_told_before_the_first_run(grid, monkeypatch):
-    monkeypatch.setattr(benchmark.sweep, "load_data", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(benchmark.sweeps.sweep, "load_data", lambda *_: pytest.fail("images were read"))
     text = (
         HEAD
         + DENSE
@@ -383,7 +383,9 @@ def test_every_fault_of_the_cells_that_needs_no_image_is_told_before_the_first_r
 
 def test_cells_that_are_finished_are_held_to_nothing(grid, monkeypatch):
     assert grid(HEAD + DENSE) == 0
-    monkeypatch.setattr(benchmark.foresight, "check_cell", lambda *_: pytest.fail("a finished cell was checked"))
+    monkeypatch.setattr(
+        benchmark.planning.foresight, "check_cell", lambda *_: pytest.fail("a finished cell was checked")
+    )
     assert grid(HEAD + DENSE) == 0
 
 
@@ -398,7 +400,7 @@ def test_a_page_without_data_fails_with_one_message_and_the_others_go_on(grid):
 
 def test_data_are_loaded_when_a_cell_is_due_and_only_one_page_at_a_time(grid, monkeypatch):
     sweeps, batches = [], []
-    load_page_of, load = benchmark.sweep.Sweep.load, benchmark.sweep.load_data
+    load_page_of, load = benchmark.sweeps.sweep.Sweep.load, benchmark.sweeps.sweep.load_data
 
     def note_sweep(sweep, cell):
         sweeps.append(sweep)
@@ -409,8 +411,8 @@ def test_data_are_loaded_when_a_cell_is_due_and_only_one_page_at_a_time(grid, mo
         batches.append(page.batch_size)
         return load(page, *rest)
 
-    monkeypatch.setattr(benchmark.sweep.Sweep, "load", note_sweep)
-    monkeypatch.setattr(benchmark.sweep, "load_data", note_page)
+    monkeypatch.setattr(benchmark.sweeps.sweep.Sweep, "load", note_sweep)
+    monkeypatch.setattr(benchmark.sweeps.sweep, "load_data", note_page)
     small = "  - {method: dense, args: {epochs: 1, batch_size: 128}, seeds: [0, 1]}\n"
     assert grid(HEAD + small + DENSE + SET) == 0
     assert len(sweeps) == 4 and batches == [128, 64]
@@ -441,7 +443,7 @@ def test_a_plan_writes_nothing_and_fails_where_a_run_could_not_begin(grid):
 @pytest.mark.parametrize("name", [LOCK, "lock"])
 def test_a_cell_that_another_process_holds_is_passed_over_and_looked_at_again(grid, name, monkeypatch):
     """Held by another grid, or by a run of that cell alone; once it is let go without a record, it is made here."""
-    monkeypatch.setattr(benchmark.sweep, "POLL_S", 0.1)
+    monkeypatch.setattr(benchmark.sweeps.sweep, "POLL_S", 0.1)
     text = HEAD + SET + DENSE
     first = read_grid(grid.write(text)).items[0].cell
     folder = grid.folder / "runs" / first.identity
@@ -470,13 +472,13 @@ def test_a_record_that_appears_while_a_cell_is_due_is_not_made_twice(grid, monke
     (record,) = (grid.folder / "records").iterdir()
     content = record.read_bytes()
     record.unlink()
-    hold = benchmark.sweep.holding
+    hold = benchmark.sweeps.sweep.holding
 
     def publish_then_hold(folder):
         record.write_bytes(content)
         return hold(folder)
 
-    monkeypatch.setattr(benchmark.sweep, "holding", publish_then_hold)
+    monkeypatch.setattr(benchmark.sweeps.sweep, "holding", publish_then_hold)
     assert grid(text) == 0
     assert len(grid.records()) == 1 and grid.done() == []
 
@@ -571,7 +573,7 @@ def test_a_grid_that_is_stopped_rebuilds_the_pages_of_what_it_finished(
         for error in built:
             raise error
 
-    monkeypatch.setattr(benchmark.sweep, "run_sweep", stop)
+    monkeypatch.setattr(benchmark.sweeps.sweep, "run_sweep", stop)
     monkeypatch.setattr(leaderboard.build, "build_all", build)
     monkeypatch.setattr("benchmark.shell.tell", lambda message: told.append(str(message)))
     assert command("sweep", "grid.yaml") == 130

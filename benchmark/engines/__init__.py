@@ -1,4 +1,7 @@
-"""Engines: where the workers of a sweep run. Each is a module of this folder with `SETTINGS` and `open_engine`."""
+"""Engines: where the workers of a sweep run, each a module with `SETTINGS` and `open_engine`; and what workers say.
+
+`book` is what they tell each other and whoever started them, whichever engine runs them.
+"""
 
 from benchmark.engines.base import Engine, Order, Pool, Status, check_pool, open_engine
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark.book import SPEC, Book
+from benchmark.engines.book import SPEC, Book
 from benchmark.environment import ROOT
 from benchmark.errors import UserError, nearest, unknown
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmark.book import STOP
 from benchmark.engines import attendant
 from benchmark.engines.base import ENDED, GRACE_S, LOST, QUEUED, RUNNING, Order, Pool, Status, require
+from benchmark.engines.book import STOP
 from benchmark.errors import UserError
 
 NEEDS = "submitit"

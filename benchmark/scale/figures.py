@@ -16,12 +16,12 @@ from benchmark.cells import PROTOCOL, Cell, plan_cells
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
 from benchmark.environment import ROOT
-from benchmark.gridfile import CONTROLS, Grid, Item, read_grid, read_yaml
-from benchmark.memory import nbytes, work_out_memory
-from benchmark.pace import images_per_epoch
 from benchmark.pages import CONFIGS
-from benchmark.plan import group_items, row_of
-from benchmark.planner import Networks, Prediction, predict
+from benchmark.planning.gridfile import CONTROLS, Grid, Item, read_grid, read_yaml
+from benchmark.planning.memory import nbytes, work_out_memory
+from benchmark.planning.pace import images_per_epoch
+from benchmark.planning.plan import group_items, row_of
+from benchmark.planning.planner import Networks, Prediction, predict
 from benchmark.plugins import find_method
 from benchmark.run import make_timeline
 from leaderboard import Record, read_record

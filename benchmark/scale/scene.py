@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark.spread import Job, Spread, spread
+from benchmark.planning.spread import Job, Spread, spread
 
 SLOW, FAST = 0, 1
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmark.console import format_flops
+from benchmark.planning.spread import Spread, spread
 from benchmark.scale.figures import Figures
 from benchmark.scale.scene import FAST, SLOW, Scene, dense_macs, record_bytes, share, spread_all, step_parts
-from benchmark.spread import Spread, spread
 
 TITLES = {"table2": "Table 2 (CIFAR)", "table3": "Table 3 (ImageNet)"}
 HEAD = """\

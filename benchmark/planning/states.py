@@ -10,10 +10,10 @@ import torch
 
 from benchmark.cells import PROTOCOL, Cell
 from benchmark.data.sets import Data
-from benchmark.donors import ask_donor, attach, has_masks
 from benchmark.environment import choose_precision
 from benchmark.errors import UserError
-from benchmark.gridfile import Item
+from benchmark.planning.donors import ask_donor, attach, has_masks
+from benchmark.planning.gridfile import Item
 from benchmark.resume import FINISHED
 from leaderboard import Record, RecordError, UnreadableError, read_record
 from leaderboard.arithmetic import arithmetic

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark.book import FAILED, FOUND, IMPOSSIBLE, MADE, End
 from benchmark.cells import Cell
-from benchmark.gridfile import Grid, Item
-from benchmark.pace import format_time
-from benchmark.plan import page_of
+from benchmark.engines.book import FAILED, FOUND, IMPOSSIBLE, MADE, End
+from benchmark.planning.gridfile import Grid, Item
+from benchmark.planning.pace import format_time
+from benchmark.planning.plan import page_of
 from leaderboard.store import load_store
 from leaderboard.table import printable
 

@@ -9,30 +9,30 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark.book import FAILED, FOUND, IMPOSSIBLE, MADE, Book, End, LostError, opening
 from benchmark.cells import Cell
 from benchmark.data.sets import Data, load_data
 from benchmark.data.standin import stand_in
-from benchmark.donors import find_donors, take_masks
-from benchmark.driver import drive
 from benchmark.engines import Pool, check_pool
+from benchmark.engines.book import FAILED, FOUND, IMPOSSIBLE, MADE, Book, End, LostError, opening
 from benchmark.environment import choose_device
 from benchmark.errors import UserError, explain
-from benchmark.fleet import Fleet
-from benchmark.foresight import check_cells, find_faults
-from benchmark.gridfile import Grid, Item
-from benchmark.holding import BusyError, holding, refuse_held
-from benchmark.leftovers import complete
 from benchmark.pages import Page
 from benchmark.places import Places, check_places
-from benchmark.plan import page_of, print_plan
+from benchmark.planning.donors import find_donors, take_masks
+from benchmark.planning.fleet import Fleet
+from benchmark.planning.foresight import check_cells, find_faults
+from benchmark.planning.gridfile import Grid, Item
+from benchmark.planning.plan import page_of, print_plan
+from benchmark.planning.source import Source
+from benchmark.planning.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
 from benchmark.run import Options, run_cell
-from benchmark.source import Source
-from benchmark.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
 from benchmark.stopping import obey, pause, terminable
-from benchmark.tally import Tally
+from benchmark.sweeps.driver import drive
+from benchmark.sweeps.holding import BusyError, holding, refuse_held
+from benchmark.sweeps.leftovers import complete
+from benchmark.sweeps.tally import Tally
+from benchmark.sweeps.worker import write_order
 from benchmark.tracking import check_mode
-from benchmark.worker import write_order
 from leaderboard.store import load_store
 
 RUNNING = "already running in another process"  # what run_cell says of a cell that someone else trains

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmark.book import SPEC, STOP, Book
 from benchmark.engines import Order
+from benchmark.engines.book import SPEC, STOP, Book
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
-from benchmark.gridfile import Grid
 from benchmark.notes import write_note
 from benchmark.places import Places
+from benchmark.planning.gridfile import Grid
+from benchmark.planning.source import Source
 from benchmark.run import Options
-from benchmark.source import Source
 from benchmark.stopping import ask_to_stop, stop_asked
 
 LOOK_S = 0.5  # between two looks for the file that ends the sweep
@@ -73,7 +73,7 @@ def fingerprint(grid: Grid) -> str:
 
 def work(spec: Path, number: int, console: Console, tell: Callable[[object], None]) -> None:
     """Run a sweep's cells as its worker `number`. Raises UserError where the code gives others here."""
-    from benchmark.sweep import Sweep
+    from benchmark.sweeps.sweep import Sweep
 
     listen(spec.parent / STOP)
     content: dict[str, Any] = json.loads(spec.read_text())

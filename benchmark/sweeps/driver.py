@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmark.book import FOUND, STOP, Book
-from benchmark.cellboard import Board
 from benchmark.engines import Engine, Order, Pool, Status, open_engine
 from benchmark.engines.base import GRACE_S, LOST, QUEUED, RUNNING
-from benchmark.gridfile import Grid
+from benchmark.engines.book import FOUND, STOP, Book
+from benchmark.planning.gridfile import Grid
 from benchmark.stopping import pause
-from benchmark.tally import Tally
+from benchmark.sweeps.cellboard import Board
+from benchmark.sweeps.tally import Tally
 
 LOOK_S = 1.0  # between two looks at workers and cells
 LAST_LINES = 3  # of a lost worker's log that are shown

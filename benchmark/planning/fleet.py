@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.errors import UserError
-from benchmark.memory import Memory, describe_memory, device_memory, gib
-from benchmark.pace import format_time
-from benchmark.spread import Job, Spread, spread
+from benchmark.planning.memory import Memory, describe_memory, device_memory, gib
+from benchmark.planning.pace import format_time
+from benchmark.planning.spread import Job, Spread, spread
 
 
 @dataclass(frozen=True)

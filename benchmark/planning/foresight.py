@@ -9,13 +9,13 @@ from benchmark.contract import propose, rehearse
 from benchmark.data.sets import Data
 from benchmark.emptiness import check_budget, refuse_empty
 from benchmark.errors import UserError
-from benchmark.gridfile import Item
-from benchmark.plan import group_items
-from benchmark.planner import Networks
+from benchmark.planning.gridfile import Item
+from benchmark.planning.plan import group_items
+from benchmark.planning.planner import Networks
+from benchmark.planning.states import DONE, Ledger
 from benchmark.ranks import check_shares
 from benchmark.replicas import check_sharing
 from benchmark.run import Options, check_room, first_view, make_timeline
-from benchmark.states import DONE, Ledger
 
 
 def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> None:

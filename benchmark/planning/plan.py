@@ -19,15 +19,15 @@ from benchmark.data.standin import stand_in
 from benchmark.emptiness import check_budget
 from benchmark.environment import describe_environment
 from benchmark.errors import UserError
-from benchmark.fleet import Fleet, describe_fleet, describe_sharing
-from benchmark.gridfile import Grid, Item
-from benchmark.memory import Memory, work_out_memory
-from benchmark.pace import SPEED, Pace, calibrate, format_time, pace_of_records
 from benchmark.places import Places
-from benchmark.planner import Networks, Prediction, predict
+from benchmark.planning.fleet import Fleet, describe_fleet, describe_sharing
+from benchmark.planning.gridfile import Grid, Item
+from benchmark.planning.memory import Memory, work_out_memory
+from benchmark.planning.pace import SPEED, Pace, calibrate, format_time, pace_of_records
+from benchmark.planning.planner import Networks, Prediction, predict
+from benchmark.planning.spread import Job
+from benchmark.planning.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from benchmark.run import make_timeline
-from benchmark.spread import Job
-from benchmark.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from leaderboard import Record
 from leaderboard.store import load_store
 

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.book import FAILED, End
-from benchmark.tally import Progress, Tally, describe, share_done
+from benchmark.engines.book import FAILED, End
+from benchmark.sweeps.tally import Progress, Tally, describe, share_done
 
 PLAIN_S = 30.0  # where there is no terminal: seconds between two lines about the cells in training, at least
 MOST_ROWS = 20  # of cells in training that are shown on a terminal

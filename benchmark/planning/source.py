@@ -18,7 +18,7 @@ from benchmark.cells import (
     split_list,
 )
 from benchmark.errors import UserError
-from benchmark.gridfile import Grid, Item, expand_grid, narrow, parse_task, read_yaml
+from benchmark.planning.gridfile import Grid, Item, expand_grid, narrow, parse_task, read_yaml
 from benchmark.plugins import find_method
 
 USUAL = {"METHOD": "granet", "SPARSITY": "0.9", "TASK": "auto", "SEED": "0"}  # as of make bench

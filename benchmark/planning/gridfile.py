@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmark.cells import Cell, parse_seed, parse_sparsity, plan_cells, refuse_unknown, split_list
-from benchmark.donors import ask_donor
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.pages import CONFIGS, page_names
+from benchmark.planning.donors import ask_donor
 from benchmark.plugins import Plugin, find_method
 from methods.core import Budget, Group
 
