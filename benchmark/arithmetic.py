@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.data.folders import Images
-from benchmark.ranks import own_share, sum_over_ranks
+from benchmark.processes.ranks import own_share, sum_over_ranks
 
 EVALUATION_BATCH = 512
 

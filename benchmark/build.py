@@ -19,8 +19,8 @@ from benchmark.errors import UserError, nearest
 from benchmark.networks.narrow import find_width, narrow_arguments
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights
 from benchmark.pages import Page
-from benchmark.ranks import count_ranks, smallest_share
-from benchmark.replicas import synchronise_norms
+from benchmark.processes.ranks import count_ranks, smallest_share
+from benchmark.processes.replicas import synchronise_norms
 from benchmark.seeds import derive
 from methods.core import count_kept
 

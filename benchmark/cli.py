@@ -11,9 +11,19 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli_networks import add_networks
-from benchmark.options import CheckpointS, DataRoot, Device, Fresh, LeaderboardPage, Records, Runs, Wandb, typed
-from benchmark.shell import console, end, guarded, tell, train_then_rebuild
+from benchmark.commands.networks import add_networks
+from benchmark.commands.options import (
+    CheckpointS,
+    DataRoot,
+    Device,
+    Fresh,
+    LeaderboardPage,
+    Records,
+    Runs,
+    Wandb,
+    typed,
+)
+from benchmark.commands.shell import console, end, guarded, tell, train_then_rebuild
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,12 +53,13 @@ def run(
     ranks: Annotated[int, typer.Option(min=1, help="processes that train each run together; on GPUs one GPU each")] = 1,
 ) -> None:
     """Train a grid of methods, sparsities and seeds, one cell after the other, and update the leaderboard."""
-    from benchmark.launch import is_launched, join, launch  # torch and timm take seconds to import: not for --help
+    # here and below, not at the top: torch and timm take seconds to import, and --help needs neither
+    from benchmark.processes.launch import is_launched, join, launch
 
     if ranks > 1 and not is_launched():
         raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
     from benchmark.grid import run_grid
-    from benchmark.ranks import own_rank
+    from benchmark.processes.ranks import own_rank
 
     def action() -> int:
         join(ranks, device)
@@ -142,7 +153,7 @@ def worker(spec: Path, number: int) -> None:
 @app.command()
 def methods() -> None:
     """List the methods: name, paper, kind and what each needs, from the code itself."""
-    from benchmark.listing import print_methods
+    from benchmark.commands.listing import print_methods
 
     guarded(lambda: print_methods(console))
 
@@ -150,7 +161,7 @@ def methods() -> None:
 @app.command()
 def pages() -> None:
     """List the pages of configs/: name and title."""
-    from benchmark.listing import print_pages
+    from benchmark.commands.listing import print_pages
 
     guarded(lambda: print_pages(console))
 
@@ -173,7 +184,7 @@ def new_method(
     folder: Annotated[Path | None, typer.Option(help="where to write it (default: methods/)")] = None,
 ) -> None:
     """Write a small working method file to start from."""
-    from benchmark.listing import write_new_method
+    from benchmark.commands.listing import write_new_method
 
     guarded(lambda: write_new_method(name, folder, console))
 
@@ -215,7 +226,7 @@ def verify(
 add_networks(app, console, guarded)
 
 
-import benchmark.branch_commands  # noqa: E402, F401 (more commands, which use what is defined above)
+import benchmark.commands.branches  # noqa: E402, F401 (more commands, which use what is defined above)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.pages import Page
-from benchmark.ranks import count_ranks
+from benchmark.processes.ranks import count_ranks
 
 ASKED = "SPARSE_BENCH_GRAPHS"  # the variable of the environment that asks for it
 WARM_UP = 3  # passes before the recording: memory is allocated and kernels are chosen

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmark.branches.snapshots import list_snapshots, parse_epochs
 from benchmark.cells import Cell, choose_task, plan_cells
 from benchmark.console import print_result
 from benchmark.data.sets import Data, load_data
@@ -15,9 +16,8 @@ from benchmark.errors import explain
 from benchmark.places import Places, check_places
 from benchmark.planning.donors import resolve_donors
 from benchmark.planning.foresight import check_cells
-from benchmark.ranks import count_ranks, do_together, own_rank
+from benchmark.processes.ranks import count_ranks, do_together, own_rank
 from benchmark.run import Options, run_cell
-from benchmark.snapshots import list_snapshots, parse_epochs
 from benchmark.tracking import check_mode
 from leaderboard.store import load_store
 from leaderboard.table import printable

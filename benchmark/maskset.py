@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmark.ranks import announce, count_ranks, differing_ranks
+from benchmark.processes.ranks import announce, count_ranks, differing_ranks
 from methods.core import ContractError
 from methods.core.selection import count_each
 

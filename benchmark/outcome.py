@@ -13,8 +13,8 @@ from benchmark.data.sets import Data
 from benchmark.environment import describe_environment, describe_git
 from benchmark.errors import UserError
 from benchmark.pages import Page
-from benchmark.ranks import count_ranks
-from benchmark.replicas import count_norm_shares
+from benchmark.processes.ranks import count_ranks
+from benchmark.processes.replicas import count_norm_shares
 from benchmark.train import Training
 from leaderboard import Record, find_faults
 from leaderboard.schema import SCHEMA

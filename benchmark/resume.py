@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmark.checkpoint import DamagedError, load_checkpoint, save_checkpoint, write_atomically
 from benchmark.errors import UserError
-from benchmark.ranks import count_ranks, own_rank
+from benchmark.processes.ranks import count_ranks, own_rank
 from benchmark.stopping import obey, stop_asked
 from benchmark.train import Training
 from leaderboard import Record, RecordError, UnreadableError, read_record

@@ -13,7 +13,9 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from benchmark.branches import Branch, arrange, begin, recall
+from benchmark.branches.branch import Branch, arrange, begin, recall
+from benchmark.branches.origins import describe_start
+from benchmark.branches.snapshots import keep_snapshot
 from benchmark.build import Built, build
 from benchmark.cells import Cell
 from benchmark.checkpoint import sweep
@@ -29,12 +31,11 @@ from benchmark.graphs import wants_graphs
 from benchmark.maskset import MaskSet
 from benchmark.names import refuse_links, run_folder
 from benchmark.networks.prunable import prunable_weights
-from benchmark.origins import describe_start
 from benchmark.outcome import make_record, refuse_invalid
 from benchmark.places import Places
-from benchmark.ranks import announce, do_together, own_rank, share_tensors
+from benchmark.processes.ranks import announce, do_together, own_rank, share_tensors
+from benchmark.processes.replicas import DriftError
 from benchmark.recipe import make_average, make_optimizer
-from benchmark.replicas import DriftError
 from benchmark.resume import (
     FINISHED,
     Saver,
@@ -45,7 +46,6 @@ from benchmark.resume import (
     write_finished,
 )
 from benchmark.scoring import ScoringGradients, score
-from benchmark.snapshots import keep_snapshot
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train

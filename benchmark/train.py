@@ -23,9 +23,9 @@ from benchmark.graphs import GraphedPasses
 from benchmark.guard import is_finite, step_where
 from benchmark.maskset import MaskSet, pack_all
 from benchmark.pages import Page
-from benchmark.ranks import check_shares, count_ranks, do_together, own_share, sum_over_ranks
+from benchmark.processes.ranks import check_shares, count_ranks, do_together, own_share, sum_over_ranks
+from benchmark.processes.replicas import WARM_UP, average_gradients, check_drift, seed_step, share_buffers, weigh_share
 from benchmark.recipe import learning_rate, set_learning_rate
-from benchmark.replicas import WARM_UP, average_gradients, check_drift, seed_step, share_buffers, weigh_share
 from benchmark.seeds import derive
 from methods.core import DenseGrads, Method, Timeline, View
 

@@ -37,7 +37,7 @@ from benchmark.conformance import nets
 from benchmark.conformance.ranks import SHARED
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.plugins import find_method, method_names
-from benchmark.ranks import count_ranks, own_rank
+from benchmark.processes.ranks import count_ranks, own_rank
 from benchmark.resume import Saver
 from methods.core import View
 

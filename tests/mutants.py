@@ -274,7 +274,7 @@ def weigh_shares_equally() -> None:
 
 def draw_masks_per_rank() -> None:
     """Have each process draw its own masks, with nobody comparing or sharing them."""
-    from benchmark.ranks import own_rank
+    from benchmark.processes.ranks import own_rank
 
     original = View.random
     View.random = lambda self, name, purpose="": original(self, name, f"{purpose}{own_rank() or ''}")

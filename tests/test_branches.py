@@ -15,15 +15,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import benchmark.resume
-from benchmark.branches import Branch, make_branch
-from benchmark.branching import Stores, make_options, run_branch
+from benchmark.branches.branch import Branch, make_branch
+from benchmark.branches.branching import Stores, make_options, run_branch
+from benchmark.branches.origins import find_parent
+from benchmark.branches.retrace import take_snapshots
+from benchmark.branches.snapshots import list_snapshots, snapshot_path
 from benchmark.checkpoint import load_checkpoint, save_checkpoint
 from benchmark.errors import UserError
 from benchmark.grid import run_grid
 from benchmark.maskset import unpack
-from benchmark.origins import find_parent
-from benchmark.retrace import take_snapshots
-from benchmark.snapshots import list_snapshots, snapshot_path
 from leaderboard import read_records
 from leaderboard.records import read_record
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmark.commands.listing import write_new_method
 from benchmark.conformance import CHECKS, Kit
 from benchmark.conformance.checks import Outcome, run_check
 from benchmark.conformance.ranks import run_ranks
 from benchmark.conformance.report import check_method
 from benchmark.errors import UserError
-from benchmark.listing import write_new_method
 from benchmark.plugins import built_in_names, find_method, method_names
 from tests.mutant_methods import GlobalGenerator, ThresholdKeepsTies
 from tests.mutants import MUTANTS, SHARED, Mutant, catch_by_oracle, examine

@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from benchmark import deviations
+from benchmark.commands.listing import TEMPLATE
 from benchmark.deviations import COLUMNS, HEADER, main, make_section, make_sheet, read_rows
 from benchmark.errors import UserError
-from benchmark.listing import TEMPLATE
 from benchmark.plugins import METHODS, built_in_names, find_method
 
 ROW = "- masks | random | drawn | exact | budget"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import io
 import json
 import re
@@ -111,6 +112,46 @@ def tracked() -> list[Path]:
 
 def test_folders_are_at_most_two_deep():
     assert [p for p in tracked() if len(p.relative_to(ROOT).parts) > 3] == []
+
+
+def test_every_package_is_installed_and_has_its_line_in_contributing():
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in CODE}
+    listed = re.search(r"^packages = \[\n(.*?)\n\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M)
+    assert listed and sorted(re.findall(r'"(.*?)"', listed[1])) == sorted(folders)
+    assert [folder for folder in folders if not (ROOT / folder.replace(".", "/") / "__init__.py").is_file()] == []
+    told = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = [folder.removeprefix("benchmark.") for folder in folders if folder.startswith("benchmark.")]
+    assert [room for room in rooms if f"| `{room}/` |" not in told] == []
+
+
+def test_a_folder_can_be_surveyed():
+    """Also, no package has a module's name: `benchmark/data.py` beside `benchmark/data/` would never be read."""
+    for folder in {path.parent for path in CODE}:
+        assert len(list(folder.glob("*.py"))) <= 40, folder
+    assert [path for path in CODE if (path.with_suffix("") / "__init__.py").is_file()] == []
+
+
+def imports_between(packages: dict[str, dict[str, set[str]]]) -> dict[str, set[str]]:
+    """Return which packages each package imports, from the names that its files import."""
+    found = {}
+    for package, files in packages.items():
+        names = [f"{name}." for names in files.values() for name in names]
+        found[package] = {other for other in packages if any(name.startswith(f"benchmark.{other}.") for name in names)}
+        found[package].discard(package)
+    return found
+
+
+def test_packages_of_the_engine_import_each_other_one_way():
+    packages: dict[str, dict[str, set[str]]] = {}
+    for path in CODE:
+        if path.is_relative_to(ROOT / "benchmark") and path.parent != ROOT / "benchmark":
+            packages.setdefault(path.parent.name, {})[path.name] = imported(path)
+    packages["latency"]["passes.py"].discard("benchmark.perf.timing")  # its clock, which knows no other module
+    packages["latency"]["passes.py"].discard("benchmark.perf.timing.time_in_turn")
+    graphlib.TopologicalSorter(imports_between(packages)).prepare()
+    packages["data"]["planted.py"] = {"benchmark.planning.plan"}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(imports_between(packages)).prepare()
 
 
 def test_no_machine_path_and_no_package_index_is_in_the_repository():

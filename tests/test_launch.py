@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmark import launch as starting
 from benchmark.errors import UserError
-from benchmark.launch import LOST, check_gpus, explain, is_launched, is_lost, join, launch
+from benchmark.processes import launch as starting
+from benchmark.processes.launch import LOST, check_gpus, explain, is_launched, is_lost, join, launch
 from tests.kills import find_differences, is_published, read_outcome
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,12 +12,12 @@ import pytest
 from record_factory import make_epoch, make_record
 from rich.console import Console
 
-import benchmark.study
-from benchmark.branching import Stores, make_options
+import benchmark.branches.study
+from benchmark.branches.branching import Stores, make_options
+from benchmark.branches.plasticity import RATES, Study, make_study
+from benchmark.branches.study import alone, list_jobs, run_study
+from benchmark.branches.study_plan import print_study
 from benchmark.errors import UserError
-from benchmark.plasticity import RATES, Study, make_study
-from benchmark.study import alone, list_jobs, run_study
-from benchmark.study_plan import print_study
 from benchmark.sweeps.holding import holding
 from leaderboard import find_faults, read_records, write_record
 from leaderboard.build import build_all, find_stale
@@ -303,8 +303,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> Bench:
-    monkeypatch.setattr("benchmark.plasticity.RATES", (0.5,))
-    monkeypatch.setattr("benchmark.plasticity.SPARSITIES", "0.5")
+    monkeypatch.setattr("benchmark.branches.plasticity.RATES", (0.5,))
+    monkeypatch.setattr("benchmark.branches.plasticity.SPARSITIES", "0.5")
     return Bench(tmp_path)
 
 
@@ -332,7 +332,7 @@ def test_a_study_is_run_whole_drawn_and_not_run_again(bench):
 
 
 def test_a_run_that_fails_or_is_held_by_another_process_costs_no_other(bench, monkeypatch):
-    run_cell, calls = benchmark.study.run_cell, []
+    run_cell, calls = benchmark.branches.study.run_cell, []
 
     def fail_once(cell: Any, *rest: Any) -> Any:
         calls.append(cell)
@@ -340,12 +340,12 @@ def test_a_run_that_fails_or_is_held_by_another_process_costs_no_other(bench, mo
             raise UserError("the disk is full")
         return run_cell(cell, *rest)
 
-    monkeypatch.setattr(benchmark.study, "run_cell", fail_once)
+    monkeypatch.setattr(benchmark.branches.study, "run_cell", fail_once)
     every = Study.branches
     monkeypatch.setattr(Study, "branches", lambda self, parent: itertools.islice(every(self, parent), 1))
     held = holding(bench.folder / "runs" / bench.study.parents[0].identity)
     held.__enter__()
-    monkeypatch.setattr(benchmark.study, "pause", lambda seconds: held.__exit__(None, None, None))
+    monkeypatch.setattr(benchmark.branches.study, "pause", lambda seconds: held.__exit__(None, None, None))
     assert bench() == 1  # the other parent's branch; the first parent and its own were made once it was free
     assert [len(calls), len(bench.records())] == [4, 3] and "the disk is full" in str(bench.said[0])
     assert "waiting: another process has 2 of 4 runs" in bench.shown.getvalue()

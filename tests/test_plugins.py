@@ -100,7 +100,7 @@ def test_a_new_method_file_works_as_it_is(tmp_path):
 def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
     from rich.console import Console
 
-    from benchmark.listing import write_new_method
+    from benchmark.commands.listing import write_new_method
 
     with pytest.raises(UserError, match=r"NAME must be|already there"):
         write_new_method(name, tmp_path, Console())

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import ranks as group
 from benchmark.build import check_network
 from benchmark.checkpoint import load_checkpoint
 from benchmark.cli import app
@@ -20,8 +19,9 @@ from benchmark.data.imagefiles import scan_folder
 from benchmark.data.sets import MemoryImages
 from benchmark.errors import UserError
 from benchmark.plugins import method_names
-from benchmark.ranks import check_shares, smallest_share
-from benchmark.replicas import check_sharing, count_norm_shares, digest
+from benchmark.processes import ranks as group
+from benchmark.processes.ranks import check_shares, smallest_share
+from benchmark.processes.replicas import check_sharing, count_norm_shares, digest
 from benchmark.resume import check_same
 from tests.crews import Crew
 from tests.kills import find_differences, read_outcome
@@ -183,7 +183,7 @@ def test_a_batch_that_leaves_a_process_one_image_is_refused_where_a_network_cann
     page, data = make_kit_page(batch_size=43), make_data(make_kit_page())  # 45 images: the last batch has two
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(72, CLASSES), torch.nn.BatchNorm1d(CLASSES))
     check_network(model, page, data)
-    monkeypatch.setattr("benchmark.ranks.count_ranks", lambda: 2)
+    monkeypatch.setattr("benchmark.processes.ranks.count_ranks", lambda: 2)
     monkeypatch.setattr("benchmark.build.count_ranks", lambda: 2)
     with pytest.raises(UserError, match="the last batch of an epoch has one image for a process"):
         check_network(model, page, data)
@@ -200,7 +200,7 @@ def test_synchronised_batch_norm_is_refused_on_a_cpu_with_the_reason():
 
 def test_a_compiled_step_is_refused_for_several_processes(monkeypatch):
     check_sharing(make_page(compile=True), CPU)
-    monkeypatch.setattr("benchmark.replicas.count_ranks", lambda: 2)
+    monkeypatch.setattr("benchmark.processes.replicas.count_ranks", lambda: 2)
     with pytest.raises(UserError, match="compile=true is for one process, and 2 were asked for"):
         check_sharing(make_page(compile=True), CPU)
 
@@ -228,7 +228,7 @@ def test_the_digest_of_a_tensor_sees_its_last_bit_in_any_memory_format():
 
 
 def test_only_an_unsynchronised_batch_norm_divides_a_batch(monkeypatch):
-    monkeypatch.setattr("benchmark.replicas.count_ranks", lambda: 4)
+    monkeypatch.setattr("benchmark.processes.replicas.count_ranks", lambda: 4)
     batch_norm, layer_norm = make_network("conv", 0), make_network("vit", 0)
     assert (count_norm_shares(batch_norm), count_norm_shares(layer_norm)) == (4, 1)
     assert count_norm_shares(torch.nn.SyncBatchNorm.convert_sync_batchnorm(batch_norm)) == 1

@@ -22,7 +22,7 @@ from benchmark.export import MASKS
 from benchmark.latency import engines, filters, passes
 from benchmark.latency.filters import remove_dead_filters
 from benchmark.latency.subject import load_subject
-from benchmark.slim import LAYOUT, WEIGHTS, load_slim, slim_down
+from benchmark.slim.cut import LAYOUT, WEIGHTS, load_slim, slim_down
 from leaderboard.seal import lay_out, seal_of
 from methods.core import keep_filters
 from tests.test_runs import Bench
@@ -165,7 +165,7 @@ def test_a_smaller_network_with_other_outputs_is_never_written(board, monkeypatc
 
 
 def test_a_network_that_cannot_be_followed_is_refused(board, monkeypatch):
-    monkeypatch.setattr("benchmark.slim.remove_dead_filters", lambda network: 1 / 0)
+    monkeypatch.setattr("benchmark.slim.cut.remove_dead_filters", lambda network: 1 / 0)
     status, said = slim(board, name_of(board))
     assert status == 2 and "torch.fx cannot follow its network" in said and "ZeroDivisionError" in said
 

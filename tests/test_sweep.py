@@ -529,7 +529,7 @@ def test_all_pages_are_rebuilt_once_when_records_came_and_a_failing_picture_cost
 
     monkeypatch.setattr(leaderboard.build, "build_all", build)
     told: list[str] = []
-    monkeypatch.setattr("benchmark.shell.tell", lambda message: told.append(str(message)))
+    monkeypatch.setattr("benchmark.commands.shell.tell", lambda message: told.append(str(message)))
     broken = grid.folder / "broken.py"
     broken.write_text(BROKEN)
     grid.write(HEAD + DENSE + DENSE.replace("}}", "}, seeds: [1]}"))
@@ -575,7 +575,7 @@ def test_a_grid_that_is_stopped_rebuilds_the_pages_of_what_it_finished(
 
     monkeypatch.setattr(benchmark.sweeps.sweep, "run_sweep", stop)
     monkeypatch.setattr(leaderboard.build, "build_all", build)
-    monkeypatch.setattr("benchmark.shell.tell", lambda message: told.append(str(message)))
+    monkeypatch.setattr("benchmark.commands.shell.tell", lambda message: told.append(str(message)))
     assert command("sweep", "grid.yaml") == 130
     assert calls == ([] if built is None else [(Path("records"), Path("L.md"))])
     assert len(told) == len(said) and all(part in text for part, text in zip(said, told, strict=True))

@@ -20,7 +20,7 @@ from benchmark.data.splits import split_indices
 from benchmark.data.stored import Arrays, Stored
 from benchmark.errors import UserError
 from benchmark.pages import Page
-from benchmark.ranks import own_cores
+from benchmark.processes.ranks import own_cores
 from benchmark.seeds import derive
 
 PIXELS_AT_ONCE = 2**23  # augmented in one go on an accelerator: few launches, about 200 MB of workspace

@@ -22,8 +22,8 @@ from benchmark.names import run_folder
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.places import Places
 from benchmark.plugins import method_names
-from benchmark.ranks import count_ranks
-from benchmark.replicas import count_norm_shares, synchronise_norms
+from benchmark.processes.ranks import count_ranks
+from benchmark.processes.replicas import count_norm_shares, synchronise_norms
 from leaderboard import Record, RecordError, read_record
 from leaderboard.arithmetic import arithmetic, name_arithmetic
 from leaderboard.claims.lookup import match, name_rows

@@ -13,8 +13,8 @@ from benchmark.planning.gridfile import Item
 from benchmark.planning.plan import group_items
 from benchmark.planning.planner import Networks
 from benchmark.planning.states import DONE, Ledger
-from benchmark.ranks import check_shares
-from benchmark.replicas import check_sharing
+from benchmark.processes.ranks import check_shares
+from benchmark.processes.replicas import check_sharing
 from benchmark.run import Options, check_room, first_view, make_timeline
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from benchmark.branches.snapshots import parse_epochs
 from benchmark.cells import Cell, plan_cells
 from benchmark.errors import UserError
 from benchmark.pages import load_page
-from benchmark.snapshots import parse_epochs
 
 SPARSITIES = "0.5,0.9,0.98"  # of the static networks; the dense one is beside them
 RATES = (0.2, 0.5, 0.9, 0.98)  # of the active weights, pruned at once

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmark.errors import UserError
 from benchmark.pages import Page
-from benchmark.ranks import count_ranks, gather, own_rank, share_tensors
+from benchmark.processes.ranks import count_ranks, gather, own_rank, share_tensors
 from benchmark.seeds import derive
 
 WARM_UP = 2  # images; one would have no variance

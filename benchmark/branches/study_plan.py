@@ -7,18 +7,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.branches import make_branch
-from benchmark.branching import Stores
+from benchmark.branches.branch import make_branch
+from benchmark.branches.branching import Stores
+from benchmark.branches.origins import Parent
+from benchmark.branches.plasticity import Study
+from benchmark.branches.study import Job, list_jobs
 from benchmark.console import format_flops
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
-from benchmark.origins import Parent
 from benchmark.planning.pace import calibrate, format_time, pace_of_records
 from benchmark.planning.planner import Networks
 from benchmark.planning.states import Ledger, index_runs
-from benchmark.plasticity import Study
 from benchmark.run import Options
-from benchmark.study import Job, list_jobs
 from leaderboard.store import load_store
 
 KINDS = ("runs that are pruned from", "branches, plasticity", "branches, to the end")

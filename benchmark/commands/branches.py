@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from benchmark.cli import app
-from benchmark.options import CheckpointS, DataRoot, Device, Fresh, LeaderboardPage, Records, Runs, typed
-from benchmark.shell import console, guarded, tell, train_then_rebuild
+from benchmark.commands.options import CheckpointS, DataRoot, Device, Fresh, LeaderboardPage, Records, Runs, typed
+from benchmark.commands.shell import console, guarded, tell, train_then_rebuild
 
 Branches = Annotated[Path | None, typer.Option(help="folder of the records of branches")]
 Run = Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")]
@@ -27,8 +27,8 @@ def snapshot(
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Make snapshots that a run lacks: train its first epochs again, to the same bits, and compare them."""
-    from benchmark.branching import Stores, make_options
-    from benchmark.retrace import take_snapshots
+    from benchmark.branches.branching import Stores, make_options
+    from benchmark.branches.retrace import take_snapshots
 
     def action() -> None:
         stores = Stores(records, branches)
@@ -58,7 +58,7 @@ def branch(
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Go on from a snapshot of a run with other settings of page or method; the branch has a record of its own."""
-    from benchmark.branching import Stores, make_options, run_branch
+    from benchmark.branches.branching import Stores, make_options, run_branch
 
     stores = Stores(records, branches)
 
@@ -103,10 +103,10 @@ def plasticity(
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Measure pruning plasticity: train, prune at some epochs, train on; draws leaderboard/PLASTICITY.md."""
-    from benchmark.branching import Stores, make_options
-    from benchmark.plasticity import make_study
-    from benchmark.study import run_study
-    from benchmark.study_plan import print_study
+    from benchmark.branches.branching import Stores, make_options
+    from benchmark.branches.plasticity import make_study
+    from benchmark.branches.study import run_study
+    from benchmark.branches.study_plan import print_study
 
     stores = Stores(records, branches)
 

@@ -15,20 +15,20 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmark.branches import make_branch
-from benchmark.branching import Stores
+from benchmark.branches.branch import make_branch
+from benchmark.branches.branching import Stores
+from benchmark.branches.origins import Parent, find_parent
+from benchmark.branches.plasticity import Study
+from benchmark.branches.retrace import is_there, take_snapshots
 from benchmark.cells import Cell
 from benchmark.data.sets import Data, load_data
 from benchmark.environment import ROOT
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS
-from benchmark.origins import Parent, find_parent
 from benchmark.places import check_places
 from benchmark.planning.foresight import check_cells
 from benchmark.planning.pace import format_time
 from benchmark.planning.states import Ledger, read_now
-from benchmark.plasticity import Study
-from benchmark.retrace import is_there, take_snapshots
 from benchmark.run import Options, run_cell
 from benchmark.stopping import pause
 from benchmark.sweeps.holding import BusyError, holding

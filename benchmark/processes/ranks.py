@@ -1,6 +1,6 @@
 """Several processes that train one network: who takes which share, and what they tell each other.
 
-Everything here is the identity in a single process. Starting the processes is `benchmark.launch`'s business.
+Everything here is the identity in a single process. Starting the processes is `benchmark.processes.launch`'s business.
 """
 
 from __future__ import annotations

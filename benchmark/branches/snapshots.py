@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark.checkpoint import load_checkpoint, save_checkpoint
 from benchmark.errors import UserError
-from benchmark.ranks import own_rank
+from benchmark.processes.ranks import own_rank
 from benchmark.resume import surroundings
 from benchmark.train import Training
 from leaderboard.table import plain

@@ -10,6 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from benchmark.branches.origins import Parent, describe_start, find_parent
+from benchmark.branches.snapshots import FOLDER, keep_snapshot, parse_epochs, read_snapshot, snapshot_path
 from benchmark.build import build
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, sweep
@@ -18,12 +20,10 @@ from benchmark.data.sets import Data, load_data
 from benchmark.environment import set_determinism
 from benchmark.errors import UserError
 from benchmark.names import refuse_links
-from benchmark.origins import Parent, describe_start, find_parent
 from benchmark.places import check_places
 from benchmark.planning.donors import resolve_donors
 from benchmark.resume import Saver, restore
 from benchmark.run import Options, about, prepare, set_up_masks
-from benchmark.snapshots import FOLDER, keep_snapshot, parse_epochs, read_snapshot, snapshot_path
 from benchmark.speed import probe_precision, use_processor
 from benchmark.train import Training, train
 

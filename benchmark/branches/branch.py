@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.branches.origins import Parent
+from benchmark.branches.snapshots import read_snapshot, snapshot_path
 from benchmark.cells import PROTOCOL, Cell, parse_arguments, parse_sparsity, refuse_unknown, short_hash
 from benchmark.contract import planned_count
 from benchmark.errors import UserError
 from benchmark.evaluation import accuracy_pct
-from benchmark.origins import Parent
 from benchmark.pages import Page, changed_settings, load_page, merge_settings
 from benchmark.plugins import Plugin, find_method
 from benchmark.recipe import learning_rate
 from benchmark.resume import restore
-from benchmark.snapshots import read_snapshot, snapshot_path
 from benchmark.train import Training
 from methods.core import Budget, Method, Timeline, count_kept
 

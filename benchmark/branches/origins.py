@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchmark.branches.snapshots import list_snapshots, read_snapshot
 from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell
 from benchmark.checkpoint import load_checkpoint
@@ -16,7 +17,6 @@ from benchmark.names import run_folder
 from benchmark.outcome import describe_method, describe_page
 from benchmark.pages import changed_settings, load_page, merge_settings
 from benchmark.plugins import digest, find_method
-from benchmark.snapshots import list_snapshots, read_snapshot
 from leaderboard import Record, RecordError, UnreadableError, read_record
 from leaderboard.records import file_stem, list_files
 from leaderboard.repeat import repeat_words

@@ -13,8 +13,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from benchmark.commands.options import harmless
 from benchmark.errors import REFUSALS, UserError, explain
-from benchmark.options import harmless
 from leaderboard.privacy import hide_secrets
 
 console = Console()
@@ -27,7 +27,7 @@ def tell(message: object) -> None:
     """Print an error a user can mend, in one paragraph and without a traceback; of several ranks the first speaks."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return say(message)
-    from benchmark.launch import tell_once
+    from benchmark.processes.launch import tell_once
 
     return tell_once(str(message), lambda: say(message))
 
@@ -62,7 +62,7 @@ def train_then_rebuild(
     while the pages are rebuilt, it ends at once.
     """
     from benchmark.places import Places
-    from benchmark.ranks import own_rank
+    from benchmark.processes.ranks import own_rank
     from leaderboard.page import is_current
     from leaderboard.records import list_files
 
@@ -108,14 +108,14 @@ def end(action: Callable[[], Any]) -> None:
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
     except Exception as error:  # the last resort
-        from benchmark.launch import LOST, is_lost
+        from benchmark.processes.launch import LOST, is_lost
 
         status = LOST if is_lost(error) else 70
         if status == 70:
             print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
             tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from benchmark.launch import leave
+        from benchmark.processes.launch import leave
 
         leave(status)
     sys.exit(status)

@@ -7,16 +7,16 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmark.branches import Branch, make_branch
+from benchmark.branches.branch import Branch, make_branch
+from benchmark.branches.origins import find_parent
+from benchmark.branches.snapshots import read_snapshot
 from benchmark.console import print_result
 from benchmark.contract import rehearse
 from benchmark.data.sets import Data, load_data
 from benchmark.environment import choose_device
 from benchmark.grid import show
-from benchmark.origins import find_parent
 from benchmark.places import Places, check_places
 from benchmark.run import Options, make_timeline, run_cell
-from benchmark.snapshots import read_snapshot
 from leaderboard import Record
 
 BRANCHES = "branches"  # beside the folder of records

@@ -21,7 +21,7 @@ from benchmark.latency.report import Request
 from benchmark.latency.subject import Subject, load_subject
 from benchmark.names import refuse_links, run_folder
 from benchmark.places import Places
-from benchmark.slim import LAYOUT, WEIGHTS, page_of, slim_down, write_slim
+from benchmark.slim.cut import LAYOUT, WEIGHTS, page_of, slim_down, write_slim
 from benchmark.verify import stay_home
 
 COMPARED = 256  # test images on which outputs are compared, or as many as there are

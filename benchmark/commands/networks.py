@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmark.options import DataRoot, Device, LeaderboardPage, Records, Runs, typed
+from benchmark.commands.options import DataRoot, Device, LeaderboardPage, Records, Runs, typed
 
 Run = Annotated[str, typer.Argument(help="a finished run: its name, or the file of its record")]
 Batch = Annotated[str, typer.Option(help="images at once, comma-separated")]
@@ -49,7 +49,7 @@ def add_networks(app: typer.Typer, console: Console, guarded: Callable[[Callable
     ) -> None:
         """Write the really smaller network of a run, without its dead filters; same outputs, counted and timed."""
         from benchmark.latency.report import read_request
-        from benchmark.slimming import slim_run
+        from benchmark.slim.report import slim_run
 
         places = {"records": records, "runs": runs}
         guarded(lambda: slim_run(run, to, read_request(batch, threads, device), places, data, console))

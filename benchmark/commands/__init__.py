@@ -1,0 +1,1 @@
+"""What the command line is made of besides `benchmark.cli`: further commands, shared options, errors and lists."""
