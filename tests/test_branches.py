@@ -262,6 +262,7 @@ def test_a_course_other_than_the_records_is_refused_and_leaves_no_snapshot(copie
         ({"epoch": 2, "arguments": "batch_size=32"}, "batch_size cannot change in a branch"),
         ({"epoch": 2, "arguments": "epoch=8"}, "has a setting 'epoch': did you mean 'epochs'"),
         ({"epoch": 2, "method": "granett"}, "unknown method 'granett'"),
+        ({"epoch": 2, "method": "dense", "sparsity": "0.5"}, "method 'dense' prunes nothing"),
         ({"epoch": 2, "method": "static", "arguments": "masks=granet"}, "starts from another run"),
         ({"epoch": 2, "method": "small_dense"}, "narrower"),
         ({"epoch": 2, "more": 1, "arguments": "prune_end=1.0"}, "asks for [0-9,]+: train longer"),

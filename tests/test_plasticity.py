@@ -243,7 +243,15 @@ def test_text_of_records_is_harmless_on_the_page():
 
 
 def study(**changes: Any) -> Study:
-    asked = {"task": "", "scale": "auto", "seeds": "0", "epochs": "", "more": 0, "scope": "global", "pattern": "none"}
+    asked = {
+        "task": "",
+        "scale": "auto",
+        "seeds": "0",
+        "epochs": "",
+        "more": None,
+        "scope": "global",
+        "pattern": "none",
+    }
     return make_study(**{**asked, "arguments": "", **changes})
 
 
@@ -270,6 +278,10 @@ def test_a_study_is_the_grid_of_the_paper():
         ({"epochs": "4,17"}, "EPOCHS must be whole numbers of epochs from 1 to 16, the run's end, got '17'"),
         ({"epochs": "0"}, "EPOCHS must be .* got '0'"),
         ({"more": -1}, "MORE must be at least 1"),
+        ({"more": 0}, "MORE must be at least 1 epoch, got 0"),
+        ({"epochs": ","}, "EPOCHS must name an epoch"),
+        ({"arguments": "distribution=erk"}, "distribution cannot be set here"),
+        ({"arguments": "allow_empty_layers=false"}, "allow_empty_layers cannot be set here"),
         ({"scope": "all"}, "SCOPE must be one of global, layer, got 'all'"),
         ({"pattern": "2:4"}, "PATTERN must be one of none, filters"),
         ({"task": "digits_resnet20,cifar10_vgg19"}, "unknown page|one page"),

@@ -101,8 +101,7 @@ def make_branch(
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
     page = change_page(cell, {key: value for key, value in changes.items() if key not in own})
     goes_on = (plugin.name, plugin.sha256) == (cell.plugin.name, cell.plugin.sha256)
-    dense = plugin.cls.budget is Budget.DENSE
-    asked = 0.0 if dense else parse_sparsity(sparsity) if sparsity else cell.sparsity
+    asked = choose_sparsity(cell, plugin, sparsity)
     built = plugin.build(page, asked, {**(cell.method_settings() if goes_on else {}), **own})
     check_method(cell, plugin, built)
     end = find_end(parent, page, epoch, hold_lr, more)
@@ -129,6 +128,16 @@ def make_branch(
         goes_on=goes_on,
         changed=changed,
     )
+
+
+def choose_sparsity(cell: Cell, plugin: Plugin, text: str) -> float:
+    """Return the sparsity asked for, the parent's where `text` is empty; a dense method has 0 and no other."""
+    asked = parse_sparsity(text) if text else cell.sparsity
+    if plugin.cls.budget is not Budget.DENSE:
+        return asked
+    if text and asked:
+        raise UserError(f"--sparsity {text}: method '{plugin.name}' prunes nothing; name one that does with --method")
+    return 0.0
 
 
 def check_method(cell: Cell, plugin: Plugin, built: Method) -> None:

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from benchmark.branches.snapshots import parse_epochs
-from benchmark.cells import Cell, plan_cells
+from benchmark.cells import Cell, parse_arguments, plan_cells
 from benchmark.errors import UserError
 from benchmark.pages import load_page
 
@@ -71,14 +71,15 @@ class Study:
 
 
 def make_study(
-    *, task: str, scale: str, seeds: str, epochs: str, more: int, scope: str, pattern: str, arguments: str
+    *, task: str, scale: str, seeds: str, epochs: str, more: int | None, scope: str, pattern: str, arguments: str
 ) -> Study:
-    """Return the runs of a study; empty texts and a `more` of 0 take what the scale says.
+    """Return the runs of a study; empty texts and a `more` of None take what the scale says.
 
     `scale` auto is small on a page of the embedded digits and where no page is named without a GPU. Raises UserError
     for anything that makes no sense.
     """
     chosen = SCALES[choose_scale(scale, task)]
+    refuse_fixed(arguments)
     words = f"{chosen.arguments} {arguments}".strip()
     name = task or chosen.task
     parents = plan_cells("dense", "0", name, seeds, words)
@@ -89,8 +90,8 @@ def make_study(
         if value not in known:
             raise UserError(f"{what} must be one of {', '.join(known)}, got '{value}'")
     last = parents[0].page.epochs
-    if more < 0:
-        raise UserError(f"MORE must be at least 1 epoch, got {more}")
+    if more is not None and more < 1:
+        raise UserError(f"MORE must be at least 1 epoch, got {more}: without training nothing recovers")
     asked = parse_epochs(epochs, last, "EPOCHS") or tuple(sorted({max(1, round(s * last)) for s in chosen.epochs}))
     finals = asked
     if not epochs and chosen.finals is not None:
@@ -98,6 +99,16 @@ def make_study(
     finals = tuple(epoch for epoch in finals if epoch < last)
     parents.sort(key=lambda cell: cell.seed)  # whole seeds first: three of them are what a verdict needs
     return Study(parents, asked, finals, more or chosen.more, scope, pattern)
+
+
+def refuse_fixed(arguments: str) -> None:
+    """Raise UserError for a setting that a study decides itself: asked otherwise, it would be lost without a word."""
+    for name in ("distribution", "allow_empty_layers"):
+        if name in parse_arguments(arguments):
+            raise UserError(
+                f"ARGS: {name} cannot be set here: the networks are dense or of uniform sparsity, and a layer may be "
+                "left empty by the harshest rates; leave it out"
+            )
 
 
 def choose_scale(scale: str, task: str) -> str:

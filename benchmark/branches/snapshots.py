@@ -76,4 +76,6 @@ def parse_epochs(text: str, last: int, what: str) -> tuple[int, ...]:
         if not (word.isascii() and word.isdigit() and 1 <= int(word) <= last):
             raise UserError(f"{what} must be whole numbers of epochs from 1 to {last}, the run's end, got '{word}'")
         epochs.add(int(word))
+    if text.strip() and not epochs:
+        raise UserError(f"{what} must name an epoch, such as 5,10, got '{text}'")
     return tuple(sorted(epochs))

@@ -88,7 +88,9 @@ def plasticity(
     scale: Annotated[str, typer.Option(help="paper, small, or auto: small on the embedded digits")] = "auto",
     epochs: Annotated[str, typer.Option(help="epochs after which is pruned (default: what the scale says)")] = "",
     seed: Annotated[str, typer.Option(help="whole numbers, comma-separated; three carry a verdict")] = "0,1,2",
-    more: Annotated[int, typer.Option(help="epochs in which plasticity is measured (default: the scale's)")] = 0,
+    more: Annotated[
+        int | None, typer.Option(help="epochs in which plasticity is measured (default: the scale's)")
+    ] = None,
     scope: Annotated[str, typer.Option(help="global or layer: what is ranked together")] = "global",
     pattern: Annotated[str, typer.Option(help="none, or filters: whole filters are pruned")] = "none",
     args: Annotated[str, typer.Option(help="name=value settings of the page")] = "",
