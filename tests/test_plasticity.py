@@ -24,7 +24,7 @@ from leaderboard.build import build_all, find_stale
 from leaderboard.drawing.draw import render
 from leaderboard.plasticity.findings import NOT_ENOUGH, NOT_SUPPORTED, SUPPORTED, find_findings
 from leaderboard.plasticity.lines import list_pruning_pictures
-from leaderboard.plasticity.markdown import render_plasticity
+from leaderboard.plasticity.markdown import render_plasticity, show_cell
 from leaderboard.plasticity.points import GAP, PLASTICITY, Cell, is_pruning, make_studies
 
 LRS = {4: 0.1, 10: 0.01, 14: 0.001}  # by epoch; 16 epochs, drops after 8 and 12
@@ -115,6 +115,7 @@ def test_plasticity_and_gap_are_the_differences_worked_by_hand():
     text = render_plasticity(runs, [])
     assert "| sparsity 50 % | no | 50 % pruned | −2.00 ± 0.71 (2, 1 diverged) |" in text
     assert "| sparsity 50 % | no | 50 % pruned | −4.00 (1) |" in text
+    assert show_cell([-0.001]) == "0.00 (1)" and show_cell([-0.004, 0.002]) == "0.00 ± 0.00 (2)"
     pictures = list_pruning_pictures([study])
     assert [(p.kind, p.numbers[0].epochs, p.numbers[0].values) for p in pictures.values()] == [
         ("plasticity", [4.0], [-2.0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -22,16 +23,20 @@ How well networks recover from pruning while they train: Liu et al., 2021, arXiv
 
 - **Pruning.** A network, dense or with static masks of uniform sparsity, is trained; after an epoch a share of its
   active weights is pruned by magnitude, at once. With regeneration as many weights are grown again, by gradient
-  magnitude, from zero; so networks with and without it differ in how many weights they have, too.
+  magnitude, from zero; so networks with and without it differ in how many weights they have, too. A dense network gets
+  back the very weights that it lost. The harshest rates may leave layers without a weight; such branches count.
 - **Plasticity**: accuracy some epochs later, at the learning rate in force when it was pruned (at an epoch with which
-  the learning rate falls, the lower one), less the accuracy just before pruning.
+  the learning rate falls, the lower one), less the accuracy just before pruning. It holds what the network would have
+  learned in these epochs without pruning, too: much at the start of training, little at its end.
 - **Final gap**: accuracy at the page's end, with the rest of its schedule, less that of the same run not pruned.
 - Accuracies are of the test images, as in the paper, and of the last epoch: none is chosen on them. Differences are in
   points.
-- **Findings.** Each seed gives one number: the mean over all cells that differ in what is compared alone. Seeds are
-  paired: t-tests with 95 % intervals, Holm's correction over the claims of a study, one test image counted as noise.
-  *Supported* needs three seeds, the paper's sign and p of at most 0.05. Epochs at other learning rates are other epochs
-  as well."""
+- **Findings.** Each seed gives one number: the mean difference over all pairs of cells that differ only in what is
+  compared; cells of several epochs at one learning rate are averaged first. Over seeds: t-tests with 95 % intervals,
+  Holm's correction over the claims of a study, one test image counted as noise. *Supported* needs three seeds, the
+  paper's sign and p of at most 0.05. Epochs at other learning rates are earlier or later ones, too, so the first claim
+  on plasticity holds in part because networks learn more early on, and in the final gap what is pruned earlier has
+  longer to recover."""
 
 NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
 
@@ -145,4 +150,5 @@ def show_cell(values: list[float | None]) -> str:
         return BLANK
     diverged = sum(value is None for value in values)
     known = len(values) - diverged
-    return f"{mean_and_std(values).replace('-', '−')} ({known}{f', {diverged} diverged' if diverged else ''})"
+    shown = re.sub(r"^-(?=0\.00)", "", mean_and_std(values)).replace("-", "−")  # -0.00 is what noise leaves of zero
+    return f"{shown} ({known}{f', {diverged} diverged' if diverged else ''})"
