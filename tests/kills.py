@@ -14,6 +14,7 @@ import io
 import json
 import linecache
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,12 +33,14 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
+import benchmark.branches.branching
 import benchmark.checkpoint
 import benchmark.export
 import benchmark.grid
 import benchmark.outcome
 import benchmark.resume
 import benchmark.run
+from benchmark.branches.branching import Stores, make_options, run_branch
 from benchmark.checkpoint import load_checkpoint
 from benchmark.contract import commit, propose
 from benchmark.errors import UserError
@@ -91,6 +94,9 @@ class Run:
     count: bool = False  # whether to return how many lines each spot has
     after_s: float = 0.0  # kill from outside after so long; 0 = never
     fault: str = ""  # one of FAULTS
+    snapshots: str = ""  # epochs after which to keep one
+    parent: str = ""  # a folder that a run was made in: the run is a branch of it
+    asked: str = ""  # of a branch, in JSON
 
 
 class Killer:
@@ -119,7 +125,7 @@ class Killer:
         def trace(frame: FrameType, event: str, arg: Any) -> Any:
             if event == "line" and not self.over:
                 # Past its last step a run is over: to start it again is to repeat it, and a repeat is a new record.
-                self.over = name == "run.run_cell" and is_published(Path(self.run.folder))
+                self.over = name == "run.run_cell" and is_published(Path(self.run.folder), not self.run.parent)
                 if not self.over:
                     self.meet(frame, SPOTS[function])
             return trace
@@ -163,10 +169,10 @@ def die(frame: FrameType) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def is_published(folder: Path) -> bool:
-    """Return whether a run has left all it leaves: record, page, and nothing to go on from."""
+def is_published(folder: Path, paged: bool = True) -> bool:
+    """Return whether a run has left all it leaves: record, page (a branch has none), and nothing to go on from."""
     left = [path for name in (FINISHED, "checkpoint") for path in folder.glob(f"runs/*/{name}")]
-    return not left and (folder / PAGE).exists() and any(folder.glob("records/*.json"))
+    return not left and ((folder / PAGE).exists() or not paged) and any(folder.glob("records/*.json"))
 
 
 def live(run: Run) -> Counter[str]:
@@ -189,9 +195,22 @@ def live(run: Run) -> Counter[str]:
         finally:
             sys.settrace(None)
 
-    benchmark.grid.run_cell = run_traced  # not the checks before it, which write nothing that stays
-    call_grid(run)
+    # not the checks before it, which write nothing that stays
+    benchmark.grid.run_cell = benchmark.branches.branching.run_cell = run_traced
+    (call_branch if run.parent else call_grid)(run)
     return killer.counts
+
+
+def call_branch(run: Run) -> None:
+    """Make a branch as the command line does: of the run in `run.parent`, from a copy of its files."""
+    folder, parent, said = Path(run.folder), Path(run.parent), io.StringIO()
+    if not (folder / "runs").exists():
+        shutil.copytree(parent / "runs", folder / "runs")
+    stores = Stores(parent / "records", folder / "records")
+    options = make_options("cpu", stores, folder / "runs", folder / PAGE, 0.0, "kills")
+    name = next((parent / "records").glob("*.json")).stem
+    run_branch(name, stores, options, folder / "data", Console(file=said, width=200), **json.loads(run.asked))
+    (folder / SAID).write_text(said.getvalue())
 
 
 def call_grid(run: Run) -> None:
@@ -212,6 +231,7 @@ def call_grid(run: Run) -> None:
         command="kills",
         console=Console(file=said, width=200),
         tell=lambda message: said.write(f"{message}\n"),
+        snapshots=run.snapshots,
     )
     (folder / SAID).write_text(said.getvalue())
     assert not failed, said.getvalue()
@@ -291,11 +311,11 @@ class Outcome:
 
 def read_outcome(folder: Path) -> Outcome:
     """Read what the runs in `folder` left. A record that was published twice counts as two."""
-    records, problems = read_records(folder / "records")
+    records, problems = read_records(folder / "records", branches=True)
     copies = [problem for problem in problems if problem.reason.startswith("a copy of ")]
     assert copies == problems, problems
     records += [{"copy": problem.file} for problem in copies]
-    files = {str(path.relative_to(folder)): read_content(path) for path in folder.glob("runs/*/*")}
+    files = {str(path.relative_to(folder)): read_content(path) for path in folder.glob("runs/*/*") if path.is_file()}
     page = (folder / PAGE).read_text() if (folder / PAGE).exists() else ""
     litter = [path.name for room in (folder, folder / "records") for path in room.glob(".*")]
     return Outcome([timeless(record) for record in records], files, without_times(page), litter)
@@ -340,7 +360,9 @@ def find_differences(wanted: Outcome, found: Outcome) -> list[str]:
 
 def find_torn(folder: Path) -> list[str]:
     """Return what a reader of `folder`, at this very instant, would find damaged or untrue."""
-    torn = [f"record {problem.file}: {problem.reason}" for problem in read_records(folder / "records")[1]]
+    torn = [
+        f"record {problem.file}: {problem.reason}" for problem in read_records(folder / "records", branches=True)[1]
+    ]
     page = folder / PAGE
     if page.exists() and page.read_text() != make_page(folder / "records", page)[0]:
         torn.append("page")
@@ -408,7 +430,7 @@ class Trials:
             ending.resumed += status == 0 and "continuing" in (folder / SAID).read_text()
             ending.kills += status != 0
             ending.torn += find_torn(folder)
-            if status == 0 or is_published(folder):
+            if status == 0 or is_published(folder, not run.parent):
                 break
         found = read_outcome(folder)
         ending.litter = found.litter

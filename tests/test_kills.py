@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -31,6 +33,7 @@ from tests.kills import (
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "epochs=2 update_every=2 batch_size=400 ema_decay=0.9 model_args.width=0.1"  # 2 x 4 steps
+GRADUAL = f"{TINY} prune_end=0.25"  # at its final sparsity after an epoch, so that a branch may prune once
 # Its dropout draws from torch's own random numbers, which only a saved state can continue within an epoch.
 DROPOUT = (
     "epochs=2 update_every=2 batch_size=400 ema_decay=0.9 optimizer=adamw image_size=16 model=vit_tiny_patch16_224 "
@@ -106,6 +109,53 @@ def test_a_run_killed_from_outside_at_any_time_leaves_the_same(trials):
     random = Random("outside")
     ending = trials.kill(Run("", "granet", TINY), [random.uniform(0.2, 0.6) for _ in range(3)])
     assert ending.kills and is_whole(ending), ending
+
+
+# A branch that prunes once and regrows by gradients, and one whose method goes on with updates; each from epoch 1.
+BRANCHES = {
+    "one_shot": {"method": "one_shot", "arguments": "rate=0.5 regrow=true", "hold_lr": True, "more": 1},
+    "granet": {"arguments": "prune_rate=0.2 lr=0.05"},
+}
+
+
+@pytest.fixture(scope="module")
+def parent(trials) -> str:
+    """The folder of a run with a snapshot after its first epoch."""
+    folder = trials.folder / "parent"
+    assert trials.nursery(Run(str(folder), "granet", GRADUAL, snapshots="1"))["status"] == 0
+    return str(folder)
+
+
+def branch_of(parent: str, name: str, every: int = 1) -> Run:
+    return Run("", "", "", every, parent=parent, asked=json.dumps({"epoch": 1, **BRANCHES[name]}))
+
+
+def test_a_branch_killed_at_any_spot_leaves_what_an_undisturbed_one_leaves(trials, parent):
+    run, random, resumed = branch_of(parent, "one_shot"), Random("branches"), 0
+    lines = trials.reference(run)[1]
+    for spot in ("load", "setup", "step", "checkpoint!", "record!"):
+        line = random.randint(1, lines[spot])
+        ending = trials.kill(run, [(spot, line)])
+        assert ending.kills == 1 and is_whole(ending), (spot, line, ending)
+        resumed += ending.resumed
+    assert resumed
+    lost = trials.kill(replace(run, fault="momentum is lost"), [("step", lines["step"] // 2)])
+    assert lost.kills == 1 and "weights.safetensors" in lost.differences
+    (record,) = trials.reference(run)[0].records
+    assert record["branch"]["epoch"] == 1 and [row["epoch"] for row in record["history"]] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_survives_twenty_kills(trials, parent, name):
+    random, kills = Random(f"branch {name}"), 0
+    for number, every in ((16, 1), (8, 3)):
+        run = branch_of(parent, name, every)
+        for instants in draw_kills(trials.reference(run)[1], number, random):
+            ending = trials.kill(run, instants)
+            assert is_whole(ending), (instants, ending)
+            kills += ending.kills
+    assert kills >= 20
 
 
 def fault(name: str, shown: str, spot: str = "step", share: float = 0.6, arguments: str = TINY, slow: bool = False):
