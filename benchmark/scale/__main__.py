@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,11 +9,10 @@ from typing import Any
 
 import yaml
 
-from benchmark.environment import ROOT
 from benchmark.scale.figures import Figures, ask, work_out
 from benchmark.scale.sheet import make_sheet
+from benchmark.sheets import DOCS, run_sheet
 
-DOCS = ROOT / "docs"
 SHEET, FIGURES, GIVEN = "scale.md", "scale.json", "scale.yaml"  # made, worked out, written by hand
 
 
@@ -39,21 +37,17 @@ def find_stale() -> str:
     return ""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 1 for a sheet that is out of date."""
-    parser = argparse.ArgumentParser(prog="python -m benchmark.scale", description="Rebuild docs/scale.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the sheet is out of date")
-    if parser.parse_args(arguments).check:
-        stale = find_stale()
-        print(
-            f"{stale}: run make scale" if stale else f"docs/{SHEET} is up to date", file=sys.stderr if stale else None
-        )
-        return 1 if stale else 0
+def rebuild() -> str:
+    """Work the figures out, write them and the sheet, and return how many runs they are of."""
     figures = work_out()
     (DOCS / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     (DOCS / SHEET).write_text(make_sheet(figures, read_given()), encoding="utf-8")
-    print(f"docs/{SHEET}: {sum(page['runs'] for pages in figures['tables'].values() for page in pages.values())} runs")
-    return 0
+    return f"{sum(page['runs'] for pages in figures['tables'].values() for page in pages.values())} runs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 1 for a sheet that is out of date."""
+    return run_sheet(arguments, "scale", find_stale, rebuild)
 
 
 if __name__ == "__main__":

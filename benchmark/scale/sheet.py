@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from benchmark.console import format_flops
 from benchmark.planning.spread import Spread, spread
 from benchmark.scale.figures import Figures
 from benchmark.scale.scene import FAST, SLOW, Scene, dense_macs, record_bytes, share, spread_all, step_parts
+from benchmark.sheets import table_line, wrap
 
 TITLES = {"table2": "Table 2 (CIFAR)", "table3": "Table 3 (ImageNet)"}
 HEAD = """\
@@ -213,17 +213,6 @@ def assumption_section(given: dict[str, Any]) -> str:
         if "loader_source" in assumed:
             facts.append(f"the loader of {assumed['label']} (estimate): {assumed['loader_source']}")
     return "\n".join(["## Assumptions", "", *(wrap(f"- {fact}") for fact in facts)])
-
-
-def wrap(text: str) -> str:
-    """Return a paragraph or an entry of a list in lines of at most 120 characters."""
-    indent = "  " if text.startswith("- ") else ""
-    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def table_line(cells: Iterable[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def between(values: Iterable[float]) -> str:
