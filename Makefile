@@ -167,6 +167,7 @@ board-check: $(READY)
 	@$(PY) -m leaderboard verify
 	@$(PY) -m benchmark.deviations --check
 	@$(PY) -m benchmark.scale --check
+	@$(PY) -m benchmark.flops --check
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(PY) -m ruff format .
@@ -203,6 +204,10 @@ deviations: $(READY) ## rebuild methods/DEVIATIONS.md from the methods' docstrin
 .PHONY: scale
 scale: $(READY) ## rebuild docs/scale.md, what the paper's tables cost on many GPUs, from predictions and docs/scale.yaml
 	@$(PY) -m benchmark.scale
+
+.PHONY: flops
+flops: $(READY) ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table prints, recounted without ImageNet
+	@$(PY) -m benchmark.flops
 
 check-method: $(READY) ## METHOD=name-or-path: hold a method to every promise, in under a minute
 	@$(VENV)/bin/sparse-bench check "$$ASKED_METHOD"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
 import pytest
 import timm
@@ -11,47 +11,32 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmark.costs import Meter, count_costs, scoring_cost
+from benchmark.costs import count_costs, scoring_cost
 from benchmark.errors import UserError
+from benchmark.flops.charges import grow_always, grow_at_times, prune_by_points, prune_by_steps, train_share
+from benchmark.flops.counting import Backbone, count_macs, count_operations, describe_network
+from benchmark.flops.layouts import Layout, Question, lay_first_dense, lay_uniform
 from benchmark.networks.prunable import find_layers
-from methods.core import Scoring, cubic, erk, uniform
+from methods.core import Scoring, erk
 from tests.small import SmallNet, make_page
 
 
 @pytest.fixture(scope="module")
-def resnet50():
+def resnet50() -> Backbone:
     """ResNet-50 for ImageNet: its costs, and the shapes of its weights."""
     model = timm.create_model("resnet50")
-    page = make_page()
-    layers = find_layers(model, page)
-    costs = count_costs(model, layers, (3, 224, 224))
-    shapes = {layer.name: tuple(model.get_parameter(layer.name).shape) for layer in layers}
-    return costs, shapes
+    layers = find_layers(model, make_page())
+    return describe_network(model, layers, count_costs(model, layers, (3, 224, 224)))
 
 
-def share(costs, counts) -> float:
-    return costs.forward(counts) / costs.dense
+def shares(backbone: Backbone, counts: Mapping[str, int]) -> tuple[float, float]:
+    """What a forward pass costs by RigL's own counter and in multiply-adds alone, of the dense network's."""
+    rigls, macs = count_operations(backbone), count_macs(backbone)
+    return rigls.forward(counts) / rigls.dense, macs.forward(counts) / macs.dense
 
 
-def rigl_share(costs, shapes, counts) -> float:
-    """The share by RigL's own counter: per output a product and a sum for each weight, and one operation more."""
-
-    def flops(active) -> int:
-        outputs = {n: costs.layers[n] // math.prod(shapes[n][1:]) for n in shapes}
-        return sum(2 * costs.per_weight[n] * active[n] + outputs[n] for n in shapes)
-
-    return flops(counts) / flops({n: math.prod(shape) for n, shape in shapes.items()})
-
-
-def weights_of(shapes) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def keep_first_dense(shapes, density):
-    """Uniform with the first convolution dense, RigL's rule; the density is that of the other layers."""
-    first = next(iter(shapes))
-    rest = {n: s for n, s in shapes.items() if n != first}
-    return {first: math.prod(shapes[first]), **uniform(rest, round(density * weights_of(rest)))}
+def erk_counts(backbone: Backbone, sparsity: float) -> dict[str, int]:
+    return erk(backbone.shapes, round((1 - sparsity) * backbone.weights))
 
 
 def test_small_network_by_hand():
@@ -65,21 +50,31 @@ def test_small_network_by_hand():
 
 
 def test_dense_resnet50_has_the_published_cost(resnet50):
-    costs, shapes = resnet50
-    assert costs.dense == 4_089_184_256
-    assert 2 * costs.dense == pytest.approx(8.2e9, rel=0.01)
-    assert 3 * 2 * costs.dense * 32_000 * 4096 == pytest.approx(3.2e18, rel=0.01)
-    assert weights_of(shapes) == 25_502_912
+    dense = resnet50.costs.dense
+    assert dense == 4_089_184_256
+    assert 2 * dense == pytest.approx(8.2e9, rel=0.01)
+    assert 3 * 2 * dense * 32_000 * 4096 == pytest.approx(3.2e18, rel=0.01)
+    assert resnet50.weights == 25_502_912
+
+
+def test_rigls_counter_is_that_of_products_sums_biases_and_activations(resnet50):
+    """Written from RigL's counter: v products and v - 1 sums per output, a sum for the bias, a product for the ReLU."""
+    counts = erk_counts(resnet50, 0.9)
+    by_hand = 0.0
+    for name, shape in resnet50.shapes.items():
+        positions = resnet50.costs.per_weight[name]  # of the output, each a product with every active weight
+        vector = counts[name] / shape[0]
+        by_hand += positions * shape[0] * (vector + (vector - 1) + 1 + 1)
+    assert count_operations(resnet50).forward(counts) == pytest.approx(by_hand, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("sparsity", "expected"), [(0.8, 0.4146), (0.9, 0.2429), (0.95, 0.1229), (0.965, 0.0864), (0.98, 0.0500)]
 )
 def test_erk_shares_of_resnet50(resnet50, sparsity, expected):
-    costs, shapes = resnet50
-    counts = erk(shapes, round((1 - sparsity) * weights_of(shapes)))
-    assert rigl_share(costs, shapes, counts) == pytest.approx(expected, abs=1e-4)
-    assert share(costs, counts) == pytest.approx(expected, abs=1.5e-3)  # multiply-adds alone
+    rigls, macs = shares(resnet50, erk_counts(resnet50, sparsity))
+    assert rigls == pytest.approx(expected, abs=1e-4)
+    assert macs == pytest.approx(expected, abs=1.5e-3)
 
 
 @pytest.mark.parametrize(
@@ -94,26 +89,22 @@ def test_erk_shares_of_resnet50(resnet50, sparsity, expected):
     ],
 )
 def test_uniform_shares_of_resnet50(resnet50, sparsity, first_dense, expected):
-    costs, shapes = resnet50
-    if first_dense:
-        counts = keep_first_dense(shapes, 1 - sparsity)
-    else:
-        counts = uniform(shapes, round((1 - sparsity) * weights_of(shapes)))
-    assert rigl_share(costs, shapes, counts) == pytest.approx(expected, abs=1e-4)
-    assert share(costs, counts) == pytest.approx(expected, abs=1.5e-3)
+    layout = (lay_first_dense if first_dense else lay_uniform)(Question(resnet50, None, 0, {}))
+    rigls, macs = shares(resnet50, layout.counts_at(sparsity))
+    assert rigls == pytest.approx(expected, abs=1e-4)
+    assert macs == pytest.approx(expected, abs=1.5e-3)
 
 
 @pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.4165), (0.9, 0.2454), (0.95, 0.1258)])
 def test_rigl_training_cost_matches_its_formula(resnet50, sparsity, expected):
     """(3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) of RigL's Appendix H: ΔT sparse steps and one with dense gradients."""
-    costs, shapes = resnet50
-    meter = Meter(costs, costs)
-    meter.on_commit(erk(shapes, round((1 - sparsity) * weights_of(shapes))))
-    sparse = meter.forward
-    for step in range(101):
-        meter.step(1, meter.forward, dense_gradients=step == 100)
-    assert meter.train == 3 * sparse * 100 + 2 * sparse + costs.dense
-    assert meter.train / meter.train_dense == pytest.approx(expected, abs=1.5e-3)
+    layout = Layout(resnet50, lambda sparsity: erk_counts(resnet50, sparsity))
+    charges = grow_at_times(sparsity, {"every": 100})
+    sparse, dense = resnet50.costs.forward(erk_counts(resnet50, sparsity)), resnet50.costs.dense
+    by_hand = (3 * sparse * 100 + 2 * sparse + dense) / (3 * dense * 101)
+    assert train_share(charges, layout, resnet50, count_macs) == pytest.approx(by_hand, rel=1e-12)
+    assert by_hand == pytest.approx(expected, abs=1.5e-3)
+    assert train_share(charges, layout, resnet50, count_operations) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(("sparsity", "published", "integrated"), [(0.8, 0.5596, 0.5695), (0.9, 0.5045, 0.5156)])
@@ -123,30 +114,23 @@ def test_gmp_training_cost_is_integrated_over_its_schedule(resnet50, sparsity, p
     RigL's published figure is the mean over the 33 grid points 0, 1k .. 32k, so the end counts once too often; the
     sum over the 32,000 steps really taken is 0.01 higher. Both are reproduced.
     """
-    costs, shapes = resnet50
-
-    def counts(thousand):
-        done = min(1.0, max(0.0, (thousand - 10) / 15))
-        return keep_first_dense(shapes, 1 - cubic(0.0, sparsity, done))
-
-    points = [rigl_share(costs, shapes, counts(thousand)) for thousand in range(33)]
-    assert sum(points) / 33 == pytest.approx(published, abs=1e-4)
-    meter = Meter(costs, costs)
-    for thousand in range(32):
-        meter.on_commit(counts(thousand))
-        meter.step(1000, meter.forward, dense_gradients=False)
-    assert meter.train / meter.train_dense == pytest.approx(integrated, abs=1e-4)
+    layout = lay_first_dense(Question(resnet50, None, 0, {}))
+    schedule = {"start": 10_000, "end": 25_000, "every": 1_000, "steps": 32_000}
+    points, steps = prune_by_points(sparsity, schedule), prune_by_steps(sparsity, schedule)
+    assert len(points) == 33 and sum(charge.steps for charge in steps) == 32_000
+    assert points[10].sparsity == 0 and points[25].sparsity == points[-1].sparsity == sparsity
+    assert train_share(points, layout, resnet50, count_operations) == pytest.approx(published, abs=1e-4)
+    assert train_share(steps, layout, resnet50, count_macs) == pytest.approx(integrated, abs=1e-4)
 
 
 @pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.6097), (0.9, 0.4952)])
 def test_dense_gradients_at_every_step_cost_what_snfs_costs(resnet50, sparsity, expected):
-    costs, shapes = resnet50
-    meter = Meter(costs, costs)
-    meter.on_commit(erk(shapes, round((1 - sparsity) * weights_of(shapes))))
-    meter.step(1, meter.forward, dense_gradients=True)
-    sparse = rigl_share(costs, shapes, erk(shapes, round((1 - sparsity) * weights_of(shapes))))
+    layout = Layout(resnet50, lambda sparsity: erk_counts(resnet50, sparsity))
+    charges = grow_always(sparsity, {})
+    sparse, _ = shares(resnet50, erk_counts(resnet50, sparsity))
     assert (2 * sparse + 1) / 3 == pytest.approx(expected, abs=1e-4)
-    assert meter.train / meter.train_dense == pytest.approx(expected, abs=1.5e-3)
+    assert train_share(charges, layout, resnet50, count_operations) == pytest.approx(expected, abs=1e-4)
+    assert train_share(charges, layout, resnet50, count_macs) == pytest.approx(expected, abs=1.5e-3)
 
 
 def test_attention_products_are_counted_and_never_pruned():
