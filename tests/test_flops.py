@@ -247,8 +247,8 @@ def test_which_rows_mix_two_conventions_follows_from_the_printed_shares():
     text = " ".join(sheet_of({}).split())
     found = text.split("**Two conventions in one row**")[1].split("**Not reproduced**")[0]
     assert found.count("static, uniform; SNIP; SET; GMP (inference):") == 1 and found.count(" - ") == 1
-    assert "0.23 ‡ at 80 % is *uniform, first convolution dense* (0.2231 in multiply-adds, 0.2241 in" in found
-    assert "0.10 ‡ at 90 % is *uniform, no layer dense* (0.1000 in multiply-adds, 0.1012 in" in found
+    assert "0.23 ‡ at 80 % is *uniform, first convolution dense* (0.2231 by multiply-adds, 0.2241 by" in found
+    assert "0.10 ‡ at 90 % is *uniform, no layer dense* (0.1000 by multiply-adds, 0.1012 by" in found
     # as RigL's repository prints it, the row would be of one convention
     mended = " ".join(sheet_of({"static, uniform": {90: 0.13}}).split())
     assert "SNIP; SET; GMP (inference):" in mended.split("**Not reproduced**")[0]
@@ -258,7 +258,7 @@ def test_which_rows_mix_two_conventions_follows_from_the_printed_shares():
 def test_small_dense_is_given_at_one_sparsity_and_not_at_the_other():
     text = " ".join(sheet_of({}).split()).split("**Not reproduced**")[1].split("**")[0]
     assert text.count(" - ") == 1 and "small-dense: 0.20 ‡ at 80 % is none of those tried" in text
-    assert "0.12 ‡ at 90 % is *narrow, RigL's widths* (0.1203 in multiply-adds, 0.1206 in" in text
+    assert "0.12 ‡ at 90 % is *narrow, RigL's widths* (0.1203 by multiply-adds, 0.1206 by" in text
 
 
 def test_printed_shares_are_counted():

@@ -109,7 +109,7 @@ def name_readings(readings: list[Reading], given: dict[str, Any], column: str = 
     """Return readings in words, counters of one convention together, with their shares at `column`, if any."""
     found: dict[str, list[str]] = {}
     for reading in readings:
-        share = f"{reading['shares'][column]:.4f} in " if column else ""
+        share = f"{reading['shares'][column]:.4f} by " if column else ""
         found.setdefault(name_convention(reading, given), []).append(
             f"{share}{given['counters'][reading['counter']]['label']}"
         )
@@ -228,7 +228,7 @@ def source_section(figures: Figures, given: dict[str, Any], tables: Tables, rows
         over = f" Over all layers {' and '.join(f'{share:.2f}' for share in found.values())} % of the weights are out."
         lines.append(f"- Layers, *{entry['label']}*: {entry['source']}.{over if found else ''}")
     lines += [f"- Training, *{entry['label']}*: {entry['source']}." for entry in given["training"].values()]
-    lines += [f"- Counted in *{entry['label']}*: {entry['source']}." for entry in given["counters"].values()]
+    lines += [f"- Counted by *{entry['label']}*: {entry['source']}." for entry in given["counters"].values()]
     used = {cell.status for row in rows for cell in row.cells.values()}
     lines += [f"- {mark} {meaning_of(tables, name)}" for name, mark in tables.marks.items() if name in used and mark]
     text = (
