@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PAPER = "PAPER.md"  # beside the leaderboard
 PLASTICITY = "PLASTICITY.md"  # likewise, where there are branches that were pruned
+RESULTS = "RESULTS.md"  # likewise, where there is a record or a branch
 BRANCHES = "branches"  # beside the records
 SITE = "site/index.html"
 
@@ -69,6 +70,7 @@ def build_pages(store: Store, records_dir: Path, page: Path) -> str:
             PLASTICITY: lambda: replace_or_delete(
                 page.parent / PLASTICITY, plasticity_text(branches, records_dir, page)
             ),
+            RESULTS: lambda: replace_or_delete(page.parent / RESULTS, results_text(store, branches, records_dir, page)),
             "the pictures": lambda: said.append(drawing.result()),
             **({SITE: lambda: write_browser_page(store, records_dir, page, site)} if site.exists() else {}),
         }
@@ -104,6 +106,16 @@ def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
 
     records, problems = branches
     return render_plasticity(records, problems, relative(records_dir.parent / BRANCHES, page), PICTURES)
+
+
+def results_text(store: Store, branches: Store, records_dir: Path, page: Path) -> str:
+    """Return the results in short, or an empty text where there is neither a record nor a branch."""
+    from leaderboard.paper.published import load_tables
+    from leaderboard.results.markdown import Places, render_results
+
+    places = Places(relative(records_dir, page), relative(records_dir.parent / BRANCHES, page), page.name)
+    skipped = len(store[1]) + len(branches[1])
+    return render_results(store[0], branches[0], skipped, load_tables(), places)
 
 
 def replace_or_delete(path: Path, text: str) -> None:
@@ -184,6 +196,9 @@ def find_stale(records_dir: Path, page: Path) -> list[str]:
         PAPER: lambda: differing(page.parent / PAPER, lambda: paper_text(store, records_dir, page)),
         PLASTICITY: lambda: differing(
             page.parent / PLASTICITY, lambda: plasticity_text(branches, records_dir, page) or None
+        ),
+        RESULTS: lambda: differing(
+            page.parent / RESULTS, lambda: results_text(store, branches, records_dir, page) or None
         ),
         "the pictures": lambda: stale_pictures(store, branches, page.parent / PICTURES),
     }

@@ -11,7 +11,7 @@ from record_factory import make_record
 
 from leaderboard import write_record
 from leaderboard.__main__ import main
-from leaderboard.build import PAPER, SITE, BuildError, build_all, build_site, find_stale
+from leaderboard.build import PAPER, RESULTS, SITE, BuildError, build_all, build_site, find_stale
 from leaderboard.page import PICTURES
 
 
@@ -69,6 +69,10 @@ def edit_paper(board: Path) -> None:
     (board / PAPER).write_text((board / PAPER).read_text().replace("93.73", "93.74", 1))
 
 
+def edit_results(board: Path) -> None:
+    (board / RESULTS).write_text((board / RESULTS).read_text().replace("**4 runs**", "**5 runs**", 1))
+
+
 def edit_record(board: Path) -> None:
     path = sorted((board / "records").iterdir())[0]
     record = json.loads(path.read_text())
@@ -119,7 +123,16 @@ def edit_site(board: Path) -> None:
 
 SPOILERS = [
     edit_site,
-    *[edit_page, edit_paper, edit_record, edit_a_record_and_rebuild, truncate_record, copy_record, add_record],
+    *[
+        edit_page,
+        edit_paper,
+        edit_results,
+        edit_record,
+        edit_a_record_and_rebuild,
+        truncate_record,
+        copy_record,
+        add_record,
+    ],
     *[remove_record, edit_picture, remove_picture, add_picture],
 ]
 
@@ -172,6 +185,7 @@ def test_an_unknown_wandb_mode_is_refused_before_anything_is_built(
 BREAKERS = {
     "LEADERBOARD.md": "leaderboard.build.make_page",
     PAPER: "leaderboard.build.paper_text",
+    RESULTS: "leaderboard.build.results_text",
     "the pictures": "leaderboard.drawing.draw.draw_sections",
 }
 

@@ -16,10 +16,12 @@ from markdown_it import MarkdownIt
 from record_factory import make_record
 from rich.console import Console
 from test_measurements import make_measurement
+from test_plasticity import make_pruned
 
 from benchmark.console import print_result
 from benchmark.verify import print_findings
 from leaderboard import Problem, render, write_record
+from leaderboard.build import RESULTS
 from leaderboard.claims.claim import make_claims, render_claims
 from leaderboard.kinds import NAME, OBJECT, Kind
 from leaderboard.measurements import FIELDS as MEASURED
@@ -27,6 +29,7 @@ from leaderboard.measurements import load_measurements, write_measurement
 from leaderboard.page import make_sections
 from leaderboard.paper.markdown import render_paper
 from leaderboard.paper.published import load_tables
+from leaderboard.results.markdown import render_results
 from leaderboard.schema import FIELDS
 from leaderboard.store import load_store
 from leaderboard.web.site import render_site
@@ -145,9 +148,11 @@ def as_html(markdown: str) -> str:
 def pages(folder: Path, text: str) -> dict[str, str]:
     records, problems = hostile(text, folder)
     problems = [*problems, Problem(text, text)]
+    branches = [{**fill(make_pruned(-2.0, seed=seed), text), "file": f"{seed}.json"} for seed in (0, 1, 2)]
     return {
         "LEADERBOARD.md": as_html(render(records, problems, measured=measure(records, text, folder / "latency"))),
         "PAPER.md": as_html(render_paper(records, load_tables(), "records")),
+        RESULTS: as_html(render_results(records, branches, len(problems), load_tables())),
         "site": render_site(make_sections(records), problems, {}),
     }
 

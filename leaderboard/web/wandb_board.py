@@ -16,7 +16,7 @@ from leaderboard.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std
 from leaderboard.web.rows import average, control_of, unescape, visible
 
 MODES = ("off", "offline", "online")
-PAGES = ("LEADERBOARD.md", "PAPER.md", "PLASTICITY.md")  # beside the folder of pictures
+PAGES = ("LEADERBOARD.md", "RESULTS.md", "PAPER.md", "PLASTICITY.md")  # beside the folder of pictures
 
 # Texts as on the Markdown page; then, for W&B's own plots, numbers that are not rounded.
 COLUMNS = (

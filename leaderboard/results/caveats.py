@@ -1,0 +1,193 @@
+"""What a reader may not conclude: worked out from what the records are of, where it depends on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from statistics import fmean
+from typing import Any
+
+from leaderboard.comparisons import accuracies, grain
+from leaderboard.kinds import is_number
+from leaderboard.page import amount
+from leaderboard.paper.cells import NOT_IN_SUITE, TableView
+from leaderboard.paper.protocol import SAME_PAGE
+from leaderboard.paper.published import Tables
+from leaderboard.results.scope import Section, count_machines, span
+from leaderboard.results.statements import TABLES
+from leaderboard.schema import Record
+from leaderboard.table import escape
+
+NEAR_CEILING = 2.0  # points; where the dense network has no more errors than these, methods can hardly differ
+MAIN = ("data", "model", "epochs", "image size", "batch size", "training images")  # what tells pages apart first
+PARTS = {"train": "training", "validation": "validation", "test": "test"}
+MOST = 6  # pages named in a sentence; more are only counted
+
+ALWAYS = (
+    "Costs are counted multiplications, not times: sparse networks were trained in dense kernels.",
+    "Intervals and tests are over seeds. They say nothing of other data, recipes or test images.",
+    "*Not shown* is no proof that two rows are equal, and *as in the paper* is a sign, no reproduced number.",
+    "Settings are the papers' and were not tuned to these pages: what loses here may win with others.",
+)
+
+
+def list_caveats(sections: list[Section], views: list[TableView], tables: Tables) -> list[str]:
+    """Return what a reader may not conclude, a sentence or two each. `sections` are all, of branches too."""
+    own: list[Callable[[], str]] = [
+        lambda: about_paper(views),
+        lambda: about_length(sections, tables),
+        lambda: about_jpeg(sections),
+        lambda: about_ceiling(sections),
+        lambda: about_seeds(sections),
+        lambda: about_machines(sections),
+        lambda: about_code(sections),
+    ]
+    return [text for make in own if (text := make())] + list(ALWAYS)
+
+
+def count_cells(views: list[TableView]) -> tuple[int, int]:
+    """Return how many cells of the paper's tables were run at their protocol, of how many that the suite can run."""
+    ours = [found for view in views for found in view.distinct() if found.verdict != NOT_IN_SUITE]
+    return sum(found.compared is not None for found in ours), len(ours)
+
+
+def about_paper(views: list[TableView]) -> str:
+    """Return how much of the paper was run."""
+    done, cells = count_cells(views)
+    if done == 0:
+        return "The paper's pages were not run: nothing here confirms or refutes a number that it prints."
+    if done == cells:
+        return ""
+    return f"Of the paper's cells {done} of {cells} were run: nothing here says anything of the others."
+
+
+def about_length(sections: list[Section], tables: Tables) -> str:
+    """Return how short training was."""
+    wanted = [value for page in compared_pages(tables) if is_number(value := tables.pages[page].settings["epochs"])]
+    known = [value for section in sections for run in section.runs if is_number(value := epochs_of(run))]
+    if not known or min(known) >= min(wanted):
+        return ""
+    return (
+        f"Training is short: {span(known, '{:g}')} epochs, where the paper's pages have {span(wanted, '{:g}')}. "
+        "Methods that need time to find their weights may look worse than they are."
+    )
+
+
+def epochs_of(run: Record) -> Any:
+    """Return the epochs that a run's page trains, as recorded."""
+    return run["page"]["settings"].get("epochs")
+
+
+def is_jpeg_copy(run: Record) -> bool:
+    """Return whether a run's images are of a folder that says it holds JPEG copies: `…-jpeg`."""
+    settings = run["page"]["settings"]
+    names = (run["data"]["name"], settings.get("data_dir"))
+    return settings.get("data") == "folder" and any(
+        isinstance(n, str) and n.rstrip("/").endswith("-jpeg") for n in names
+    )
+
+
+def about_jpeg(sections: list[Section]) -> str:
+    """Return which pages are of JPEG copies."""
+    named = name_pages(section for section in sections if is_jpeg_copy(section.runs[0]))
+    if not named:
+        return ""
+    return f"The images of {named} are JPEG copies: absolute accuracies are a little lower than on the originals."
+
+
+def name_pages(sections: Iterable[Section]) -> str:
+    """Return the titles of sections in words, or how many they are."""
+    titles = list(dict.fromkeys(section.title for section in sections))
+    return " and of ".join(titles) if len(titles) <= MOST else amount(len(titles), "page")
+
+
+def about_ceiling(sections: list[Section]) -> str:
+    """Return the grain of the smallest test set, and on which pages the dense network is near the ceiling."""
+    known = [section.runs[0]["data"]["test"] for section in sections if section.runs[0]["data"]["test"]]
+    if not known:
+        return ""
+    text = f"The smallest test set has {min(known):,} images, each worth {100 / min(known):.2f} points."
+    near: dict[str, str] = {}
+    for section in sections:
+        cells = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
+        if cells and grain(cells[0]) and (left := 100 - fmean(accuracies(cells[0]).values())) <= NEAR_CEILING:
+            title = escape(section.runs[0]["page"]["title"])
+            near.setdefault(title, f"On {title} the dense network misses {left / grain(cells[0]):.1f} images")
+    if not near:
+        return text
+    where = (
+        "; ".join(near.values()) if len(near) <= MOST else f"On {len(near)} pages the dense network misses few images"
+    )
+    return f"{text} {where}: methods can hardly differ there."
+
+
+def about_seeds(sections: list[Section]) -> str:
+    """Return how many seeds a cell has."""
+    counts = [len(cell.counted) for section in sections for row in section.rows for cell in row.cells.values()]
+    if not counts:
+        return ""
+    return (
+        f"A cell has {span(counts, '{}')} seeds. With so few, differences show only where they are several times their "
+        "spread."
+    )
+
+
+def about_machines(sections: list[Section]) -> str:
+    """Return that one kind of machine was used, and whether there was a GPU."""
+    runs = [run for section in sections for run in section.runs]
+    parts = []
+    if len(kinds := list(count_machines(runs))) == 1:
+        parts.append(f"All runs are of one kind of machine, {kinds[0]}; another gives other times and last bits.")
+    if all(run["environment"]["device"] == "cpu" for run in runs):
+        parts.append("No run used a GPU: nothing here says how fast or how exact the suite is on one.")
+    return " ".join(parts)
+
+
+def about_code(sections: list[Section]) -> str:
+    """Return how many runs are of code that nobody else can have, and how many diverged."""
+    runs = [run for section in sections for run in section.runs]
+    loose, lost = sum(run["git"]["dirty"] is not False for run in runs), sum(run["status"] != "ok" for run in runs)
+    parts = []
+    if loose:
+        parts.append(f"{amount(loose, 'run')} ran with code that is in no commit, or unknown: nobody can run it again.")
+    if lost:
+        parts.append(f"{amount(lost, 'run')} diverged and enter no mean: their rows are never called better.")
+    return " ".join(parts)
+
+
+def compared_pages(tables: Tables) -> list[str]:
+    """Return the paper's pages whose rows are compared here."""
+    return list(dict.fromkeys(part.page for t in tables.tables if t.number in TABLES for part in t.parts))
+
+
+def tell_apart(run: Record, tables: Tables) -> str:
+    """Return in what the page of a run is not the nearest of the paper's pages: that with fewest other settings."""
+    own = describe_page({**run["page"]["settings"], **run["page"]["changed"]}, run["data"])
+    pages = {
+        page: describe_page(tables.pages[page].settings, tables.pages[page].data) for page in compared_pages(tables)
+    }
+    unlike = {
+        page: [name for name, value in own.items() if name not in wanted or wanted[name] != value]
+        for page, wanted in pages.items()
+    }
+    nearest = min(unlike, key=lambda page: len(unlike[page]))
+    title, names = tables.pages[nearest].title, unlike[nearest]
+    if not names:
+        return f"This is the paper's page {title}."
+    wanted = pages[nearest]
+    told = [f"{name} {show(own[name])} (there {show(wanted[name])})" for name in MAIN if name in names]
+    rest = [escape(name) for name in names if name not in MAIN]
+    told += [f"{len(rest)} more settings" if len(rest) > 2 * MOST else ", ".join(rest)] if rest else []
+    return f"This page is none of the paper's. The nearest is {title}, and differs in {'; '.join(told)}."
+
+
+def describe_page(settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a page is made of, by name; data go by the name of what was read, wherever that lay."""
+    found = {name.replace("_", " "): value for name, value in settings.items() if name not in SAME_PAGE}
+    images = {f"{words} images": data[part] for part, words in PARTS.items()}
+    return {**found, "data": data["name"], "classes": data["classes"], **images}
+
+
+def show(value: Any) -> str:
+    """Return a setting's value as text, harmless in Markdown."""
+    return escape(value if isinstance(value, str) else json.dumps(value))
