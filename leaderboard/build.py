@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ from leaderboard.store import load_store
 
 if TYPE_CHECKING:
     from leaderboard.drawing.pictures import Picture
+    from leaderboard.paper.cells import TableView
+    from leaderboard.paper.published import Tables
+
+    Compared = Callable[[], tuple[Tables, list[TableView]]]
 
 PAPER = "PAPER.md"  # beside the leaderboard
 PLASTICITY = "PLASTICITY.md"  # likewise, where there are branches that were pruned
@@ -61,16 +66,18 @@ def build_pages(store: Store, records_dir: Path, page: Path) -> str:
     """Write every page of a store that was read; return a line that sums it up. Raises BuildError as `build_all`."""
     said: list[str] = []
     site = page.parent / SITE
-    branches = load_branches(records_dir)
+    branches, compared = load_branches(records_dir), compare_once(store)
     with ThreadPoolExecutor(1) as aside:  # many pictures are drawn by other processes, while this one writes the texts
         drawing = aside.submit(draw_pictures, store, branches, page.parent / PICTURES)
         steps: dict[str, Callable[[], object]] = {
             page.name: lambda: said.append(write_page(store, records_dir, page)),
-            PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page)),
+            PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page, compared)),
             PLASTICITY: lambda: replace_or_delete(
                 page.parent / PLASTICITY, plasticity_text(branches, records_dir, page)
             ),
-            RESULTS: lambda: replace_or_delete(page.parent / RESULTS, results_text(store, branches, records_dir, page)),
+            RESULTS: lambda: replace_or_delete(
+                page.parent / RESULTS, results_text(store, branches, records_dir, page, compared)
+            ),
             "the pictures": lambda: said.append(drawing.result()),
             **({SITE: lambda: write_browser_page(store, records_dir, page, site)} if site.exists() else {}),
         }
@@ -92,12 +99,26 @@ def write_page(store: Store, records_dir: Path, page: Path) -> str:
     return summary
 
 
-def paper_text(store: Store, records_dir: Path, page: Path) -> str:
-    """Return the paper's page for a store that was read."""
-    from leaderboard.paper.markdown import render_paper
-    from leaderboard.paper.published import load_tables
+def compare_once(store: Store) -> Compared:
+    """Return what gives the paper's tables beside the records: worked out when first asked for, and only once."""
 
-    return render_paper(store[0], load_tables(), relative(records_dir, page))
+    @cache
+    def compare() -> tuple[Tables, list[TableView]]:
+        from leaderboard.paper.cells import compare_all
+        from leaderboard.paper.published import load_tables
+
+        tables = load_tables()
+        return tables, compare_all(store[0], tables)
+
+    return compare
+
+
+def paper_text(store: Store, records_dir: Path, page: Path, compared: Compared | None = None) -> str:
+    """Return the paper's page for a store that was read; `compared`: by `compare_once`, for several pages."""
+    from leaderboard.paper.markdown import render_paper
+
+    tables, views = (compared or compare_once(store))()
+    return render_paper(store[0], tables, relative(records_dir, page), views)
 
 
 def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
@@ -108,14 +129,13 @@ def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
     return render_plasticity(records, problems, relative(records_dir.parent / BRANCHES, page), PICTURES)
 
 
-def results_text(store: Store, branches: Store, records_dir: Path, page: Path) -> str:
+def results_text(store: Store, branches: Store, records_dir: Path, page: Path, compared: Compared) -> str:
     """Return the results in short, or an empty text where there is neither a record nor a branch."""
-    from leaderboard.paper.published import load_tables
     from leaderboard.results.markdown import Places, render_results
 
     places = Places(relative(records_dir, page), relative(records_dir.parent / BRANCHES, page), page.name)
     skipped = len(store[1]) + len(branches[1])
-    return render_results(store[0], branches[0], skipped, load_tables(), places)
+    return render_results(store[0], branches[0], skipped, *compared(), places)
 
 
 def replace_or_delete(path: Path, text: str) -> None:
@@ -188,17 +208,18 @@ def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tup
 def find_stale(records_dir: Path, page: Path) -> list[str]:
     """Return what is not as the records give it: files set aside, pages and pictures. Writes nothing."""
     store, branches = load_store(records_dir), load_branches(records_dir)
+    compared = compare_once(store)
     faults = [f"record {problem.file}: {problem.reason}" for problem in store[1] + branches[1]]
     _, faulty = load_measurements(folder_of(records_dir), store[0])
     faults += [f"measurement {problem.file}: {problem.reason}" for problem in faulty]
     checks: dict[str, Callable[[], Iterator[str]]] = {
         page.name: lambda: differing(page, lambda: make_page(records_dir, page, store)[0]),
-        PAPER: lambda: differing(page.parent / PAPER, lambda: paper_text(store, records_dir, page)),
+        PAPER: lambda: differing(page.parent / PAPER, lambda: paper_text(store, records_dir, page, compared)),
         PLASTICITY: lambda: differing(
             page.parent / PLASTICITY, lambda: plasticity_text(branches, records_dir, page) or None
         ),
         RESULTS: lambda: differing(
-            page.parent / RESULTS, lambda: results_text(store, branches, records_dir, page) or None
+            page.parent / RESULTS, lambda: results_text(store, branches, records_dir, page, compared) or None
         ),
         "the pictures": lambda: stale_pictures(store, branches, page.parent / PICTURES),
     }

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from test_plasticity import as_the_paper, make_grid
 
 from leaderboard.build import RESULTS, build_all, find_stale
+from leaderboard.paper.cells import compare_all
 from leaderboard.paper.published import load_tables
 from leaderboard.records import write_record
 from leaderboard.results import agreement
@@ -52,7 +53,7 @@ def weigh(runs: list[dict[str, Any]], a: str = "granet", b: str = "rigl_itop", s
 
 
 def show(records: list[dict[str, Any]], branches: Any = (), skipped: int = 0) -> str:
-    return render_results(records, list(branches), skipped, TABLES)
+    return render_results(records, list(branches), skipped, TABLES, compare_all(records, TABLES))
 
 
 def lines_with(text: str, start: str) -> list[str]:

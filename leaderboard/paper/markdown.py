@@ -31,12 +31,16 @@ NAMES = {1: "dense baselines", 2: "CIFAR-10 and CIFAR-100", 3: "ImageNet"}
 COSTS = (("train", "training FLOPs"), ("inference", "inference FLOPs"))
 
 
-def render_paper(records: list[Record], tables: Tables, folder: str = "records") -> str:
+def render_paper(
+    records: list[Record], tables: Tables, folder: str = "records", views: list[TableView] | None = None
+) -> str:
     """Return the page, in Markdown; `folder` is where links to records lead, relative to the page.
+
+    `views`: what `compare_all` gives for these records, where it is known already.
 
     Invariant: the same records in any order give the same text, and every number is a record's or a published one.
     """
-    views = compare_all(records, tables)
+    views = compare_all(records, tables) if views is None else views
     dense = {view.part.page: view.lines[0].cells[0] for view in views[0].parts}
     lines = [make_introduction(tables, folder), "", *summary_table(views), "", make_legend(tables)]
     for view in views:

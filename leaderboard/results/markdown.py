@@ -10,7 +10,7 @@ from urllib.parse import quote
 from leaderboard.claims.verdict import NOT_DECIDED, show_p
 from leaderboard.comparisons import signed
 from leaderboard.page import amount
-from leaderboard.paper.cells import TESTED, TOO_FEW, TableView, compare_all
+from leaderboard.paper.cells import TESTED, TOO_FEW, TableView
 from leaderboard.paper.legend import meaning_of
 from leaderboard.paper.markdown import done_of
 from leaderboard.paper.published import Tables
@@ -41,10 +41,10 @@ numbers that the paper prints, in `leaderboard/paper/paper_tables.yaml`; do not 
 row, [PAPER.md](PAPER.md) every cell of the paper's tables. The paper: {paper}."""
 
 LEGEND = """\
-The paper's statements are tested on the methods of `methods/` at their defaults: accuracy after the last epoch, first
-row less second, in points, paired by seed. **Paper**: in how many cells of its Table 2 (Table 3 where that lacks a row)
-at this sparsity, or at all of them where it has not this one, the first row is above the second, and the median
-difference. p is Holm's over all comparisons of a table here.
+The paper's statements are tested on the methods of `methods/` at their defaults: accuracy after the last epoch (the
+paper's is that of the best test epoch), first row less second, in points, paired by seed. **Paper**: in how many cells
+of its Table 2 (Table 3 where that lacks a row) at this sparsity, or at all of them where it has not this one, the first
+row is above the second, and the median difference. p is Holm's over all comparisons of a table here.
 
 - *{agrees}*, *{reversed}*: significant (p ≤ {alpha:g}), with the sign of the paper's median, or the other one.
   *{unclear}*: significant, where the paper's cells lean to neither row.
@@ -71,9 +71,16 @@ class Places:
 
 
 def render_results(
-    records: list[Record], branches: list[Record], skipped: int, tables: Tables, places: Places | None = None
+    records: list[Record],
+    branches: list[Record],
+    skipped: int,
+    tables: Tables,
+    views: list[TableView],
+    places: Places | None = None,
 ) -> str:
-    """Return the page, or an empty text where there is neither a record nor a branch; `skipped` files were set aside.
+    """Return the page, or an empty text where there is neither a record nor a branch.
+
+    `skipped` files were set aside; `views` are the paper's tables beside these records, as `compare_all` gives them.
 
     Invariant: the same records in any order give the same text, and every number is a record's or a published one.
     """
@@ -81,7 +88,6 @@ def render_results(
         return ""
     places = places or Places()
     sections, studied = table_sections(records), branch_sections(branches)
-    views = compare_all(records, tables)
     tested = [(section, weigh_statements(section.runs, tables)) for section in sections]
     studies = [(study, find_findings(study)) for study in make_studies(branches)]
     stores = (("runs", places.records, records), ("branches", places.branches, branches))
