@@ -36,7 +36,7 @@ def list_caveats(sections: list[Section], views: list[TableView], tables: Tables
     own: list[Callable[[], str]] = [
         lambda: about_paper(views),
         lambda: about_length(sections, tables),
-        lambda: about_jpeg(sections),
+        lambda: about_jpeg(sections, tables),
         lambda: about_ceiling(sections),
         lambda: about_seeds(sections),
         lambda: about_machines(sections),
@@ -87,12 +87,19 @@ def is_jpeg_copy(run: Record) -> bool:
     )
 
 
-def about_jpeg(sections: list[Section]) -> str:
-    """Return which pages are of JPEG copies."""
-    named = name_pages(section for section in sections if is_jpeg_copy(section.runs[0]))
-    if not named:
+def about_jpeg(sections: list[Section], tables: Tables) -> str:
+    """Return which pages are of JPEG copies, and at which sizes they were read where these are below the paper's."""
+    found = [section for section in sections if is_jpeg_copy(section.runs[0])]
+    if not found:
         return ""
-    return f"The images of {named} are JPEG copies: absolute accuracies are a little lower than on the originals."
+    text = f"The images of {name_pages(found)} are JPEG copies: accuracies are a little lower than on the originals."
+    least = min(tables.pages[page].settings["image_size"] for page in compared_pages(tables))
+    sizes = [section.runs[0]["page"]["settings"].get("image_size") for section in found]
+    if small := [size for size in sizes if is_number(size) and size < least]:
+        text += (
+            f" They were read at {span(small, '{:g}')} pixels a side, less than the paper's {least}, which costs more."
+        )
+    return text
 
 
 def name_pages(sections: Iterable[Section]) -> str:
