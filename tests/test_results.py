@@ -360,7 +360,11 @@ def test_commands_are_few_and_plain() -> None:
     [
         ("sparse-bench grid configs/grids/digits.yaml", "make sweep GRID=configs/grids/digits.yaml"),
         ("sparse-bench sweep configs/a.yaml --jobs 2 --device cpu", "make sweep GRID=configs/a.yaml"),
-        ("sparse-bench sweep configs/a.yaml --method set", "make bench"),
+        (
+            "sparse-bench sweep configs/a.yaml --seed 0,2 --method set",
+            "make sweep GRID=configs/a.yaml METHOD=set SEED=0,2",
+        ),
+        ("sparse-bench sweep configs/a.yaml --fresh 1", "make bench"),
         ("sparse-bench sweep ../a.yaml", "make bench"),
         ("sparse-bench sweep configs/../a.yaml", "make bench"),
         ("sparse-bench sweep 'configs/a b.yaml'", "make bench"),
@@ -369,9 +373,21 @@ def test_commands_are_few_and_plain() -> None:
         ("sparse-bench sweep configs/a.yaml --jobs", "make bench"),
     ],
 )
-def test_a_grid_file_is_named_where_the_whole_of_it_was_run(command: str, shown: str) -> None:
+def test_a_grid_file_is_named_with_what_narrowed_it(command: str, shown: str) -> None:
     (found,), hidden = list_commands(make_runs("set", HIGH, command=command), [])
     assert (found == shown or (shown == "make bench" and found.startswith("make bench TASK="))) and hidden == 0
+
+
+def test_a_grid_that_was_run_seed_by_seed_is_one_command() -> None:
+    one = [
+        merge(run, {"command": f"sparse-bench sweep configs/a.yaml --seed {s}"})
+        for s in (2, 10, 0)
+        for run in make_runs("set", HIGH)
+    ]
+    assert list_commands(one, [])[0] == ["make sweep GRID=configs/a.yaml SEED=0,2,10"]
+    assert list_commands(one + make_runs("set", HIGH, command="sparse-bench grid configs/a.yaml"), [])[0] == [
+        "make sweep GRID=configs/a.yaml"
+    ]
 
 
 def test_a_study_is_named_and_what_is_no_plain_word_is_only_counted() -> None:

@@ -14,6 +14,7 @@ MOST = 12  # commands shown
 SAFE = re.compile(r"[A-Za-z0-9_.,:/=+[\]-]+")  # in a word that is shown: no meaning for a shell, make or Markdown
 SHOWN = re.compile(r"[A-Za-z0-9_.,:/=+[\]\" -]+")  # in a command
 HOW = ("--jobs", "--retries", "--engine", "--engine-args", "--per-gpu", "--device", "--data", "--wandb")  # not what
+NARROW = ("--method", "--sparsity", "--task", "--seed")
 STUDY = ("--task", "--scale", "--epochs", "--seed", "--more", "--scope", "--pattern")
 
 
@@ -26,24 +27,45 @@ def list_commands(records: list[Record], branches: list[Record]) -> tuple[list[s
     grids = {text: grid_command(text) for text in {run["command"] for run in records}}
     loose = [run for run in records if not grids[run["command"]]]
     studies = {study_command(text) for text in {run["command"] for run in branches}}
-    whole = sorted({*grids.values()} - {""})
-    found = [*whole, *run_commands(loose), *sorted(studies - {""})]
+    found = [
+        *join_seeds(command for command in grids.values() if command),
+        *run_commands(loose),
+        *sorted(studies - {""}),
+    ]
     plain = [command for command in found if SHOWN.fullmatch(command)]
     hidden = len(found) - len(plain) + ("" in studies)
     return plain[:MOST], hidden + max(0, len(plain) - MOST)
 
 
 def grid_command(command: str) -> str:
-    """Return `make sweep GRID=…` for the command of a run of a whole grid file of configs/, else an empty text.
+    """Return `make sweep GRID=…` for the command of a run of a grid file of configs/, else an empty text.
 
-    Options that say how it was run, not what, are left out; with one that narrows the grid it is another command.
+    Options that narrow the grid are kept, SEED as the last; those that say how it was run, not what, are left out.
     """
     words = split(command)
     if words[:2] not in (["sparse-bench", "grid"], ["sparse-bench", "sweep"]) or len(words) < 3:
         return ""
     options = read_options(words[3:])
-    whole = re.fullmatch(r"configs(/[A-Za-z0-9_-]+)+\.yaml", words[2]) and options is not None
-    return f"make sweep GRID={words[2]}" if whole and set(options or ()) <= set(HOW) else ""
+    if options is None or not re.fullmatch(r"configs(/[A-Za-z0-9_-]+)+\.yaml", words[2]):
+        return ""
+    if not set(options) <= {*HOW, *NARROW}:
+        return ""
+    kept = [f"{name[2:].upper()}={options[name]}" for name in NARROW if name in options]
+    return " ".join([f"make sweep GRID={words[2]}", *kept])
+
+
+def join_seeds(commands: Iterable[str]) -> list[str]:
+    """Return commands, sorted; those that differ in seeds alone become one, for all seeds where one names none."""
+    seeds: dict[str, set[int] | None] = {}
+    for command in sorted(set(commands)):
+        found = re.fullmatch(r"(.*) SEED=(\d{1,18}(?:,\d{1,18})*)", command)
+        text, own = (found[1], {int(seed) for seed in found[2].split(",")}) if found else (command, None)
+        known = seeds.setdefault(text, set())
+        seeds[text] = None if own is None or known is None else known | own
+    return [
+        text if known is None else f"{text} SEED={','.join(map(str, sorted(known)))}"
+        for text, known in sorted(seeds.items())
+    ]
 
 
 def study_command(command: str) -> str:
