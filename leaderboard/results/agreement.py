@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from leaderboard.stats import Difference
 
 AGREES, REVERSED, UNCLEAR = "as in the paper", "the other way round", "the paper says neither"
+AGREES_ALONE, REVERSED_ALONE = f"{AGREES} (asked alone)", f"{REVERSED} (asked alone)"
 NOT_SHOWN, TOO_FEW, NOT_RUN = "not shown", "too few seeds", "not run"
-VERDICTS = (AGREES, REVERSED, UNCLEAR, NOT_SHOWN, TOO_FEW, NOT_DECIDED, NOT_RUN)
+VERDICTS = (AGREES, REVERSED, UNCLEAR, AGREES_ALONE, REVERSED_ALONE, NOT_SHOWN, TOO_FEW, NOT_DECIDED, NOT_RUN)
 
 
 @dataclass(frozen=True)
 class Weighed:
     """One statement at one sparsity, the paper's cells and what our runs say.
 
-    `difference` is first less second in points, `adjusted_p` is Holm's over all comparisons of the section that can be
-    decided. Invariant: AGREES and REVERSED need a claim that may carry a winner (three common seeds or more, none
-    diverged, one version of each file, one kind of machine), an adjusted p of at most 0.05 and a paper that has a
-    direction.
+    `difference` is first less second in points, `alone_p` is Holm's over the sparsities of this pair, as in `make
+    claim`, `adjusted_p` over all comparisons of the section that can be decided. Invariant: AGREES and REVERSED need a
+    claim that may carry a winner (three common seeds or more, none diverged, one version of each file, one kind of
+    machine), an adjusted p of at most 0.05 and a paper that has a direction; asked alone, the pair's own p will do.
     """
 
     a: str
@@ -37,6 +38,7 @@ class Weighed:
     adjusted_p: float | None
     verdict: str
     reason: str = ""
+    alone_p: float | None = None
 
 
 def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
@@ -97,15 +99,16 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     """Return a statement with its verdict; `p` is corrected over `family` comparisons."""
     from leaderboard.stats import ALPHA, smallest_detectable, widen
 
-    tested = replace(tested, difference=claim.difference, adjusted_p=p)
+    tested = replace(tested, difference=claim.difference, adjusted_p=p, alone_p=claim.adjusted_p)
     if p is None:
         few = len(claim.used) < LEAST_SEEDS and len(claim.reasons) == 1  # else something worse is to be told
         return replace(tested, verdict=TOO_FEW if few else NOT_DECIDED, reason=plain("; ".join(claim.reasons)))
-    mean = claim.difference.mean or 0.0
+    agreed = ((claim.difference.mean or 0.0) > 0) == (tested.printed.direction > 0)
     if p <= ALPHA:
-        agreed = (mean > 0) == (tested.printed.direction > 0)
         verdict = UNCLEAR if tested.printed.direction == 0 else AGREES if agreed else REVERSED
         return replace(tested, verdict=verdict)
+    if claim.adjusted_p is not None and claim.adjusted_p <= ALPHA and tested.printed.direction:
+        return replace(tested, verdict=AGREES_ALONE if agreed else REVERSED_ALONE)
     spread = float(widen(claim.difference.sd or 0.0, step, 2))
     # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
     least = smallest_detectable(claim.difference.n, spread, ALPHA / family)

@@ -17,7 +17,16 @@ from leaderboard.paper.published import Tables
 from leaderboard.plasticity.findings import CLAIMS, Finding, find_findings
 from leaderboard.plasticity.markdown import NAMES
 from leaderboard.plasticity.points import Study, make_studies
-from leaderboard.results.agreement import AGREES, REVERSED, UNCLEAR, VERDICTS, Weighed, weigh_statements
+from leaderboard.results.agreement import (
+    AGREES,
+    AGREES_ALONE,
+    REVERSED,
+    REVERSED_ALONE,
+    UNCLEAR,
+    VERDICTS,
+    Weighed,
+    weigh_statements,
+)
 from leaderboard.results.caveats import list_caveats, tell_apart
 from leaderboard.results.commands import list_commands
 from leaderboard.results.scope import (
@@ -44,21 +53,31 @@ LEGEND = """\
 The paper's statements are tested on the methods of `methods/` at their defaults: accuracy after the last epoch (the
 paper's is that of the best test epoch), first row less second, in points, paired by seed. **Paper**: in how many cells
 of its Table 2 (Table 3 where that lacks a row) at this sparsity, or at all of them where it has not this one, the first
-row is above the second, and the median difference. p is Holm's over all comparisons of a table here.
+row is above the second, and the median difference. **p** is corrected by Holm's rule: *alone* over the sparsities of
+this pair, as `make claim` does it, *of all* over all comparisons of the table.
 
-- *{agrees}*, *{reversed}*: significant (p ≤ {alpha:g}), with the sign of the paper's median, or the other one.
+- *{agrees}*, *{reversed}*: significant (p of all ≤ {alpha:g}), with the sign of the paper's median, or the other one.
   *{unclear}*: significant, where the paper's cells lean to neither row.
+- *{agrees_alone}*, *{reversed_alone}*: significant for who came with this one question (p alone ≤ {alpha:g}), not among
+  all that are asked here: of twenty pairs that do not differ one comes out so by chance.
 - *not shown*: not significant; a true difference of the points in brackets would have been found in 4 of 5 such cases.
 - *too few seeds*, *not decided*, *not run*: the runs cannot carry a verdict, with the reason.
 - *cited*: the paper copied one of the rows, or both, from another paper, with another dense network."""
 
+WORDS = {
+    "agrees": AGREES,
+    "reversed": REVERSED,
+    "unclear": UNCLEAR,
+    "agrees_alone": AGREES_ALONE,
+    "reversed_alone": REVERSED_ALONE,
+}
 NO_RUNS = "There is no record of a run on a page of the leaderboard yet: `make bench METHOD=granet SPARSITY=0.9`."
 NO_BRANCHES = "There is no study of pruning plasticity yet: `make plasticity`."
 NO_PAIR = "No page has both rows of a statement yet."
 AGAIN = """\
 A finished run is not made twice by `make sweep` and `make plasticity`. The same seed gives the same bits on the same
 kind of machine with as many threads. Folders of images must lie where their page says."""
-HEAD = ("first − second", "sparsity", "paper", "ours", "95 % interval", "p (Holm)", "verdict")
+HEAD = ("first − second", "sparsity", "paper", "ours", "95 % interval", "p alone", "p of all", "verdict")
 
 
 @dataclass(frozen=True)
@@ -148,10 +167,10 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
         return [NO_PAIR]
     from leaderboard.stats import ALPHA
 
-    lines = [LEGEND.format(agrees=AGREES, reversed=REVERSED, unclear=UNCLEAR, alpha=ALPHA), ""]
+    lines = [LEGEND.format(**WORDS, alpha=ALPHA), ""]
     for section, found in shown:
         lines += [f"### {section.title}", "", tell_apart(section.runs[0], tables), "", line(HEAD)]
-        lines += [line(["---", "---:", "---", "---:", "---:", "---:", "---"])]
+        lines += [line(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
         lines += [*(statement_row(one, tables) for one in found), ""]
     used = {status for _, found in shown for one in found for status in one.printed.statuses}
     marks = [f"{mark} {meaning_of(tables, name)}" for name, mark in tables.marks.items() if name in used and mark]
@@ -172,6 +191,7 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
             show_printed(tested.printed, tables),
             BLANK if found is None or found.mean is None else f"{signed(found.mean)} (n={found.n})",
             interval,
+            show_p(tested.alone_p),
             show_p(tested.adjusted_p),
             f"{verdict} ({escape(tested.reason)})" if tested.reason else verdict,
         ]
