@@ -12,11 +12,12 @@ from benchmark.maskset import MaskSet
 from benchmark.perf import __main__ as command
 from benchmark.perf import data, pool, realised
 from benchmark.perf.exact import count_differing
+from benchmark.perf.goals import Goal
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
 from benchmark.perf.report import BEGIN, END, KEPT, README, put, render
-from benchmark.perf.timing import Goal, median_ratio, time_in_turn
 from benchmark.perf.update import propose
+from benchmark.timing import median_ratio, time_in_turn
 
 TINY = Net("ResNet-20", "cifar_resnet20", 4, 8)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.arithmetic import make_autocast
-from benchmark.perf.timing import time_in_turn
+from benchmark.timing import time_in_turn
 
 SAMPLE_S = 0.02  # a timing lasts so long at least: shorter ones are repeated within it
 MOST_REPEATS = 100

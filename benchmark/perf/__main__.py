@@ -17,9 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmark.environment import describe_environment, describe_git
+from benchmark.perf.goals import Goal
 from benchmark.perf.modules import find_measures, measure_alone
 from benchmark.perf.report import keep
-from benchmark.perf.timing import Goal
 
 FOLDER = Path(__file__).resolve().parent
 STYLES = {"pass": "green", "short": "red", "": "dim"}

@@ -21,9 +21,10 @@ from benchmark.data.resized import Resized
 from benchmark.data.sets import load_data
 from benchmark.data.shard import load_shard
 from benchmark.pages import load_page
+from benchmark.perf.goals import Goal
 from benchmark.perf.modes import MEAN, STD, our_batches
 from benchmark.perf.peers import R20, pass_seconds
-from benchmark.perf.timing import Goal, median_ratio, milliseconds, time_in_turn
+from benchmark.timing import median_ratio, milliseconds, time_in_turn
 
 CPU = torch.device("cpu")
 SERVED = 50 * 128  # images of a round of ours: the recipe takes as long for a fortieth of them

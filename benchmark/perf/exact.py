@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, Net, Peer, backward, make_model, make_sgd, sparsify
-from benchmark.perf.timing import Goal
 from benchmark.perf.update import propose
 
 STEPS, EVERY = 48, 12  # steps, and steps between two updates

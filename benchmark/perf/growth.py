@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from benchmark.maskset import MaskSet
+from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, Net, backward, make_batch, make_model, sparsify, timed
-from benchmark.perf.timing import Goal, time_in_turn
 from benchmark.perf.update import propose
+from benchmark.timing import time_in_turn
 
 
 def measure(quick: bool) -> list[Goal]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+from benchmark.perf.goals import Goal
 from benchmark.perf.peers import (
     Net,
     Peer,
@@ -17,7 +18,7 @@ from benchmark.perf.peers import (
     sparsify,
     timed,
 )
-from benchmark.perf.timing import Goal, median_ratio, milliseconds, time_in_turn
+from benchmark.timing import median_ratio, milliseconds, time_in_turn
 
 
 def measure(quick: bool) -> list[Goal]:

@@ -15,8 +15,9 @@ from torchvision import transforms
 
 from benchmark.data.sets import MemoryImages
 from benchmark.data.stored import Arrays
+from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, VGG, Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
-from benchmark.perf.timing import Goal, median_ratio, milliseconds, time_in_turn
+from benchmark.timing import median_ratio, milliseconds, time_in_turn
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES = 1024

@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 
 import torch
 
-from benchmark.perf.timing import Goal
+from benchmark.perf.goals import Goal
 
 FOLDER = Path(__file__).resolve().parent
 

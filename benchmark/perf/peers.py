@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 import benchmark.networks.cifar  # noqa: F401 (registers the CIFAR networks)
 from benchmark.maskset import MaskSet
-from benchmark.perf.timing import clock, time_in_turn
+from benchmark.timing import clock, time_in_turn
 from methods.core import count_kept, erk
 
 

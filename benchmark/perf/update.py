@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmark.maskset import MaskSet, hash_masks
+from benchmark.perf.goals import Goal
 from benchmark.perf.peers import (
     VGG,
     Net,
@@ -25,7 +26,7 @@ from benchmark.perf.peers import (
     pass_seconds,
     sparsify,
 )
-from benchmark.perf.timing import Goal, median_ratio, milliseconds, time_in_turn
+from benchmark.timing import median_ratio, milliseconds, time_in_turn
 from methods.core import Timeline, View, drop, gradient_magnitude, grow, keep_top_global, magnitude
 
 KEEP, RATE = 0.95, 0.3  # share of active weights that the pruning keeps; share exchanged in each layer
