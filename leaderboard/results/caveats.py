@@ -96,9 +96,7 @@ def about_jpeg(sections: list[Section], tables: Tables) -> str:
     least = min(tables.pages[page].settings["image_size"] for page in compared_pages(tables))
     sizes = [section.runs[0]["page"]["settings"].get("image_size") for section in found]
     if small := [size for size in sizes if is_number(size) and size < least]:
-        text += (
-            f" They were read at {span(small, '{:g}')} pixels a side, less than the paper's {least}, which costs more."
-        )
+        text += f" They were read at {span(small, '{:g}')} pixels a side, not at the paper's {least}: lower still."
     return text
 
 
