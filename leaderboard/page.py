@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 from leaderboard.arithmetic import arithmetic
 from leaderboard.comparisons import blind_spots, gains_table, make_ranks
+from leaderboard.details import details_table
 from leaderboard.measurements import Measurement, folder_of, load_measurements
 from leaderboard.records import Problem, file_stem, list_files, stable_key, write_temporary
 from leaderboard.schema import Record
 from leaderboard.speed_table import ABOUT, speed_table
 from leaderboard.store import load_store
-from leaderboard.table import details_table, escape, main_table, make_rows
+from leaderboard.table import escape, main_table, make_rows
 
 INTRODUCTION = """\
 # Leaderboard

@@ -1,4 +1,4 @@
-"""The tables of one leaderboard section, in Markdown: the main one in the GraNet paper's layout, and the details."""
+"""Rows and cells of one leaderboard section, and its main table in Markdown, in the GraNet paper's layout."""
 
 from __future__ import annotations
 
@@ -17,23 +17,6 @@ BLANK = "·"
 HEADINGS = {**{group: group for group in GROUPS}, "control": "controls"}
 LEAST_SEEDS = 3  # in common; two leave one degree of freedom, and nothing short of a gulf is seen
 LONGEST_TEXT = 200  # characters of any one text from a record
-
-DETAILS = [
-    "method",
-    "sparsity",
-    "seeds",
-    "last epoch, %",
-    "selected on validation, %",
-    "best on test, % (not for comparison: chosen on the test set)",
-    "density, prunable weights",
-    "density, all parameters",
-    "inference FLOPs",
-    "training FLOPs",
-    "training time",
-    "images/s",
-    "notes",
-    "records",
-]
 
 
 def printable(text: str) -> str:
@@ -248,61 +231,6 @@ def main_cells(row: Row, sparsity: float, rank: tuple[int, int] | None, ranked: 
     accuracy = f"**{cell.accuracy()}**" if rank == (1, 1) else cell.accuracy()
     costs = [cell.cost("inference", row.dense), cell.cost("train", row.dense)]
     return [accuracy, *([show_rank(rank)] if ranked else []), *costs]
-
-
-def details_table(rows: list[Row], folder: str) -> list[str]:
-    """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
-    lines = [line(DETAILS), line(["---"] * len(DETAILS))]
-    devices = {
-        record["environment"]["device"] for row in rows for cell in row.cells.values() for record in cell.counted
-    }
-    for row in rows:
-        for sparsity, cell in row.cells.items():
-            lines.append(line([row.label, percent(sparsity), *detail_cells(cell, folder, len(devices) > 1)]))
-    return lines
-
-
-def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
-    """Return the details of one method at one sparsity, from `seeds` on."""
-    runs = cell.finished
-    shown = [", ".join(str(record["seed"]) for record in cell.counted)]
-    for key in ("last_epoch", "validation_selected", "best_on_test"):
-        shown.append(mean_and_std(record["accuracy_pct"][key] for record in runs))
-    for key in ("prunable", "all_parameters"):
-        shown.append(mean((record["density"][key] for record in runs), "{:.4g}".format))
-    shown += [cell.cost("inference", absolute=True), cell.cost("train", absolute=True)]
-    shown.append(by_device(runs, "train_s", duration, name_devices))
-    shown.append(by_device(runs, "images_per_s", "{:,.0f}".format, name_devices))
-    shown.append("; ".join(notes(cell)) or BLANK)
-    links = [link(record, folder, "seed") for record in cell.counted]
-    shown.append(", ".join(links + [link(record, folder, "repeat of seed") for record in cell.repeats]))
-    return shown
-
-
-def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_devices: bool) -> str:
-    """Return the mean of time[key] for each device: times of different devices have no common mean."""
-    times: dict[str, list[float]] = {}
-    for run in runs:
-        times.setdefault(run["environment"]["device"], []).append(run["time"][key])
-    named = {device: f"{escape(device)}: " if name_devices else "" for device in sorted(times)}
-    return "; ".join(f"{name}{mean(times[device], show)}" for device, name in named.items()) or BLANK
-
-
-def notes(cell: Cell) -> list[str]:
-    """Return what a reader must know: diverged seeds, repeats, empty layers, skipped steps, uncommitted code."""
-    seeds: dict[str, list[str]] = {}
-    for record in cell.counted:
-        empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
-        found = {
-            "diverged": record["status"] != "ok",
-            f"empty layers: {', '.join(empty)}": empty,
-            f"skipped steps: {skipped}": skipped,
-            "uncommitted code": record["git"]["dirty"],
-        }
-        for note in (note for note, holds in found.items() if holds):
-            seeds.setdefault(note, []).append(str(record["seed"]))
-    repeats = [f"repeats: {len(cell.repeats)}"] if cell.repeats else []
-    return repeats + [f"{note} (seed {', '.join(which)})" for note, which in seeds.items()]
 
 
 def link(record: Record, folder: str, name: str) -> str:

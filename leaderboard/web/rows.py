@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from leaderboard.arithmetic import ranks_of
 from leaderboard.comparisons import make_ranks
+from leaderboard.details import notes
 from leaderboard.repeat import repeat_commands
 from leaderboard.schema import Record
 from leaderboard.table import (
@@ -24,7 +25,6 @@ from leaderboard.table import (
     mean,
     mean_and_std,
     multiple,
-    notes,
     percent,
     show_rank,
 )
