@@ -136,10 +136,12 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
     table.add_row("density, prunable weights", f"{density['prunable']:.6f} ({prunable})")
     parameters = f"{weights['active_parameters']:,} of {weights['dense_parameters']:,}"
     table.add_row("density, all parameters", f"{density['all_parameters']:.6f} ({parameters})")
-    for kind in ("inference", "train"):
-        name = "inference FLOPs" if kind == "inference" else "training FLOPs"
-        absolute = f"{format_flops(macs[kind])} of {format_flops(macs[f'{kind}_dense'])}"
-        table.add_row(name, f"{macs[f'{kind}_share']:.4f} x dense ({absolute})")
+    names = {"inference": "inference FLOPs", "inference_slim": "inference FLOPs, slim", "train": "training FLOPs"}
+    for kind, name in names.items():
+        if kind in macs:
+            dense = macs["train_dense" if kind == "train" else "inference_dense"]
+            absolute = f"{format_flops(macs[kind])} of {format_flops(dense)}"
+            table.add_row(name, f"{macs[kind] / dense:.4f} x dense ({absolute})")
     clock = record["time"]
     table.add_row("time", f"{clock['total_s']:.1f} s ({clock['images_per_s']:,.0f} images/s in training)")
     if record["empty_layers"]:

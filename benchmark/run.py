@@ -46,6 +46,7 @@ from benchmark.resume import (
     write_finished,
 )
 from benchmark.scoring import ScoringGradients, score
+from benchmark.slim.price import price_slim
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
@@ -207,6 +208,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             return {}
         export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = {**make_record(cell, built, run, options.command, started), **begun}
+        price_slim(record, run, warner(console))
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
     except DriftError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from leaderboard.schema import Record
-from leaderboard.table import BLANK, Cell, Row, duration, escape, line, link, mean, mean_and_std, percent
+from leaderboard.table import BLANK, Cell, Row, duration, escape, line, link, mean, mean_and_std, multiple, percent
 
 DETAILS = [
     "method",
@@ -45,13 +45,27 @@ def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
         shown.append(mean_and_std(record["accuracy_pct"][key] for record in runs))
     for key in ("prunable", "all_parameters"):
         shown.append(mean((record["density"][key] for record in runs), "{:.4g}".format))
-    shown += [cell.cost("inference", absolute=True), cell.cost("train", absolute=True)]
+    slim = slim_cost(runs)
+    shown.append(f"{cell.cost('inference', absolute=True)}{f', {slim}' if slim else ''}")
+    shown.append(cell.cost("train", absolute=True))
     shown.append(by_device(runs, "train_s", duration, name_devices))
     shown.append(by_device(runs, "images_per_s", "{:,.0f}".format, name_devices))
     shown.append("; ".join(notes(cell)) or BLANK)
     links = [link(record, folder, "seed") for record in cell.counted]
     shown.append(", ".join(links + [link(record, folder, "repeat of seed") for record in cell.repeats]))
     return shown
+
+
+def slim_cost(runs: list[Record]) -> str:
+    """Return `slim 0.25×`: the mean cost of one image without the removed filters and the inputs that they free.
+
+    A multiple of the dense network's; empty where no run has it, and with `(n=2)` where not every run does.
+    """
+    macs = [run["macs"] for run in runs if "inference_slim" in run["macs"]]
+    if not macs:
+        return ""
+    shown = mean((costs["inference_slim"] / costs["inference_dense"] for costs in macs), multiple)
+    return f"slim {shown}{f' (n={len(macs)})' if len(macs) < len(runs) else ''}"
 
 
 def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_devices: bool) -> str:

@@ -40,6 +40,10 @@ UNITS = """\
   differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
 - `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
 
+SLIM = """\
+- **Slim** in the details: the masks' cost leaves removed filters out, `slim 0.25×` the inputs that they free too, while
+  residual streams keep their width (`make slim RUN=…` makes that network). Training is charged by the masks."""
+
 PICTURES = "pictures"  # the folder beside the page
 
 FIRST = "There is no record yet. Make the first one: `make bench METHOD=granet SPARSITY=0.9`"
@@ -70,6 +74,7 @@ def render(
     lines = [INTRODUCTION.format(folder=quote(folder)), ""]
     if records:
         lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
+        lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
     else:
         lines.append(FIRST)
     for title, runs in sections:

@@ -106,6 +106,7 @@ FIELDS: dict[str, Any] = {
     "macs": {
         "inference_dense": ABOVE_0,
         "inference": WHOLE,
+        "inference_slim?": ABOVE_0,  # of whole filters, without the inputs that removed ones free
         "train_dense": ABOVE_0,
         "train": WHOLE,
         "scoring": WHOLE,
@@ -251,6 +252,8 @@ def cost_faults(record: Record) -> Iterator[str]:
     macs, history = record["macs"], record["history"]
     for part in ("inference", "train"):
         yield from quotient_fault(f"macs.{part}_share", macs[f"{part}_share"], macs, part, f"{part}_dense", 1e-9)
+    if macs.get("inference_slim", 0) > macs["inference_dense"]:
+        yield f"macs.inference_slim is {macs['inference_slim']}, the dense network has {macs['inference_dense']}"
     if macs["scoring"] > macs["train"]:
         yield f"macs.scoring is {macs['scoring']}, more than macs.train ({macs['train']}), which includes it"
     last = record["accuracy_pct"]["last_epoch"]

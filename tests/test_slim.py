@@ -7,6 +7,7 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -21,8 +22,10 @@ from benchmark.errors import UserError
 from benchmark.export import MASKS
 from benchmark.latency import engines, filters, passes
 from benchmark.latency.filters import remove_dead_filters
-from benchmark.latency.subject import load_subject
-from benchmark.slim.cut import LAYOUT, WEIGHTS, load_slim, slim_down
+from benchmark.latency.subject import Subject, load_subject
+from benchmark.slim.cut import LAYOUT, WEIGHTS, load_slim, page_of, slim_down
+from benchmark.slim.price import price_slim
+from benchmark.verify import verify_record
 from leaderboard.seal import lay_out, seal_of
 from methods.core import keep_filters
 from tests.test_runs import Bench
@@ -104,6 +107,7 @@ def test_the_command_writes_a_smaller_network_with_the_outputs_of_the_run(board)
     assert layout["macs"]["slim"] == count_by_hand(network, (1, 8, 8))
     assert layout["macs"]["dense"] == count_by_hand(subject.dense, (1, 8, 8))
     assert layout["macs"]["masks"] == subject.record["macs"]["inference"] <= layout["macs"]["slim"]
+    assert layout["macs"]["slim"] == subject.record["macs"]["inference_slim"]
     assert layout["outputs"]["relative_error"] <= 1e-5 and layout["outputs"]["images"] == 256
     assert [row["batch"] for row in layout["times"]] == [1, 2] and all(row["speed_up"] > 0 for row in layout["times"])
     removed = sum(len(masks[n]) - left[n] for n in active)
@@ -120,6 +124,94 @@ def test_slim_of_an_unstructured_run_says_how_many_filters_were_dead_and_writes_
     assert f"{removed} of 168 filters removed" in said
     assert ("METHOD=gmp_structured" in said) == (removed == 0)
     assert load_slim(tmp_path / "there")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def find_slim(board: Path, name: str) -> list[tuple]:
+    found = verify_record(board / "records" / f"{name}.json", board / "runs", board / "data")
+    assert all(agrees for what, *_, agrees in found if what != "inference macs, slim")
+    return [finding for finding in found if finding[0] == "inference macs, slim"]
+
+
+def edit_macs(board: Path, name: str, **macs: int) -> None:
+    path = board / "records" / f"{name}.json"
+    content = json.loads(path.read_text())
+    content["macs"].update(macs)
+    path.write_text(lay_out({**content, "seal": seal_of(content)}))
+
+
+def test_the_record_of_whole_filters_alone_has_the_cost_and_verify_counts_it_again(board):
+    name, other = name_of(board), name_of(board, "static")
+    macs = json.loads((board / "records" / f"{name}.json").read_text())["macs"]
+    right = macs["inference_slim"]
+    assert find_slim(board, name) == [("inference macs, slim", right, right, True)]
+    edit_macs(board, name, inference_slim=macs["inference"])  # a count that leaves removed filters out and no inputs
+    assert find_slim(board, name) == [("inference macs, slim", macs["inference"], right, False)]
+    assert find_slim(board, other) == []
+    assert "inference_slim" not in json.loads((board / "records" / f"{other}.json").read_text())["macs"]
+    edit_macs(board, other, inference_slim=right)
+    assert find_slim(board, other) == [("inference macs, slim", right, None, False)]
+
+
+def price(subject: Subject, network: nn.Module) -> tuple[dict, list[str]]:
+    """Return the costs of a run's record as it is priced at the run's end, without the figure before, and warnings."""
+    macs = {key: value for key, value in subject.record["macs"].items() if key != "inference_slim"}
+    record, said, state = {**subject.record, "macs": macs}, [], torch.get_rng_state()
+    masks = SimpleNamespace(masks=subject.masks)
+    run = SimpleNamespace(
+        page=page_of(subject), data=subject.images, maskset=masks, evaluated=lambda: network, model=network
+    )
+    price_slim(record, run, said.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    return record["macs"], said
+
+
+def test_the_cost_is_that_of_the_plain_network_although_norms_are_synchronised(done):
+    subject = load_subject(name_of(done), done / "records", done / "runs")
+    assert price(subject, nn.SyncBatchNorm.convert_sync_batchnorm(subject.network)) == (subject.record["macs"], [])
+
+
+def leave_inputs(chain: filters.Chain, keep: torch.Tensor) -> None:
+    """Cut as `filters.cut` does, and leave the next layer the inputs that are freed."""
+    chain.producer.weight = nn.Parameter(chain.producer.weight[keep])
+    for norm in chain.norms():
+        filters.cut_norm(norm, keep)
+
+
+def fail(*_: object) -> None:
+    raise MemoryError("of all things")
+
+
+@pytest.mark.parametrize(
+    ("place", "fault", "reason"),
+    [
+        ("benchmark.slim.network.remove_dead_filters", lambda network: 1 / 0, "torch.fx cannot follow its network"),
+        ("benchmark.latency.filters.cut", leave_inputs, "RuntimeError: "),
+        ("benchmark.latency.filters.merge", lambda *_: None, "outputs differ by"),
+        ("benchmark.slim.network.count_network", lambda *_: 10**12, "more than the dense network's"),
+        ("benchmark.slim.price.create_network", fail, "MemoryError: of all things"),
+    ],
+)
+def test_whatever_goes_wrong_is_a_warning_and_the_record_is_as_without(done, monkeypatch, place, fault, reason):
+    subject = load_subject(name_of(done), done / "records", done / "runs")
+    for norm in subject.network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.bias.data += 0.5  # constants that are not zero
+    monkeypatch.setattr(place, fault)
+    macs, said = price(subject, subject.network)
+    assert macs == {key: value for key, value in subject.record["macs"].items() if key != "inference_slim"}
+    assert len(said) == 1 and "removed filters: " in said[0] and reason in said[0]
+
+
+def test_a_run_whose_network_cannot_be_cut_has_its_record_and_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmark.slim.network.remove_dead_filters", lambda network: 1 / 0)
+    bench = Bench(tmp_path)
+    assert bench("gmp_structured", "0.7", arguments=TINY) == 0
+    (record,) = bench.records()
+    assert record["status"] == "ok" and "inference_slim" not in record["macs"]
+    told = " ".join(bench.shown.getvalue().split())
+    assert (
+        "warning: the record does not say what the network costs without its removed filters: torch.fx cannot" in told
+    )
 
 
 def test_what_has_no_files_or_other_data_is_refused(board):
@@ -165,7 +257,7 @@ def test_a_smaller_network_with_other_outputs_is_never_written(board, monkeypatc
 
 
 def test_a_network_that_cannot_be_followed_is_refused(board, monkeypatch):
-    monkeypatch.setattr("benchmark.slim.cut.remove_dead_filters", lambda network: 1 / 0)
+    monkeypatch.setattr("benchmark.slim.network.remove_dead_filters", lambda network: 1 / 0)
     status, said = slim(board, name_of(board))
     assert status == 2 and "torch.fx cannot follow its network" in said and "ZeroDivisionError" in said
 

@@ -21,18 +21,16 @@ from torch import Tensor, nn
 import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
 from benchmark.build import ImageFacts, model_arguments
 from benchmark.checkpoint import write_atomically
-from benchmark.costs import count_costs
 from benchmark.errors import UserError
 from benchmark.export import read_tensors
-from benchmark.latency.filters import Removal, remove_dead_filters
+from benchmark.latency.filters import Removal
 from benchmark.latency.subject import Subject
 from benchmark.networks.narrow import narrow_arguments
-from benchmark.networks.prunable import find_layers
 from benchmark.pages import Page, merge_settings
+from benchmark.slim.network import count_network, shrink
 
 WEIGHTS, LAYOUT = "slim.safetensors", "slim.json"
 FORMAT = 1
-TOLERANCE = 1e-5  # of the largest output
 Widths = dict[str, dict[str, int | bool]]
 
 
@@ -54,30 +52,14 @@ class Slim:
 def slim_down(subject: Subject, images: Tensor) -> Slim:
     """Return the smaller network of a run, compared with the run's on these images.
 
-    Raises UserError for a network that torch.fx cannot follow, and where an output differs by more than TOLERANCE of
-    the largest one.
+    Raises UserError for a network that torch.fx cannot follow, and where an output differs by more than the tolerance.
     """
-    run = subject.record["run"]
     try:
-        smaller, removal = remove_dead_filters(subject.network)
-    except Exception as error:  # torch.fx raises anything at all
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"run {run}: torch.fx cannot follow its network, so what reads a filter is unknown, and nothing is removed "
-            f"({type(error).__name__}: {reason}); the suite's CIFAR networks and timm's ResNets can be followed"
-        ) from error
-    with torch.inference_mode():
-        expected, found = subject.network(images), smaller(images)
-    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    if not off <= TOLERANCE:  # NaN is no match either
-        raise UserError(
-            f"run {run}: the smaller network's outputs differ by {off:.1e} of the largest, more than {TOLERANCE:g}; "
-            "nothing was written"
-        )
-    page = page_of(subject)
-    shape = subject.images.shape
-    dense = count_costs(subject.dense, find_layers(subject.dense, page), shape).dense
-    really = count_costs(smaller, find_layers(smaller, page), shape).dense
+        smaller, removal, off = shrink(subject.network, images)
+    except UserError as error:
+        raise UserError(f"run {subject.record['run']}: {error}; nothing was written") from error
+    page, shape = page_of(subject), subject.images.shape
+    dense, really = count_network(subject.dense, page, shape), count_network(smaller, page, shape)
     parameters = {"dense": count_parameters(subject.dense), "slim": count_parameters(smaller)}
     macs = {"dense": dense, "masks": int(subject.record["macs"]["inference"]), "slim": really}
     return Slim(smaller, removal, macs, parameters, len(images), off)

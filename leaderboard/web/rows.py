@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from leaderboard.arithmetic import ranks_of
 from leaderboard.comparisons import make_ranks
-from leaderboard.details import notes
+from leaderboard.details import notes, slim_cost
 from leaderboard.repeat import repeat_commands
 from leaderboard.schema import Record
 from leaderboard.table import (
@@ -172,11 +172,13 @@ def run_values(run: Record) -> list[str]:
     told = [f"{run['skipped_steps']} steps skipped"] if run["skipped_steps"] else []
     told += [f"layers without weights: {', '.join(run['empty_layers'])}"] if run["empty_layers"] else []
     donor = method.get("donor")
+    slim = slim_cost([run])
     return [
         shown["last_epoch"],
         shown["validation_selected"],
         shown["best_on_test"],
-        f"{multiple(macs['inference_share'])} dense ({flops(macs['inference'])} of {flops(macs['inference_dense'])})",
+        f"{multiple(macs['inference_share'])} dense ({flops(macs['inference'])} of {flops(macs['inference_dense'])})"
+        f"{f', {slim}' if slim else ''}",
         f"{multiple(macs['train_share'])} dense ({flops(macs['train'])} of {flops(macs['train_dense'])})",
         f"{density['prunable']:.4g} of prunable weights ({weights['active']:,} of {weights['dense_prunable']:,}), "
         f"{density['all_parameters']:.4g} of all",
