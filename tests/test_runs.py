@@ -177,7 +177,7 @@ def ask(folder: Path, *more: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, WANTS_GPU])])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, device):
-    options = ["--method", "granet", "--args", "epochs=6 update_every=8", "--checkpoint-s", "0", "--device", device]
+    options = ["--method", "granet", "--args", "epochs=2 update_every=8", "--checkpoint-s", "0", "--device", device]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     assert ask(whole, *options)[0] == 0
