@@ -1,11 +1,11 @@
-"""What the sheets in docs/ have in common: the command that rebuilds or checks one, and Markdown's lines."""
+"""What the sheets in docs/ have in common: the command that rebuilds or checks one, and their paragraphs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from benchmark.environment import ROOT
 
@@ -37,8 +37,3 @@ def wrap(text: str) -> str:
     """Return a paragraph or an entry of a list in lines of at most 120 characters."""
     indent = "  " if text.startswith("- ") else ""
     return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def table_line(cells: Iterable[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"

@@ -22,9 +22,10 @@ from benchmark.flops.verdicts import (
     judge_all,
     printed_shares,
 )
-from benchmark.sheets import table_line, wrap
+from benchmark.sheets import wrap
 from leaderboard.paper.legend import meaning_of
 from leaderboard.paper.published import PaperRow, Tables
+from leaderboard.table import line
 
 HEAD = """\
 # The FLOPs of the paper's Table 3, recounted
@@ -141,7 +142,7 @@ def recount_section(entries: list[Entry], given: dict[str, Any], tables: Tables)
     heads = ["row", "convention"]
     for column in COLUMNS:
         heads += [f"{column} %: printed", *labels]
-    lines = [table_line([*heads, "verdict"]), table_line(["---", "---"] + ["---:"] * (len(heads) - 2) + ["---"])]
+    lines = [line([*heads, "verdict"]), line(["---", "---"] + ["---:"] * (len(heads) - 2) + ["---"])]
     for entry in entries:
         lines += entry_lines(entry, given, tables)
     text = (
@@ -163,7 +164,7 @@ def entry_lines(entry: Entry, given: dict[str, Any], tables: Tables) -> list[str
         for column, share in entry.printed.items():
             cells.append("" if number else show_printed(entry, tables)[column])
             cells += [mark_share(by_counter[counter]["shares"][column], share) for counter in given["counters"]]
-        lines.append(table_line([*cells, "" if number else name_verdict(entry)]))
+        lines.append(line([*cells, "" if number else name_verdict(entry)]))
     return lines
 
 
@@ -181,7 +182,7 @@ def mark_share(share: float, printed: float) -> str:
 def page_section(rows: tuple[PaperRow, ...], figures: Figures, tables: Tables) -> str:
     """Return what the suite predicts for its own rows."""
     heads = ["row", "ours", *(f"{column} %: {cost}" for column in COLUMNS for cost in COSTS)]
-    lines = [table_line(heads), table_line(["---"] * 2 + ["---:"] * (len(heads) - 2))]
+    lines = [line(heads), line(["---"] * 2 + ["---:"] * (len(heads) - 2))]
     for row in rows:
         for shown in figures["page"].get(row.label, []):
             cells = [row.label, f"`{shown['row']}`"]
@@ -192,7 +193,7 @@ def page_section(rows: tuple[PaperRow, ...], figures: Figures, tables: Tables) -
                     printed = printed_shares(row, cost).get(str(column))
                     beside = "" if printed is None else f"; {printed:.2f} {tables.marks[cell.status]}".rstrip()
                     cells.append(f"{likely}{ours[cost]:.4f}{beside}")
-            lines.append(table_line(cells))
+            lines.append(line(cells))
     text = (
         "What `make table3 PLAN=1` predicts for the rows that the suite has, in multiply-adds, with the schedules of "
         "the page and no layer kept dense; behind it what is printed. ≈: which layers keep their weights is decided in "

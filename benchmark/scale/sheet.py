@@ -9,7 +9,8 @@ from benchmark.console import format_flops
 from benchmark.planning.spread import Spread, spread
 from benchmark.scale.figures import Figures
 from benchmark.scale.scene import FAST, SLOW, Scene, dense_macs, record_bytes, share, spread_all, step_parts
-from benchmark.sheets import table_line, wrap
+from benchmark.sheets import wrap
+from leaderboard.table import line
 
 TITLES = {"table2": "Table 2 (CIFAR)", "table3": "Table 3 (ImageNet)"}
 HEAD = """\
@@ -37,7 +38,7 @@ def cost_section(tables: dict[str, list[Scene]], given: dict[str, Any]) -> str:
     """Return what each page and each table costs: runs, FLOPs and hours on one device and on many."""
     name, devices = given["device"]["name"], given["devices"]
     heads = ["page", "runs (controls)", "training FLOPs", "x dense", f"a run on one {name}", f"GPU hours on one {name}"]
-    lines = [table_line([*heads, f"hours on {devices}"]), table_line(["---"] * 7)]
+    lines = [line([*heads, f"hours on {devices}"]), line(["---"] * 7)]
     for table, scenes in tables.items():
         lines += [page_line(scene, devices) for scene in scenes]
         runs = sum(scene.figures["runs"] for scene in scenes)
@@ -54,7 +55,7 @@ def cost_section(tables: dict[str, list[Scene]], given: dict[str, Any]) -> str:
             between(hours),
             between(many),
         ]
-        lines.append(table_line([f"**{cell}**" if cell else "" for cell in cells]))
+        lines.append(line([f"**{cell}**" if cell else "" for cell in cells]))
     of_dense = " and ".join(
         f"{format_flops(sum(map(dense_macs, scenes)))} for {TITLES[table]}" for table, scenes in tables.items()
     )
@@ -80,9 +81,7 @@ def page_line(scene: Scene, devices: int) -> str:
         f"{of_dense:.2f}",
     ]
     unit, length = ("h", 3600) if one[0] > 5400 else ("min", 60)
-    return table_line(
-        [*cells, f"{between([seconds / length for seconds in one])} {unit}", between(hours), between(many)]
-    )
+    return line([*cells, f"{between([seconds / length for seconds in one])} {unit}", between(hours), between(many)])
 
 
 def count_exact(tables: dict[str, list[Scene]]) -> str:
@@ -108,7 +107,7 @@ def binding_section(tables: dict[str, list[Scene]], given: dict[str, Any]) -> st
         "memory of a run",
         "fit on one",
     ]
-    lines = [table_line(heads), table_line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     seen: dict[str, Scene] = {}
     for scenes in tables.values():
         for scene in scenes:
@@ -124,7 +123,7 @@ def binding_section(tables: dict[str, list[Scene]], given: dict[str, Any]) -> st
             between(parts[name]) if name in parts else "on the GPU" for name in ("math", "memory", "launches", "loader")
         ]
         fit = str(int(given["device"]["memory_gib"] / gib))
-        lines.append(table_line([assumed["label"], between(step), *shown, bound, f"{gib:.1f} GiB", fit]))
+        lines.append(line([assumed["label"], between(step), *shown, bound, f"{gib:.1f} GiB", fit]))
     batches = ", ".join(sorted({str(scene.figures["batch_size"]) for scene in seen.values()}))
     text = (
         f"Milliseconds for a batch of {batches} images, each part as if it were alone (estimate); the largest part "
@@ -144,7 +143,7 @@ def spread_section(tables: dict[str, list[Scene]], given: dict[str, Any]) -> str
     )
     name = given["device"]["name"]
     heads = ["table", f"{name}s", "hours, one run on each", "at work, %", "several on each", "hours then"]
-    lines = [table_line(heads), table_line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     limits = []
     for table, scenes in tables.items():
         for devices in (1, 8, given["devices"]):
@@ -152,7 +151,7 @@ def spread_section(tables: dict[str, list[Scene]], given: dict[str, Any]) -> str
             then = [share(scenes, speed, devices) / 3600 for speed in (FAST, SLOW)]
             hours = between(result.makespan_s / 3600 for result in alone)
             used = between(sorted(100 * result.used_share for result in alone))
-            lines.append(table_line([TITLES[table], str(devices), hours, used, name_sharing(scenes), between(then)]))
+            lines.append(line([TITLES[table], str(devices), hours, used, name_sharing(scenes), between(then)]))
         limits.append(f"- {TITLES[table]} on {devices}: {name_limit(alone, devices)}.")
     return "\n".join(["## Spread", "", wrap(text), "", *lines, "", *map(wrap, limits)])
 
@@ -180,7 +179,7 @@ def name_sharing(scenes: list[Scene]) -> str:
 def storage_section(tables: dict[str, list[Scene]], records: dict[str, int], given: dict[str, Any]) -> str:
     """Return what the runs leave on disk, and what they need while they last."""
     heads = ["table", "records", "weights", "masks", f"checkpoints, {given['devices']} runs at once"]
-    lines = [table_line(heads), table_line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     for table, scenes in tables.items():
         sizes = [
             sum(scene.figures["runs"] * record_bytes(scene, records) for scene in scenes),
@@ -189,7 +188,7 @@ def storage_section(tables: dict[str, list[Scene]], records: dict[str, int], giv
             # while one is written, the one before it is still there
             2 * given["devices"] * max(scene.figures["checkpoint_bytes"] for scene in scenes),
         ]
-        lines.append(table_line([TITLES[table], *map(show_bytes, sizes)]))
+        lines.append(line([TITLES[table], *map(show_bytes, sizes)]))
     text = "Records are committed; weights and masks stay in `runs/`, where controls made from masks look for them."
     return "\n".join(["## Storage", "", *lines, "", text])
 
