@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -126,11 +127,11 @@ def count_prunable(page: Page) -> Callable[[nn.Module], int]:
     return lambda model: sum(w.numel() for w in prunable_weights(model, find_layers(model, page)).values())
 
 
-def build(cell: Cell, data: Data, device: torch.device) -> Built:
-    """Build the cell's network with initial weights that depend on page and seed only, and count its costs.
+def build(cell: Cell, data: Data) -> Built:
+    """Build the cell's network, on the CPU, with initial weights that depend on page and seed only; count its costs.
 
-    Weights are drawn on the CPU, so every device starts from the same ones. A method that narrows the network gets the
-    width whose prunable weights come nearest to its budget.
+    Weights are drawn there, so every device starts from the same ones; `place` takes it to the run's device. A method
+    that narrows the network gets the width whose prunable weights come nearest to its budget.
     """
     page = cell.page
     arguments = model_arguments(page, data)
@@ -153,11 +154,16 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
         model = narrowed(width)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
-    model = synchronise_norms(model, page).to(device)
+    return Built(model, layers, costs, reference, dense_prunable, dense_parameters, width, False)
+
+
+def place(built: Built, page: Page, device: torch.device) -> Built:
+    """Return a network as it is trained: on its device, in the page's memory format, norms synchronised over ranks."""
+    model = synchronise_norms(built.model, page).to(device)
     channels_last = page.channels_last and not is_unsafe(model, device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return Built(model, layers, costs, reference, dense_prunable, dense_parameters, width, channels_last)
+    return dataclasses.replace(built, model=model, channels_last=channels_last)
 
 
 def is_unsafe(model: nn.Module, device: torch.device) -> bool:

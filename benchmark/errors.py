@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class RunningError(UserError):
+    """Another process is training the run that was asked for."""
+
+
 # What a disk, or the network it hangs on, may answer at any time: no room, no permission, gone, failing.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR}
 REFUSALS |= {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}

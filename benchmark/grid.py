@@ -17,10 +17,8 @@ from benchmark.places import Places, check_places
 from benchmark.planning.donors import resolve_donors
 from benchmark.planning.foresight import check_cells
 from benchmark.processes.ranks import count_ranks, do_together, own_rank
-from benchmark.run import Options, run_cell
+from benchmark.run import Options, Start, run_cell
 from benchmark.tracking import check_mode
-from leaderboard.store import load_store
-from leaderboard.table import printable
 
 
 def run_grid(
@@ -68,24 +66,24 @@ def run_grid(
         if cell.page_name not in loaded:
             loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
     cells = resolve_donors(cells, loaded, options.places, chosen)
-    do_together(lambda: check_cells(cells, loaded, options))
+    networks = do_together(lambda: check_cells(cells, loaded, options))
     failed = 0
     for number, cell in enumerate(cells, 1):
         try:
-            run_one(cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}")
+            run_one(
+                cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}", Start(networks.take(cell))
+            )
         except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
             if len(cells) == 1 or count_ranks() > 1:  # other ranks may be waiting within this cell
                 raise
             failed += 1
             tell(f"{cell.identity}: {explain(error)}")
-    for problem in load_store(options.places.records)[1]:
-        tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
     if failed:
         tell(f"{failed} of {len(cells)} runs failed; the others are on the leaderboard")
     return failed
 
 
-def run_one(cell: Cell, data: Data, options: Options, console: Console, place: str) -> None:
+def run_one(cell: Cell, data: Data, options: Options, console: Console, place: str, start: Start) -> None:
     """Run one cell and print its table."""
     console.print(
         f"run {place}: {cell.label} at sparsity {cell.sparsity:g}, seed {cell.seed} on {cell.page_name} "
@@ -93,7 +91,7 @@ def run_one(cell: Cell, data: Data, options: Options, console: Console, place: s
         highlight=False,
         markup=False,
     )
-    record, path = run_cell(cell, data, options, console)
+    record, path = run_cell(cell, data, options, console, start)
     print_result(console, record, show(path), show(options.places.page))
     kept = list_snapshots(options.places.runs / cell.identity)
     missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)

@@ -220,3 +220,14 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     """Return the bool tensor of the given shape that `pack` was given."""
     bits = (packed.reshape(-1, 1) & BITS) != 0
     return bits.reshape(-1)[: shape.numel()].reshape(shape)
+
+
+def holds_whole_filters(masks: Mapping[str, Tensor]) -> bool:
+    """Return whether the masks of all convolutions keep or remove whole filters, and remove one at least.
+
+    A filter is a row of the first dimension. Masks of linear layers, of two dimensions, may be as they are. Invariant:
+    masks that leave every convolution dense, or that are of linear layers alone, hold no whole filters.
+    """
+    rows = [mask.flatten(1) for mask in masks.values() if mask.dim() > 2]
+    whole = all(bool((row.all(1) | ~row.any(1)).all()) for row in rows)
+    return whole and not all(bool(row.all()) for row in rows)

@@ -144,6 +144,22 @@ def describe_method(cell: Cell, built: Built) -> dict[str, Any]:
     }
 
 
+def describe_start(cell: Cell, built: Built, started: datetime, begun: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of its run: when it started, and from where, as `Start.begin` returns it.
+
+    Under "cell" it says in the words of a record what was asked, enough to make the cell again.
+    """
+    about = {
+        "protocol": PROTOCOL,
+        "run": cell.identity,
+        "page": describe_page(cell),
+        "method": describe_method(cell, built),
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+    }
+    return {"started": started.isoformat(), "cell": {**about, **begun}, "begun": begun}
+
+
 def describe_data(run: Training) -> dict[str, Any]:
     """Return the data set as a record keeps it."""
     data = run.data

@@ -13,10 +13,8 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from benchmark.branches.branch import Branch, arrange, begin, recall
-from benchmark.branches.origins import describe_start
 from benchmark.branches.snapshots import keep_snapshot
-from benchmark.build import Built, build
+from benchmark.build import Built, build, place
 from benchmark.cells import Cell
 from benchmark.checkpoint import sweep
 from benchmark.console import Reporter
@@ -25,13 +23,13 @@ from benchmark.costs import Meter
 from benchmark.data.sets import Data
 from benchmark.emptiness import refuse_empty
 from benchmark.environment import choose_precision, set_determinism
-from benchmark.errors import UserError
+from benchmark.errors import RunningError, UserError
 from benchmark.export import export_network
 from benchmark.graphs import wants_graphs
-from benchmark.maskset import MaskSet
+from benchmark.maskset import MaskSet, holds_whole_filters
 from benchmark.names import refuse_links, run_folder
 from benchmark.networks.prunable import prunable_weights
-from benchmark.outcome import make_record, refuse_invalid
+from benchmark.outcome import describe_start, make_record, refuse_invalid
 from benchmark.places import Places
 from benchmark.processes.ranks import announce, do_together, own_rank, share_tensors
 from benchmark.processes.replicas import DriftError
@@ -46,11 +44,10 @@ from benchmark.resume import (
     write_finished,
 )
 from benchmark.scoring import ScoringGradients, score
-from benchmark.slim.price import price_slim
 from benchmark.speed import probe_precision, use_processor
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
-from leaderboard import Record, UnreadableError, find_same, rebuild, write_record
+from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.table import printable
 from methods.core import Timeline, View
 
@@ -69,8 +66,36 @@ class Options:
     places: Places = field(default_factory=Places)
     progress: Path | None = None  # a file that says how far the run is
     snapshots: tuple[int, ...] = ()  # epochs at whose ends a checkpoint is kept
-    rebuilds: bool = True  # the leaderboard after each run; the runs of other stores are on no table
-    told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
+
+
+Warn = Callable[[str], None]
+
+
+@dataclass
+class Start:
+    """How a run begins, and what its record says of that: here afresh, from initial weights drawn by the seed.
+
+    `network`: the cell's, where it was built already to check the cell; it is used up by the run.
+    """
+
+    network: Built | None = None
+
+    def build(self, cell: Cell, data: Data, device: torch.device) -> Built:
+        """Return the cell's network on its device."""
+        built, self.network = self.network or build(cell, data), None
+        return place(built, cell.page, device)
+
+    def arrange(self, run: Training) -> None:
+        """Set the epochs that the run trains, and whose learning rates it has."""
+
+    def begin(self, cell: Cell, run: Training, warn: Warn) -> dict[str, Any]:
+        """Bring the run to its first step; return what its record says beyond that of a run begun afresh."""
+        set_up_masks(cell, run, warn)
+        return {}
+
+    def recall(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what `begin` returned when the run of a checkpoint began."""
+        return {}
 
 
 def check_room(cell: Cell, built: Built, places: Places) -> None:
@@ -95,25 +120,28 @@ def make_timeline(cell: Cell, data: Data) -> Timeline:
     return Timeline(cell.page.epochs * steps, steps)
 
 
-def run_cell(cell: Cell, data: Data, options: Options, console: Console) -> tuple[Record, Path]:
-    """Train one cell and publish its record; return the record and its file.
+def run_cell(
+    cell: Cell, data: Data, options: Options, console: Console, start: Start | None = None
+) -> tuple[Record, Path]:
+    """Train one cell and publish its record; return the record and its file. `start`: None = afresh.
 
     Continues an interrupted run of the same cell: from its checkpoint, or with publishing its record where training
     was over. Raises UserError for anything a user can mend. Several ranks train together; rank 0 alone reads and writes
     files, and tells the others. Invariants: a record is written only after the exported file was read back and found to
     hold its budget; killed at any instant and called again, a run leaves one record.
     """
+    start = start or Start()
     if own_rank() == 0:
-        return announce(lead_cell(cell, data, options, console))
+        return announce(lead_cell(cell, data, options, console, start))
     found: tuple[Record, Path] | None = announce(None)
     if found is None:
-        train_cell(cell, data, options, console, run_folder(options.places.runs, cell.identity))
+        train_cell(cell, data, options, console, run_folder(options.places.runs, cell.identity), start)
         found = announce(found)
     assert found is not None, "rank 0 announces what it has published"
     return found
 
 
-def lead_cell(cell: Cell, data: Data, options: Options, console: Console) -> tuple[Record, Path]:
+def lead_cell(cell: Cell, data: Data, options: Options, console: Console, start: Start) -> tuple[Record, Path]:
     """Do what `run_cell` promises, as rank 0; before training it announces None to the others."""
     folder = run_folder(options.places.runs, cell.identity)
     refuse_links(folder, options.places.runs)
@@ -123,68 +151,58 @@ def lead_cell(cell: Cell, data: Data, options: Options, console: Console) -> tup
             sweep(folder)
             finished = read_finished(folder / FINISHED, warner(console))
             if finished is not None:  # never lost, whatever is asked now
-                path = publish(finished, folder, options, console)
+                path = publish(finished, folder, options.places)
                 console.print(f"published the run that finished {finished['finished']}: {path.name}", markup=False)
                 if not options.fresh and finished["data"]["fingerprint"] == data.fingerprint:
                     return finished, path
             if options.fresh:
                 (folder / "checkpoint").unlink(missing_ok=True)
             announce(None)
-            record = train_cell(cell, data, options, console, folder)
+            record = train_cell(cell, data, options, console, folder, start)
             write_finished(folder / FINISHED, record)
-            return record, publish(record, folder, options, console)
+            return record, publish(record, folder, options.places)
     except Timeout:
-        raise UserError(f"run {cell.identity} is already running in another process; wait for it") from None
+        raise RunningError(f"run {cell.identity} is already running in another process; wait for it") from None
 
 
-def publish(record: Record, folder: Path, options: Options, console: Console) -> Path:
-    """Write a finished run's record, unless it is there already, rebuild the page, and clear the run's folder.
+def publish(record: Record, folder: Path, places: Places) -> Path:
+    """Write a finished run's record, unless it is there already, and clear the run's folder; return the record's file.
 
-    A page that cannot be made costs a warning. Killed anywhere and called again, it ends with one record. Raises
-    UserError where the store is out of reach: to write then would be to write elsewhere, or twice.
+    Killed anywhere and called again, it ends with one record. Raises UserError where the store is out of reach: to
+    write then would be to write elsewhere, or twice.
     """
-    places = options.places
     kept = f"the finished run is kept in {folder}, and the same command publishes it"
     try:
         path = find_same(record, places.records) or write_record(record, places.records)
     except UnreadableError as error:
         raise UserError(f"the records of run {record['run']} in {places.records} are {error}; {kept}") from error
-    try:
-        if options.rebuilds:
-            rebuild(places.records, places.page)
-    except Exception as error:  # the record is what counts, and another one may be what breaks the page
-        reason = printable(f"{type(error).__name__}: {error}")
-        text = f"every record is kept, but {places.page} was not rebuilt ({reason}): `make leaderboard` tries again"
-        if text not in options.told:
-            options.told.add(text)
-            warner(console)(text)
     (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
     (folder / FINISHED).unlink()
     return path
 
 
-def warner(console: Console) -> Callable[[str], None]:
+def warner(console: Console) -> Warn:
     """Return a function that prints a warning, which may quote a file: printable it is."""
     return lambda text: console.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
 
-def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:
+def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path, start: Start) -> Record:
     """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
-    built = build(cell, data, options.device)
+    built = start.build(cell, data, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"
     state = announce(read_checkpoint(checkpoint, warner(console)) if own_rank() == 0 else None)
     run = prepare(cell, built, data, options.device)
-    arrange(run, cell)
+    start.arrange(run)
     if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
         run.precision = str(state.get("precision")) if state else announce(probe_precision(run))
     if state is None:
-        begun = begin(cell, run, set_up_masks, warner(console))
+        begun = start.begin(cell, run, warner(console))
     else:
-        started, begun = restore(run, state, checkpoint), recall(cell, state)
+        started, begun = restore(run, state, checkpoint), start.recall(state)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
     tracker = Tracker(
         "off" if own_rank() else options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False)
@@ -208,7 +226,10 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             return {}
         export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = {**make_record(cell, built, run, options.command, started), **begun}
-        price_slim(record, run, warner(console))
+        if holds_whole_filters(run.maskset.masks):
+            from benchmark.slim.price import price_slim  # torch.fx, for the few runs whose filters were removed
+
+            price_slim(record, run, warner(console))
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
     except DriftError:
@@ -250,12 +271,12 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
     )
 
 
-def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda text: None) -> None:
+def set_up_masks(cell: Cell, run: Training, warn: Warn = lambda text: None, may_empty: bool = False) -> None:
     """Take the gradients the method asks for, ask it for its first masks and commit them.
 
     Every rank scores all images, and rank 0's gradients count, so that scores are those of one process.
-    A layer without weights is refused, unless the page allows it, where the sparsity alone decides; where scores or a
-    donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
+    A layer without weights is refused, unless the page allows it or `may_empty`, where the sparsity alone decides;
+    where scores or a donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
     for remark in cell.method.remarks({name: tuple(weight.shape) for name, weight in run.maskset.weights.items()}):
         warn(f"{run.name}: {remark}")
@@ -270,7 +291,7 @@ def set_up_masks(cell: Cell, run: Training, warn: Callable[[str], None] = lambda
     commit(
         cell.method, run.name, run.maskset, proposed, view, run.optimizer, run.average.module if run.average else None
     )
-    if wanted is None and cell.donor is None and not isinstance(cell, Branch):  # which is held to what it changes
+    if wanted is None and cell.donor is None and not may_empty:
         refuse_empty(cell, run.maskset.counts())
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
     if empty:

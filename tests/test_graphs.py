@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmark import graphs
-from benchmark.build import build
+from benchmark.build import build, place
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, save_checkpoint
 from benchmark.conformance.watch import snapshot
@@ -191,7 +191,7 @@ def test_on_a_gpu_a_real_graph_gives_the_same_bits(name, monkeypatch, tmp_path):
         set_determinism(page)
         plugin = find_method(name)
         cell = Cell("digits_resnet20", page, {}, plugin, plugin.build(page, 0.9, {}), {}, 0.9, 0)
-        run = prepare(cell, build(cell, data, device), data, device)
+        run = prepare(cell, place(build(cell, data), cell.page, device), data, device)
         set_up_masks(cell, run)
         train(run, Silent(), lambda _: None)
         runs.append(run)

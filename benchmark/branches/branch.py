@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from benchmark.pages import Page, changed_settings, load_page, merge_settings
 from benchmark.plugins import Plugin, find_method
 from benchmark.recipe import learning_rate
 from benchmark.resume import restore
+from benchmark.run import Start, Warn, set_up_masks
 from benchmark.train import Training
 from methods.core import Budget, Method, Timeline, count_kept
 
@@ -29,10 +29,6 @@ FREE = {
     *("label_smoothing", "clip_norm", "distribution", "prune_end", "update_every", "allow_empty_layers", "methods"),
     *("eval_every", "data_dir", "workers"),
 }
-
-
-Warn = Callable[[str], None]
-SetUp = Callable[[Cell, Training, Warn], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,64 +174,70 @@ def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | 
     return end
 
 
-def arrange(run: Training, cell: Cell) -> None:
-    """Give a branch's run its first and its last epoch and its learning rates; any other run stays as it is."""
-    if isinstance(cell, Branch):
-        steps = run.timeline.steps_per_epoch
+@dataclass
+class FromSnapshot(Start):
+    """A run that goes on from the snapshot of another: weights, masks, optimiser and place are its parent's.
+
+    Costs, history, times and skipped steps are its own from then on.
+    """
+
+    branch: Branch = field(kw_only=True)
+
+    def arrange(self, run: Training) -> None:
+        cell, steps = self.branch, run.timeline.steps_per_epoch
         run.page, run.schedule = dataclasses.replace(cell.page, epochs=cell.end), cell.schedule
         run.timeline = Timeline(max(cell.page.epochs, cell.end) * steps, steps)
         run.first_epoch = cell.epoch
 
+    def begin(self, cell: Cell, run: Training, warn: Warn) -> dict[str, Any]:
+        """Take the snapshot over, let another method than the parent's choose masks, and measure before and after.
 
-def begin(cell: Cell, run: Training, set_up: SetUp, warn: Warn) -> dict[str, Any]:
-    """Bring a run to where its training begins; return what its record says of that beyond an ordinary one's.
+        Raises UserError for a snapshot that is missing, damaged or of another run, for a newly empty layer that the
+        page does not allow, and where the sparsity asked cannot be reached.
+        """
+        branch = self.branch
+        folder = branch.parent.folder
+        state = read_snapshot(folder, branch.epoch)
+        path = snapshot_path(folder, branch.epoch)
+        if state["history"][-1]["loss"] is None:
+            raise UserError(f"run {branch.parent.name} had diverged by epoch {branch.epoch}: branch earlier")
+        if branch.page.precision == "fastest":  # what was chosen for the parent
+            run.precision = state["precision"]
+        take_over(run, state, path)
+        before, empty = measure(run), find_empty(run)
+        if not branch.goes_on:
+            run.update_pending = False
+            set_up_masks(branch, run, warn, may_empty=True)  # held to what it changes, below
+            refuse_newly_empty(branch, sorted(find_empty(run) - empty))
+        check_end(branch, run)
+        snapshot_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"branch": describe_branch(branch, run.step, snapshot_sha256, before, measure(run))}
 
-    `set_up` asks the method for its first masks and commits them. A branch first takes over what its snapshot holds;
-    costs, history, times and skipped steps are its own from then on. Raises UserError for a snapshot that is missing,
-    damaged or of another run, for a newly empty layer that the page does not allow, and where the sparsity asked cannot
-    be reached.
-    """
-    if not isinstance(cell, Branch):
-        set_up(cell, run, warn)
-        return {}
-    folder = cell.parent.folder
-    state = read_snapshot(folder, cell.epoch)
-    path = snapshot_path(folder, cell.epoch)
-    if state["history"][-1]["loss"] is None:
-        raise UserError(f"run {cell.parent.name} had diverged by epoch {cell.epoch}: there is nothing to go on from")
-    if cell.page.precision == "fastest":  # what was chosen for the parent
-        run.precision = state["precision"]
-    take_over(run, state, path)
-    before, empty = measure(run), find_empty(run)
-    if not cell.goes_on:
-        run.update_pending = False
-        set_up(cell, run, warn)
-        refuse_newly_empty(cell, sorted(find_empty(run) - empty))
-    check_end(cell, run)
-    record = cell.parent.record
+    def recall(self, state: dict[str, Any]) -> dict[str, Any]:
+        begun = state.get("begun")
+        return {"branch": begun.get("branch")} if isinstance(begun, dict) else {}
+
+
+def describe_branch(
+    branch: Branch, step: int, snapshot_sha256: str, before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the record of a branch says of its start; `before` and `after` its method chose masks."""
+    record = branch.parent.record
     return {
-        "branch": {
-            "parent": cell.parent.name,
-            "parent_label": cell.parent.cell.label,
-            "parent_sparsity": cell.parent.cell.sparsity,
-            "epoch": cell.epoch,
-            "step": run.step,
-            "snapshot_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "last_epoch": cell.end,
-            "hold_lr": cell.hold_lr,
-            "lr": cell.first_lr,
-            "changed": cell.changed,
-            "before": before,
-            "after": measure(run),
-            "unpruned_acc_pct": None if record is None else record["accuracy_pct"]["last_epoch"],
-        }
+        "parent": branch.parent.name,
+        "parent_label": branch.parent.cell.label,
+        "parent_sparsity": branch.parent.cell.sparsity,
+        "epoch": branch.epoch,
+        "step": step,
+        "snapshot_sha256": snapshot_sha256,
+        "last_epoch": branch.end,
+        "hold_lr": branch.hold_lr,
+        "lr": branch.first_lr,
+        "changed": branch.changed,
+        "before": before,
+        "after": after,
+        "unpruned_acc_pct": None if record is None else record["accuracy_pct"]["last_epoch"],
     }
-
-
-def recall(cell: Cell, state: dict[str, Any]) -> dict[str, Any]:
-    """Return what `begin` returned when the run of a checkpoint began; of an ordinary run nothing is taken."""
-    begun = state.get("begun")
-    return {"branch": begun.get("branch")} if isinstance(cell, Branch) and isinstance(begun, dict) else {}
 
 
 def take_over(run: Training, state: dict[str, Any], path: Path) -> None:

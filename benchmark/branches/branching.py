@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmark.branches.branch import Branch, make_branch
+from benchmark.branches.branch import Branch, FromSnapshot, make_branch
 from benchmark.branches.origins import find_parent
 from benchmark.branches.snapshots import read_snapshot
 from benchmark.console import print_result
@@ -44,14 +44,13 @@ def make_options(
     command: str,
     fresh: bool = False,
 ) -> Options:
-    """Return how branches are run: their records go to a store of their own, and no table is rebuilt for each."""
+    """Return how branches are run: their records go to a store of their own."""
     return Options(
         device=choose_device(device),
         fresh=fresh,
         checkpoint_s=checkpoint_s,
         command=command,
         places=Places(stores.branches, page or Places.page, runs or Places.runs),
-        rebuilds=False,
     )
 
 
@@ -68,7 +67,7 @@ def run_branch(
     check_places(options.places)
     data = load_data(cell.page, data_root, options.device)
     check_method(cell, data)
-    record, path = run_cell(cell, data, options, console)
+    record, path = run_cell(cell, data, options, console, FromSnapshot(branch=cell))
     print_result(console, record, show(path), "a branch is on no table")
     console.print(describe(record), highlight=False, markup=False, soft_wrap=True)
     return record, path

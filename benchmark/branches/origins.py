@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from benchmark.branches.snapshots import list_snapshots, read_snapshot
-from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell
 from benchmark.checkpoint import load_checkpoint
 from benchmark.errors import UserError
 from benchmark.names import run_folder
-from benchmark.outcome import describe_method, describe_page
 from benchmark.pages import changed_settings, load_page, merge_settings
 from benchmark.plugins import digest, find_method
 from leaderboard import Record, RecordError, UnreadableError, read_record
@@ -41,22 +38,6 @@ class Parent:
     def name(self) -> str:
         """The run's name."""
         return self.folder.name
-
-
-def describe_start(cell: Cell, built: Built, started: datetime, begun: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: when it started, and from where, as `branches.begin` returns it.
-
-    Under "cell" it says in the words of a record what was asked, enough to make the cell again.
-    """
-    about = {
-        "protocol": PROTOCOL,
-        "run": cell.identity,
-        "page": describe_page(cell),
-        "method": describe_method(cell, built),
-        "sparsity": cell.sparsity,
-        "seed": cell.seed,
-    }
-    return {"started": started.isoformat(), "cell": {**about, **begun}, "begun": begun}
 
 
 def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:

@@ -10,16 +10,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from benchmark.branches.origins import Parent, describe_start, find_parent
+from benchmark.branches.origins import Parent, find_parent
 from benchmark.branches.snapshots import FOLDER, keep_snapshot, parse_epochs, read_snapshot, snapshot_path
-from benchmark.build import build
+from benchmark.build import build, place
 from benchmark.cells import Cell
 from benchmark.checkpoint import load_checkpoint, sweep
 from benchmark.console import Reporter
 from benchmark.data.sets import Data, load_data
 from benchmark.environment import set_determinism
-from benchmark.errors import UserError
+from benchmark.errors import RunningError, UserError
 from benchmark.names import refuse_links
+from benchmark.outcome import describe_start
 from benchmark.places import check_places
 from benchmark.planning.donors import resolve_donors
 from benchmark.resume import Saver, restore
@@ -69,13 +70,13 @@ def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, con
             sweep(parent.folder / FOLDER)
             go_through(parent, cell, epochs, data, options, console)
     except Timeout:
-        raise UserError(f"run {parent.name} is already running in another process; wait for it") from None
+        raise RunningError(f"run {parent.name} is already running in another process; wait for it") from None
 
 
 def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, options: Options, console: Console) -> None:
     """Train the cell up to the last of `epochs`, keeping snapshots; the caller holds the run's lock."""
     set_determinism(cell.page)
-    built = build(cell, data, options.device)
+    built = place(build(cell, data), cell.page, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     checkpoint = parent.folder / FOLDER / "checkpoint"
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None

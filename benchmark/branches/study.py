@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmark.branches.branch import make_branch
+from benchmark.branches.branch import FromSnapshot, make_branch
 from benchmark.branches.branching import Stores
 from benchmark.branches.origins import Parent, find_parent
 from benchmark.branches.plasticity import Study
@@ -23,18 +23,17 @@ from benchmark.branches.retrace import is_there, take_snapshots
 from benchmark.cells import Cell
 from benchmark.data.sets import Data, load_data
 from benchmark.environment import ROOT
-from benchmark.errors import UserError
+from benchmark.errors import RunningError, UserError
 from benchmark.export import MASKS, WEIGHTS
 from benchmark.places import check_places
 from benchmark.planning.foresight import check_cells
 from benchmark.planning.pace import format_time
 from benchmark.planning.states import Ledger, read_now
-from benchmark.run import Options, run_cell
+from benchmark.run import Options, Start, run_cell
 from benchmark.stopping import pause
 from benchmark.sweeps.holding import BusyError, holding
 from leaderboard import Record
 
-RUNNING = "already running in another process"  # what run_cell says of a run that someone else has
 POLL_S = 2.0  # between two looks at what other processes have
 QUIET = Console(quiet=True)
 
@@ -115,11 +114,9 @@ class Runner:
         began = time.monotonic()
         try:
             record = self.finish(job)
-        except BusyError:
+        except (BusyError, RunningError):
             return
         except Exception as error:  # one run must not cost the others theirs, whatever went wrong
-            if isinstance(error, UserError) and RUNNING in str(error):
-                return
             reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
             self.failed.setdefault(reason, []).append(str(job))
             if job.asked is None:
@@ -145,7 +142,7 @@ class Runner:
         if parent is None:
             raise UserError("the run it goes on from failed")
         cell = make_branch(parent, **job.asked)
-        record = self.make(cell, self.options)
+        record = self.make(cell, self.options, FromSnapshot(branch=cell))
         for file in (WEIGHTS, MASKS) if record is not None else ():
             # hundreds of networks that differ in one mask; `sparse-bench branch` makes any of them again
             (self.options.places.runs / cell.identity / file).unlink(missing_ok=True)
@@ -162,14 +159,14 @@ class Runner:
         self.parents[cell.identity] = find_parent(cell.identity, [self.stores.branches], self.options.places.runs)
         return record
 
-    def make(self, cell: Cell, options: Options) -> Record | None:
+    def make(self, cell: Cell, options: Options, start: Start | None = None) -> Record | None:
         """Train a cell that is not finished and return its record; None for one that is."""
         if self.ledger.find(cell, self.data) is not None:
             return None
         with holding(options.places.runs / cell.identity):
             if self.ledger.find(cell, self.data) is not None:  # it was published while this process looked elsewhere
                 return None
-            return run_cell(cell, self.data, options, QUIET)[0]
+            return run_cell(cell, self.data, options, QUIET, start)[0]
 
     def report(self, job: Job, record: Record) -> None:
         """Print the line of a run that has just finished."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmark.commands.options import harmless
 from benchmark.errors import REFUSALS, UserError, explain
 from leaderboard.privacy import hide_secrets
+from leaderboard.table import printable
 
 console = Console()
 errors = Console(stderr=True)
@@ -89,10 +90,9 @@ def rebuild_all(records: Path, page: Path) -> None:
     try:
         from leaderboard.build import build_all
 
-        build_all(records, page)
+        for problem in build_all(records, page)[1][1]:
+            tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
     except Exception as error:
-        from leaderboard.table import printable
-
         reason = printable(str(error))
         tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
 

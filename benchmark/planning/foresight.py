@@ -18,14 +18,15 @@ from benchmark.processes.replicas import check_sharing
 from benchmark.run import Options, check_room, first_view, make_timeline
 
 
-def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> None:
+def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> Networks:
     """Hold every cell of a grid to what can be known before the first batch; raises UserError for the first fault.
 
-    `loaded` has the data of each page by name. Each page's network is built once.
+    `loaded` has the data of each page by name. Each page's network is built once; those of the last page are returned.
     """
     networks = Networks()
     for cell in cells:
         check_cell(cell, loaded[cell.page_name], options, networks)
+    return networks
 
 
 def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> None:

@@ -10,8 +10,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from benchmark.build import Built, build
 from benchmark.cells import Cell
 from benchmark.contract import planned_count, propose
@@ -32,6 +30,7 @@ class Network:
 
     built: Built
     maskset: MaskSet
+    seed: int  # that drew its weights
 
 
 class Networks:
@@ -43,14 +42,32 @@ class Networks:
 
     def get(self, cell: Cell, data: Data) -> Network:
         """Return the cell's network."""
-        page = f"{cell.page_name} {cell.variant}"
+        page = self.page_of(cell)
         if page != self.page:
             self.page, self.kept = page, {}
-        key = f"narrow {cell.sparsity}" if cell.method.narrows_network else "full"
+        key = self.key(cell)
         if key not in self.kept:
-            built = build(cell, data, torch.device("cpu"))
-            self.kept[key] = Network(built, MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name))
+            built = build(cell, data)
+            maskset = MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name)
+            self.kept[key] = Network(built, maskset, cell.seed)
         return self.kept[key]
+
+    def take(self, cell: Cell) -> Built | None:
+        """Return the cell's network, which is not kept any longer; None where none was built with its seed."""
+        key = self.key(cell)
+        if self.page != self.page_of(cell) or key not in self.kept or self.kept[key].seed != cell.seed:
+            return None
+        return self.kept.pop(key).built
+
+    @staticmethod
+    def page_of(cell: Cell) -> str:
+        """Return what cells must have in common to share networks."""
+        return f"{cell.page_name} {cell.variant}"
+
+    @staticmethod
+    def key(cell: Cell) -> str:
+        """Return which of a page's networks a cell has."""
+        return f"narrow {cell.sparsity}" if cell.method.narrows_network else "full"
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,12 @@ from torch import Tensor, nn
 from benchmark.costs import count_costs
 from benchmark.errors import UserError
 from benchmark.latency.filters import Removal, remove_dead_filters
+from benchmark.maskset import holds_whole_filters
 from benchmark.networks.prunable import find_layers
 from benchmark.pages import Page
 
 TOLERANCE = 1e-5  # of the largest output
 DRAWN = 4  # images on which outputs are compared where those of the page are not asked for
-
-
-def holds_whole_filters(masks: Mapping[str, Tensor]) -> bool:
-    """Return whether the masks of all convolutions keep or remove whole filters, and remove one at least.
-
-    A filter is a row of the first dimension. Masks of linear layers, of two dimensions, may be as they are. Invariant:
-    masks that leave every convolution dense, or that are of linear layers alone, hold no whole filters.
-    """
-    rows = [mask.flatten(1) for mask in masks.values() if mask.dim() > 2]
-    whole = all(bool((row.all(1) | ~row.any(1)).all()) for row in rows)
-    return whole and not all(bool(row.all()) for row in rows)
 
 
 def shrink(network: nn.Module, images: Tensor) -> tuple[nn.Module, Removal, float]:

@@ -8,7 +8,8 @@ import torch
 
 from benchmark.build import create_network, model_arguments
 from benchmark.errors import UserError
-from benchmark.slim.network import count_slim, holds_whole_filters
+from benchmark.maskset import holds_whole_filters
+from benchmark.slim.network import count_slim
 from benchmark.train import Training
 from benchmark.verify import rebuild_network
 from leaderboard import Record

@@ -23,4 +23,4 @@ def complete(cell: Cell | None, options: Options, console: Console) -> None:
     with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
         finished = read_finished(folder / FINISHED, warner(console))
         if finished is not None:
-            publish(finished, folder, options, console)
+            publish(finished, folder, options.places)

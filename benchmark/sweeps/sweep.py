@@ -15,7 +15,7 @@ from benchmark.data.standin import stand_in
 from benchmark.engines import Pool, check_pool
 from benchmark.engines.book import FAILED, FOUND, IMPOSSIBLE, MADE, Book, End, LostError, opening
 from benchmark.environment import choose_device
-from benchmark.errors import UserError, explain
+from benchmark.errors import RunningError, UserError, explain
 from benchmark.pages import Page
 from benchmark.places import Places, check_places
 from benchmark.planning.donors import find_donors, take_masks
@@ -25,7 +25,7 @@ from benchmark.planning.gridfile import Grid, Item
 from benchmark.planning.plan import page_of, print_plan
 from benchmark.planning.source import Source
 from benchmark.planning.states import DONE, NO_CONTROL, Ledger, index_runs, read_now
-from benchmark.run import Options, run_cell
+from benchmark.run import Options, Start, run_cell
 from benchmark.stopping import obey, pause, terminable
 from benchmark.sweeps.driver import drive
 from benchmark.sweeps.holding import BusyError, holding, refuse_held
@@ -35,7 +35,6 @@ from benchmark.sweeps.worker import write_order
 from benchmark.tracking import check_mode
 from leaderboard.store import load_store
 
-RUNNING = "already running in another process"  # what run_cell says of a cell that someone else trains
 POLL_S = 5.0  # seconds between two looks at cells that other processes hold
 
 
@@ -159,13 +158,11 @@ class Sweep:
         if end is None:
             try:
                 end = self.finish(item)
-            except BusyError:
+            except (BusyError, RunningError):
                 return False
             except NoControlError as error:
                 end = End(IMPOSSIBLE, str(error))
             except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
-                if isinstance(error, UserError) and RUNNING in str(error):
-                    return False
                 end = self.judge(name, error)
                 if end is None:
                     return True
@@ -203,9 +200,9 @@ class Sweep:
                 return self.book.ended(item.cell.identity) or End(FOUND)
             with self.book.counting(item.cell.identity, folder):
                 cell = take_masks(cell, self.options.places.runs)
-                check_cells([cell], {cell.page_name: data}, self.options)
+                networks = check_cells([cell], {cell.page_name: data}, self.options)
                 options = replace(self.options, progress=self.book.path("progress", item.cell.identity))
-                record = run_cell(cell, data, options, self.console)[0]
+                record = run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
             accuracy, diverged = record["accuracy_pct"]["last_epoch"], record["status"] != "ok"
             made = End(MADE, "", time.monotonic() - began, accuracy, diverged, self.book.worker)
             self.book.end(item.cell.identity, made)  # before the cell is let go, or others take it for found
