@@ -5,35 +5,40 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from leaderboard.arithmetic import ranks_of
 from leaderboard.schema import Record
 
 RANKS = "RANKS="  # no setting is in capitals
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def repeat_commands(runs: list[Record]) -> list[str]:
-    """Return the commands that repeat the runs of a row: one, or one for each of their settings where these differ."""
+def repeat_commands(runs: list[Record], settings: Mapping[str, Any] = NOTHING) -> list[str]:
+    """Return the commands that repeat the runs of a row, of these `settings`: one, or one for each way they were run.
+
+    Ways differ in device, processes and settings of the page.
+    """
     asked: dict[tuple[str, ...], set[int]] = {}
     for run in runs:
-        asked.setdefault(repeat_words(run), set()).add(run["seed"])
+        asked.setdefault(repeat_words(run, settings), set()).add(run["seed"])
     return sorted(write_command(*words, seeds=sorted(seeds)) for words, seeds in asked.items())
 
 
-def repeat_words(run: Record) -> tuple[str, ...]:
+def repeat_words(run: Record, settings: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
     """Return what a run must be asked for with, as `write_command` takes it: page, method, sparsity, device, settings.
 
     Settings are those that were changed, as `name=value`, sorted; before them comes `RANKS=n` where several processes
-    trained together. Invariant: asked for again, with the same seed and
-    the same version of the method, they give the same cell.
+    trained together. `settings`: further ones of the method, that its page had then and has no more. Invariant: asked
+    for again, with the same seed and the same version of the method, they give the same cell.
     """
     page, method = run["page"], run["method"]
     outside = method["source"].endswith(".py") and method["source"] != f"methods/{method['name']}.py"
     name = method["source"] if outside else method["name"]
-    changed = [*page["changed"].items(), *method["changed"].items()]
-    words = [f"{setting}={setting_value(value)}" for setting, value in changed]
+    changed = {**page["changed"], **settings, **method["changed"]}
+    words = [f"{setting}={setting_value(value)}" for setting, value in changed.items()]
     words += [f"{RANKS}{ranks_of(run)}"] if ranks_of(run) > 1 else []
     return page["name"], name, f"{run['sparsity']:.15g}", run["environment"]["device"], *sorted(words)
 

@@ -6,10 +6,12 @@ import html
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 from leaderboard.kinds import parse_time
+from leaderboard.naming import split_rows
 from leaderboard.records import stable_key
 from leaderboard.schema import GROUPS, Record
 
@@ -121,7 +123,11 @@ def gather(records: list[Record]) -> Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method of a section: same label, same file. `cells` by sparsity asked."""
+    """One method of a section in one set of settings, see `leaderboard.naming`. `cells` by sparsity asked.
+
+    `label` is harmless in Markdown, `name` the same as text, without the version of the file; `settings` are those to
+    ask for where they are not the defaults.
+    """
 
     group: str
     label: str
@@ -130,6 +136,8 @@ class Row:
     cells: dict[float, Cell]
     narrow: bool = False  # a narrower network: its weight count is the sparse networks', its layers are not
     made_from: str = ""  # label of the row whose masks or layer densities it takes, for controls
+    name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def sparsities_of(rows: list[Row]) -> list[float]:
@@ -137,51 +145,28 @@ def sparsities_of(rows: list[Row]) -> list[float]:
     return sorted({sparsity for row in rows for sparsity in row.cells if not row.dense})
 
 
-def method_key(record: Record) -> tuple[str, str, str]:
-    """Return what makes a row: the group, the label, and the method's file, for an edited method is another method."""
-    method = record["method"]
-    return method["group"], method["label"], method["sha256"]
-
-
 def make_rows(records: list[Record]) -> list[Row]:
     """Return the rows of a section in the order of the table: by group, name, defaults first, label."""
-    by_method: dict[tuple[str, str, str], list[Record]] = {}
-    for record in sorted(records, key=row_order):
-        by_method.setdefault(method_key(record), []).append(record)
-    labels = [(group, label) for group, label, _ in by_method]
     rows = []
-    for (group, label, sha256), runs in by_method.items():
-        method = runs[0]["method"]
+    for found in split_rows(records):
+        method, weights = found.runs[0]["method"], found.runs[0]["weights"]
         by_sparsity: dict[float, list[Record]] = {}
-        for run in runs:
+        for run in found.runs:
             by_sparsity.setdefault(float(run["sparsity"]), []).append(run)
-        cells = {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)}
-        version = f" (file {escape(sha256[:8])})" if labels.count((group, label)) > 1 else ""
         rows.append(
             Row(
-                group,
-                escape(label) + version,
+                found.group,
+                f"{escape(found.label)} {escape(found.version)}".rstrip(),
                 method["budget"] == "dense",
                 escape(method["reference"]),
-                cells,
-                runs[0]["weights"]["prunable"] != runs[0]["weights"]["dense_prunable"],
-                donor_label(runs) if group == "control" else "",
+                {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)},
+                weights["prunable"] != weights["dense_prunable"],
+                found.donor if found.group == "control" else "",
+                found.label,
+                found.settings,
             )
         )
     return rows
-
-
-def donor_label(runs: list[Record]) -> str:
-    """Return the label of the row whose masks or layer densities the runs of a row take; empty where they take none."""
-    donors = [run["method"].get("donor") for run in runs]
-    return str(donors[0]["label"]) if donors[0] and all(donors) else ""
-
-
-def row_order(record: Record) -> tuple[object, ...]:
-    """Return what the records of a section are sorted by."""
-    method = record["method"]
-    changed = bool(method["changed"])
-    return GROUPS.index(method["group"]), method["name"], changed, *method_key(record), *stable_key(record)
 
 
 def line(cells: Iterable[str]) -> str:

@@ -449,3 +449,17 @@ def test_an_answer_goes_to_the_terminal_and_a_bad_question_to_stderr(capsys):
 def test_the_module_loads_without_scipy():
     code = "import sys, leaderboard.claims.claim; sys.exit('scipy' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_row_of_an_older_setting_of_the_page_is_found_by_it_and_its_command_asks_for_it():
+    def runs(every: int, values: Any, month: int) -> list[dict[str, Any]]:
+        made = make_runs("rigl", values, method={"settings": {"update_every": every}})
+        stamp = f"2025-0{month}-01T00:00:00Z"
+        return [{**run, "started": stamp, "finished": stamp, "run": f"{every}.{run['seed']}"} for run in made]
+
+    records = [*runs(50, EQUAL, 3), *runs(140, BETTER, 4)]
+    found = claim(records, "rigl", "rigl:update_every=50")
+    assert (found.verdict, found.a, found.b) == ("A is better", "rigl", "rigl (update_every=50)")
+    found = claim([run for run in records if run["seed"] < 2], "rigl", "rigl (update_every=50)")
+    commands = [text for text in "\n".join(found.advice).splitlines() if "make bench" in text]
+    assert ["update_every=50" in text for text in commands] == [False, True]

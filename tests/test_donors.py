@@ -404,6 +404,20 @@ def test_of_several_runs_of_a_seed_the_first_that_finished_is_the_donor(done, tm
     assert cell.donor.masks_sha256 == "c" * 64
 
 
+def test_a_row_of_a_plain_name_has_the_settings_of_the_newest_runs(done, tmp_path):
+    record = record_of(done, GRANET)
+    for every, day in ((5, 1), (7, 2)):  # as if the page had given the method another setting in between
+        method = {**record["method"], "label": "granet", "changed": {}}
+        method["settings"] = {**method["settings"], "update_every": every}
+        stamp = f"2031-01-0{day}T00:00:00Z"
+        change(record, tmp_path, method=method, masks_sha256=f"{every}" * 64, started=stamp, finished=stamp)
+    places = Places(records=tmp_path / "records", runs=done.folder / "runs")
+    for asked, name, every in (("granet", "granet", 7), (SPELLED, GRANET, 5)):
+        (cell,) = resolve(done, f"densities={asked}", places=places)
+        assert (cell.label, cell.donor.masks_sha256[0]) == (f"static (densities={name})", str(every))
+    assert "rows there: granet, granet (update_every=5)" in refusal(done, "densities=gronet", places=places)
+
+
 def test_the_record_of_another_table_is_no_record_of_the_row(done, tmp_path):
     record = record_of(done, GRANET)
     for key, value in (("variant", "00000000"), ("name", "digits_resnet21")):

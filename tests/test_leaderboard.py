@@ -10,12 +10,16 @@ import pytest
 from record_factory import make_record
 
 from leaderboard import Problem, read_records, render, write_record
-from leaderboard.table import duration, flops, multiple
+from leaderboard.table import duration, flops, make_rows, multiple
 
 
 def show(*records: dict[str, Any], problems: tuple[Problem, ...] = ()) -> str:
     """Render records as if read from files named by their place."""
-    return render([{**record, "file": f"{place}.json"} for place, record in enumerate(records)], list(problems))
+    return render(named(*records), list(problems))
+
+
+def named(*records: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**record, "file": f"{place}.json"} for place, record in enumerate(records)]
 
 
 def table(text: str, number: int = 0) -> list[list[str]]:
@@ -200,6 +204,82 @@ def test_defaults_of_a_method_come_before_its_changes() -> None:
 def test_an_edited_method_is_another_row() -> None:
     text = show(make_record(), make_record(seed=1, method={"sha256": "ef" * 32}))
     assert [cells[0] for cells in table(text)[2:]] == ["granet (file abababab)", "granet (file efefefef)"]
+
+
+def of_setting(every: int, day: int, seed: int = 0, asked: bool = False, **method: Any) -> dict[str, Any]:
+    """Return a run of rigl_itop with this update_every, of the page's `methods` or `asked` for, finished on a day."""
+    told = {"label": f"rigl_itop (update_every={every})", "changed": {"update_every": every}} if asked else {}
+    return make_record(
+        run=f"rigl_itop.s{seed}.{every}",
+        seed=seed,
+        started=f"2025-02-{day:02}T00:00:00Z",
+        finished=f"2025-02-{day:02}T01:00:00Z",
+        method={"name": "rigl_itop", "settings": {"prune_rate": 0.5, "update_every": every}, **told, **method},
+    )
+
+
+def first_column(*records: dict[str, Any]) -> dict[str, str]:
+    """Return the accuracies of the main table by the label of their row."""
+    return {cells[0]: cells[1].split("(")[1] for cells in table(show(*records))[2:]}
+
+
+def test_runs_of_another_setting_of_the_page_are_another_row_not_repeats() -> None:
+    old, new = [of_setting(50, 1, seed) for seed in (0, 1)], [of_setting(140, 9, seed) for seed in (0, 1, 2)]
+    assert first_column(*old, *new) == {"rigl_itop": "n=3)", "rigl_itop (update_every=50)": "n=2)"}
+    assert first_column(*new, *old) == first_column(*old, *new) and "repeat of seed" not in show(*old, *new)
+    # the newest runs have the plain label, whichever setting they have
+    assert first_column(*new, of_setting(50, 10)) == {"rigl_itop": "n=1)", "rigl_itop (update_every=140)": "n=3)"}
+
+
+def test_equal_settings_share_a_row_whether_the_page_or_the_user_chose_them() -> None:
+    old, new, asked = of_setting(50, 1), of_setting(140, 9), of_setting(50, 5, seed=1, asked=True)
+    assert first_column(old, new, asked) == {"rigl_itop": "n=1)", "rigl_itop (update_every=50)": "n=2)"}
+    # asked for, so no default, while no run says what the default is now
+    assert first_column(old, asked) == {"rigl_itop (update_every=50)": "n=2)"}
+    assert first_column(new, of_setting(140, 5, seed=1, asked=True)) == {"rigl_itop": "n=2)"}
+
+
+def test_settings_that_follow_from_the_sparsity_make_no_row() -> None:
+    narrow = {"dense_prunable": 2000, "dense_parameters": 2150}
+    runs = [
+        make_record(sparsity=s, method={"name": "small_dense", "settings": {"width": s / 2}}, weights=narrow)
+        for s in (0.8, 0.9)
+    ]
+    assert [cells[0] for cells in table(show(*runs))[2:]] == ["small_dense"]
+
+
+def test_a_control_is_told_apart_by_the_row_it_was_made_from() -> None:
+    donors = [of_setting(50, 1), of_setting(140, 9)]
+    controls = []
+    for donor, day in zip(donors, (2, 10), strict=True):
+        about = {"run": donor["run"], "label": "rigl_itop", "kind": "densities", "masks_sha256": donor["masks_sha256"]}
+        told = {"densities": "rigl_itop"}
+        method = {"name": "static", "label": "static (densities=rigl_itop)", "changed": told, "settings": told}
+        method |= {"group": "control", "donor": {**about, "sparsity": 0.9, "seed": 0}}
+        stamp = f"2025-02-{day:02}T01:00:00Z"
+        controls.append(make_record(run=f"static.{day}", method=method, started=stamp, finished=stamp))
+    made = {row.label: (row.made_from, len(row.cells[0.9].counted)) for row in make_rows(named(*donors, *controls))}
+    assert made == {
+        "rigl_itop": ("", 1),
+        "rigl_itop (update_every=50)": ("", 1),
+        "static (densities=rigl_itop (update_every=50))": ("rigl_itop (update_every=50)", 1),
+        "static (densities=rigl_itop)": ("rigl_itop", 1),
+    }
+    versions = [of_setting(50, 1), of_setting(50, 9, sha256="ef" * 32)]
+    versions[1]["run"] = controls[1]["method"]["donor"]["run"]
+    assert [row.label for row in make_rows(named(*versions, *controls))][2:] == [
+        "static (densities=rigl_itop (file abababab))",
+        "static (densities=rigl_itop (file efefefef))",
+    ]
+
+
+def test_no_two_rows_have_one_name_whatever_records_say() -> None:
+    alike = [
+        make_record(seed=seed, method={"settings": {"a": value}}) for seed, value in enumerate((1, "1", True, "x"))
+    ]
+    loose = make_record(method={"label": "granet (a=2)", "settings": {"a": 1}})  # the label says otherwise
+    labels = [row.label for row in make_rows(named(*alike, loose))]
+    assert len(set(labels)) == 5 and "granet (a=2)" in labels
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,13 @@ def test_runs_that_are_not_comparable_are_never_compared(changes: dict[str, Any]
     assert "comparison" not in text.split("## What was run")[0]
 
 
+def test_runs_of_an_older_setting_of_the_page_are_not_the_method_at_its_defaults() -> None:
+    new = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, method={"settings": {"update_every": 140}})
+    times = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
+    old = make_runs("rigl_itop", HIGH, method={"settings": {"update_every": 50}}, **times)
+    assert weigh(new + old) == weigh(old + new) == weigh(new) and weigh(new).difference is not None
+
+
 @pytest.mark.parametrize(
     "changes", [{"method": {"sha256": "ef" * 32}}, {"environment": {"device": "cuda"}}], ids=["version", "device"]
 )

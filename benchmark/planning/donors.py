@@ -247,7 +247,7 @@ class Search:
         name = match(self.wanted.run, rows)
         if name is None:
             raise self.missing(sorted(rows))
-        runs = rows[name]
+        runs = rows[name].runs
         if len({run["method"]["sha256"] for run in runs}) > 1:
             versions = sorted(row for row in rows if row.startswith(f"{name} (file "))
             raise self.fault(f"{page} has several rows of this name: say which, {' or '.join(versions)}")
@@ -257,7 +257,7 @@ class Search:
         if runs[0]["method"]["budget"] == "dense":
             raise self.fault(f"its runs on {page} are dense, and a control needs one that pruned: name another row")
         there = sorted({(run["sparsity"], run["seed"]) for run in runs})
-        _, method, _, device, *words = repeat_words(runs[0])
+        _, method, _, device, *words = repeat_words(runs[0], rows[name].settings)
         changes = [word for word in words if not word.startswith(RANKS)]
         raise self.fault(
             f"it has no run at sparsity {cell.sparsity:g} and seed {cell.seed} on {page}, only "

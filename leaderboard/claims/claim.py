@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from leaderboard.claims.lookup import ClaimError, find_sparsities, pose
+from leaderboard.claims.lookup import ClaimError, Question, find_sparsities, pose
 from leaderboard.claims.verdict import METRICS, Claim, Pairing, Score, compare, judge, show, show_p
 from leaderboard.comparisons import signed
 from leaderboard.page import identity
@@ -26,14 +26,18 @@ def make_claims(
     `leaderboard.claims.lookup.pose`. Paired by seed, corrected over the sparsities. Raises ClaimError for what cannot
     be answered. Invariant: the order of the records does not matter.
     """
-    from leaderboard.stats import holm  # here, because scipy takes a second
-
     if metric not in METRICS:
         why = "it was chosen on the test set" if metric == "best_on_test" else "it is no accuracy of a record"
         raise ClaimError(f"metric '{plain(metric)}' cannot carry a claim, {why}: take {' or '.join(METRICS)}")
     if not (a.strip() and b.strip()):
         raise ClaimError("A and B must each name a row of the leaderboard: make claim A=granet B=rigl_itop")
-    asked = pose(records, a, b, task)
+    return answer(pose(records, a, b, task), sparsities, metric)
+
+
+def answer(asked: Question, sparsities: str | None = None, metric: str = "last_epoch") -> list[Claim]:
+    """Return the claims on two rows that were found already, as `make_claims` does."""
+    from leaderboard.stats import holm  # here, because scipy takes a second
+
     pairings = [
         Pairing((asked.a, asked.b), (asked.a.at(sparsity), asked.b.at(sparsity)), metric, sparsity)
         for sparsity in find_sparsities(sparsities, asked.a, asked.b)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from leaderboard.arithmetic import arithmetic
+from leaderboard.naming import split_rows
 from leaderboard.page import is_changed, make_sections, section_title
 from leaderboard.repeat import repeat_words, write_command
 from leaderboard.schema import Record
@@ -23,10 +25,11 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Side:
-    """A row of the section: its name in plain text and all its runs."""
+    """A row of the section: its name in plain text, all its runs, and the settings to ask for to make more of them."""
 
     name: str
     runs: list[Record]
+    settings: Mapping[str, Any]
 
     @property
     def dense(self) -> bool:
@@ -43,7 +46,7 @@ class Side:
 
     def command(self, sparsity: float, seeds: Sequence[int]) -> str:
         """Return the command that makes runs of this row, in its settings and on its device."""
-        page, method, own, device, *changes = repeat_words(self.runs[0])
+        page, method, own, device, *changes = repeat_words(self.runs[0], self.settings)
         return printable(
             write_command(page, method, own if self.dense else f"{sparsity:.15g}", device, *changes, seeds=seeds)
         )
@@ -60,19 +63,20 @@ class Question:
     note: str
 
 
-def name_rows(runs: list[Record]) -> dict[str, list[Record]]:
-    """Return the runs of a section by the name of their row.
+def name_rows(runs: list[Record]) -> dict[str, Side]:
+    """Return the rows of a section by name.
 
-    Where a label has runs of several versions of its method's file, `label (file 1a2b3c4d)` names one of them.
+    Where a label has rows of several versions of its method's file, it names the runs of all of them, and
+    `label (file 1a2b3c4d)` those of one.
     """
-    rows: dict[str, list[Record]] = {}
-    for run in runs:
-        rows.setdefault(plain(run["method"]["label"]), []).append(run)
-    for label, of_label in list(rows.items()):
-        for version in sorted({run["method"]["sha256"] for run in of_label}):
-            if any(run["method"]["sha256"] != version for run in of_label):
-                of_version = [run for run in of_label if run["method"]["sha256"] == version]
-                rows[f"{label} (file {plain(version[:8])})"] = of_version
+    rows: dict[str, Side] = {}
+    for row in split_rows(runs):
+        label = plain(row.label)
+        known = rows[label].runs if label in rows else []
+        rows[label] = Side(label, [*known, *row.runs], row.settings)
+        if row.version:
+            name = f"{label} {plain(row.version)}"
+            rows[name] = Side(name, row.runs, row.settings)
     return rows
 
 
@@ -134,7 +138,7 @@ def pose(records: list[Record], a: str, b: str, task: str) -> Question:
         if match(asked, names) is None:
             raise unknown("row", asked, names)
     found = [
-        Question(section_title(runs[0], plain), runs, Side(one, rows[one]), Side(other, rows[other]), "")
+        Question(section_title(runs[0], plain), runs, rows[one], rows[other], "")
         for _, runs in sections
         for rows in [name_rows(runs)]
         if (one := match(a, rows)) is not None and (other := match(b, rows)) is not None
@@ -190,8 +194,8 @@ def describe_places(sections: list[tuple[str, list[Record]]], asked: tuple[str, 
         title, rows = section_title(runs[0], plain), name_rows(runs)
         for name in filter(None, (match(one, rows) for one in asked)):
             page = "@".join([plain(runs[0]["page"]["name"]), *marks(runs[0])])
-            repeat = Side(name, rows[name])
-            seeds = sorted({run["seed"] for run in rows[name]})
+            repeat = rows[name]
+            seeds = sorted({run["seed"] for run in repeat.runs})
             lines.append(f"  {name} is in {title} ({page}): {repeat.command(repeat.sparsities()[0], seeds)}")
     return "\n".join([*lines, "  make the other row's runs in the same way, with another METHOD"])
 

@@ -177,7 +177,7 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
 
 def make_series(runs: list[Record]) -> list[Series]:
     """Return the methods of a section in the order of its table, without controls made from another run."""
-    rows = make_rows([run for run in runs if not run["method"].get("donor")])
+    rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in counted_runs(row))]
     series = []
     for row, label in zip(rows, name_rows(rows), strict=True):
         cells = {sparsity: cell.finished for sparsity, cell in row.cells.items() if cell.finished}
@@ -186,13 +186,18 @@ def make_series(runs: list[Record]) -> list[Series]:
     return series
 
 
-def name_rows(rows: Iterable[Row]) -> list[str]:
-    """Return a label for each row, as the records have it and no two the same; versions of a file are told apart."""
-    methods = [next(iter(row.cells.values())).counted[0]["method"] for row in rows]
-    labels = [method["label"] for method in methods]
+def counted_runs(row: Row) -> list[Record]:
+    """Return the runs of a row that count, at every sparsity."""
+    return [run for cell in row.cells.values() for run in cell.counted]
+
+
+def name_rows(rows: Sequence[Row]) -> list[str]:
+    """Return a label for each row, as text and no two the same; versions of a file are told apart."""
+    labels = [row.name for row in rows]
     names: list[str] = []
-    for label, method in zip(labels, methods, strict=True):
-        name = f"{label} (file {method['sha256'][:8]})" if labels.count(label) > 1 else label
+    for row in rows:
+        version = counted_runs(row)[0]["method"]["sha256"][:8]
+        name = f"{row.name} (file {version})" if labels.count(row.name) > 1 else row.name
         names.append(name if name not in names else f"{name} {len(names)}")
     return names
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from leaderboard.claims.lookup import Question, Side, name_rows
 from leaderboard.claims.verdict import NOT_DECIDED, Claim
 from leaderboard.paper.published import Tables
 from leaderboard.results.statements import STATEMENTS, Printed, find_printed
@@ -48,8 +50,9 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     """
     from leaderboard.stats import holm  # here, because scipy takes a second
 
-    rows = {name: own_runs(runs, name) for name in dict.fromkeys(name for pair in STATEMENTS for name in pair)}
-    claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(rows[a], rows[b], a, b)}
+    named = name_rows(runs)
+    rows = {name: own_row(named, name) for name in dict.fromkeys(name for pair in STATEMENTS for name in pair)}
+    claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(runs, rows[a], rows[b])}
     adjusted = holm({key: p_of(claim) for key, claim in claims.items()})
     family = sum(p is not None for p in adjusted.values())
     found = []
@@ -62,18 +65,22 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     return found
 
 
-def own_runs(runs: list[Record], name: str) -> list[Record]:
-    """Return the runs of the suite's own file of a method, with no setting changed: the label is the bare name."""
-    return [run for run in runs if run["method"]["label"] == name and run["method"]["source"] == f"methods/{name}.py"]
+def own_row(named: Mapping[str, Side], name: str) -> Side:
+    """Return the row that has the bare name of a method, so no setting changed, with the runs of the suite's own file.
+
+    It may have none.
+    """
+    row = named.get(name, Side(name, [], {}))
+    return replace(row, runs=[run for run in row.runs if run["method"]["source"] == f"methods/{name}.py"])
 
 
-def pair_claims(one: list[Record], other: list[Record], a: str, b: str) -> list[Claim]:
+def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:
     """Return the claims on two rows of a section, one for every sparsity that both have."""
-    from leaderboard.claims.claim import make_claims
+    from leaderboard.claims.claim import answer
 
-    if not {float(run["sparsity"]) for run in one} & {float(run["sparsity"]) for run in other}:
+    if not set(one.sparsities()) & set(other.sparsities()):
         return []
-    return make_claims([*one, *other], a, b, "auto", None)
+    return answer(Question("", runs, one, other, ""))
 
 
 def p_of(claim: Claim) -> float | None:
@@ -87,11 +94,9 @@ def grain_of(runs: list[Record]) -> float:
     return 100 / images if images else 0.0
 
 
-def say_missing(tested: Weighed, rows: dict[str, list[Record]]) -> Weighed:
+def say_missing(tested: Weighed, rows: Mapping[str, Side]) -> Weighed:
     """Return a statement of which a row has no run at its sparsity, with the row's name."""
-    lacking = [
-        name for name in (tested.a, tested.b) if all(float(run["sparsity"]) != tested.sparsity for run in rows[name])
-    ]
+    lacking = [name for name in (tested.a, tested.b) if tested.sparsity not in rows[name].sparsities()]
     return replace(tested, reason=f"no run of {' and '.join(lacking)}")
 
 

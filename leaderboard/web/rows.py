@@ -111,7 +111,7 @@ def make_line(
     runs, label, group = cell.finished, unescape(row.label), HEADINGS[row.group]
     made = [*((run, False) for run in cell.counted), *((run, True) for run in cell.repeats)]
     costs = {part: cell.cost(part, absolute=True) for part in ("inference", "train")}
-    words = [control_of(cell.counted[0]), unescape(row.reference), *map(unescape, notes(cell))]
+    words = [control_of(cell.counted[0], row.made_from), unescape(row.reference), *map(unescape, notes(cell))]
     told = [*filter(None, words), f"inference {costs['inference']} FLOPs, training {costs['train']} FLOPs"]
     accuracies = {key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected")}
     densities = [run["density"]["prunable"] for run in runs]
@@ -135,7 +135,7 @@ def make_line(
         "raw": [raw for _, raw in cells],
         "about": visible(f"{label} at {percent(sparsity)} on {title}: {'; '.join(told)}."),
         "search": visible(" ".join([label, group, title, *words, *(search_text(run) for run, _ in made)])),
-        "repeat": [visible(command) for command in repeat_commands([run for run, _ in made])],
+        "repeat": [visible(command) for command in repeat_commands([run for run, _ in made], row.settings)],
         "runs": [make_run(run, repeat, records) for run, repeat in made],
     }
     return {"shown": [shown for shown, _ in cells], "under": words[0], "about": about}
@@ -209,7 +209,7 @@ def device(run: Record) -> str:
     return ", ".join([*names, *together, f"torch {about['torch']}"])
 
 
-def control_of(run: Record) -> str:
-    """Return what a run is a control of, in words; empty for a run that is none."""
+def control_of(run: Record, row: str = "") -> str:
+    """Return what a run is a control of, in words, by the name of the `row`; empty for a run that is none."""
     donor = run["method"].get("donor")
-    return DONORS.get(donor["kind"], f"{donor['kind']} of {{}}").replace("{}", donor["label"]) if donor else ""
+    return DONORS.get(donor["kind"], f"{donor['kind']} of {{}}").replace("{}", row or donor["label"]) if donor else ""

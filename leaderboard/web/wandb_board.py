@@ -172,7 +172,7 @@ def make_row(row: Row, sparsity: float, cell: Cell, rank: str) -> list[Any]:
     return [
         unescape(row.label),
         HEADINGS[row.group],
-        visible(control_of(cell.counted[0])),
+        visible(control_of(cell.counted[0], row.made_from)),
         percent(sparsity),
         cell.accuracy(),
         rank,
