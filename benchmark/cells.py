@@ -20,6 +20,7 @@ from benchmark.errors import UserError, nearest, unknown
 from benchmark.names import refuse_name
 from benchmark.pages import SETTINGS, Page, changed_settings, load_page
 from benchmark.plugins import Plugin, find_method, method_names
+from leaderboard.arithmetic import drop_epochs
 from leaderboard.kinds import LARGEST, is_number
 from leaderboard.privacy import name_secret
 from leaderboard.table import plain
@@ -88,6 +89,10 @@ class Cell:
             for name, value in dataclasses.asdict(self.page).items()
             if name not in NOT_PROTOCOL and value != defaults.get(name, dataclasses.MISSING)
         }
+        drops = drop_epochs(self.page.lr_drops, self.page.epochs)
+        nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
+        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # as older runs of the same settings dropped
+            settings["drop_epochs"] = drops
         return short_hash(settings)
 
     @property

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from benchmark.errors import UserError
 from benchmark.plugins import METHODS, built_in_names, find_method
 
-COLUMNS = ("point", "paper", "authors' code", "here", "why")
+CODE, UNKNOWN = "authors' code", "not stated"
+COLUMNS = ("point", "paper", CODE, "here", "why")
 HEADER = f"Deviations ({' | '.join(COLUMNS)}):"
 NOTHING = "none"
 SHEET = "DEVIATIONS.md"
@@ -19,8 +20,9 @@ INTRODUCTION = """\
 # Deviations
 
 For each method: what its paper says, what its authors' code does, what this suite does, and why. Points on which all
-agree are listed where codes often differ. "Not stated": the sources at hand do not say. Data and recipe belong to the
-page (`configs/*.yaml`) and are the same for every method on it.
+agree are listed where codes often differ. "Not stated": the paper does not say. Of the authors' code a row says what it
+does, or where it was looked for. Data and recipe belong to the page (`configs/*.yaml`) and are the same for every
+method on it.
 
 Made from the docstrings of `methods/*.py` by `make deviations`; do not edit."""
 
@@ -72,13 +74,22 @@ def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
 
 
 def split_row(text: str, place: str) -> tuple[str, ...]:
-    """Return the cells of a row; raises UserError, naming the place, for a wrong number of them or an empty one."""
+    """Return the cells of a row.
+
+    Raises UserError, naming the place, for a wrong number of them, for an empty one, and for authors' code of which it
+    is said neither what it does nor where it was looked for.
+    """
     cells = tuple(cell.strip() for cell in text.split("|"))
     if len(cells) != len(COLUMNS):
         raise UserError(f"{place}: a row must have {len(COLUMNS)} cells ({' | '.join(COLUMNS)}), got {len(cells)}")
     for column, cell in zip(COLUMNS, cells, strict=True):
         if not cell:
             raise UserError(f"{place}: the cell '{column}' of '{cells[0]}' is empty: write 'not stated' if unknown")
+    if UNKNOWN in cells[COLUMNS.index(CODE)].lower():
+        raise UserError(
+            f"{place}: the cell '{CODE}' of '{cells[0]}' must say what the code does, or where it was looked for, got "
+            f"'{UNKNOWN}': write 'not in OWNER/REPOSITORY', or 'no code was published'"
+        )
     return cells
 
 

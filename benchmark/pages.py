@@ -66,7 +66,7 @@ class Page:
     weight_decay: float = 5e-4
     decay_norm_and_bias: bool = True
     lr_schedule: str = "step"  # step: times lr_gamma at each of lr_drops; cosine: to zero
-    lr_drops: list[float] = field(default_factory=lambda: [0.5, 0.75])  # as shares of the run
+    lr_drops: list[float] = field(default_factory=lambda: [0.5, 0.75])  # shares of the run, rounded down to epochs
     lr_gamma: float = 0.1
     warmup_epochs: int = 0  # lr x (epoch + 1) / (warmup_epochs + 1) in these
     label_smoothing: float = 0.0

@@ -10,19 +10,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from benchmark.pages import Page
+from leaderboard.arithmetic import drop_epochs
 
 
 def learning_rate(page: Page, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 0.
 
-    Warm-up lr (e + 1) / (warmup + 1); then times lr_gamma from each epoch in lr_drops x epochs on, or a cosine to zero.
+    Warm-up lr (e + 1) / (warmup + 1); then times lr_gamma from each epoch in lr_drops x epochs on, rounded down, or a
+    cosine to zero.
     """
     if epoch < page.warmup_epochs:
         return page.lr * (epoch + 1) / (page.warmup_epochs + 1)
     if page.lr_schedule == "cosine":
         done = (epoch - page.warmup_epochs) / max(1, page.epochs - page.warmup_epochs)
         return page.lr * (1 + math.cos(math.pi * done)) / 2
-    return page.lr * page.lr_gamma ** sum(epoch >= round(drop * page.epochs) for drop in page.lr_drops)
+    return page.lr * page.lr_gamma ** sum(epoch >= drop for drop in drop_epochs(page.lr_drops, page.epochs))
 
 
 def make_optimizer(page: Page, model: nn.Module) -> Optimizer:

@@ -29,12 +29,14 @@ def score(
     """Compute the gradients a method asked for, at the weights as they are, in float32 and training mode.
 
     Losses are cross-entropies averaged within each batch or chunk; gradients are summed over chunks. Invariant: the
-    model is left as it was, buffers (batch statistics) and gradients included, and the images depend on `seed` only.
+    model is left as it was, buffers (batch statistics), modes and gradients included, and the images depend on `seed`
+    only.
     """
     device = next(model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
     unfused = unfuse_attention(model)  # fused attention has no second derivative
-    model.train()
+    set_mode(model, wanted)
     torch.manual_seed(derive(seed, "scoring"))  # dropout and drop-path, where the backbone has them
     pieces = scoring_pieces(train, wanted, batch_size, seed, device)
     parameters = list(weights.values())
@@ -50,11 +52,21 @@ def score(
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     fuse_attention(unfused)
+    for module, training in modes.items():
+        module.training = training
     return ScoringGradients(
         dict(zip(weights, total, strict=True)),
         dict(zip(weights, product, strict=True)) if product else None,
         sum(len(labels) for _, labels, _ in pieces),
     )
+
+
+def set_mode(model: nn.Module, wanted: Scoring) -> None:
+    """Put the model into training mode, its batch norms into the mode that the scoring asks for."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(wanted.batch_norm == "batch")
 
 
 def add_hessian_product(
@@ -98,7 +110,7 @@ def scoring_pieces(
     pieces = []
     for chunk in scoring_chunks(train, wanted, batch_size, seed):
         for part in chunk.split(batch_size if len(chunk) > 4 * batch_size else len(chunk)):
-            pieces.append((*train.sample(part, seed, device), len(part) / len(chunk)))
+            pieces.append((*train.sample(part, seed, device, wanted.augmented), len(part) / len(chunk)))
     return pieces
 
 

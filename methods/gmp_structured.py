@@ -9,24 +9,29 @@ pattern=filters prunes to any sparsity: the removed filters are what `sparse-ben
 pattern=2:4 asks for SPARSITY=0.5, 1:4 for 0.75. Either way the count of weights is an outcome, and recorded.
 
 Deviations (point | paper | authors' code | here | why):
-- schedule of filters | once, after training (Li et al.) | not stated | the cubic of Zhu & Gupta, in k / n | as every
-  gradual method
-- ranking of filters | within each layer (Li et al.) | not stated | over all layers; scope=layer: within each | as `gmp`
-- count of filters | a number for each layer | not stated | in order of score each filter that fits the weights planned,
-  the best of every layer first | filters are whole, and a layer without filters ends the network
-- last layer, filters | convolutions only (Li et al.) | not stated | keeps its outputs; its weights count | they are the
-  classes
-- inputs that a removed filter fed | removed as well (Li et al.) | not stated | stay in the masks and in the cost;
-  `sparse-bench slim` removes them and counts again | one way of counting for every method
-- residual blocks | the last filters of a block follow the shortcut (Li et al.) | not stated | every layer by itself |
-  masks belong to layers
-- schedule of N:M | once, after training (Mishra et al.); from the first step, masked weights kept and trained on by a
-  straight-through estimator (Zhou et al.) | not stated | the share of groups that have the pattern follows the cubic,
-  those first whose lost weights are smallest in sum | inactive weights are zero for every method; gradual as `gmp`
-- layers whose inputs are no multiple of four | not stated | not stated | stay dense, and are named at the start | they
-  have no groups
-- first and last layer, N:M | sparse where it fits | not stated | the same; keep_dense exempts layers | the same layers
+- schedule of filters | once, after training (Li et al.) | Li et al.: no code of theirs found, only rewritings by others
+  | the cubic of Zhu & Gupta, in k / n | as every gradual method
+- ranking of filters | within each layer (Li et al.) | Li et al.: no code of theirs found, only rewritings by others |
+  over all layers; scope=layer: within each | as `gmp`
+- count of filters | a number for each layer | Li et al.: no code of theirs found, only rewritings by others | in order
+  of score each filter that fits the weights planned, the best of every layer first | filters are whole, and a layer
+  without filters ends the network
+- last layer, filters | convolutions only (Li et al.) | Li et al.: no code of theirs found, only rewritings by others |
+  keeps its outputs; its weights count | they are the classes
+- inputs that a removed filter fed | removed as well (Li et al.) | Li et al.: no code of theirs found, only rewritings
+  by others | stay in the masks and in the cost; `sparse-bench slim` removes them and counts again | one way of counting
   for every method
+- residual blocks | the last filters of a block follow the shortcut (Li et al.) | Li et al.: no code of theirs found,
+  only rewritings by others | every layer by itself | masks belong to layers
+- schedule of N:M | once, after training (Mishra et al.); from the first step, masked weights kept and trained on by a
+  straight-through estimator (Zhou et al.) | NVIDIA/apex (ASP): once, after training; aojunzz/NM-sparsity (Zhou et al.):
+  from the first step | the share of groups that have the pattern follows the cubic, those first whose lost weights are
+  smallest in sum | inactive weights are zero for every method; gradual as `gmp`
+- layers whose inputs are no multiple of four | not stated | ASP: layers whose inputs are no multiple of 16, or outputs
+  none of 8, stay dense; NM-sparsity: a group of four runs on into the next position of the kernel | stay dense, and are
+  named at the start | they have no groups
+- first and last layer, N:M | sparse where it fits | ASP: sparse where they fit; NM-sparsity's ResNets: every
+  convolution sparse, the classifier dense | the same; keep_dense exempts layers | the same layers for every method
 """
 
 from __future__ import annotations

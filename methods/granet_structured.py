@@ -9,17 +9,20 @@ pattern=2:4 asks for SPARSITY=0.5, 1:4 for 0.75. The count of weights is an outc
 the schedule are those of `gmp_structured`, exchange and its rate those of `granet`; their deviations hold here as well.
 
 Deviations (point | paper | authors' code | here | why):
-- start | s_i = 0.5 or dense | not stated | dense | a random half of the filters would be a narrower network
-- filters dropped, Eq. 2 | TopK of each layer's weights | not stated | ceil(r n) of the n filters of each layer, by L1
-  norm | as for weights
-- filters grown, Eq. 3 | by summed gradient magnitude, among all that are zero | not stated | as many in each layer as
-  were dropped, among those that this update pruned or dropped | batch norm divides by sqrt(variance + 1e-5), so an
-  empty filter's gradient is up to 316 times larger than others': such filters would always come first
-- filters pruned (Eq. 1) and regrown at once | start at zero | not stated | keep value and momentum, as dropped ones do
-  | for the same reason; with both as in the paper, training on the digits page failed (10 to 21 % accuracy)
-- last layer, filters | not stated | not stated | keeps its outputs | they are the classes
-- exchange, N:M | not stated | not stated | the ceil(r n) smallest of a layer's n active weights are dropped; each
-  group grows as many as it lost, by gradient magnitude, the just dropped included | no group may lose the pattern
+- start | s_i = 0.5 or dense | not in VITA-Group/GraNet: its README names prune_structured and
+  prune_and_grow_structured, its core.py has neither | dense | a random half of the filters would be a narrower network
+- filters dropped, Eq. 2 | TopK of each layer's weights | not in VITA-Group/GraNet | ceil(r n) of the n filters of each
+  layer, by L1 norm | as for weights
+- filters grown, Eq. 3 | by summed gradient magnitude, among all that are zero | not in VITA-Group/GraNet | as many in
+  each layer as were dropped, among those that this update pruned or dropped | batch norm divides by sqrt(variance +
+  1e-5), so an empty filter's gradient is up to 316 times larger than others': such filters would always come first
+- filters pruned (Eq. 1) and regrown at once | start at zero | not in VITA-Group/GraNet | keep value and momentum, as
+  dropped ones do | for the same reason; with both as in the paper, training on the digits page failed (10 to 21 %
+  accuracy)
+- last layer, filters | not stated | not in VITA-Group/GraNet | keeps its outputs | they are the classes
+- exchange, N:M | not stated | no N:M in VITA-Group/GraNet | the ceil(r n) smallest of a layer's n active weights are
+  dropped; each group grows as many as it lost, by gradient magnitude, the just dropped included | no group may lose the
+  pattern
 - weights pruned (Eq. 1) and regrown at once, N:M | pruned weights are set to zero | start at zero with zero momentum |
   the same | as `granet`: both masks are put in force in turn
 """

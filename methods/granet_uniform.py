@@ -6,14 +6,18 @@ density 0.2 or more above 80 % sparsity. The schedule of Eq. 1, and Eqs. 2 and 3
 hold here as well.
 
 Deviations (point | paper | authors' code | here | why):
-- sparsity of a layer | the same in every layer | not stated | the same, left-over weights to the largest remainders; no
-  layer gets back what Eq. 1 took | the sum over layers is exact
-- last layer above 80 % | density 0.2 or more | not stated | a fifth of its weights, rounded up, the other layers
-  sparser for it | the sum over layers is exact
-- first masks | not stated | not stated | drawn with the same uniform counts | a uniform method starts uniform
-- last layer | the network's classifier | not stated | the last of the page's layers; where keep_dense exempts it, all
-  others are uniform | the same layers for every method
-- last pruning step | t0 + n ΔT | k = n - 1 (until January 2022: n) | k = n | the target is hit exactly
+- sparsity of a layer | the same in every layer | the same: int(density x n) of each layer, and what ties with the last
+  of them, so that all stay where it is 0 | the same, left-over weights to the largest remainders; no layer gets back
+  what Eq. 1 took | the sum over layers is exact
+- last layer above 80 % | density 0.2 or more | from sparsity 0.8 on: int(0.2 n), the other layers sparser for it | a
+  fifth of its weights, rounded up, the other layers sparser for it | the sum over layers is exact
+- first masks | not stated | as --sparse-init says, ERK or uniform, each weight drawn with its probability; the sizes
+  that the last layer's share needs are counted with ERK alone | drawn with the same uniform counts | a uniform method
+  starts uniform
+- last layer | the network's classifier | the layer whose name contains 'classifier' | the last of the page's layers;
+  where keep_dense exempts it, all others are uniform | the same layers for every method
+- last pruning step | t0 + n ΔT | k = floor(n), where n = t_f / ΔT is not rounded (as it is for `granet`), so just short
+  of s_f | k = n | the target is hit exactly
 - end of pruning, t_f | first learning-rate drop for s_i = 0.5; not stated for s_i = 0 | epoch 80 of 160 in the script,
   110 by default; 30 on ImageNet | the page's prune_end for both starts | as `granet`
 - pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | the same | as

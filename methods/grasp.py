@@ -10,13 +10,15 @@ Deviations (point | paper | authors' code | here | why):
 - normalisation | not stated | scores divided by the absolute value of their sum + 1e-10 | none | a positive factor
   leaves the ranking as it is
 - temperature | not stated | logits divided by T = 200 | the same | as the code
-- images | not stated | 10 of every class in all configurations (25 by default) | 10 of every class | as configured
-- halves | not stated | half of the classes in each | half of every class's images in each | a batch's statistics then
-  come from all classes
-- many classes (ImageNet) | not stated | not stated | halves of more than four of the page's batches are taken batch by
+- images | not stated | 10 of every class (cifar10; cifar100 with VGG-19), twice 5 (cifar100 with ResNet-32), ten times
+  1 (tiny_imagenet); 25 by default | 10 of every class, once; samples_per_class=N | as configured for cifar10
+- halves | not stated | the two halves of all images in order of class, so half of the classes in each | half of every
+  class's images in each | a batch's statistics then come from all classes
+- many classes (ImageNet) | not stated | 150 random batches of the loader (250 images in its code, 128 in its
+  configuration) in pieces of 20, without halves | halves of more than four of the page's batches are taken batch by
   batch, each with its own statistics | memory
-- weights scored | not stated | a copy of the network whose linear layers are initialised anew (xavier_normal) | the
-  very weights that are trained | a score of other weights says little of these
+- weights scored | not stated | a copy of the network whose linear layers are initialised anew (xavier_normal), on
+  ImageNet the last one alone | the very weights that are trained | a score of other weights says little of these
 - which weights | not stated | those of convolutions and linear layers | the page's prunable ones | the same layers for
   every method
 - batch norm while scoring | not stated | batch statistics | batch statistics | as the code

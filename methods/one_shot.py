@@ -9,16 +9,21 @@ theirs. Patterns 2:4 and 1:4 (Mishra et al., 2021, arXiv:2104.08378) keep the tw
 say the same: without regeneration (1 - before)(1 - rate) = 1 - sparsity, with it before = sparsity.
 
 Deviations (point | paper | authors' code | here | why):
-- number pruned | a share of the active weights | not stated | the count of the sparsity asked; rounded by layer to the
-  largest remainders | the budget is exact
-- filters over all layers | not stated | not stated | ranked by L1 norm, each that fits the count; every layer's best
+- number pruned | a share of the active weights | ceil(rate x active) of each layer go; globally int((1 - rate) x
+  active) stay, and what ties with the last of them | the count of the sparsity asked; rounded by layer to the largest
+  remainders | the budget is exact
+- filters over all layers | not stated | not in VITA-Group/GraNet: its README names prune_structured and
+  prune_and_grow_structured, its core.py has neither | ranked by L1 norm, each that fits the count; every layer's best
   first | a layer without filters ends the network
-- last layer, filters | not stated | not stated | keeps its outputs | they are the classes
-- count of filters, and of N:M | not stated | not stated | an outcome, of filters never above the count asked | filters
-  are whole; layers whose inputs are no multiple of four have no groups
-- what may be grown | pruned connections | not stated | all inactive ones, from zero | as in GraNet's Eq. 3
-- a filter grown | not stated | not stated | gets the weights it had, else all of its weights | as many as were pruned
-- gradient | of the loss | not stated | dense, of one batch of the page's size | one batch is what an update sees
+- last layer, filters | not stated | not in VITA-Group/GraNet | keeps its outputs | they are the classes
+- count of filters, and of N:M | not stated | neither in VITA-Group/GraNet | an outcome, of filters never above the
+  count asked | filters are whole; layers whose inputs are no multiple of four have no groups
+- what may be grown | pruned connections | all inactive ones; each layer as many as it lost, also where the pruning is
+  global | all inactive ones, from zero; with scope=global over all layers | as in GraNet's Eq. 3
+- a filter grown | not stated | not in VITA-Group/GraNet | gets the weights it had, else all of its weights | as many as
+  were pruned
+- gradient | of the loss | dense, handed over by the caller; its main.py hands over none | dense, of one batch of the
+  page's size | one batch is what an update sees
 """
 
 from __future__ import annotations

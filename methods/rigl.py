@@ -11,23 +11,28 @@ Deviations (point | paper | authors' code | here | why):
 - steps counted | an update is one of Algorithm 1's steps | an update is not counted as a step | an update uses up one
   of the page's steps | every method gets the same number of batches
 - first masks | not stated | floor(S n) zeros in each layer | exact counts that sum to the budget | the budget is exact
-- layer densities | uniform with the first layer dense, or ERK | ERK over all layers, the first one dense only at
-  sparsity 0.99 | the page's (ERK); also in uniform the first layer is exempt only where keep_dense says so | the same
-  prunable layers for every method
+- layer densities | uniform with the first layer dense, or ERK | uniform or ERK by a flag; the first layer dense unless
+  asked for (prune_first_layer=False on CIFAR, first_layer_sparsity=0 on ImageNet); its README's ERK rows prune it, but
+  at sparsity 0.99 | the page's (ERK); also in uniform the first layer is exempt only where keep_dense says so | the
+  same prunable layers for every method
 - drop rate | cosine from alpha = 0.3 to 0 at T_end | constant by default, cosine to be asked for | cosine | the paper's
 - number exchanged | share f(t) of a layer's active weights | rounded down | rounded down | as the code
 - ties in magnitude | not stated | broken by noise from N(0, 1e-5) | to the lower index | the same masks everywhere
 - candidates for growth | all weights not kept, the just-dropped included | the same | the same | Algorithm 1
 - new weights | zero | zero, with zero momentum | zero, with zero momentum | as paper and code
 - dropped and regrown in one update | not stated | keeps its value and momentum | keeps both | as the code
-- ΔT | 100 steps (of 4096 images on ImageNet, 128 on CIFAR-10) | not stated | 100 steps of the page's batch size; on
-  short pages fewer steps | the paper's number; ARGS=update_every=N changes it
-- T_end | step 25,000 of 32,000 (ImageNet), 75,000 of 97,656 (CIFAR-10) | not stated | 0.75 of the run | one share for
-  every length of run
-- recipe | ImageNet: batch 4096, 32,000 steps; CIFAR-10: WRN-22-2, batch 128, 250 epochs | not stated | the page's | one
-  recipe for every method
-- training cost | (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) | not stated | 3 f_S for a step, 2 f_S + f_D for an update | each
-  step is charged as it is run
+- ΔT | 100 steps (of 4096 images on ImageNet, 128 on CIFAR-10) | the same: maskupdate_frequency=100 | 100 steps of the
+  page's batch size; on short pages fewer steps | the paper's number; ARGS=update_every=N changes it
+- T_end | step 25,000 of 32,000 (ImageNet), 75,000 of 97,656 (CIFAR-10) | the same: maskupdate_end_step=25000
+  (ImageNet), 75000 (CIFAR-10) | 0.75 of the run | one share for every length of run
+- first update | not stated | step 0: maskupdate_begin_step=0 | step ΔT | at step 0 weights are but drawn, and gradients
+  those of one batch; as GraNet and ITOP
+- recipe | ImageNet: batch 4096, 32,000 steps; CIFAR-10: WRN-22-2, batch 128, 250 epochs | its flags: ImageNet: lr 0.1
+  for 256 images, x0.1 at epochs 30, 70 and 90, weight decay 1e-4, label smoothing 0.1; CIFAR-10: 97,656 steps of 128,
+  lr 0.1, divided by 5 every 30,000 steps, weight decay 5e-4; Nesterov in both | the page's | one recipe for every
+  method
+- training cost | (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) | counted in a notebook (Resnet_50_Param_Flops_Counting.ipynb),
+  not in training | 3 f_S for a step, 2 f_S + f_D for an update | each step is charged as it is run
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ Deviations (point | paper | authors' code | here | why):
   sparsity is asked, not an outcome of epsilon; methods of equal budget start from the same masks
 - weights removed | smallest positive and largest negative, each sign apart | the same; RigL's and ITOP's versions: by
   magnitude | each sign apart; by magnitude with per_sign=false | the paper's
-- a weight that is zero | not stated | not stated | counts as positive | it must belong to one of the two
+- a weight that is zero | not stated | removed, as it looks like one that is masked | counts as positive | it must
+  belong to one of the two
 - when | after every epoch | after every epoch; RigL's version: every 100 steps; ITOP's: every 1500 steps | after every
   epoch; update_every=N: every N steps | the paper's
 - share removed | 0.3 | 0.3; RigL's version: 0.3, annealed by a cosine; ITOP's: 0.5 | 0.3 throughout | the paper's
@@ -19,11 +20,16 @@ Deviations (point | paper | authors' code | here | why):
   the budget is exact
 - new weights | not stated | random normal in the code with sparse data structures; RigL's and ITOP's versions: zero |
   zero | the engine starts every new weight at zero, for all methods alike
-- removed and drawn again in one update | not stated | not stated | keeps its value and momentum | the engine compares
-  masks before and after an update
+- removed and drawn again in one update | a new connection like the others | starts at zero; RigL's and ITOP's versions:
+  keeps its value | starts at zero with zero momentum: both masks are put in force in turn | the paper's
+- momentum of the weights that stay | not stated | lost after every epoch: the optimiser is made anew | kept | what
+  stays goes on as it was; one optimiser for every method
+- last layer | not stated | dense, as it has few outputs | as sparse as the page's distribution says; keep_dense=[last]
+  exempts it | the same layers for every method
 - update and step | update after an epoch's last step | the same; RigL's version: both in one step | update follows the
   step | as the paper
-- after the last epoch | not stated | not stated | no update | new weights would never be trained
+- after the last epoch | not stated | one more update, after the last evaluation | no update | new weights would never
+  be trained
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ from methods.core import (
     Group,
     Masks,
     Method,
+    Stages,
     Timeline,
     View,
     drop,
@@ -67,8 +74,9 @@ class SET(Method):
     def setup(self, view: View) -> Masks:
         return random_masks(view, DISTRIBUTIONS[self.distribution](view.shapes, view.count(self.sparsity)))
 
-    def update(self, view: View) -> Masks:
-        return grow(self.drop_smallest(view), random_scores(view), like=view.masks)
+    def update(self, view: View) -> Stages:
+        kept = self.drop_smallest(view)
+        return kept, grow(kept, random_scores(view), like=view.masks)  # what is drawn again starts at zero
 
     def drop_smallest(self, view: View) -> Masks:
         """Return the masks without the share `prune_rate` of weights closest to zero, per sign or together."""

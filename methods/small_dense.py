@@ -8,10 +8,10 @@ Deviations (point | paper | authors' code | here | why):
   0.965 fit, within 0.006, equal bytes (32 bits for an active weight, one mask bit for every weight) | number of
   prunable weights: widths 0.424, 0.288, 0.193, 0.155 on timm's resnet50 | the paper's definition, and the budget of
   every other method; the code's widths leave the control more weights
-- exactness | not stated | not stated | the nearest count that whole channels give, in steps of 1/1000 of the width |
-  channels are whole; the count is reported
-- stem | not stated | not stated | narrowed, except the plain 7x7 stem of timm's ResNets, which stays at 64 channels |
-  timm fixes it; 9,408 of ResNet-50's 25.5 million weights
+- exactness | not stated | --width is given by hand; channels are int(width x channels) | the nearest count that whole
+  channels give, in steps of 1/1000 of the width | channels are whole; the count is reported
+- stem | not stated | narrowed like all others | narrowed, except the plain 7x7 stem of timm's ResNets, which stays at
+  64 channels | timm fixes it; 9,408 of ResNet-50's 25.5 million weights
 - FLOPs of ResNet-50 at sparsity 0.8 and 0.9 | 0.20 and 0.12 of dense | 0.2214 and 0.1206, recounted at its widths |
   counted layer by layer at the width above | a cost is measured, never taken from a paper
 """

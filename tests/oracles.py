@@ -184,11 +184,12 @@ class Static(Oracle):
 class Snip(Oracle):
     """Lee 2019, arXiv:1810.02340, Eq. 6 and Alg. 1: s = |g w|, the top kappa of the whole network."""
 
-    defaults = {"score_batches": 1}  # noqa: RUF012
+    defaults = {"score_batches": 1, "batch_norm": "batch", "augment": True}  # noqa: RUF012
 
     def scoring(self):
-        """One gradient of the loss, on the first batch."""
-        return {"order": 1, "batches": self.score_batches, "samples_per_class": 0, "temperature": 1.0}
+        """One gradient of the loss, on the first batch; the authors' code: in inference mode, on plain images."""
+        images = {"batches": self.score_batches, "samples_per_class": 0, "augmented": self.augment}
+        return {"order": 1, "temperature": 1.0, "batch_norm": self.batch_norm, **images}
 
     def score(self, weight, gradient):
         """Return |dL/dc| at c = 1, rounded to float32."""
@@ -633,6 +634,11 @@ class Set(Exchange):
     def growth(self, name, gradients, draw):
         """Return random numbers: SET grows blindly."""
         return draw(name, "grow")
+
+    def stages(self, step, weights, masks, *shown):
+        """Remove first: Alg. 1 adds new connections, so one that is drawn again starts anew."""
+        result = Oracle.stages(self, step, weights, masks, *shown)
+        return [{n: self.keep(step, weights[n], mask) for n, mask in masks.items()}, *result] if step else result
 
 
 ORACLES = {

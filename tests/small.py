@@ -44,7 +44,7 @@ class SmallImages:
     def batches(self, batch_size: int, device: Any, share: Any = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
         yield from [(self.images, self.labels)][share[0] :: share[1]]
 
-    def sample(self, indices: Tensor, seed: int, device: Any) -> tuple[Tensor, Tensor]:
+    def sample(self, indices: Tensor, seed: int, device: Any, augmented: bool = True) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
 
 

@@ -9,6 +9,7 @@ import pytest
 import benchmark.cells as cells_module
 from benchmark.cells import choose_task, parse_arguments, parse_seed, parse_sparsity, plan_cells
 from benchmark.errors import UserError
+from benchmark.pages import Page, page_names
 from benchmark.plugins import find_method
 
 PAGE = "digits_resnet20"
@@ -128,6 +129,25 @@ def test_a_method_setting_moves_no_method_of_the_grid_to_another_page():
     cells = plan_cells("granet,snip,dense", "0.9", PAGE, "0", "update_every=7")
     assert len({cell.variant for cell in cells}) == 1
     assert [cell.page_changes for cell in cells] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments", "same"),
+    [
+        *((page, "", page != "folder_resnet20") for page in page_names()),  # of 10 epochs: the only one that moves
+        ("folder_resnet20", "epochs=8", True),
+        ("folder_resnet20", "lr_schedule=cosine", True),
+        ("cifar10_resnet20", "epochs=18", False),
+        ("cifar10_resnet20", "epochs=100 lr_drops=[0.29]", True),
+    ],
+)
+def test_runs_whose_rate_once_dropped_elsewhere_share_no_table(page, arguments, same):
+    """Drops were at the nearest epoch, 10 x 0.75 at 8, and are at 7; a variant says so only where the two differ."""
+    (cell,) = plan_cells("dense", "0", page, "0", arguments)
+    defaults = {f.name: f.default for f in dataclasses.fields(Page)}
+    settings = dataclasses.asdict(cell.page).items()
+    kept = {k: v for k, v in settings if k not in cells_module.NOT_PROTOCOL and v != defaults[k]}
+    assert (cell.variant == cells_module.short_hash(kept)) == same
 
 
 def test_settings_of_a_method_changed_through_the_page_are_in_the_label():

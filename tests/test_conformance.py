@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -192,6 +193,13 @@ def test_scoring_on_more_images_than_the_kit_has_is_no_fault(tmp_path):
     code = "class Many(snip.SNIP):\n    score_batches: int = 8\n"
     wanted = ("scoring-gradients", "training-cost", "declared-scoring")
     assert judge(tmp_path, code, *wanted) == dict.fromkeys(wanted, "pass")
+
+
+def test_scores_by_running_statistics_are_held_to_them(tmp_path):
+    code = "class Running(snip.SNIP):\n    batch_norm: str = 'running'\n    augment: bool = False\n"
+    assert judge(tmp_path, code, "scoring-gradients") == {"scoring-gradients": "pass"}
+    with mock.patch("benchmark.scoring.set_mode", lambda model, wanted: model.train()):
+        assert judge(tmp_path, code, "scoring-gradients") == {"scoring-gradients": "FAIL"}
 
 
 def test_updates_at_every_step_are_no_fault(tmp_path):

@@ -189,6 +189,8 @@ def test_sample_serves_the_asked_images_augmented_by_the_seed_alone() -> None:
     assert torch.equal(labels, wanted)
     assert torch.equal(first, images.sample(wanted, 1, CPU)[0])
     assert not torch.equal(first, images.sample(wanted, 2, CPU)[0])
+    evaluated = torch.cat([batch for batch, _ in images.batches(4, CPU)])
+    assert torch.equal(images.sample(wanted, 1, CPU, augmented=False)[0], evaluated[wanted])
     plain, _ = memory_images(pad=0, flip=False).sample(wanted, 1, CPU)
     assert torch.equal(stored_pixels(plain), random_part().pixels[wanted])
 

@@ -66,6 +66,14 @@ def test_a_row_may_go_on_in_indented_lines():
         ([HEADER, ROW, "- masks | random | drawn | exact"], "mine.py, line 5: a row must have 5 cells .*got 4"),
         ([HEADER, f"{ROW} | more"], "mine.py, line 4: a row must have 5 cells .*got 6"),
         ([HEADER, ROW, ROW.replace("drawn", "")], "mine.py, line 5: the cell 'authors' code' of 'masks' is empty"),
+        (
+            [HEADER, ROW.replace("drawn", "not stated")],
+            "line 4: .*'authors' code' of 'masks' must say what the code does",
+        ),
+        (
+            [HEADER, ROW.replace("drawn", "RigL's: Not stated; ITOP's: drawn")],
+            "or where it was looked for, got 'not sta",
+        ),
         ([HEADER, ROW, "  |"], "mine.py, line 4: a row must have 5 cells .*got 6"),
         ([HEADER, ROW, "none"], "mine.py, line 5: 'none' is no row"),
         ([HEADER, ROW, "", "Afterword."], "mine.py, line 6: 'Afterword.' is no row"),

@@ -13,7 +13,7 @@ from benchmark.maskset import MaskSet
 from benchmark.pages import load_page
 from benchmark.plugins import built_in_names, find_method
 from benchmark.scoring import score
-from methods.core import Scoring, Timeline, View, cubic
+from methods.core import ContractError, Scoring, Timeline, View, cubic
 from tests.small import SmallImages, SmallNet, make_page
 from tests.test_training import finish, make_run
 
@@ -225,7 +225,27 @@ def test_set_ranks_each_sign_apart():
     assert kept.nonzero().flatten().tolist() == [2, 3, 4, 5]
     together = make("set", 0.5, prune_rate=0.5, per_sign=False).drop_smallest(view)["w"][0]
     assert together.nonzero().flatten().tolist() == [4, 5, 6, 7]
-    assert int(method.update(view)["w"].sum()) == 8
+    removed, final = method.update(view)
+    assert torch.equal(removed["w"][0], kept)
+    assert int(final["w"].sum()) == 8
+
+
+def test_set_starts_at_zero_what_it_removes_and_draws_again():
+    """A full layer of 400: removed are 0.3 of each sign, rounded down, and all of them come back, from zero."""
+    method = make("set", 0.0)
+    weight = nn.Parameter(torch.randn(20, 20, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    maskset, optimizer = MaskSet({"w": weight}), torch.optim.SGD([weight], lr=0.0, momentum=0.9)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    view = View(weights=maskset.weights, masks=maskset.masks, step=10, timeline=LINE, seed=0)
+    commit(method, "set", maskset, propose(method, "set", view), view, optimizer)
+    negative = int((before < 0).sum())
+    removed = int(0.3 * negative) + int(0.3 * (400 - negative))
+    assert maskset.masks["w"].all()
+    assert int((weight == 0).sum()) == removed
+    assert torch.equal(weight[weight != 0], before[weight != 0])
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"] == 0, weight == 0)
 
 
 def test_set_updates_after_every_epoch():
@@ -290,12 +310,48 @@ def test_scoring_gradients_match_a_closed_form():
     assert torch.allclose(pieces.hessian_gradients["w"], hg, rtol=1e-6, atol=1e-12)
 
 
-def test_scoring_leaves_the_network_as_it_was():
+@pytest.mark.parametrize("wanted", [Scoring(), Scoring(batch_norm="running", augmented=False)])
+def test_scoring_leaves_the_network_as_it_was(wanted):
     model = SmallNet()
+    model.bn1.eval()  # as it may be found
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    score(model, {"conv1.weight": model.conv1.weight}, SmallImages(), Scoring(), 8, seed=0)
+    modes = [module.training for module in model.modules()]
+    score(model, {"conv1.weight": model.conv1.weight}, SmallImages(), wanted, 8, seed=0)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+    assert modes == [module.training for module in model.modules()]
+
+
+def test_scored_in_inference_mode_an_untrained_network_has_no_batch_norm():
+    """Running mean 0 and variance 1: each norm divides by sqrt(1 + eps), whatever the batch is."""
+    torch.manual_seed(0)
+    model, plain = SmallNet().double(), SmallNet().double()
+    plain.load_state_dict(model.state_dict())
+    for name in ("bn1", "bn2"):
+        setattr(plain, name, nn.Identity())
+    images = SmallImages()
+    images.images = images.images.double()
+    found = [
+        score(net, {"w": net.conv1.weight}, images, Scoring(batch_norm=how), 8, seed=3).gradients["w"]
+        for net, how in ((model, "running"), (plain, "batch"), (model, "batch"))
+    ]
+    assert torch.allclose(found[0], found[1], rtol=1e-4)
+    assert not torch.allclose(found[2], found[1], rtol=0.1)
+
+
+def test_plain_images_are_those_of_the_evaluation():
+    """SNIP's authors score on images that are not cropped or flipped."""
+    asked = []
+
+    class Told(SmallImages):
+        def sample(self, indices, seed, device, augmented=True):
+            asked.append(augmented)
+            return super().sample(indices, seed, device, augmented)
+
+    for method in (make("snip", 0.5), make("snip", 0.5, batch_norm="running", augment=False)):
+        model = SmallNet()
+        score(model, {"w": model.conv1.weight}, Told(), method.scoring(), 8, seed=0)
+    assert asked == [True, False]
 
 
 def test_scoring_is_charged():
@@ -333,6 +389,10 @@ def test_rates_are_shares_of_active_weights_never_more():
     assert method.prune_rate == 1.0
     with pytest.raises(ValueError, match="score_batches"):
         find_method("snip").cls(sparsity=0.9, score_batches=0)
+    with pytest.raises(ValueError, match="batch_norm must be batch or running, got 'eval'"):
+        find_method("snip").cls(sparsity=0.9, batch_norm="eval")
+    with pytest.raises(ContractError, match="batch_norm batch or running, got 'eval'"):
+        Scoring(batch_norm="eval")
     with pytest.raises(ValueError, match="samples_per_class"):
         find_method("grasp").cls(sparsity=0.9, samples_per_class=1)
     with pytest.raises(ValueError, match="temperature"):

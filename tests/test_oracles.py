@@ -461,7 +461,7 @@ EXCHANGES = [{}, {"distribution": "er"}, {"distribution": "uniform", "prune_rate
 N_OF_M = [{"pattern": "2:4", "sparsity": 0.5}, {"pattern": "1:4", "sparsity": 0.75, "prune_end": 1.0}]
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "static": [{"distribution": kind} for kind in ("erk", "er", "uniform")],
-    "snip": [{}, {"score_batches": 3}],
+    "snip": [{}, {"score_batches": 3}, {"batch_norm": "running", "augment": False}],
     "one_shot": [
         {},
         {"scope": "layer"},
@@ -832,6 +832,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("zero is negative", {"signs": lambda self, w, mask: [mask & (w > 0), mask & (w <= 0)]}),
         ("zero has no sign", {"signs": lambda self, w, mask: [mask & (w > 0), mask & (w < 0)]}),
         ("growth by the draws of the start", {"growth": lambda self, name, gradients, draw: draw(name, "mask")}),
+        ("what was removed and drawn again keeps its value", {"stages": Oracle.stages}),
         ("rounded up", CEIL),
         ("an annealed rate", {"rate": annealed(lambda o, step: oracles.cosine(0.3, 0.0, step / o.total_steps))}),
         ("an update at the end", {"update_steps": to_the_end}),

@@ -39,6 +39,25 @@ def test_the_imagenet_page_follows_the_authors_code():
 
 
 @pytest.mark.parametrize(
+    ("epochs", "shares", "drops"),
+    [
+        (10, [0.5, 0.75], [5, 7]),  # the nearest to 7.5 would be 8
+        (18, [0.5, 0.75], [9, 13]),
+        (7, [0.5, 0.75], [3, 5]),
+        (160, [0.5, 0.75], [80, 120]),
+        (100, [0.3, 0.6, 0.9], [30, 60, 90]),
+        (25, [0.56], [14]),  # 14.000000000000002
+        (100, [0.29, 0.57, 0.58], [29, 57, 58]),  # 28.999999999999996, 56.99999999999999, 57.99999999999999
+        (1, [0.5, 0.75], [1, 1]),  # no drop before the first epoch
+    ],
+)
+def test_the_learning_rate_drops_at_whole_epochs_rounded_down(epochs, shares, drops):
+    page = load_page("cifar10_resnet20", {"epochs": epochs, "lr_drops": shares})
+    for epoch in range(epochs):
+        assert learning_rate(page, epoch) == pytest.approx(0.1 ** (1 + sum(epoch >= drop for drop in drops)))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epoch": 3}, "no setting 'epoch'; did you mean 'epochs'"),

@@ -63,10 +63,11 @@ def print_pages(console: Console) -> None:
 TEMPLATE = '''"""{title}: one line on what it does.
 
 Paper: authors, title, year, arXiv number. Name the equations beside the lines that are them. Under "Deviations" write a
-row for each point on which this file, the paper or its authors' code differ ("not stated" where unknown), or only: none
+row for each point on which this file, the paper or its authors' code differ ("not stated" where the paper leaves it
+open; of the code, where it was looked for), or only: none
 
 Deviations (point | paper | authors' code | here | why):
-- first masks | not stated | not stated | the page's distribution (ERK), exact counts | the budget is exact
+- first masks | not stated | no code was published | the page's distribution (ERK), exact counts | the budget is exact
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmark.conformance.checks import Outcome, check
 from benchmark.conformance.nets import BATCH, CLASSES, IMAGES, make_network
 from benchmark.conformance.trial import Kit, Trial
-from benchmark.scoring import scoring_pieces
+from benchmark.scoring import scoring_pieces, set_mode
 from methods.core import DenseGrads, Scoring
 
 CLOSE = 1e-3  # relative error of a gradient's norm: float32 against float64
@@ -141,6 +141,7 @@ def check_scored(kit: Kit) -> Outcome:
         return Outcome(False, f"{images} images, asked for {asked_images(wanted)}")
 
     def loss(model: nn.Module) -> Tensor:
+        set_mode(model, wanted)
         parts = [
             share * nn.functional.cross_entropy(model(x.double()) / wanted.temperature, y) for x, y, share in pieces
         ]

@@ -70,8 +70,11 @@ class Images(Protocol):
         """Yield every image once in stored order, for evaluation; with `share` (rank, ranks), every ranks-th batch."""
         ...
 
-    def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices` with their labels, augmented as in training: for scoring at initialisation."""
+    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the images at `indices` with their labels, for scoring at initialisation.
+
+        They are augmented as in training, or as for evaluation.
+        """
         ...
 
 
@@ -153,10 +156,11 @@ class StreamedImages:
         batches = torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]
         yield from self._stream(list(batches), None, device)
 
-    def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices`, augmented as in training; see `Images`."""
+    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the images at `indices`; see `Images`."""
         starts = batch_starts(len(indices), 64)
-        parts = list(self._stream([indices[i : i + 64].cpu() for i in starts], ("sample", seed), device))
+        key = ("sample", seed) if augmented else None
+        parts = list(self._stream([indices[i : i + 64].cpu() for i in starts], key, device))
         return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
     def _stream(

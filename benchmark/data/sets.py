@@ -95,10 +95,13 @@ class MemoryImages:
             images = normalise(self.stored[i : i + batch_size, :, inside, inside], self.mean, self.std)
             yield images.to(device), self.stored_labels[i : i + batch_size].to(device)
 
-    def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices`, augmented as in training; see `Images`."""
+    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the images at `indices`; see `Images`."""
         generator = torch.Generator().manual_seed(derive("sample", seed))
-        images, labels = self._cut(self._draw(indices.cpu(), generator))
+        drawn = self._draw(indices.cpu(), generator)
+        if not augmented:
+            drawn[1:3], drawn[3] = self.pad, 0
+        images, labels = self._cut(drawn)
         return images.to(device), labels.to(device)
 
     def _draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:

@@ -49,7 +49,7 @@ class Counted:
         """Refuse: there are no images."""
         refuse()
 
-    def sample(self, indices: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
         """Refuse: there are no images."""
         refuse()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from leaderboard.arithmetic import drop_epochs
 from leaderboard.kinds import is_number, parse_time
 from leaderboard.page import identity, section_title
 from leaderboard.records import file_key
@@ -165,7 +166,7 @@ def find_drops(settings: dict[str, Any]) -> tuple[int, ...]:
     epochs, drops = settings.get("epochs"), settings.get("lr_drops")
     if settings.get("lr_schedule", "step") != "step" or not is_number(epochs) or not isinstance(drops, list):
         return ()
-    return tuple(round(drop * epochs) for drop in drops if is_number(drop))
+    return tuple(drop_epochs((drop for drop in drops if is_number(drop)), int(epochs)))
 
 
 def mean_of(by_seed: dict[int, float | None]) -> float | None:
