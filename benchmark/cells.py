@@ -27,7 +27,7 @@ from methods.core import Budget, Method
 
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 # Where a file lies and how fast it is read changes no number, so these do not make another page.
-NOT_PROTOCOL = {"title", "data_dir", "workers", "methods"}
+NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class Page:
     # sparsity
     keep_dense: list[str] = field(default_factory=list)  # patterns of weight names never pruned; first and last too
     prune_depthwise: bool = False
+    allow_dense: list[str] = field(default_factory=list)  # patterns of parameters that may compute under no mask
     distribution: str = "erk"  # of layer densities where a method draws masks at random
     prune_end: float = 0.5  # t_f as a share of the run: when gradual pruning reaches its target
     allow_empty_layers: bool = False  # whether a sparsity may leave a layer without weights

@@ -6,7 +6,7 @@ network has neither. `sparse-bench slim`, the record of a run and `sparse-bench 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,13 @@ def count_network(network: nn.Module, page: Page, shape: tuple[int, int, int]) -
     return count_costs(network, find_layers(network, page), shape).dense
 
 
-def count_slim(network: nn.Module, masks: Mapping[str, Tensor], page: Page, shape: tuple[int, int, int]) -> int | None:
+def count_slim(
+    network: nn.Module,
+    masks: Mapping[str, Tensor],
+    page: Page,
+    shape: tuple[int, int, int],
+    count: Callable[[nn.Module, Page, tuple[int, int, int]], int] = count_network,
+) -> int | None:
     """Return the multiply-adds of one image through the smaller network; None for masks not of whole filters.
 
     `network` holds the weights, zero where a mask is off, on the CPU, and is left in evaluation mode. Residual streams,
@@ -70,4 +76,4 @@ def count_slim(network: nn.Module, masks: Mapping[str, Tensor], page: Page, shap
         return None
     images = torch.randn(DRAWN, *shape, generator=torch.Generator().manual_seed(0))
     smaller, _, _ = shrink(network.eval(), images)
-    return count_network(smaller, page, shape)
+    return count(smaller, page, shape)
