@@ -172,29 +172,32 @@ def check_single(model: nn.Module, images: torch.Tensor, page: Page) -> None:
 
 
 def offer_size(page: Page, data: Data) -> str:
-    """Return the advice to take the smallest usual image size that the network takes, tried here, or nothing.
+    """Return the advice to take the smallest usual image size that the network takes, or nothing where none is found.
 
-    Where trying them takes too long, the size that timm's weights were trained at. The random state is kept.
+    Sizes are tried with tensors that hold no numbers; the one that is offered really passes. Where a network cannot be
+    tried so, or too long, it is the size that timm's weights are for. The random state is kept.
     """
     known = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
     usual = known.input_size[-1] if known is not None else SIZES[0]
     began = time.monotonic()
-    for size in sorted({*SIZES, usual} - {data.image_size}):
-        if time.monotonic() - began > TRY_S:
-            return f"timm's weights for it take images of {usual}: ARGS=image_size={usual}"
-        if takes_size(page, dataclasses.replace(data, image_size=size)):
-            return f"it takes images of {size}: ARGS=image_size={size}"
-    return ""
+    likely = (
+        size
+        for size in sorted({*SIZES, usual} - {data.image_size})
+        if time.monotonic() - began < TRY_S and takes_size(page, data, size, "meta")
+    )
+    size = next(likely, usual)
+    passes = size != data.image_size and takes_size(page, data, size, "cpu")
+    return f"it takes images of {size}x{size}: try ARGS=image_size={size}" if passes else ""
 
 
 @torch.no_grad()
-def takes_size(page: Page, data: ImageFacts) -> bool:
+def takes_size(page: Page, data: Data, size: int, device: str) -> bool:
     """Return whether the network can be built for images of this size and takes them."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device(device):
         warnings.simplefilter("ignore")
         try:
-            model = create_network(page, model_arguments(page, data)).eval()
-            model(torch.zeros(1, data.channels, data.image_size, data.image_size))
+            model = create_network(page, model_arguments(page, dataclasses.replace(data, image_size=size))).eval()
+            model(torch.zeros(1, data.channels, size, size))
         except Exception:  # a backbone may raise anything at all
             return False
     return True

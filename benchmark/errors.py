@@ -43,7 +43,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """Return what another library raised, in one line: its text, or, where that is empty, its kind."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def describe_failure(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from benchmark.arithmetic import make_autocast, measure_accuracy
 from benchmark.build import ImageFacts, count_prunable, create_network, model_arguments
 from benchmark.data.readers import CIFAR
 from benchmark.data.sets import Data, load_data
-from benchmark.errors import UserError
+from benchmark.errors import UserError, reason
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.names import run_folder
@@ -69,7 +69,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{folder}: the weights do not fit {page.model}: {error}") from error
+        raise UserError(f"{folder}: the weights do not fit {page.model}: {reason(error)}") from error
     return [
         same("run", record["run"], about.get("run")),
         same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),

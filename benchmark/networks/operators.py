@@ -17,7 +17,7 @@ from fvcore.nn.jit_handles import conv_flop_count
 Handle = Callable[[Sequence[Any], Sequence[Any]], Counter[str]]
 
 COUNTED = {"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"}  # by fvcore's names, or by those below
-COUNTED |= {"addbmm", "addmv", "attention", "baddbmm", "dot", "inner", "mv", "vdot"}
+COUNTED |= {"addbmm", "addmv", "attention", "baddbmm", "dot", "inner", "mv", "outer", "vdot"}
 
 
 def sizes(value: Any) -> list[int]:
@@ -36,6 +36,22 @@ def count_product(name: str, first: int = 0) -> Handle:
     return count
 
 
+def outer(out: int, first: int, second: int) -> int:
+    """Return the multiply-adds of a product element by element, all numbers of elements given.
+
+    Nothing, as of every such product, unless the result has more elements than either factor: that is an outer product,
+    and whoever sums it has written a product of matrices.
+    """
+    return out if out > max(first, second) else 0
+
+
+def count_elements(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a product element by element; one that costs nothing as a call, as fvcore does what it leaves out."""
+    factors = [value for value in inputs[:2] if value.isCompleteTensor()]
+    macs = outer(prod(sizes(outputs[0])), *(prod(sizes(value)) for value in factors)) if len(factors) == 2 else 0
+    return Counter({"outer": macs} if macs else {"aten::mul": 1})
+
+
 def count_padded(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     """Count a convolution whose padding is a name, `same` or `valid`."""
     return Counter({"conv": int(conv_flop_count(sizes(inputs[0]), sizes(inputs[1]), sizes(outputs[0])))})
@@ -50,8 +66,7 @@ def count_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[st
 def count_einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     """Count a sum of products of two tensors, as torch computes it: what one of them has alone is summed before.
 
-    Without a sum it is a product of elements, which costs nothing by the convention here. Raises ValueError for three
-    tensors and more, which are multiplied in an order that the equation does not say.
+    Raises ValueError for three tensors and more, which are multiplied in an order that the equation does not say.
     """
     equation = str(inputs[0].toIValue()).replace(" ", "")
     tensors = [sizes(value) for value in inputs[1].node().inputs()]
@@ -73,7 +88,12 @@ def sum_of_products(terms: list[str], result: str, tensors: list[list[int]]) -> 
     kept = [size for index, size in extents.items() if index in result or index.isdigit()]
     both = {index for index in first.keys() & second.keys() if min(first[index], second[index]) > 1}
     summed = [extents[index] for index in both if index not in result and not index.isdigit()]
-    return prod(summed) * prod(kept) if summed else 0
+    if summed:
+        return prod(summed) * prod(kept)
+    left = [
+        prod(size for index, size in term.items() if index in result or index.isdigit()) for term in (first, second)
+    ]
+    return outer(prod(kept), *left)
 
 
 def expand_dots(term: str, dimensions: int) -> str:
@@ -84,6 +104,7 @@ def expand_dots(term: str, dimensions: int) -> str:
 
 HANDLES: dict[str, Handle] = {
     "aten::_convolution_mode": count_padded,
+    **{f"aten::{name}": count_elements for name in ("mul", "multiply", "outer")},
     "aten::scaled_dot_product_attention": count_attention,
     "aten::einsum": count_einsum,
     **{f"aten::{name}": count_product(name) for name in ("matmul", "mv", "dot", "vdot", "inner")},
@@ -104,8 +125,8 @@ NAMES = """
     leaky_relu lerp lift_fresh linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp
     logical_and logical_not logical_or logical_xor logit logsumexp lt masked_fill masked_scatter masked_select max
     max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean median meshgrid min minimum mish mode
-    movedim moveaxis mul multiply native_batch_norm native_group_norm native_layer_norm ne neg new_full new_ones
-    new_zeros norm normal not_equal numpy_T one_hot ones_like or outer pad permute pixel_shuffle pixel_unshuffle pow
+    movedim moveaxis mul native_batch_norm native_group_norm native_layer_norm ne neg new_full new_ones
+    new_zeros norm normal not_equal numpy_T one_hot ones_like or pad permute pixel_shuffle pixel_unshuffle pow
     prelu prod rand rand_like randn randn_like reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder
     repeat repeat_interleave replication_pad1d replication_pad2d reshape_as resolve_conj rms_norm roll rot90 round
     rrelu rsqrt rsub scalar_tensor scatter scatter_add select_scatter selu sigmoid sign silu sin sinh slice_scatter

@@ -46,6 +46,12 @@ def project(out: Tensor, x: Tensor, weight: Tensor, *bias: Any) -> Counted:
     return multiply(out, x, weight)
 
 
+def spread(out: Tensor, first: Tensor, second: Any, *rest: Any) -> Counted:
+    """A product element by element: free, unless it is an outer product, which a sum makes one of matrices."""
+    grows = isinstance(second, Tensor) and out.numel() > max(first.numel(), second.numel())
+    return (out.numel(), (first, second)) if grows else (0, ())
+
+
 def attend(out: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any) -> Counted:
     """Fused attention: the scores, then the mean of the values."""
     return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]), (query, key, value)
@@ -57,6 +63,7 @@ PRODUCTS: dict[str, Callable[..., Counted]] = {
     **dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_", "addmv", "addmv_"), multiply_add),
     **dict.fromkeys(("addbmm", "addbmm_"), sum_products),
     "linear": project,
+    "mul": spread,
 }
 
 
