@@ -19,6 +19,7 @@ from torch import nn
 from benchmark.errors import UserError, reason
 from benchmark.networks.operators import COUNTED, HANDLES, find_unknown
 from benchmark.networks.prunable import Layer
+from benchmark.networks.witness import recount
 from methods.core import Scoring
 
 
@@ -65,11 +66,15 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
         model.train(was_training)
     refuse_unknown(unsupported)
     dense = {layer.name: sum(counted(by_module.get(module, {})) for module in layer.modules) for layer in layers}
-    bypassed = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
-    if bypassed:
+    bypassed = [name for name, macs in dense.items() if macs == 0]
+    if bypassed:  # their weights are used from outside, as BEiT's attention does, which a trace does not name
+        seen = recount(model, shape)
+        dense.update({name: seen.weights[name] for name in bypassed})
+    unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
+    if unused:
         raise UserError(
-            f"layer {', '.join(bypassed)} has no cost of its own: the backbone uses its weight from outside, or not at "
-            "all, so its sparsity could not be priced; exempt it with keep_dense or choose another backbone"
+            f"layer {', '.join(unused)} computes nothing, so its sparsity could not be priced; exempt it with "
+            "keep_dense or choose another backbone"
         )
     total = counted(by_operator)
     per_weight = {}

@@ -173,7 +173,8 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
     built = build(cell, data, options.device)
-    for remark in built.remarks:
+    for remark in (remark for remark in built.remarks if remark not in options.told):  # once for all runs of a grid
+        options.told.add(remark)
         warner(console)(remark)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written

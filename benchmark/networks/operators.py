@@ -83,17 +83,13 @@ def sum_of_products(terms: list[str], result: str, tensors: list[list[int]]) -> 
     if len(terms) == 1:
         return 0
     named = [expand_dots(term, len(shape)) for term, shape in zip(terms, tensors, strict=True)]
+    kept = result.replace("...", "0123456789")
     first, second = (dict(zip(term, shape, strict=True)) for term, shape in zip(named, tensors, strict=True))
     extents = {index: max(first.get(index, 1), second.get(index, 1)) for index in {**first, **second}}
-    kept = [size for index, size in extents.items() if index in result or index.isdigit()]
+    out, *left = (prod(n for index, n in sides.items() if index in kept) for sides in (extents, first, second))
     both = {index for index in first.keys() & second.keys() if min(first[index], second[index]) > 1}
-    summed = [extents[index] for index in both if index not in result and not index.isdigit()]
-    if summed:
-        return prod(summed) * prod(kept)
-    left = [
-        prod(size for index, size in term.items() if index in result or index.isdigit()) for term in (first, second)
-    ]
-    return outer(prod(kept), *left)
+    summed = [extents[index] for index in both if index not in kept]
+    return prod(summed) * out if summed else outer(out, *left)
 
 
 def expand_dots(term: str, dimensions: int) -> str:
@@ -117,7 +113,7 @@ NAMES = """
     abs add addcdiv and addcmul all alias alpha_dropout amax amin any arange argmax argmin argsort as_strided
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d atleast_1d atleast_2d batch_norm bernoulli bitwise_and bitwise_not
-    bitwise_or broadcast_tensors broadcast_to celu channel_shuffle clamp clamp_max clamp_min clone col2im concat
+    bitwise_or broadcast_tensors broadcast_to ceil celu channel_shuffle clamp clamp_max clamp_min clone col2im concat
     concatenate contiguous conj cos cosh count_nonzero cummax cummin cumprod cumsum diag diagonal diff div divide
     dropout elu embedding eq erf erfc exp exp2 expand_as expm1 fill flatten flip floor fmod frac
     frobenius_norm ge gelu glu group_norm grid_sampler gt hardshrink hardsigmoid hardswish hardtanh im2col

@@ -151,7 +151,8 @@ def watch(model: nn.Module, images: Tensor) -> tuple[Any, Witness]:
 def recount(model: nn.Module, shape: tuple[int, int, int]) -> Witness:
     """Return what an image of `shape` (channels, height, width) takes in evaluation mode; the model stays as it was."""
     training = model.training
+    like = next(model.parameters())
     try:
-        return watch(model.eval(), torch.zeros(1, *shape, device=next(model.parameters()).device))[1]
+        return watch(model.eval(), torch.zeros(1, *shape, device=like.device, dtype=like.dtype))[1]
     finally:
         model.train(training)
