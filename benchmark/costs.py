@@ -66,16 +66,7 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
         model.train(was_training)
     refuse_unknown(unsupported)
     dense = {layer.name: sum(counted(by_module.get(module, {})) for module in layer.modules) for layer in layers}
-    bypassed = [name for name, macs in dense.items() if macs == 0]
-    if bypassed:  # their weights are used from outside, as BEiT's attention does, which a trace does not name
-        seen = recount(model, shape)
-        dense.update({name: seen.weights[name] for name in bypassed})
-    unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
-    if unused:
-        raise UserError(
-            f"layer {', '.join(unused)} computes nothing, so its sparsity could not be priced; exempt it with "
-            "keep_dense or choose another backbone"
-        )
+    price_outside(model, layers, dense, shape)
     total = counted(by_operator)
     per_weight = {}
     for layer in layers:
@@ -95,6 +86,23 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
             **{op: int(n) for op, n in unsupported.items()},
         },
     )
+
+
+def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, int, int]) -> None:
+    """Price, in `dense`, the layers whose weights are used from outside alone: a trace does not name these.
+
+    BEiT's attention does that. Raises UserError for a prunable layer that computes nothing.
+    """
+    bypassed = [name for name, macs in dense.items() if macs == 0]
+    if bypassed:
+        seen = recount(model, shape)
+        dense.update({name: seen.weights[name] for name in bypassed})
+    unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
+    if unused:
+        raise UserError(
+            f"layer {', '.join(unused)} computes nothing, so its sparsity could not be priced; exempt it with "
+            "keep_dense or choose another backbone"
+        )
 
 
 def counted(operators: Mapping[str, float]) -> int:

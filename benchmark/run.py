@@ -168,14 +168,20 @@ def warner(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
 
+def tell(remarks: tuple[str, ...], options: Options, console: Console) -> None:
+    """Print what a user should hear of a network, once for all runs of a grid."""
+    for remark in remarks:
+        if remark not in options.told:
+            options.told.add(remark)
+            warner(console)(remark)
+
+
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path) -> Record:
     """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
     built = build(cell, data, options.device)
-    for remark in (remark for remark in built.remarks if remark not in options.told):  # once for all runs of a grid
-        options.told.add(remark)
-        warner(console)(remark)
+    tell(built.remarks, options, console)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"

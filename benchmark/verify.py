@@ -27,7 +27,7 @@ from benchmark.networks.witness import recount
 from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
 from benchmark.plugins import find_method, method_names
-from benchmark.slim.network import count_slim
+from benchmark.slim.network import cut_slim
 from leaderboard import Record, RecordError, read_record
 from leaderboard.kinds import is_number
 from leaderboard.table import printable
@@ -210,7 +210,7 @@ def compare_costs(
         same("inference macs, dense", macs["inference_dense"], dense),
         same("inference macs", macs["inference"], inference),
         same("inference share", macs["inference_share"], inference / dense),
-        *compare_slim(macs.get("inference_slim"), page, model, shape, masks),
+        *compare_slim(macs.get("inference_slim"), model, shape, masks),
         same("training macs, dense", macs["train_dense"], 3 * dense * images_trained(page, data)),
         same("training share", macs["train_share"], macs["train"] / macs["train_dense"]),
         same("training share, last epoch", macs["train_share"], record["history"][-1]["train_share"]),
@@ -218,14 +218,15 @@ def compare_costs(
 
 
 def compare_slim(
-    recorded: int | None, page: Page, model: nn.Module, shape: tuple[int, int, int], masks: Mapping[str, Tensor]
+    recorded: int | None, model: nn.Module, shape: tuple[int, int, int], masks: Mapping[str, Tensor]
 ) -> list[Finding]:
     """Count the network without its removed filters again where the record has its cost; why it cannot be, is told."""
     if recorded is None:
         return []
     found: int | str | None
     try:
-        found = count_slim(model, masks, page, shape, lambda network, _, size: recount(network, size).total)
+        smaller = cut_slim(model, masks, shape)
+        found = None if smaller is None else recount(smaller, shape).total
     except UserError as error:
         found = str(error)
     return [same("inference macs, slim", recorded, found)]

@@ -350,7 +350,7 @@ SMALL = (
 )
 REFUSED = {("sequencer", "aten::lstm")}  # what is neither counted nor free
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 384)
-HUGE = {"deepseek_vit", "gemma4_vit", "mobilenetv5", "nasnet", "pnasnet", "qwen3_vit"}  # minutes and gigabytes each
+HUGE = {"deepseek_vit", "gemma4_vit", "mobilenetv5"}  # minutes or gigabytes each
 
 
 def pick_member(family: str) -> str:

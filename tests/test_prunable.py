@@ -12,7 +12,7 @@ from benchmark.cells import plan_cells
 from benchmark.costs import count_costs
 from benchmark.errors import UserError
 from benchmark.networks.prunable import find_layers, prunable_weights
-from benchmark.networks.unmasked import tell_unmasked
+from benchmark.networks.unmasked import suggest, tell_unmasked
 from benchmark.networks.witness import recount
 from methods.core import erk
 from tests.small import SmallNet, make_page
@@ -185,6 +185,13 @@ def test_many_weights_under_no_mask_are_refused_unless_the_page_allows_them():
     assert tell(Mixed(16), allow_dense=["mat*"])
     with pytest.raises(UserError, match=r"'matrx' matches no parameter of the backbone: did you mean 'matrix'"):
         tell(Mixed(16), allow_dense=["matrx"])
+
+
+def test_the_permission_that_is_offered_can_be_given():
+    page = make_page(allow_dense=suggest({"blocks.0.a.weight": 3, "blocks.1.b": 2, "matrix": 1}))
+    assert page.allow_dense == ["blocks.*", "matrix"]
+    (cell,) = plan_cells("static", "0.5", "digits_resnet20", "0", f"allow_dense=[{','.join(page.allow_dense)}]")
+    assert cell.page.allow_dense == page.allow_dense
 
 
 def test_the_permission_makes_no_other_page():

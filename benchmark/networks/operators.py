@@ -128,7 +128,8 @@ NAMES = """
     rrelu rsqrt rsub scalar_tensor scatter scatter_add select_scatter selu sigmoid sign silu sin sinh slice_scatter
     softmax softplus softshrink sort split sqrt square squeeze std std_mean sub subtract sum
     swapaxes swapdims take take_along_dim tan tanh tensor_split tile topk tril triu true_divide trunc
-    unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_bicubic2d_aa
+    upsample_bilinear2d upsample_bilinear2d_aa upsample_linear1d
     upsample_nearest1d upsample_nearest2d upsample_trilinear3d var var_mean view_as where xor zero
 """
 FREE = frozenset(NAMES.split())

@@ -65,5 +65,8 @@ def describe(sizes: dict[str, int], total: int) -> str:
 
 
 def suggest(sizes: dict[str, int]) -> list[str]:
-    """Return patterns that name these parameters and are few: by the last part of their names."""
-    return sorted({f"*{name.rpartition('.')[2]}" if "." in name else name for name in sizes})
+    """Return few patterns that name these parameters, by the first part of their names.
+
+    None begins with a star, which ARGS, read as YAML, would not take.
+    """
+    return sorted({f"{name.partition('.')[0]}.*" if "." in name else name for name in sizes})
