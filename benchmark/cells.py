@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.names import refuse_name
-from benchmark.pages import SETTINGS, Page, changed_settings, load_page
+from benchmark.pages import EVERY_METHOD, FROM_PAGE, SETTINGS, Page, changed_settings, load_page
 from benchmark.plugins import Plugin, find_method, method_names
 from leaderboard.arithmetic import drop_epochs
 from leaderboard.kinds import LARGEST, is_number
@@ -28,7 +28,7 @@ from methods.core import Budget, Method
 
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 # Where a file lies and how fast it is read changes no number, so these do not make another page.
-NOT_PROTOCOL = {"title", "data_dir", "workers", "methods"}
+NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,13 @@ def check_values(settings: dict[str, Any]) -> None:
 def check_methods(page: Page) -> None:
     """Raise UserError for a method that a page's `methods` names and that does not exist, or lacks the setting."""
     for name, settings in page.methods.items():
-        if name not in method_names():
-            raise UserError(f"setting 'methods': {unknown('method', name, method_names())}")
-        known = find_method(name).settings()
+        if name not in (EVERY_METHOD, *method_names()):
+            raise UserError(f"setting 'methods': {unknown('method', name, (EVERY_METHOD, *method_names()))}")
+        known = FROM_PAGE if name == EVERY_METHOD else find_method(name).settings()
         for key in settings:
             if key not in known:
-                raise UserError(f"setting 'methods': method '{name}' has no setting '{key}'{nearest(key, known)}")
+                whose = "methods take no setting" if name == EVERY_METHOD else f"method '{name}' has no setting"
+                raise UserError(f"setting 'methods': {whose} '{key}'{nearest(key, known)}")
 
 
 def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: set[str]) -> None:

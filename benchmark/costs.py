@@ -16,13 +16,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, reason
+from benchmark.networks.operators import COUNTED, HANDLES, find_unknown
 from benchmark.networks.prunable import Layer
+from benchmark.networks.witness import recount
 from methods.core import Scoring
-
-COUNTED = {"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"}
-# Operators with multiply-adds of their own that fvcore does not count: a total without them would be wrong.
-HEAVY = ("scaled_dot_product", "multi_head_attention", "attn", "lstm", "gru", "rnn", "fft", "baddbmm", "deform")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
     """Count the multiply-adds of `model` on one image of `shape` (channels, height, width).
 
     Runs in evaluation mode with timm's fused attention off and leaves the model as it was.
-    Raises UserError when a heavy operator cannot be counted or when the network cannot take such an image.
+    Raises UserError for an operator that is neither counted nor known to be free, and when the trace fails.
     """
     was_training = model.training
     device = next(model.parameters()).device
@@ -53,25 +51,22 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
     unfused = unfuse_attention(model)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    analysis.set_op_handle(**HANDLES).unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
+        "none"
+    )
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             by_operator, unsupported = analysis.by_operator(), analysis.unsupported_ops()
             by_module = analysis.by_module_and_operator()
     except Exception as error:  # a backbone may raise anything at all
-        raise UserError(f"the backbone cannot take images of {shape}: {error}") from error
+        raise UserError(f"the backbone's cost on images of {shape} cannot be counted: {reason(error)}") from error
     finally:
         fuse_attention(unfused)
         model.train(was_training)
-    refuse_heavy(unsupported)
+    refuse_unknown(unsupported)
     dense = {layer.name: sum(counted(by_module.get(module, {})) for module in layer.modules) for layer in layers}
-    bypassed = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
-    if bypassed:
-        raise UserError(
-            f"layer {', '.join(bypassed)} has no cost of its own: the backbone uses its weight from outside, or not at "
-            "all, so its sparsity could not be priced; exempt it with keep_dense or choose another backbone"
-        )
+    price_outside(model, layers, dense, shape)
     total = counted(by_operator)
     per_weight = {}
     for layer in layers:
@@ -93,6 +88,23 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
     )
 
 
+def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, int, int]) -> None:
+    """Price, in `dense`, the layers whose weights are used from outside alone: a trace does not name these.
+
+    BEiT's attention does that. Raises UserError for a prunable layer that computes nothing.
+    """
+    bypassed = [name for name, macs in dense.items() if macs == 0]
+    if bypassed:
+        seen = recount(model, shape)
+        dense.update({name: seen.weights[name] for name in bypassed})
+    unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
+    if unused:
+        raise UserError(
+            f"layer {', '.join(unused)} computes nothing, so its sparsity could not be priced; exempt it with "
+            "keep_dense or choose another backbone"
+        )
+
+
 def counted(operators: Mapping[str, float]) -> int:
     """Return the multiply-adds of the operators that count."""
     return int(sum(n for op, n in operators.items() if op in COUNTED))
@@ -112,11 +124,14 @@ def fuse_attention(modules: list[nn.Module]) -> None:
         setattr(module, "fused_attn", True)  # noqa: B010
 
 
-def refuse_heavy(unsupported: Counter[str]) -> None:
-    """Raise UserError for an operator that fvcore left out although it multiplies matrices."""
-    heavy = [op for op in unsupported if any(word in op for word in HEAVY)]
-    if heavy:
-        raise UserError(f"the cost of this backbone cannot be counted: fvcore leaves out {', '.join(heavy)}")
+def refuse_unknown(unsupported: Counter[str]) -> None:
+    """Raise UserError for operators that may compute anything, since a total without them could be wrong."""
+    found = find_unknown(unsupported)
+    if found:
+        raise UserError(
+            f"the cost of this backbone cannot be counted: {', '.join(sorted(found))} is neither counted nor known to "
+            "be free of multiply-adds, and every multiplication is charged; choose another backbone"
+        )
 
 
 # The double backward of a layer runs six products where the backward runs two, so the second pass costs 3 + 6.

@@ -45,6 +45,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} '{name}'{nearest(name, names) or ';'} available: {', '.join(names)}"
 
 
+def reason(error: BaseException) -> str:
+    """Return what another library raised, in one line: its text, or, where that is empty, its kind."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def describe_failure(error: BaseException) -> str:
     """Return what a plugin's own code raised, and where: `TypeError: reason (line 3 of my_method.py)`."""
     where = traceback.extract_tb(error.__traceback__)[-1]

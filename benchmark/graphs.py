@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, reason
 from benchmark.pages import Page
 from benchmark.processes.ranks import count_ranks
 
@@ -94,7 +94,9 @@ class GraphedPasses:
             try:
                 (logits, loss), replay = self.record(partial(self.fresh, images, labels))
             except RuntimeError as error:  # a network that asks the device for a value half-way, for one
-                raise UserError(f"this network cannot be recorded as a CUDA graph ({error}): unset {ASKED}") from error
+                raise UserError(
+                    f"this network can't be recorded as a CUDA graph ({reason(error)}): unset {ASKED}"
+                ) from error
         gradients = [parameter.grad for parameter in self.parameters]
         for buffer, before in zip(self.buffers, saved, strict=True):
             buffer.copy_(before)

@@ -29,6 +29,11 @@ SHARES = ("momentum", "lr_gamma", "label_smoothing", "ema_decay", "prune_end")
 AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "eval_every", "update_every")
 AT_LEAST_ZERO = ("crop_pad", "resized", "workers", "lr", "weight_decay", "warmup_epochs", "clip_norm")
 
+# In `methods`, of every method that takes the page's value of a setting. Unlike the page's own value it is no part of
+# the table: rows whose methods it does not touch stay beside rows from before it was changed.
+EVERY_METHOD = "all"
+FROM_PAGE = ("update_every", "prune_end", "distribution")
+
 
 @dataclass
 class Page:
@@ -83,10 +88,11 @@ class Page:
     # sparsity
     keep_dense: list[str] = field(default_factory=list)  # patterns of weight names never pruned; first and last too
     prune_depthwise: bool = False
+    allow_dense: list[str] = field(default_factory=list)  # patterns of parameters that may compute under no mask
     distribution: str = "erk"  # of layer densities where a method draws masks at random
     prune_end: float = 0.5  # t_f as a share of the run: when gradual pruning reaches its target
     allow_empty_layers: bool = False  # whether a sparsity may leave a layer without weights
-    methods: dict[str, Any] = field(default_factory=dict)  # settings of named methods on this page
+    methods: dict[str, Any] = field(default_factory=dict)  # settings of named methods on this page; all: see below
 
     # evaluation
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated

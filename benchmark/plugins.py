@@ -51,7 +51,7 @@ class Plugin:
             if field.name == "sparsity":
                 continue
             if field.metadata.get("from_page") and hasattr(page, field.name):
-                values[field.name] = getattr(page, field.name)
+                values[field.name] = (page.methods.get(EVERY_METHOD) or {}).get(field.name, getattr(page, field.name))
             elif field.default is not dataclasses.MISSING:
                 values[field.name] = field.default
             elif field.default_factory is not dataclasses.MISSING:

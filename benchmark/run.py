@@ -66,6 +66,7 @@ class Options:
     places: Places = field(default_factory=Places)
     progress: Path | None = None  # a file that says how far the run is
     snapshots: tuple[int, ...] = ()  # epochs at whose ends a checkpoint is kept
+    told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
 Warn = Callable[[str], None]
@@ -186,11 +187,20 @@ def warner(console: Console) -> Warn:
     return lambda text: console.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
 
+def tell(remarks: tuple[str, ...], options: Options, console: Console) -> None:
+    """Print what a user should hear of a network, once for all runs of a grid."""
+    for remark in remarks:
+        if remark not in options.told:
+            options.told.add(remark)
+            warner(console)(remark)
+
+
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path, start: Start) -> Record:
     """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
     set_determinism(cell.page)
     built = start.build(cell, data, options.device)
+    tell(built.remarks, options, console)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     check_room(cell, built, options.places)  # again: the cells before this one have written
     checkpoint = folder / "checkpoint"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmark.costs import fuse_attention, unfuse_attention
 from benchmark.data.folders import Images
-from benchmark.errors import UserError
+from benchmark.errors import UserError, reason
 from benchmark.seeds import derive
 from methods.core import Scoring
 
@@ -84,7 +84,7 @@ def add_hessian_product(
     except RuntimeError as error:
         if "derivative" not in str(error):
             raise
-        raise UserError(f"this backbone cannot be scored by second derivatives: {error}") from error
+        raise UserError(f"this backbone cannot be scored by second derivatives: {reason(error)}") from error
 
 
 def loss(model: nn.Module, images: Tensor, labels: Tensor, share: float, wanted: Scoring) -> Tensor:

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from benchmark.arithmetic import make_autocast, measure_accuracy
 from benchmark.build import ImageFacts, count_prunable, create_network, model_arguments
-from benchmark.costs import count_costs
 from benchmark.data.readers import CIFAR
 from benchmark.data.sets import Data, load_data
-from benchmark.errors import UserError
+from benchmark.errors import UserError, reason
 from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.names import run_folder
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.networks.prunable import find_layers, prunable_weights
+from benchmark.networks.witness import recount
 from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
 from benchmark.plugins import find_method, method_names
-from benchmark.slim.network import count_slim
+from benchmark.slim.network import cut_slim
 from leaderboard import Record, RecordError, read_record
 from leaderboard.kinds import is_number
 from leaderboard.table import printable
@@ -69,7 +69,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{folder}: the weights do not fit {page.model}: {error}") from error
+        raise UserError(f"{folder}: the weights do not fit {page.model}: {reason(error)}") from error
     return [
         same("run", record["run"], about.get("run")),
         same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),
@@ -182,7 +182,7 @@ def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[st
 
 
 def tally(recorded: Mapping[str, int], counts: Mapping[str, int]) -> str:
-    """Return how many layers hold the recorded number of active weights, of how many there are in either."""
+    """Return how many layers hold the recorded number, of how many there are in either."""
     right = sum(counts.get(name) == count for name, count in recorded.items())
     return f"{right} of {len(recorded.keys() | counts.keys())}"
 
@@ -190,20 +190,27 @@ def tally(recorded: Mapping[str, int], counts: Mapping[str, int]) -> str:
 def compare_costs(
     record: Record, page: Page, full: nn.Module, model: nn.Module, data: Data, masks: Mapping[str, Tensor]
 ) -> list[Finding]:
-    """Count the costs again, from the rebuilt networks and the masks in the file."""
+    """Count the costs again, from the rebuilt networks and the masks in the file.
+
+    By a counter that shares nothing with the one that the record's figures are from: see `benchmark.networks.witness`.
+    """
     shape = (data.channels, data.image_size, data.image_size)
-    layers = find_layers(model, page)
-    dense = count_costs(full, find_layers(full, page), shape).dense
-    inference = count_costs(model, layers, shape).forward(count_layers(masks))
-    names = list(prunable_weights(model, layers))
-    macs = record["macs"]
+    dense, seen = recount(full, shape).total, recount(model, shape)
+    names = list(prunable_weights(model, find_layers(model, page)))
+    inference = seen.forward({name: count for name, count in count_layers(masks).items() if name in names})
+    macs, of_layers = record["macs"], {layer["name"]: layer["macs"] for layer in record["layers"]}
     return [
         same("prunable layers", len(names), sum(name in masks for name in names)),
         same("parameters", record["weights"]["parameters"], sum(weight.numel() for weight in model.parameters())),
+        same(
+            "layers with the recorded macs",
+            f"{len(of_layers)} of {len(of_layers)}",
+            tally(of_layers, {name: seen.weights[name] for name in of_layers}),
+        ),
         same("inference macs, dense", macs["inference_dense"], dense),
         same("inference macs", macs["inference"], inference),
         same("inference share", macs["inference_share"], inference / dense),
-        *compare_slim(macs.get("inference_slim"), page, model, shape, masks),
+        *compare_slim(macs.get("inference_slim"), model, shape, masks),
         same("training macs, dense", macs["train_dense"], 3 * dense * images_trained(page, data)),
         same("training share", macs["train_share"], macs["train"] / macs["train_dense"]),
         same("training share, last epoch", macs["train_share"], record["history"][-1]["train_share"]),
@@ -211,14 +218,15 @@ def compare_costs(
 
 
 def compare_slim(
-    recorded: int | None, page: Page, model: nn.Module, shape: tuple[int, int, int], masks: Mapping[str, Tensor]
+    recorded: int | None, model: nn.Module, shape: tuple[int, int, int], masks: Mapping[str, Tensor]
 ) -> list[Finding]:
     """Count the network without its removed filters again where the record has its cost; why it cannot be, is told."""
     if recorded is None:
         return []
     found: int | str | None
     try:
-        found = count_slim(model, masks, page, shape)
+        smaller = cut_slim(model, masks, shape)
+        found = None if smaller is None else recount(smaller, shape).total
     except UserError as error:
         found = str(error)
     return [same("inference macs, slim", recorded, found)]

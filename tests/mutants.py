@@ -10,6 +10,7 @@ import functools
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,10 @@ def ignore_groups(original):
         return costs.Costs(per_weight, counted.layers, counted.fixed, counted.dense, counted.operators, counted.omitted)
 
     return count
+
+
+def ignore_attention(original):
+    return {**original, "aten::scaled_dot_product_attention": lambda inputs, outputs: Counter()}
 
 
 def step_as_well(original):
@@ -390,7 +395,7 @@ MUTANTS = [
            patched(building, "count_costs", ignore_groups)),
     Mutant("attention dropped", "fused attention is not counted", "inference-cost", "static",
            together(patched(costs, "unfuse_attention", lambda original: lambda model: []),
-                    patched(costs, "refuse_heavy", lambda original: lambda unsupported: None))),
+                    patched(costs, "HANDLES", ignore_attention))),
     Mutant("step and update", "the update does not take the step's place", "replaces-step", "rigl",
            patched(loop, "update_masks", step_as_well)),
     Mutant("one step late", "updates a step after their time", "update-window", "set",

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from benchmark.build import confirm, takes_size
 from benchmark.costs import count_costs, scoring_cost
+from benchmark.data.sets import Data
 from benchmark.errors import UserError
 from benchmark.flops.charges import grow_always, grow_at_times, prune_by_points, prune_by_steps, train_share
 from benchmark.flops.counting import Backbone, count_macs, count_operations, describe_network
 from benchmark.flops.layouts import Layout, Question, lay_first_dense, lay_uniform
+from benchmark.networks.operators import sum_of_products
 from benchmark.networks.prunable import find_layers
+from benchmark.networks.witness import recount
 from methods.core import Scoring, erk
-from tests.small import SmallNet, make_page
+from tests.small import SmallImages, SmallNet, make_page
 
 
 @pytest.fixture(scope="module")
@@ -178,24 +185,201 @@ def test_tied_weights_are_counted_once_and_charged_twice():
     assert costs.forward({"first.weight": 3}) == 6
 
 
-def test_a_heavy_operator_that_cannot_be_counted_is_refused():
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.qkv = nn.Linear(4, 12)
+class Odd(nn.Module):
+    """A function of (module, image) with the parts that it needs, and a classifier of four features: 12 macs."""
 
-        def forward(self, x):
-            q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)
-            return nn.functional.scaled_dot_product_attention(q, k, v).mean(1)
+    def __init__(self, function: Callable[[Any, torch.Tensor], torch.Tensor], part: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function, self.part = function, part
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.fc = nn.Linear(4, 3)
 
-    model = Attention()
-    with pytest.raises(UserError, match="scaled_dot_product"):
-        count_costs(model, find_layers(model, make_page()), (4, 3, 3))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.function(self, x))
+
+
+class Product(torch.autograd.Function):
+    """A product that a trace shows as a call of Python alone."""
+
+    @staticmethod
+    def forward(ctx, first, second):
+        return first @ second
+
+
+def mean(x: torch.Tensor) -> torch.Tensor:
+    return x.mean((2, 3))
+
+
+def tokens(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def count_both(model: nn.Module) -> tuple[int, int]:
+    """Return both counts of a network on a 6x6 image of four channels, the classifier's 12 left out."""
+    costs = count_costs(model, find_layers(model, make_page()), (4, 6, 6))
+    seen = recount(model, (4, 6, 6))
+    confirm(costs, seen)
+    return costs.dense - 12, seen.total - 12
+
+
+def through(part: nn.Module) -> Odd:
+    return Odd(lambda m, x: mean(m.part(x)), part)
+
+
+COUNTED = {  # by hand: positions x weights of a convolution, sums x their length of a product
+    "padded by name": (through(nn.Conv2d(4, 4, 3, padding="same")), 36 * 144),
+    "even kernel, groups": (through(nn.Conv2d(4, 4, 4, padding="same", groups=2)), 36 * 128),
+    "padding valid": (through(nn.Conv2d(4, 4, 3, padding="valid")), 16 * 144),
+    "padding reflect": (through(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), 36 * 144),
+    "transposed": (through(nn.ConvTranspose2d(4, 4, 3, stride=2, groups=2)), 36 * 72),
+    "fused attention": (Odd(lambda m, x: attend(*[tokens(x)] * 3).mean(1)), 2 * 36 * 36 * 4),
+    "a vector": (Odd(lambda m, x: (mean(x) @ m.weight[0])[:, None].expand(1, 4)), 4),
+    "matrix times vector": (Odd(lambda m, x: torch.mv(m.weight, mean(x)[0])[None]), 16),
+    "the first side broadcast": (Odd(lambda m, x: (mean(x) @ m.weight.expand(5, 4, 4)).mean(0)), 5 * 16),
+    "added to a batch": (Odd(lambda m, x: torch.baddbmm(x[:, :1, 0, :4], mean(x)[None], m.weight[None])[0]), 16),
+    "einsum": (Odd(lambda m, x: mean(torch.einsum("bchw,cd->bdhw", x, m.weight))), 36 * 16),
+    "outer product and sum": (Odd(lambda m, x: mean((x[:, None] * m.weight[..., None, None]).sum(2))), 36 * 16),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_whatever_multiplies_and_adds_is_counted_and_both_counters_agree(name):
+    model, by_hand = COUNTED[name]
+    assert count_both(model) == (by_hand, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (Odd(lambda m, x: m.part(tokens(x))[0].mean(1), nn.LSTM(4, 4)), "aten::lstm"),
+        (Odd(lambda m, x: m.part(tokens(x))[0].mean(1), nn.GRU(4, 4)), "aten::gru"),
+        (Odd(lambda m, x: m.part(mean(x), mean(x)), nn.Bilinear(4, 4, 4)), "aten::bilinear"),
+        (Odd(lambda m, x: torch.fft.fft2(x).abs().mean((2, 3))), "aten::fft_fft2"),
+        (Odd(lambda m, x: torch.cdist(mean(x), m.weight)), "aten::cdist"),
+        (Odd(lambda m, x: Product.apply(mean(x), m.weight)), "prim::PythonOp.Product"),
+        (Odd(lambda m, x: torch.einsum("bi,ij,jk->bk", mean(x), m.weight, m.weight)), "an einsum of 3 tensors"),
+    ],
+)
+def test_an_operator_that_is_neither_counted_nor_known_to_be_free_is_refused_by_name(model, named):
+    with pytest.raises(UserError, match=f"cannot be counted: .*{named}"):
+        count_both(model)
+
+
+@pytest.mark.parametrize(
+    ("terms", "result", "shapes", "macs"),
+    [
+        (["...ij", "...jk"], "...ik", [[2, 6, 3, 4], [6, 4, 5]], 2 * 6 * 3 * 4 * 5),
+        (["bhwc", "hkc"], "bhwk", [[2, 3, 4, 7], [3, 6, 7]], 2 * 3 * 4 * 7 * 6),
+        (["ik", "jk"], "j", [[2, 3], [4, 3]], 12),  # i is summed before
+        (["nchw", "c"], "nchw", [[1, 3, 4, 4], [3]], 0),  # element by element
+        (["i", "j"], "ij", [[3], [4]], 12),  # an outer product
+        (["ii"], "i", [[3, 3]], 0),
+        (["abc", "abd"], "acd", [[99, 101, 7], [99, 101, 13]], 99 * 101 * 7 * 13),  # more digits than fvcore's four
+    ],
+)
+def test_an_einsum_costs_what_torch_does_to_the_last_digit(terms, result, shapes, macs):
+    assert sum_of_products(terms, result, shapes) == macs
+
+
+def test_a_weight_that_is_also_used_from_outside_its_layer_is_refused():
+    conv = nn.Conv2d(4, 4, 3)
+    used_twice = Odd(lambda m, x: mean(m.part(x) + nn.functional.conv2d(x, m.part.weight)), conv)
+    with pytest.raises(UserError, match=r"take 4,620 multiply-adds .* a second count .*, in part\.weight"):
+        count_both(used_twice)
+    assert count_both(Odd(lambda m, x: mean(m.part(m.part(x))), conv)) == ((16 + 4) * 144,) * 2  # called twice
+
+
+def test_a_weight_used_from_outside_alone_is_priced_and_one_not_used_is_refused():
+    model = Odd(lambda m, x: mean(nn.functional.conv2d(x, m.part.weight)), nn.Conv2d(4, 4, 3))
+    assert count_both(model) == (16 * 144,) * 2
+    costs = count_costs(model, find_layers(model, make_page()), (4, 6, 6))
+    assert costs.per_weight == {"part.weight": 16, "fc.weight": 1} and costs.fixed == 0
+    with pytest.raises(UserError, match=r"layer part\.weight computes nothing"):
+        count_both(Odd(lambda m, x: mean(x), nn.Conv2d(4, 4, 3)))
+
+
+def test_the_second_count_knows_what_a_factor_is_made_of():
+    model = Odd(lambda m, x: mean(x) @ (m.weight - m.weight.mean()).softmax(0) + m.fc.bias.sum())
+    seen = recount(model, (4, 6, 6))
+    assert seen.factors == {"weight", "fc.weight"}
+    assert seen.weights == {"fc.weight": 12}
+    assert seen.forward({"fc.weight": 5}) == 16 + 5
+    assert model.training
+
+
+FAMILIES = {  # a small member of families that compute in ways of their own, and the images it takes
+    "convmixer_768_32": 32,
+    "lowformer_b0": 32,
+    "mvitv2_tiny": 32,
+    "mobilenetv3_small_050": 32,
+    "test_vit": 160,
+    "test_convnext": 32,
+    "test_mambaout": 32,
+    "starnet_s1": 32,
+    "resnet18": 32,
+}
+
+
+def hold(name: str, size: int) -> None:
+    """Assert that both counters agree on a backbone, in all and layer by layer."""
+    arguments = {"img_size": size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    model, shape = timm.create_model(name, num_classes=3, **arguments), (3, size, size)
+    try:
+        layers = find_layers(model, make_page())
+    except UserError:  # weights that cannot be masked: the totals agree all the same
+        layers = []
+    confirm(count_costs(model, layers, shape), recount(model, shape))
+
+
+SMALL = (
+    "test_",
+    "_atto",
+    "femto",
+    "pico",
+    "_nano",
+    "_xxs",
+    "xxt",
+    "_xs",
+    "tiny",
+    "_t0",
+    "_m0",
+    "mini",
+    "small",
+    "_s",
+    "_b0",
+)
+REFUSED = {("sequencer", "aten::lstm")}  # what is neither counted nor free
+SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 384)
+HUGE = {"deepseek_vit", "gemma4_vit", "mobilenetv5"}  # minutes or gigabytes each
+
+
+def pick_member(family: str) -> str:
+    """Return a small member of one of timm's families, by its name."""
+    names = timm.list_models(module=family)
+    return min(names, key=lambda name: (min([SMALL.index(s) for s in SMALL if s in name], default=99), len(name), name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in timm.list_modules() if family not in HUGE])
+def test_both_counters_agree_on_every_family(family):
+    name = pick_member(family)
+    page = make_page(model=name)
+    pictures = Data("pictures", ("a", "b", "c"), 3, 0, SmallImages(), None, SmallImages(), "0")
+    size = next(size for size in SIZES if takes_size(page, pictures, size, "cpu"))
+    try:
+        hold(name, size)
+    except UserError as error:
+        assert (family, re.search(r"aten::\w+|$", str(error))[0]) in REFUSED
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_counters_agree_on_a_family(name):
+    hold(name, FAMILIES[name])
 
 
 def test_a_backbone_that_cannot_take_the_image_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 7))
-    with pytest.raises(UserError, match="cannot take images"):
+    with pytest.raises(UserError, match=r"cost on images of \(3, 2, 2\) cannot be counted: Calculated padded input"):
         count_costs(model, find_layers(model, make_page()), (3, 2, 2))
 
 

@@ -15,10 +15,12 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 import benchmark.networks.cifar
-from benchmark.build import is_unsafe
-from benchmark.errors import UserError
+from benchmark.build import check_network, create_network, is_unsafe, make_network, model_arguments
+from benchmark.data.sets import Data
+from benchmark.errors import UserError, reason
 from benchmark.networks.cifar import scale
 from benchmark.networks.narrow import build_shapes, find_width, narrow_arguments
+from tests.small import SmallImages, make_page
 
 NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
 
@@ -430,3 +432,49 @@ def test_what_does_not_scale_is_refused_with_its_reason(name: str, reason: str) 
     assert f"'{name}'" in str(refused.value)
     for family in ("cifar_*", "ResNet", "EfficientNet", "MobileNet", "ViT", "DeiT", "ConvNeXt"):
         assert family in str(refused.value)
+
+
+def picture(size: int) -> Data:
+    return Data("pictures", ("a", "b", "c"), 3, size, SmallImages(), None, SmallImages(), "0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "told", "taken"),
+    [
+        ("efficientformer_l1", "Expected size for first two dimensions", 224),  # takes img_size and still no other
+        ("crossvit_tiny_240", "size of tensor", 240),
+        ("inception_v3", "Kernel size can't be greater", 96),
+        ("halonet26t", "AssertionError", 256),  # an assertion without a text
+        ("eca_halonext26ts", "AssertionError", 256),
+    ],
+)
+def test_a_refused_image_size_comes_with_one_that_the_network_takes(name, told, taken):
+    page = make_page(model=name)
+    with pytest.raises(UserError, match=rf"{told}.*; it takes images of {taken}x{taken}: try ARGS=image_size={taken}"):
+        make_network(page, picture(32))
+    create_network(page, model_arguments(page, picture(taken))).eval()(torch.zeros(1, 3, taken, taken))
+
+
+def test_the_size_that_was_refused_is_never_the_advice(monkeypatch):
+    """Where no size passes, none is named."""
+    import benchmark.build as building
+
+    monkeypatch.setattr(building, "takes_size", lambda *_: False)
+    page = make_page(model="test_vit")
+    model = create_network(page, model_arguments(page, picture(32)))
+    with pytest.raises(UserError, match=r"cannot take images of \(3, 33, 33\): .*; choose another model"):
+        check_network(model, page, picture(33))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AssertionError(), "AssertionError"),
+        (ValueError("a\n  b."), "a b"),
+        (KeyError("x"), "'x'"),
+        (OSError(" "), "OSError"),
+    ],
+)
+def test_a_reason_is_one_line_and_never_empty(error, told):
+    assert reason(error) == told

@@ -266,3 +266,21 @@ def test_a_finished_run_killed_before_all_was_published_is_published_once(tmp_pa
     assert len(bench.records()) == 1
     assert "static" in (tmp_path / "LEADERBOARD.md").read_text()
     assert not [path for path in bench.written() if path.endswith(("checkpoint", "record.json"))]
+
+
+def test_costs_are_counted_again_by_another_counter(done, monkeypatch):
+    """A fault in the first counter is seen, for verify never asks it."""
+    import benchmark.costs
+
+    monkeypatch.setattr(benchmark.costs, "FlopCountAnalysis", lambda *_: pytest.fail("asked the first counter"))
+    record, runs, _ = places(done, "granet")
+    assert all(agrees for *_, agrees in verify_record(record, runs, done.folder / "data"))
+    content = json.loads(record.read_text())
+    content["layers"][3]["macs"] -= 1  # and the total with it, as a faulty counter would
+    content["macs"]["inference_dense"] -= 1
+    edited = done.folder / "edited" / record.name
+    edited.parent.mkdir()
+    edited.write_text(json.dumps(content))
+    monkeypatch.setattr("leaderboard.records.find_faults", lambda record: [])
+    wrong = [what for what, *_, agrees in verify_record(edited, runs, done.folder / "data") if not agrees]
+    assert {"layers with the recorded macs", "inference macs, dense"} <= set(wrong)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmark.data.sets import Data, MemoryImages
 from benchmark.data.stored import Arrays
+from benchmark.networks.witness import recount
 from benchmark.pages import Page
 
 SIZE, CHANNELS, CLASSES, IMAGES, BATCH = 6, 2, 3, 45, 8  # the last batch, of 5, cannot be halved
@@ -129,33 +129,8 @@ def make_data(page: Page) -> Data:
 def count_macs(model: nn.Module) -> tuple[dict[str, int], int]:
     """Return multiply-adds per active weight by parameter name (positions it is used at), and those of attention.
 
-    Counted by watching one image pass, from output shapes alone: no fvcore, no tracing.
+    Counted by watching one image pass: no fvcore, no tracing.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    uses: dict[str, int] = {}
-    attention = 0
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        positions = math.prod(output.shape[2:]) if isinstance(module, nn.Conv2d) else math.prod(output.shape[1:-1])
-        name = names[id(module.weight)]
-        uses[name] = uses.get(name, 0) + positions
-
-    def watch_attention(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal attention
-        tokens, width = output.shape[1:]
-        attention += 2 * tokens * tokens * width  # queries times keys, and attention times values
-
-    handles = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            handles.append(module.register_forward_hook(watch))
-        elif type(module).__name__ == "Attention":
-            handles.append(module.register_forward_hook(watch_attention))
-    training = model.training
-    with torch.no_grad():
-        parameter = next(model.parameters())
-        model.eval()(torch.zeros(1, CHANNELS, SIZE, SIZE, dtype=parameter.dtype))
-    model.train(training)
-    for handle in handles:
-        handle.remove()
-    return uses, attention
+    seen = recount(model, (CHANNELS, SIZE, SIZE))
+    uses = {name: macs // seen.sizes[name] for name, macs in seen.weights.items()}
+    return uses, seen.total - sum(seen.weights.values())

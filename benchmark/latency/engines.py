@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmark import errors
 from benchmark.latency import semi
 from benchmark.latency.csr import convert_layers, find_winners
 from benchmark.latency.filters import describe_removal, remove_dead_filters
@@ -145,7 +146,7 @@ def make_semi(dense: Engine, images: Tensor, clock: Clock) -> Engine:
         count = semi.convert_linear(run)
         run()
     except RuntimeError as error:
-        return Engine("2:4", None, note=f"torch has no such kernel here: {str(error).splitlines()[0]}")
+        return Engine("2:4", None, note=f"torch has no such kernel here: {errors.reason(error)}")
     if not count:
         return Engine("2:4", None, note=f"no linear layer whose sides are multiples of {semi.MULTIPLE}")
     return Engine("2:4", build, mode, f"{count} linear layers, on random weights")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.build import count_prunable, create_network, model_arguments
-from benchmark.errors import UserError, nearest
+from benchmark.errors import UserError, nearest, reason
 from benchmark.export import MASKS, WEIGHTS, read_export
 from benchmark.maskset import hash_masks
 from benchmark.names import run_folder
@@ -116,7 +116,7 @@ def make_subject(record: Record, weights: Mapping[str, Tensor], masks: dict[str,
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{folder}: the weights do not fit {page.model}: {error}") from error
+        raise UserError(f"{folder}: the weights do not fit {page.model}: {reason(error)}") from error
     slim = slim.eval() if slim is not None else None
     return Subject(record, images, masks, network.eval(), dense.eval(), slim, note)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmark.errors import UserError
 from benchmark.pages import Page
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 # Subclasses that multiply by the stored weight itself. Others, such as weight-standardised convolutions, compute with
 # weights of their own making, where a masked zero is no zero.
 PLAIN = (*LAYERS, timm.layers.Conv2dSame, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
@@ -24,6 +25,7 @@ class Layer:
     name: str  # of the parameter, as in state_dict
     modules: tuple[str, ...]  # names of the modules that share the weight; more than one when tied
     prunable: bool
+    transposed: bool = False  # whether the first dimension of the weight is the inputs, not the outputs
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -57,7 +59,7 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
     for weight_name, modules, module, weight in found.values():
         exempt = weight_name in dense or not weight.requires_grad
         exempt = exempt or (is_depthwise(module) and not page.prune_depthwise)
-        layers.append(Layer(weight_name, tuple(modules), not exempt))
+        layers.append(Layer(weight_name, tuple(modules), not exempt, isinstance(module, TRANSPOSED)))
     if not any(layer.prunable for layer in layers):
         raise UserError(f"page '{page.title}' leaves nothing to prune: keep_dense = {page.keep_dense}")
     return layers

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
 from benchmark.build import ImageFacts, model_arguments
 from benchmark.checkpoint import write_atomically
-from benchmark.errors import UserError
+from benchmark.errors import UserError, reason
 from benchmark.export import read_tensors
 from benchmark.latency.filters import Removal
 from benchmark.latency.subject import Subject
@@ -141,7 +141,9 @@ def load_slim(folder: Path) -> nn.Module:
         resize(network, layout["widths"])
         network.load_state_dict(weights, strict=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{folder}: {LAYOUT} does not fit {WEIGHTS}: {error}; run sparse-bench slim again") from error
+        raise UserError(
+            f"{folder}: {LAYOUT} does not fit {WEIGHTS}: {reason(error)}; run sparse-bench slim again"
+        ) from error
     return network.eval()
 
 

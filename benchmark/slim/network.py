@@ -49,15 +49,23 @@ def count_network(network: nn.Module, page: Page, shape: tuple[int, int, int]) -
     return count_costs(network, find_layers(network, page), shape).dense
 
 
-def count_slim(network: nn.Module, masks: Mapping[str, Tensor], page: Page, shape: tuple[int, int, int]) -> int | None:
-    """Return the multiply-adds of one image through the smaller network; None for masks not of whole filters.
+def cut_slim(network: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, int, int]) -> nn.Module | None:
+    """Return the smaller network; None for masks not of whole filters.
 
-    `network` holds the weights, zero where a mask is off, on the CPU, and is left in evaluation mode. Residual streams,
-    depthwise and grouped convolutions keep their width, so this may be more than the masks charge, never more than the
-    dense network. Raises UserError where `shrink` does, on images drawn the same every time.
+    `network` holds the weights, zero where a mask is off, on the CPU, and is left in evaluation mode. Raises UserError
+    where `shrink` does, on images of `shape` drawn the same every time.
     """
     if not holds_whole_filters(masks):
         return None
     images = torch.randn(DRAWN, *shape, generator=torch.Generator().manual_seed(0))
-    smaller, _, _ = shrink(network.eval(), images)
-    return count_network(smaller, page, shape)
+    return shrink(network.eval(), images)[0]
+
+
+def count_slim(network: nn.Module, masks: Mapping[str, Tensor], page: Page, shape: tuple[int, int, int]) -> int | None:
+    """Return the multiply-adds of one image through the smaller network; None for masks not of whole filters.
+
+    Residual streams, depthwise and grouped convolutions keep their width, so this may be more than the masks charge,
+    never more than the dense network. Raises UserError where `cut_slim` does.
+    """
+    smaller = cut_slim(network, masks, shape)
+    return None if smaller is None else count_network(smaller, page, shape)

@@ -18,6 +18,7 @@ SAME_PAGE = {  # settings of a page that cannot change a number, and why
     "title": "how the page is called",
     "data_dir": "where the files lie; the data's fingerprint says what is in them",
     "workers": "how fast images are read; an augmented one is a function of seed, epoch and index alone",
+    "allow_dense": "a permission: with it a run is made, without it none is",
 }
 
 Run = tuple[Record, tuple[str, ...]]  # a record, and in what it departs from the table's protocol

@@ -1,0 +1,141 @@
+"""What the operators of a trace cost: those that multiply and add, those known not to, and no others.
+
+Fvcore reads the trace. Its own counts are kept where they are exact; of these operators it counts other numbers or
+none: products of which one side is broadcast, sums of products (its figure has four digits), padding by name, fused
+attention. An operator that is in neither list may compute anything, so it refuses the backbone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from typing import Any
+
+from fvcore.nn.jit_handles import conv_flop_count
+
+Handle = Callable[[Sequence[Any], Sequence[Any]], Counter[str]]
+
+COUNTED = {"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"}  # by fvcore's names, or by those below
+COUNTED |= {"addbmm", "addmv", "attention", "baddbmm", "dot", "inner", "mv", "outer", "vdot"}
+
+
+def sizes(value: Any) -> list[int]:
+    """Return the shape of a value in a trace."""
+    return list(value.type().sizes())
+
+
+def count_product(name: str, first: int = 0) -> Handle:
+    """Return a counter of products whose first factor is the input at `first`: a sum over its last dimension each."""
+
+    def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+        factor, out = sizes(inputs[first]), sizes(outputs[0])
+        summed = factor[0] if name == "addbmm" else 1  # products that are added up
+        return Counter({name: summed * prod(out) * factor[-1]})
+
+    return count
+
+
+def outer(out: int, first: int, second: int) -> int:
+    """Return the multiply-adds of a product element by element, all numbers of elements given.
+
+    Nothing, as of every such product, unless the result has more elements than either factor: that is an outer product,
+    and whoever sums it has written a product of matrices.
+    """
+    return out if out > max(first, second) else 0
+
+
+def count_elements(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a product element by element; one that costs nothing as a call, as fvcore does what it leaves out."""
+    factors = [value for value in inputs[:2] if value.isCompleteTensor()]
+    macs = outer(prod(sizes(outputs[0])), *(prod(sizes(value)) for value in factors)) if len(factors) == 2 else 0
+    return Counter({"outer": macs} if macs else {"aten::mul": 1})
+
+
+def count_padded(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a convolution whose padding is a name, `same` or `valid`."""
+    return Counter({"conv": int(conv_flop_count(sizes(inputs[0]), sizes(inputs[1]), sizes(outputs[0])))})
+
+
+def count_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count fused attention: the scores, then the mean of the values."""
+    query, key, value = (sizes(tensor) for tensor in inputs[:3])
+    return Counter({"attention": prod(query[:-1]) * key[-2] * (query[-1] + value[-1])})
+
+
+def count_einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a sum of products of two tensors, as torch computes it: what one of them has alone is summed before.
+
+    Raises ValueError for three tensors and more, which are multiplied in an order that the equation does not say.
+    """
+    equation = str(inputs[0].toIValue()).replace(" ", "")
+    tensors = [sizes(value) for value in inputs[1].node().inputs()]
+    terms, arrow, result = equation.partition("->")
+    if not arrow:  # what occurs once is kept
+        result = "".join(index for index in terms if terms.count(index) == 1)
+    return Counter({"einsum": sum_of_products(terms.split(","), result, tensors)})
+
+
+def sum_of_products(terms: list[str], result: str, tensors: list[list[int]]) -> int:
+    """Return the multiply-adds of an einsum, its indices given: `["bij", "bjk"]` and `"bik"`."""
+    if len(terms) > 2 or len(terms) != len(tensors):
+        raise ValueError(f"it has an einsum of {len(tensors)} tensors, {','.join(terms)}: multiply them two at a time")
+    if len(terms) == 1:
+        return 0
+    named = [expand_dots(term, len(shape)) for term, shape in zip(terms, tensors, strict=True)]
+    kept = result.replace("...", "0123456789")
+    first, second = (dict(zip(term, shape, strict=True)) for term, shape in zip(named, tensors, strict=True))
+    extents = {index: max(first.get(index, 1), second.get(index, 1)) for index in {**first, **second}}
+    out, *left = (prod(n for index, n in sides.items() if index in kept) for sides in (extents, first, second))
+    both = {index for index in first.keys() & second.keys() if min(first[index], second[index]) > 1}
+    summed = [extents[index] for index in both if index not in kept]
+    return prod(summed) * out if summed else outer(out, *left)
+
+
+def expand_dots(term: str, dimensions: int) -> str:
+    """Return a term of an einsum with a digit for each dimension that its dots stand for, counted from the right."""
+    hidden = dimensions - len(term.replace("...", ""))
+    return term.replace("...", "".join(str(place) for place in reversed(range(hidden))))
+
+
+HANDLES: dict[str, Handle] = {
+    "aten::_convolution_mode": count_padded,
+    **{f"aten::{name}": count_elements for name in ("mul", "multiply", "outer")},
+    "aten::scaled_dot_product_attention": count_attention,
+    "aten::einsum": count_einsum,
+    **{f"aten::{name}": count_product(name) for name in ("matmul", "mv", "dot", "vdot", "inner")},
+    **{f"aten::{name}": count_product(name, first=1) for name in ("addmv", "baddbmm", "addbmm")},
+}
+
+# Operators without multiply-adds of their own: element by element, shapes, choices, norms, pools, sums, constants.
+# Fvcore's list of those that it ignores comes before.
+NAMES = """
+    abs add addcdiv and addcmul all alias alpha_dropout amax amin any arange argmax argmin argsort as_strided
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d atleast_1d atleast_2d batch_norm bernoulli bitwise_and bitwise_not
+    bitwise_or broadcast_tensors broadcast_to ceil celu channel_shuffle clamp clamp_max clamp_min clone col2im concat
+    concatenate contiguous conj cos cosh count_nonzero cummax cummin cumprod cumsum diag diagonal diff div divide
+    dropout elu embedding eq erf erfc exp exp2 expand_as expm1 fill flatten flip floor fmod frac
+    frobenius_norm ge gelu glu group_norm grid_sampler gt hardshrink hardsigmoid hardswish hardtanh im2col
+    index_add index_copy index_fill index_put index_select instance_norm isfinite isinf isnan item layer_norm le
+    leaky_relu lerp lift_fresh linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp
+    logical_and logical_not logical_or logical_xor logit logsumexp lt masked_fill masked_scatter masked_select max
+    max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean median meshgrid min minimum mish mode
+    movedim moveaxis mul native_batch_norm native_group_norm native_layer_norm ne neg new_full new_ones
+    new_zeros norm normal not_equal numpy_T one_hot ones_like or pad permute pixel_shuffle pixel_unshuffle pow
+    prelu prod rand rand_like randn randn_like reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder
+    repeat repeat_interleave replication_pad1d replication_pad2d reshape_as resolve_conj rms_norm roll rot90 round
+    rrelu rsqrt rsub scalar_tensor scatter scatter_add select_scatter selu sigmoid sign silu sin sinh slice_scatter
+    softmax softplus softshrink sort split sqrt square squeeze std std_mean sub subtract sum
+    swapaxes swapdims take take_along_dim tan tanh tensor_split tile topk tril triu true_divide trunc
+    unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_bicubic2d_aa
+    upsample_bilinear2d upsample_bilinear2d_aa upsample_linear1d
+    upsample_nearest1d upsample_nearest2d upsample_trilinear3d var var_mean view_as where xor zero
+"""
+FREE = frozenset(NAMES.split())
+
+
+def find_unknown(operators: Iterable[str]) -> list[str]:
+    """Return the operators of a trace, `aten::name`, that are not known to be free; in place (`name_`) like out of."""
+    names = ((operator, operator.removeprefix("aten::")) for operator in operators)
+    return [operator for operator, name in names if name.strip("_") not in FREE]
