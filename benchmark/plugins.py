@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import methods
 from benchmark.errors import UserError, describe_failure, nearest, unknown
-from benchmark.pages import Page
+from benchmark.pages import EVERY_METHOD, Page
 from methods.core import Budget, DenseGrads, Group, Method
 
 METHODS = Path(methods.__file__).resolve().parent

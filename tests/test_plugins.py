@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmark.cells import plan_cells
 from benchmark.contract import rehearse
 from benchmark.errors import UserError
 from benchmark.pages import load_page
@@ -221,3 +223,18 @@ def test_an_update_that_returns_no_masks_at_all_is_refused(tmp_path):
     method = find_method(str(file)).build(load_page("digits_resnet20"), 0.5, {})
     with pytest.raises(UserError, match=r"'nothing' breaks its contract in the update at step 6: .* an empty tuple"):
         rehearse(method, "nothing", Timeline(24, 6))
+
+
+def test_a_page_gives_every_method_that_asks_it_a_setting_and_its_table_keeps_its_name():
+    page = load_page("digits_resnet20")
+    plain = dataclasses.replace(page, methods={})
+    for name, taken in (("granet", 31), ("rigl_itop", 31), ("gmp", 31), ("set", 0)):
+        assert find_method(name).defaults(page)["update_every"] == taken
+    assert find_method("granet").defaults(plain)["update_every"] == page.update_every == 20
+    own = dataclasses.replace(page, methods={"all": {"update_every": 9}, "granet": {"update_every": 5}})
+    assert find_method("granet").defaults(own)["update_every"] == 5  # a method's own word comes last
+    made = plan_cells("granet", "0.9", "digits_resnet20", "0", "")[0]
+    assert made.method.update_every == 31 and made.label == "granet"
+    assert dataclasses.replace(made, page=plain).variant == made.variant
+    with pytest.raises(UserError, match="methods take no setting 'update_evry': did you mean 'update_every'"):
+        plan_cells("granet", "0.9", "digits_resnet20", "0", "methods.all.update_evry=3")
