@@ -134,6 +134,9 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
     table.add_row("accuracy, best on test", f"{percent(accuracy['best_on_test'])} (not for comparison)")
     prunable = f"{weights['active']:,} of {weights['dense_prunable']:,}"
     table.add_row("density, prunable weights", f"{density['prunable']:.6f} ({prunable})")
+    if weights.get("nonzero", weights["active"]) != weights["active"]:
+        explained = "one that was activated and has had no gradient yet is still zero"
+        table.add_row("active weights not zero", f"{weights['nonzero']:,} of {weights['active']:,} ({explained})")
     parameters = f"{weights['active_parameters']:,} of {weights['dense_parameters']:,}"
     table.add_row("density, all parameters", f"{density['all_parameters']:.6f} ({parameters})")
     names = {"inference": "inference FLOPs", "inference_slim": "inference FLOPs, slim", "train": "training FLOPs"}

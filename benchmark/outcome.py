@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from benchmark.build import Built
 from benchmark.cells import PROTOCOL, Cell
@@ -46,6 +50,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "weights": {
             "prunable": prunable,
             "active": active,
+            "nonzero": count_nonzero(run.evaluated(), run.maskset.masks),
             "parameters": parameters,
             "active_parameters": alive,
             "dense_prunable": built.dense_prunable,
@@ -67,6 +72,14 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "environment": describe_arithmetic(run),
         "git": describe_git(),
     }
+
+
+def count_nonzero(model: nn.Module, masks: Iterable[str]) -> int:
+    """Return how many of the weights that have masks are not zero, in the network that is evaluated and exported.
+
+    Fewer than are active where a weight was grown and never had a gradient: a budget is of active weights.
+    """
+    return sum(int(torch.count_nonzero(model.get_parameter(name))) for name in masks)
 
 
 def describe_arithmetic(run: Training) -> dict[str, Any]:
@@ -173,13 +186,15 @@ def describe_data(run: Training) -> dict[str, Any]:
     }
 
 
-def describe_accuracy(history: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_accuracy(history: list[dict[str, Any]], ties: str = "last") -> dict[str, Any]:
     """Return the three accuracies, kept apart, and the epochs they belong to.
 
-    Only epochs at which the final density was in force can be selected; among equals the first is taken.
+    Only epochs at which the final density was in force can be selected; among equals the one that `ties` says is taken,
+    "first" or "last". The last has trained longest; records without `ties` took the first.
     """
     final = history[-1]
     eligible = [row for row in history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
+    eligible = eligible[::-1] if ties == "last" else eligible
     on_validation = [row for row in eligible if row["validation_acc_pct"] is not None]
     chosen = max(on_validation, key=lambda row: row["validation_acc_pct"], default=None)
     best = max(eligible, key=lambda row: row["test_acc_pct"])
@@ -189,7 +204,11 @@ def describe_accuracy(history: list[dict[str, Any]]) -> dict[str, Any]:
             "validation_selected": chosen["test_acc_pct"] if chosen else None,
             "best_on_test": best["test_acc_pct"],
         },
-        "selected": {"validation_epoch": chosen["epoch"] if chosen else None, "test_epoch": best["epoch"]},
+        "selected": {
+            "validation_epoch": chosen["epoch"] if chosen else None,
+            "test_epoch": best["epoch"],
+            **({"ties": ties} if ties != "first" else {}),
+        },
     }
 
 

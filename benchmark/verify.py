@@ -35,6 +35,8 @@ from methods.core import Budget, count_active, count_kept
 
 POINTS = 0.1  # another processor may round a score the other way: so far apart accuracies may be, or by one image
 
+EPOCHS = ("validation_epoch", "test_epoch")
+
 Finding = tuple[str, Any, Any, bool]  # what, in the record, found again, whether they agree
 
 
@@ -74,6 +76,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
         same("run", record["run"], about.get("run")),
         same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),
         *compare_masks(record, masks),
+        *compare_nonzero(record, weights, masks),
         *compare_donor(record, masks, runs),
         *compare_sizes(record, page, full, masks),
         *compare_costs(record, page, full, model, data, masks),
@@ -123,6 +126,17 @@ def compare_masks(record: Record, masks: Mapping[str, Tensor]) -> list[Finding]:
         kept = count_kept(record["sparsity"], sum(mask.numel() for mask in masks.values()))
         findings.append(same(f"budget at sparsity {record['sparsity']:g}", kept, sum(counts.values())))
     return findings
+
+
+def compare_nonzero(record: Record, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[Finding]:
+    """Count the active weights that are not zero again, where the record has them.
+
+    The budget is of active weights: one that was grown and never had a gradient is active and zero.
+    """
+    if "nonzero" not in record["weights"]:
+        return []
+    found = sum(int(torch.count_nonzero(weights[name])) for name in masks)
+    return [same("active weights that are not zero", record["weights"]["nonzero"], found)]
 
 
 def compare_donor(record: Record, masks: Mapping[str, Tensor], runs: Path) -> list[Finding]:
@@ -241,13 +255,15 @@ def compare_accuracy(record: Record, model: nn.Module, data: Data) -> list[Findi
     found = measure_accuracy(model, data.test, cpu, make_autocast(cpu, environment["precision"]), channels_last)
     recorded = record["accuracy_pct"]["last_epoch"]
     near = recorded is not None and abs(found - recorded) <= max(POINTS, 100 / len(data.test)) + 1e-9
-    again = describe_accuracy(record["history"])["accuracy_pct"]
+    chosen = record["selected"]
+    again = describe_accuracy(record["history"], chosen.get("ties", "first"))
     return [
         ("test accuracy, last epoch (%)", recorded, found, near),
         *(
             same(f"accuracy by its history, {kind}", record["accuracy_pct"][kind], value)
-            for kind, value in again.items()
+            for kind, value in again["accuracy_pct"].items()
         ),
+        *(same(f"{kind} by its history", chosen[kind], again["selected"][kind]) for kind in EPOCHS),
     ]
 
 

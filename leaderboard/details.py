@@ -78,14 +78,16 @@ def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_d
 
 
 def notes(cell: Cell) -> list[str]:
-    """Return what a reader must know: diverged seeds, repeats, empty layers, skipped steps, uncommitted code."""
+    """Return what a reader must know: diverged seeds, repeats, empty layers, skipped steps, zeros, uncommitted code."""
     seeds: dict[str, list[str]] = {}
     for record in cell.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
+        zero = record["weights"]["active"] - record["weights"].get("nonzero", record["weights"]["active"])
         found = {
             "diverged": record["status"] != "ok",
             f"empty layers: {', '.join(empty)}": empty,
             f"skipped steps: {skipped}": skipped,
+            f"active weights that are zero: {zero:,}": zero,
             "uncommitted code": record["git"]["dirty"],
         }
         for note in (note for note, holds in found.items() if holds):

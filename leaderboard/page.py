@@ -44,6 +44,10 @@ SLIM = """\
 - **Slim** in the details: the masks' cost leaves removed filters out, `slim 0.25×` the inputs that they free too, while
   residual streams keep their width (`make slim RUN=…` makes that network). Training is charged by the masks."""
 
+ZERO = """\
+- **Active weights that are zero** in the details: a budget is of active weights, and one that was activated late may
+  never have had a gradient, so that counting non-zero weights finds fewer."""
+
 PICTURES = "pictures"  # the folder beside the page
 
 FIRST = "There is no record yet. Make the first one: `make bench METHOD=granet SPARSITY=0.9`"
@@ -71,10 +75,11 @@ def render(
     Invariant: the same records and problems in any order give the same text.
     """
     sections = make_sections(records)
-    lines = [INTRODUCTION.format(folder=quote(folder)), ""]
+    lines, weights = [INTRODUCTION.format(folder=quote(folder)), ""], [record["weights"] for record in records]
     if records:
         lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
         lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
+        lines += [ZERO] if any(counts.get("nonzero", counts["active"]) < counts["active"] for counts in weights) else []
     else:
         lines.append(FIRST)
     for title, runs in sections:

@@ -88,10 +88,15 @@ FIELDS: dict[str, Any] = {
     "seed": WHOLE,
     "data": {"name": TEXT, "classes": WHOLE, "train": WHOLE, "validation": WHOLE, "test": WHOLE, "fingerprint": TEXT},
     "accuracy_pct": dict.fromkeys(("last_epoch", "validation_selected", "best_on_test"), or_null(PERCENT)),
-    "selected": {"validation_epoch": or_null(WHOLE), "test_epoch": or_null(WHOLE)},
+    "selected": {
+        "validation_epoch": or_null(WHOLE),
+        "test_epoch": or_null(WHOLE),
+        "ties?": one_of("first", "last"),  # which of epochs of equal accuracy was taken; the first where it is absent
+    },
     "weights": {
         "prunable": ABOVE_0,
         "active": WHOLE,
+        "nonzero?": WHOLE,  # active weights whose value at the end is not zero: one grown may never have had a gradient
         "parameters": ABOVE_0,
         "active_parameters": WHOLE,
         "dense_prunable": ABOVE_0,
@@ -212,6 +217,8 @@ def count_faults(record: Record) -> Iterator[str]:
         total = sum(layer[part] for layer in prunable)
         if weights[key] != total:
             yield f"weights.{key} is {weights[key]}, the prunable layers have {total}"
+    if weights.get("nonzero", 0) > weights["active"]:
+        yield f"weights.nonzero is {weights['nonzero']}, more than weights.active ({weights['active']})"
     empty = [layer["name"] for layer in prunable if layer["active"] == 0]
     if sorted(empty) != sorted(record["empty_layers"]):
         yield f"empty_layers is {shorten(record['empty_layers'])}, without active weights are {shorten(empty)}"

@@ -177,6 +177,14 @@ def test_empty_layers_skipped_steps_and_uncommitted_code_are_told() -> None:
     assert notes == "empty layers: first.weight (seed 0, 1); skipped steps: 3 (seed 0, 1); uncommitted code (seed 1)"
 
 
+def test_active_weights_that_are_zero_are_told_only_where_there_are_any() -> None:
+    text = show(make_record(weights={"nonzero": 90}), make_record(seed=1, weights={"nonzero": 100}))
+    assert details(text, "granet")["notes"] == "active weights that are zero: 10 (seed 0)"
+    assert "- **Active weights that are zero**" in text
+    for weights in ({}, {"nonzero": 100}):
+        assert "that are zero" not in show(make_record(weights=weights))
+
+
 def test_skipped_files_are_listed_with_reasons() -> None:
     text = show(problems=(Problem("b.json", "x is missing"), Problem("a|.json", "<b>\nbad")))
     assert text.endswith("## Skipped files\n\n- a&#124;.json: &lt;b&gt; bad\n- b.json: x is missing\n")

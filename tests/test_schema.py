@@ -96,6 +96,8 @@ def test_every_key_is_required_and_typed(path: tuple[str | int, ...]) -> None:
         ({"finished": "2025-01-31T11:59:59Z"}, "finished (2025-01-31T11:59:59Z) is before started"),
         ({"method": {"group": "magic"}}, "method.group must be one of dense, before training"),
         ({"weights": {"active": 101}}, "weights.active is 101, the prunable layers have 100"),
+        ({"weights": {"nonzero": 101}}, "weights.nonzero is 101, more than weights.active (100)"),
+        ({"selected": {"ties": "best"}}, 'selected.ties must be one of first, last, got "best"'),
         ({"weights": {"prunable": 999}}, "weights.prunable is 999, the prunable layers have 1000"),
         ({"weights": {"active_parameters": 251}}, "active_parameters is 251, parameters less inactive ones is 250"),
         ({"weights": {"dense_prunable": 0}}, "weights.dense_prunable must be a whole number of at least 1, got 0"),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from small import make_training
 
 from benchmark.checkpoint import load_checkpoint
+from benchmark.console import print_result
 from benchmark.errors import UserError
 from benchmark.export import MASKS, WEIGHTS, export_run, read_export
 from benchmark.maskset import hash_masks
+from benchmark.outcome import count_nonzero, describe_accuracy
 from benchmark.verify import verify_record
+from methods.static import Static
 from tests.test_runs import Bench
 
 TINY = "epochs=2 update_every=5 batch_size=256 ema_decay=0.9 model_args.width=0.5"
@@ -61,6 +67,14 @@ def set_macs(record: dict) -> None:
     record["macs"]["inference"] -= 1
 
 
+def count_zeros(record: dict) -> None:
+    record["weights"]["nonzero"] -= 1
+
+
+def set_epoch(record: dict) -> None:
+    record["selected"]["test_epoch"] -= 1
+
+
 def halve_share(record: dict) -> None:
     record["macs"]["inference_dense"] *= 2
     record["macs"]["inference_share"] /= 2
@@ -98,6 +112,8 @@ def move_a_weight(record: dict) -> None:
         (set_accuracy, ["test accuracy, last epoch (%)", "accuracy by its history, last_epoch"]),
         (set_best, ["accuracy by its history, best_on_test"]),
         (set_macs, ["inference macs"]),
+        (count_zeros, ["active weights that are not zero"]),
+        (set_epoch, ["test_epoch by its history"]),
         (halve_share, ["inference macs, dense", "inference share"]),
         (halve_density, ["prunable weights, dense", "density"]),
         (loosen_budget, ["kind of budget", "budget at sparsity 0.95"]),
@@ -117,6 +133,45 @@ def test_an_edited_record_is_found_out_by_the_very_figure(done, tmp_path, monkey
     monkeypatch.setattr(store, "find_faults", lambda record: [])  # the schema would notice some of them by itself
     wrong = [what for what, *_, agrees in verify_record(edited, runs, done.folder / "data") if not agrees]
     assert wrong == differs
+
+
+def test_a_grown_weight_without_a_gradient_is_active_and_counted_as_zero():
+    run = make_training(Static(sparsity=0.5))  # every weight is active yet
+    with torch.no_grad():
+        run.model.conv1.weight[0] = 0
+        run.model.fc.weight[0, :3] = 0
+        run.model.fc.bias.zero_()  # not prunable
+    assert count_nonzero(run.evaluated(), run.maskset.masks) == run.maskset.active() - 2 * 9 - 3
+
+
+def test_the_panel_shows_weights_that_are_not_zero_only_where_they_are_fewer(done):
+    def show(**weights: int) -> str:
+        out, record = io.StringIO(), json.loads(places(done, "granet")[0].read_text())
+        record["weights"].update(weights)
+        print_result(Console(file=out, width=140), record, "record", "page")
+        return " ".join(out.getvalue().split())
+
+    active = json.loads(places(done, "granet")[0].read_text())["weights"]["active"]
+    assert f"active weights not zero │ {active - 10:,} of {active:,}" in show(nonzero=active - 10)
+    assert "not zero" not in show(nonzero=active)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "first", "last"),
+    [((3, 5, 4, 5, 1), 2, 4), ((5, 5, 5), 1, 3), ((1, 2), 2, 2), ((None, 3, None), 2, 2)],
+)
+def test_of_epochs_of_equal_accuracy_the_last_is_selected_and_older_records_keep_the_first(accuracies, first, last):
+    history = [
+        {"epoch": epoch, "density": 0.1, "validation_acc_pct": value, "test_acc_pct": 50.0 + epoch}
+        for epoch, value in enumerate(accuracies, 1)
+    ]
+    found = describe_accuracy(history)
+    assert (found["selected"]["validation_epoch"], found["selected"]["ties"]) == (last, "last")
+    assert found["accuracy_pct"]["validation_selected"] == 50.0 + last
+    older = describe_accuracy(history, "first")
+    assert older["selected"] == {"validation_epoch": first, "test_epoch": len(history)}  # as records have it
+    # an epoch before the final density was reached is never selected, whichever of equals is taken
+    assert describe_accuracy([{**history[-1], "epoch": 9, "density": 0.5}, *history])["selected"]["test_epoch"] != 9
 
 
 def copy_run(done: Bench, target: Path) -> Path:

@@ -44,7 +44,8 @@ class Budget(Enum):
     """What a method promises of the number of active weights.
 
     EXACT: round((1 - planned sparsity) x prunable weights) after every update. OUTCOME: the count is a result.
-    DENSE: every weight stays, whatever sparsity is asked.
+    DENSE: every weight stays, whatever sparsity is asked. Active is what the mask says: a weight that was grown and has
+    had no gradient yet is active and zero, so counting non-zero weights may find fewer.
     """
 
     EXACT = "exact"
