@@ -15,7 +15,7 @@ from benchmark.perf.exact import count_differing
 from benchmark.perf.goals import Goal
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
-from benchmark.perf.report import BEGIN, END, KEPT, README, put, render
+from benchmark.perf.report import BEGIN, DOCUMENT, END, KEPT, put, render
 from benchmark.perf.update import propose
 from benchmark.timing import median_ratio, time_in_turn
 
@@ -153,8 +153,8 @@ def test_the_table_replaces_what_stands_between_the_marks_and_nothing_else():
         put("before\n", "new")
 
 
-def test_the_readme_shows_the_figures_that_were_kept():
-    kept, text = json.loads(KEPT.read_text()), README.read_text()
+def test_the_document_shows_the_figures_that_were_kept():
+    kept, text = json.loads(KEPT.read_text()), DOCUMENT.read_text()
     assert put(text, render(kept)) == text
     assert not kept["quick"] and kept["git"]["dirty"] is False
 

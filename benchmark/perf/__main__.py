@@ -41,7 +41,7 @@ def main() -> None:
     """Measure, print, and write results/DATE.json; a goal that is short does not fail the command."""
     parser = argparse.ArgumentParser(prog="make perf", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and networks: under 3 minutes")
-    parser.add_argument("--keep", action="store_true", help="keep the figures in measured.json and the README")
+    parser.add_argument("--keep", action="store_true", help="keep the figures in measured.json and docs/speed.md")
     parser.add_argument("--only", default="", help="modules, comma-separated: " + ", ".join(find_measures()))
     asked = parser.parse_args()
     if asked.keep and (asked.quick or asked.only):

@@ -1,4 +1,4 @@
-"""The goals as last kept, in the README: written by `make perf KEEP=1` from measured figures, never by hand."""
+"""The goals as last kept, in docs/speed.md: written by `make perf KEEP=1` from measured figures, never by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from benchmark.environment import ROOT
 
 KEPT = Path(__file__).resolve().parent / "measured.json"
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- goals: written by `make perf KEEP=1` -->", "<!-- end of goals -->"
 
 
@@ -58,15 +58,15 @@ def value(net: str, goal: Mapping[str, Any]) -> str:
 
 
 def put(text: str, table: str) -> str:
-    """Return the README's `text` with `table` between the two marks; raises ValueError where they are not there."""
+    """Return `text` with `table` between the two marks; raises ValueError if a mark is missing."""
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise ValueError(f"{README} has no lines '{BEGIN}' and '{END}'")
+        raise ValueError(f"{DOCUMENT} has no lines '{BEGIN}' and '{END}'")
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def keep(content: Mapping[str, Any]) -> None:
-    """Keep the figures in measured.json and write them into the README."""
+    """Keep the figures in measured.json and write them into docs/speed.md."""
     KEPT.write_text(json.dumps(content, indent=1) + "\n")
-    README.write_text(put(README.read_text(), render(content)))
+    DOCUMENT.write_text(put(DOCUMENT.read_text(), render(content)))
