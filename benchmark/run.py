@@ -206,8 +206,8 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             train(run, reporter, after_epoch, saver)
         if own_rank():
             return {}
-        export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
-        record = {**make_record(cell, built, run, options.command, started), **begun}
+        files = export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
+        record = {**make_record(cell, built, run, options.command, started), "files_sha256": files, **begun}
         price_slim(record, run, warner(console))
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
