@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.names import refuse_name
-from benchmark.pages import EVERY_METHOD, FROM_PAGE, SETTINGS, Page, changed_settings, load_page
+from benchmark.pages import EVERY_METHOD, FOLDERS, FROM_PAGE, SETTINGS, Page, changed_settings, load_page
 from benchmark.plugins import Plugin, find_method, method_names
 from leaderboard.arithmetic import drop_epochs
 from leaderboard.kinds import LARGEST, is_number
@@ -61,7 +61,8 @@ class Cell:
     """One run to do: everything that decides its numbers, apart from the machine.
 
     `donor` is the run that the method asks to be made from, once benchmark.planning.donors has found it; None where it
-    asks for none, and until then.
+    asks for none, and until then. `data` is the fingerprint of its images where that is part of the run's name: see
+    `with_data`; empty until `benchmark.planning.states.Ledger.place` has decided.
     """
 
     page_name: str
@@ -73,6 +74,7 @@ class Cell:
     sparsity: float
     seed: int
     donor: DonorRun | None = None
+    data: str = ""
 
     @property
     def label(self) -> str:
@@ -107,7 +109,29 @@ class Cell:
         }
         if self.donor is not None:  # a donor that was run again and ended otherwise makes another control
             content["donor"] = [self.donor.kind, self.donor.masks_sha256]
+        if self.data:
+            content["data"] = self.data
         return f"{self.page_name}.{self.plugin.name}.{self.sparsity:g}.s{self.seed}.{short_hash(content)}"
+
+    def with_data(self, fingerprint: str) -> Cell:
+        """Return the cell under the name that a new run on these data has.
+
+        A folder of images is the user's, and its fingerprint is part of the name: runs on two folders never share one.
+        The content of the other data sets is fixed, so their names do without; an empty fingerprint is unknown.
+        """
+        return dataclasses.replace(self, data=fingerprint if self.page.data in FOLDERS else "")
+
+    def with_name(self, run: str, fingerprint: str) -> Cell:
+        """Return the cell named `run`, where a run of it on these data may have that name, else as a new one."""
+        old = self.with_data("")
+        return old if old.identity == run else self.with_data(fingerprint)
+
+    def names(self, fingerprint: str) -> list[str]:
+        """Return the names that a run of this cell on these data may have: a new run's first.
+
+        Earlier versions named no run by its data: such a run is this cell's only if its data are the same.
+        """
+        return list(dict.fromkeys(self.with_data(data).identity for data in (fingerprint, "")))
 
     def method_settings(self) -> dict[str, Any]:
         """Return the method's hyper-parameters by name, without the sparsity."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,10 @@ WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"
 
 def export_network(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]
-) -> None:
+) -> dict[str, str]:
     """Write a network's `state` (a state_dict) and its masks to `folder` and verify the files that were written.
+
+    Returns the sha256 of each file by its name.
 
     Raises UserError when a file does not hold zeros exactly where the masks are inactive. Invariant: the names are
     those of the raw model's state_dict. `about` goes into the files' metadata.
@@ -34,12 +37,27 @@ def export_network(
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # tied: safetensors wants own memory
     digest = {"masks_sha256": hash_masks(masks)}
     shapes = {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})}
-    write_atomically(folder / WEIGHTS, save(tensors, metadata={**about, **digest}))
+    write_atomically(folder / WEIGHTS, serialise(tensors, {**about, **digest}))
     bits = {name: pack(mask) for name, mask in masks.items()}
-    write_atomically(folder / MASKS, save(bits, metadata={**about, **digest, **shapes}))
+    write_atomically(folder / MASKS, serialise(bits, {**about, **digest, **shapes}))
     written = read_export(folder)[1]
     if hash_masks(written) != digest["masks_sha256"]:
         raise UserError(f"{folder / MASKS}: holds other masks than those in force; the run is invalid")
+    return hash_export(folder)
+
+
+def serialise(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """Return a safetensors file whose bytes are a function of its content: the library's header has no fixed order."""
+    written: bytes = save(dict(tensors), metadata=dict(about))
+    end = 8 + int.from_bytes(written[:8], "little")
+    header = json.dumps(json.loads(written[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + written[end:]
+
+
+def hash_export(folder: Path) -> dict[str, str]:
+    """Return the sha256 of the two files in `folder` by their names."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS, MASKS)}
 
 
 def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

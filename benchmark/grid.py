@@ -16,6 +16,7 @@ from benchmark.errors import explain
 from benchmark.places import Places, check_places
 from benchmark.planning.donors import resolve_donors
 from benchmark.planning.foresight import check_cells
+from benchmark.planning.states import Ledger, read_now
 from benchmark.processes.ranks import count_ranks, do_together, own_rank
 from benchmark.run import Options, Start, run_cell
 from benchmark.tracking import check_mode
@@ -66,6 +67,7 @@ def run_grid(
         if cell.page_name not in loaded:
             loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
     cells = resolve_donors(cells, loaded, options.places, chosen)
+    cells = name_runs(cells, loaded, options)
     networks = do_together(lambda: check_cells(cells, loaded, options))
     failed = 0
     for number, cell in enumerate(cells, 1):
@@ -81,6 +83,14 @@ def run_grid(
     if failed:
         tell(f"{failed} of {len(cells)} runs failed; the others are on the leaderboard")
     return failed
+
+
+def name_runs(cells: list[Cell], loaded: dict[str, Data], options: Options) -> list[Cell]:
+    """Return the cells under the names of their runs, see `Ledger.place`; only rank 0 writes under them."""
+    if own_rank():
+        return cells
+    ledger = Ledger(read_now(options.places.records), options.places.runs, options.device)
+    return [ledger.place(cell, loaded[cell.page_name]) for cell in cells]
 
 
 def run_one(cell: Cell, data: Data, options: Options, console: Console, place: str, start: Start) -> None:

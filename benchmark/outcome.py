@@ -183,6 +183,7 @@ def describe_data(run: Training) -> dict[str, Any]:
         "validation": len(data.validation) if data.validation is not None else 0,
         "test": len(data.test),
         "fingerprint": data.fingerprint,
+        **({"test_in_train": data.overlap} if data.overlap is not None else {}),
     }
 
 

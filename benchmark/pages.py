@@ -98,6 +98,7 @@ class Page:
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated
 
 
+FOLDERS = ("folder", "imagenet")  # data sets whose content is whatever the user's folder holds
 SETTINGS = {f.name for f in dataclasses.fields(Page)}
 
 

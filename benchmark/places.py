@@ -20,6 +20,14 @@ class Places:
     runs: Path = ROOT / "runs"
 
 
+def expand_home(path: Path) -> Path:
+    """Return the path with a leading ~ or ~user replaced; raises UserError for a user who has no home here."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no home of user '{path.parts[0][1:]}' here: write the path out") from error
+
+
 def check_places(places: Places) -> None:
     """Raise UserError unless every folder can be written and has room for a checkpoint.
 

@@ -234,8 +234,8 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             train(run, reporter, after_epoch, saver)
         if own_rank():
             return {}
-        export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
-        record = {**make_record(cell, built, run, options.command, started), **begun}
+        files = export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
+        record = {**make_record(cell, built, run, options.command, started), "files_sha256": files, **begun}
         if holds_whole_filters(run.maskset.masks):
             from benchmark.slim.price import price_slim  # torch.fx, for the few runs whose filters were removed
 

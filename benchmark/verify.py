@@ -18,7 +18,7 @@ from benchmark.build import ImageFacts, count_prunable, create_network, model_ar
 from benchmark.data.readers import CIFAR
 from benchmark.data.sets import Data, load_data
 from benchmark.errors import UserError, reason
-from benchmark.export import MASKS, WEIGHTS, read_export, read_tensors
+from benchmark.export import MASKS, WEIGHTS, hash_export, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.names import run_folder
 from benchmark.networks.narrow import narrow_arguments
@@ -26,6 +26,7 @@ from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.outcome import describe_accuracy, images_trained
 from benchmark.pages import Page, merge_settings
+from benchmark.places import expand_home
 from benchmark.plugins import find_method, method_names
 from benchmark.slim.network import cut_slim
 from leaderboard import Record, RecordError, read_record
@@ -40,6 +41,7 @@ EPOCHS = ("validation_epoch", "test_epoch")
 Finding = tuple[str, Any, Any, bool]  # what, in the record, found again, whether they agree
 
 
+NOT_RECORDED = "not recorded"
 NOT_FOUND_AGAIN = "not found again: training cost before the last epoch, accuracies of earlier epochs, times, the seed"
 
 
@@ -75,6 +77,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     return [
         same("run", record["run"], about.get("run")),
         same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),
+        *compare_files(record, folder),
         *compare_masks(record, masks),
         *compare_nonzero(record, weights, masks),
         *compare_donor(record, masks, runs),
@@ -89,7 +92,7 @@ def stay_home(page: Page) -> Page:
 
     A record is not to be trusted, and where it says that data lie may be anywhere; what they hold is compared anyway.
     """
-    leads_out = Path(page.data_dir).expanduser().is_absolute() or ".." in Path(page.data_dir).parts
+    leads_out = expand_home(Path(page.data_dir)).is_absolute() or ".." in Path(page.data_dir).parts
     return dataclasses.replace(page, data_dir="") if leads_out and page.data in CIFAR else page
 
 
@@ -109,6 +112,15 @@ def rebuild_network(
 def same(what: str, recorded: Any, found: Any) -> Finding:
     """Return the finding that two values must be equal."""
     return what, recorded, found, recorded == found
+
+
+def compare_files(record: Record, folder: Path) -> list[Finding]:
+    """Compare the files of the run with those it ended with; an older record does not say which these were."""
+    recorded = record.get("files_sha256", {})
+    return [
+        (f"{name} (sha256)", recorded.get(name, NOT_RECORDED)[:16], found[:16], recorded.get(name, found) == found)
+        for name, found in hash_export(folder).items()
+    ]
 
 
 def compare_masks(record: Record, masks: Mapping[str, Tensor]) -> list[Finding]:
@@ -273,7 +285,8 @@ def print_findings(console: Console, findings: list[Finding]) -> bool:
     for column in ("what", "record", "found again", "verdict"):
         table.add_column(column, overflow="fold")
     for what, recorded, found, agrees in findings:
-        table.add_row(what, show(recorded), show(found), "same" if agrees else "[red]DIFFERS[/red]")
+        verdict = "same" if agrees else "[red]DIFFERS[/red]"
+        table.add_row(what, show(recorded), show(found), "not compared" if recorded == NOT_RECORDED else verdict)
     console.print(table)
     console.print(NOT_FOUND_AGAIN, style="dim")
     return all(finding[3] for finding in findings)

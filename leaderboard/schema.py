@@ -86,7 +86,11 @@ FIELDS: dict[str, Any] = {
     },
     "sparsity": SPARSITY,
     "seed": WHOLE,
-    "data": {"name": TEXT, "classes": WHOLE, "train": WHOLE, "validation": WHOLE, "test": WHOLE, "fingerprint": TEXT},
+    "data": {
+        **dict.fromkeys(("name", "fingerprint"), TEXT),
+        **dict.fromkeys(("classes", "train", "validation", "test"), WHOLE),
+        "test_in_train?": WHOLE,  # test images that are training images too
+    },
     "accuracy_pct": dict.fromkeys(("last_epoch", "validation_selected", "best_on_test"), or_null(PERCENT)),
     "selected": {
         "validation_epoch": or_null(WHOLE),
@@ -108,6 +112,7 @@ FIELDS: dict[str, Any] = {
     ],
     "empty_layers": list_of(TEXT),
     "masks_sha256": TEXT,
+    "files_sha256?": map_of(DIGEST),  # of the exported files, by name
     "macs": {
         "inference_dense": ABOVE_0,
         "inference": WHOLE,

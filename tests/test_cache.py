@@ -17,7 +17,8 @@ import torch
 import benchmark.data.cache
 import benchmark.data.decoded
 from benchmark.data.cache import Slot
-from benchmark.data.imagefiles import CACHE, scan_folder
+from benchmark.data.imagefiles import scan_folder
+from benchmark.data.listing import CACHE
 from benchmark.data.sets import Data, load_data
 from benchmark.errors import UserError
 from tests.test_data import CPU, collect, page, write_folder
@@ -343,7 +344,7 @@ def test_the_cache_is_no_class_and_no_part(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", PARTS)
     inner = write_folder(folder / "train" / "inner", PARTS)  # a folder whose cache would lie among the classes
     shutil.rmtree(folder / "test")
-    write_folder(folder, {"test": ["a", "b", "inner"]})
+    write_folder(folder, {"test": ["a", "b", "inner"]}, seed=1)
     load(inner)
     assert (folder / "train" / CACHE).is_dir()
     assert scan_folder(folder).classes == ("a", "b", "inner")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import re
+import shutil
 import tarfile
 import urllib.error
 from pathlib import Path
@@ -15,10 +19,15 @@ import torch
 import torchvision
 from PIL import Image
 
+from benchmark.data.checks import hash_images
 from benchmark.data.folders import StreamedImages
-from benchmark.data.imagefiles import DECODED_AT_ONCE, Files, scan_folder
+from benchmark.data.imagefiles import DECODED_AT_ONCE, scan_folder
+from benchmark.data.listing import Files
+from benchmark.data.pixels import fit_image, read_image
 from benchmark.data.sets import MemoryImages, load_data
+from benchmark.data.shard import shrink
 from benchmark.data.splits import split_indices, stratify
+from benchmark.data.standin import stand_in
 from benchmark.data.stored import Arrays
 from benchmark.errors import UserError
 
@@ -68,9 +77,11 @@ def collect(stream: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-def write_folder(root: Path, parts: dict[str, list[str]], count: int = 3, size: int = 8, kind: str = "png") -> Path:
+def write_folder(
+    root: Path, parts: dict[str, list[str]], count: int = 3, size: int = 8, kind: str = "png", seed: int = 0
+) -> Path:
     """Write `count` images of random pixels per class: root/PART/CLASS/K.kind."""
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(seed)
     for part, classes in parts.items():
         for name in classes:
             (root / part / name).mkdir(parents=True)
@@ -302,7 +313,7 @@ def test_a_folder_may_be_named_by_an_absolute_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_folder_with_val_and_test_is_not_cut(tmp_path: Path, split: str, in_memory: bool) -> None:
     folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "val": ["a", "b"]}, count=10)
-    write_folder(folder, {"test": ["a", "b"]}, count=2)
+    write_folder(folder, {"test": ["a", "b"]}, count=2, seed=1)
     data = load_data(page(split=split, in_memory=in_memory), tmp_path, CPU)
     assert data.validation is not None
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 20, 4)
@@ -317,25 +328,22 @@ def test_a_folder_is_cut_when_it_brings_no_validation_part(tmp_path: Path, in_me
 
 
 def test_every_image_becomes_rgb_of_the_page_size(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "folder", {"train": ["a"], "test": ["a"]}, count=1)
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]}, count=1)
     Image.new("L", (8, 8), 7).save(folder / "train/a/grey.JPG")
     Image.new("RGBA", (20, 10), (1, 2, 3, 0)).save(folder / "train/a/large.png")
     Image.new("P", (4, 8)).save(folder / "train/a/small.png")
     (folder / "train/a/notes.txt").write_text("not an image")
-    images, _ = collect(load_data(page(), tmp_path, CPU).train.batches(4, CPU))
-    pixels = stored_pixels(images)  # in the order of the names: 0, grey, large, small
-    assert pixels.shape == (4, 3, 8, 8)
+    images, _ = collect(load_data(page(), tmp_path, CPU).train.batches(5, CPU))
+    pixels = stored_pixels(images)  # in the order of the names: 0, grey, large, small; then that of class b
+    assert pixels.shape == (5, 3, 8, 8)
     assert pixels[1].unique().tolist() == [7] and pixels[2, :, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_images_of_another_shape_keep_their_proportions(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "folder", {"train": ["a"], "test": ["a"]}, count=0)
     wide = np.zeros((8, 24, 3), dtype=np.uint8)
     wide[:, 8:16] = 200  # the middle square
-    Image.fromarray(wide).save(folder / "train/a/wide.png")
-    Image.fromarray(wide).save(folder / "test/a/wide.png")
-    images, _ = collect(load_data(page(), tmp_path, CPU).train.batches(1, CPU))
-    assert stored_pixels(images).unique().tolist() == [200]
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert np.unique(np.asarray(fit_image(read_image(str(tmp_path / "wide.png")), 8))).tolist() == [200]
 
 
 def test_the_fingerprint_of_a_folder_sees_pixels_and_labels(tmp_path: Path) -> None:
@@ -382,12 +390,204 @@ def test_streamed_augmentation_differs_by_image_epoch_and_seed(tmp_path: Path) -
 
 
 def test_streamed_evaluation_cuts_the_centre_after_resizing(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "imagenet", {"train": ["a"], "val": ["a"]}, count=2, size=256)
+    folder = write_folder(tmp_path / "imagenet", {"train": ["a", "b"], "val": ["a", "b"]}, count=1, size=256)
     settings = page(data="imagenet", in_memory=False, image_size=224, mean=[0.5] * 3, std=[0.25] * 3, workers=1)
     images, labels = collect(load_data(settings, tmp_path, CPU).test.batches(2, CPU))
     stored = np.asarray(Image.open(folder / "val/a/0.png")).transpose(2, 0, 1)[:, 16:240, 16:240]
     torch.testing.assert_close(images[0], (torch.from_numpy(stored / 255.0).float() - 0.5) / 0.25, atol=1e-5, rtol=0)
-    assert labels.tolist() == [0, 0]
+    assert labels.tolist() == [0, 1]
+
+
+# --- what a person's folder holds -------------------------------------------------------------------------------------
+
+STEPS = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def modes() -> dict[str, tuple[str, Image.Image, np.ndarray | int]]:
+    """Return by name: a kind of file, an image of it, and the grey levels (or the one colour) that it must give."""
+    clear = Image.merge("RGBA", [Image.fromarray(STEPS)] * 3 + [Image.new("L", (8, 8), 9)])
+    palette = Image.fromarray(STEPS).convert("P")
+    palette.info["transparency"] = 8
+    return {
+        "16 bits": ("png", Image.fromarray(STEPS.astype(np.uint16) * 257), STEPS),
+        "16 bits, shifted": ("png", Image.fromarray(STEPS.astype(np.uint16) << 8), STEPS),
+        "16 bits, pgm": ("PGM", Image.fromarray(STEPS.astype(np.uint16) * 257), STEPS),
+        "16 bits, tif": ("tif", Image.fromarray(STEPS.astype(np.uint16) * 257), STEPS),
+        "8 bits, tiff": ("TIFF", Image.fromarray(STEPS), STEPS),
+        "bitmap": ("png", Image.fromarray(STEPS > 99), np.where(STEPS > 99, 255, 0)),
+        "grey with alpha": ("png", clear.convert("LA"), STEPS),
+        "alpha": ("webp", clear, STEPS),
+        "palette": ("gif", Image.fromarray(STEPS), STEPS),
+        "clear palette": ("png", palette, STEPS),
+        "four inks": ("tif", Image.new("CMYK", (8, 8), (0, 0, 0, 55)), 200),
+    }
+
+
+@pytest.mark.parametrize("name", modes())
+def test_every_mode_is_read_with_its_own_grey_levels(tmp_path: Path, name: str) -> None:
+    kind, image, wanted = modes()[name]
+    image.save(tmp_path / f"x.{kind}", **({"lossless": True, "exact": True} if kind == "webp" else {}))
+    notes: list[str] = []
+    found = np.asarray(read_image(str(tmp_path / f"x.{kind}"), notes))
+    assert (found == np.broadcast_to(np.asarray(wanted)[..., None] if np.ndim(wanted) else wanted, (8, 8, 3))).all()
+    changed = {"16 bits": "scaled", "grey with alpha": "opaque", "alpha": "opaque", "clear palette": "opaque"}
+    said = changed.get(name.partition(",")[0], "CMYK" if name == "four inks" else "")
+    assert [said in note for note in notes] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("values", [STEPS.astype(np.float32) / 255, STEPS.astype(np.int32)])
+def test_pixels_whose_white_nobody_knows_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"x\.tif: can't be decoded .* nothing says which is white: save 8"):
+        read_image(str(tmp_path / "x.tif"))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
+def test_a_photograph_is_read_upright_by_every_reader(tmp_path: Path, kind: str) -> None:
+    lying = np.zeros((16, 32, 3), dtype=np.uint8)
+    lying[:, :16] = 255  # its left half is the top of the photograph
+    image, path = Image.fromarray(lying), str(tmp_path / f"x.{kind}")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif, **({} if kind == "tif" else {"quality": 100}))
+    notes: list[str] = []
+    upright = np.asarray(read_image(path, notes)).astype(int)
+    assert upright.shape == (32, 16, 3) and upright[:15].min() > 250 and upright[17:].max() < 5
+    assert notes == ["rotated as EXIF data say"]
+    small = np.asarray(Image.open(io.BytesIO(shrink(path, 8)))).astype(int)
+    assert small.shape == (16, 8, 3) and small[:6].min() > 240 and small[10:].max() < 15
+
+
+def test_a_file_of_several_pictures_gives_its_first_and_says_so(tmp_path: Path) -> None:
+    first, second = Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 200)
+    first.save(tmp_path / "x.gif", save_all=True, append_images=[second])
+    notes: list[str] = []
+    assert np.unique(np.asarray(read_image(str(tmp_path / "x.gif"), notes))).tolist() == [10]
+    assert notes == ["of several frames, the first of which was read"]
+
+
+def write_foreign(folder: Path) -> None:
+    """Put into a folder what lies in people's folders beside their images."""
+    (folder / "train/a/._0.png").write_bytes(b"\0")
+    (folder / "train/.git").mkdir()
+    (folder / "train/empty").mkdir()
+    (folder / "test/a/notes.txt").write_text("not an image")
+    (folder / "test/b/Thumbs.db").write_bytes(b"\0")
+    (folder / "train/0.png").write_bytes(b"\0")
+    (folder / "train/b/loop").symlink_to(folder / "train")
+    (folder / "train/b/again.png").symlink_to("0.png")
+    (folder / "train/b/gone.png").symlink_to("nowhere.png")
+    (folder / "train/b/self.png").symlink_to("self.png")
+    (folder / "train/a/of_b").symlink_to("../b")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_line_says_what_was_read_and_what_was_left_out(
+    tmp_path: Path, in_memory: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    plain = load_data(page(in_memory=in_memory), tmp_path, CPU)
+    assert capsys.readouterr().out == "folder folder: read 6 train and 6 test images in 2 classes\n"
+    write_foreign(folder)
+    data = load_data(page(in_memory=in_memory), tmp_path, CPU)
+    assert (data.fingerprint, data.classes, len(data.train)) == (plain.fingerprint, ("a", "b"), 6)
+    assert capsys.readouterr().out == (
+        "folder folder: read 6 train and 6 test images in 2 classes; skipped 1 empty folder, 1 file of type .db, "
+        "1 file of type .txt, 2 folders met before through a link, 1 hidden file, 1 hidden folder, "
+        "1 image met before through a link, 1 image outside of the class folders, 2 links to nowhere\n"
+    )
+
+
+def test_what_was_done_to_pixels_is_said_with_the_cache_and_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_BENCH_CACHE", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    Image.fromarray(STEPS.astype(np.uint16) * 257).save(folder / "train/a/9.PNG")
+    first, again = load_data(page(), tmp_path, CPU), load_data(page(), tmp_path, CPU)
+    assert first.fingerprint == again.fingerprint and len(first.train) == 7
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["folder folder: read 7 train and 6 test images in 2 classes; 1 image scaled from 16 bits to 8"] * 2
+
+
+@pytest.mark.parametrize("where", ["train/{}/0.png", "train/a/{}.png"])
+def test_a_name_that_is_not_text_is_refused(tmp_path: Path, where: str) -> None:
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    path = folder / where.format(os.fsdecode(b"caf\xe9"))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "train/a/0.png", path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    message = refusal(page(), tmp_path)
+    assert "caf\\xe9" in message and "must be UTF-8: rename it" in message
+    assert "must be UTF-8" in refusal(page(data_dir=os.fsdecode(b"caf\xe9")), tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"data_dir": "~nosuchuser/x"}, {}])
+def test_the_home_of_a_user_who_is_not_known_is_refused(settings: dict[str, str]) -> None:
+    root = Path("nowhere") if settings else Path("~nosuchuser/data")
+    for load in (lambda: load_data(page(**settings), root, CPU), lambda: stand_in(page(**settings), root)):
+        with pytest.raises(UserError, match="no home of user 'nosuchuser' here: write the path out"):
+            load()
+
+
+# --- data that say nothing --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_one_class_is_refused(tmp_path: Path, in_memory: bool) -> None:
+    write_folder(tmp_path / "folder", {"train": ["a"], "test": ["a"]})
+    assert "has one class, 'a', and any network is right" in refusal(page(in_memory=in_memory), tmp_path)
+    with pytest.raises(UserError, match="has one class"):
+        stand_in(page(in_memory=in_memory), tmp_path)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("kind", ["link", "links", "hard links", "copies"])
+def test_testing_on_the_training_images_is_refused(tmp_path: Path, in_memory: bool, kind: str) -> None:
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"]})
+    ways = {"links": lambda a, b: Path(b).symlink_to(a), "hard links": os.link, "copies": shutil.copyfile}
+    if kind == "link":
+        (folder / "test").symlink_to("train")
+    else:
+        shutil.copytree(folder / "train", folder / "test", copy_function=ways[kind])
+    assert re.search("all 6 .*so a test would say nothing", refusal(page(in_memory=in_memory), tmp_path))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_test_images_that_are_trained_on_are_counted_and_told(
+    tmp_path: Path, in_memory: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    assert load_data(page(in_memory=in_memory), tmp_path, CPU).overlap == 0 and capsys.readouterr().err == ""
+    shutil.copyfile(folder / "train/a/0.png", folder / "test/b/copy.png")
+    (folder / "test/a/link.png").symlink_to("../../train/b/1.png")
+    assert load_data(page(in_memory=in_memory), tmp_path, CPU).overlap == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cache: ")]
+    assert told == "warning: folder: 2 of 8 test images are training images too; the record says so"
+
+
+def test_images_that_differ_in_one_pixel_are_told_apart() -> None:
+    images = torch.zeros(4, 3, 20, 20, dtype=torch.uint8)
+    images[1, 2, 11, 7], images[3, 2, 11, 7] = 1, 1
+    (found,) = hash_images([images])
+    assert found[1] == found[3] != found[0] == found[2]
+
+
+def test_data_without_a_difference_or_a_class_are_refused_or_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]}, count=2)
+    load_data(page(split="holdout"), tmp_path, CPU)
+    assert "split=holdout leaves no validation image of class b" in capsys.readouterr().err
+    (folder / "train/a/1.png").unlink()
+    (folder / "train/b/1.png").unlink()
+    message = refusal(page(split="holdout"), tmp_path)
+    assert "split=holdout leaves no training image of class a: add images to it, or set split=full" in message
+    for path in (folder / "train").rglob("*.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    assert "all 2 training images have the same pixels" in refusal(page(), tmp_path)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -475,6 +675,18 @@ def test_cifar_that_can_not_be_had_says_what_to_put_where(
     message = refusal(page(data="cifar100", image_size=32), tmp_path)
     for part in (str(error), "cifar-100-python.tar.gz", str(tmp_path / "cifar100"), "DATA=", "TASK=digits_resnet20"):
         assert part in message
+
+
+def test_a_damaged_archive_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(root: str, train: bool, download: bool = False) -> None:
+        raise OSError("no route") if download else RuntimeError("Dataset not found or corrupted")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10/cifar-10-python.tar.gz").write_bytes(b"cut short")
+    message = refusal(page(data="cifar10", image_size=32), tmp_path)
+    assert f"cifar-10-python.tar.gz in {tmp_path}/cifar10 is damaged" in message and "delete" in message
+    assert "not found" not in message
 
 
 def test_cifar_is_read_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,14 @@ controls: [density]
 """
 
 
+def test_a_grid_on_two_folders_of_one_page_is_refused(grid_of):
+    rows = "".join(
+        f"  - {{method: {name}, args: {{data_dir: {folder}}}}}\n" for name, folder in (("set", "x"), ("dense", "y"))
+    )
+    with pytest.raises(UserError, match=r"must have one data_dir in a grid, got 'x' \(row 1\), 'y' \(row 2\)"):
+        grid_of(f"tasks: [folder_resnet20]\nsparsities: [0.9]\nseeds: [0]\nrows:\n{rows}")
+
+
 def test_every_fault_of_a_file_is_listed_at_once_with_row_and_rule(grid_of, tmp_path):
     with pytest.raises(UserError) as caught:
         grid_of(FAULTY)

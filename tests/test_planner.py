@@ -14,8 +14,8 @@ from rich.console import Console
 
 import benchmark.run
 from benchmark.cells import PROTOCOL, Cell, plan_cells
-from benchmark.data.sets import load_data
-from benchmark.data.standin import stand_in
+from benchmark.data.sets import Data, load_data
+from benchmark.data.standin import Counted, stand_in
 from benchmark.environment import describe_environment
 from benchmark.pages import load_page
 from benchmark.places import Places
@@ -26,6 +26,7 @@ from benchmark.planning.planner import Networks, Prediction, predict
 from benchmark.planning.states import Ledger, index_runs
 from benchmark.run import Options, make_timeline, run_cell
 from leaderboard import read_records
+from tests.test_data import write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -204,7 +205,7 @@ def make_folder(folder: Path, per_class: int = 12) -> Path:
         for label in ("cat", "dog"):
             (folder / part / label).mkdir(parents=True)
             for number in range(per_class):
-                Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / part / label / f"{number}.png")
+                Image.new("RGB", (32, 32), (number, len(part), 0)).save(folder / part / label / f"{number}.png")
     return folder
 
 
@@ -344,6 +345,40 @@ def test_without_the_images_data_are_compared_by_name_and_sizes(tmp_path):
     assert found()
     assert not found(train=50_000, validation=0)
     assert not found(name="cifar10-jpeg")
+
+
+def test_a_folder_s_run_is_found_by_its_data_under_either_name(tmp_path):
+    cell = one_cell("granet", task="folder_resnet20")
+    data = Data("mine", ("a", "b"), 3, 32, Counted(torch.arange(24) % 2), None, Counted(torch.arange(8) % 2), "f" * 64)
+    sizes = {"name": "mine", "train": 24, "validation": 0, "test": 8}
+
+    def found(run: str, of: str, fingerprint: str) -> bool:
+        record = make_record(file="RUN.json", run=run, protocol=PROTOCOL, data={**sizes, "fingerprint": of})
+        record["environment"]["precision"] = "fp32"
+        known = dataclasses.replace(data, fingerprint=fingerprint)
+        return Ledger(index_runs([record]), tmp_path, CPU).find(cell, known) is not None
+
+    old, new = cell.identity, cell.with_data("f" * 64).identity
+    assert old != new and cell.names("f" * 64) == [new, old]
+    assert found(old, "f" * 64, "f" * 64) and found(new, "f" * 64, "f" * 64)
+    assert not found(old, "e" * 64, "f" * 64)
+    assert found(old, "e" * 64, "") and found(new, "f" * 64, "")  # the images were not read: by name and sizes
+    assert not found(new, "e" * 64, "") and not found(f"{old}x", "e" * 64, "")
+    fixed = one_cell("granet")
+    assert fixed.with_data("f" * 64).identity == fixed.identity
+
+
+def test_a_plan_takes_the_fingerprint_of_a_folder_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSE_BENCH_CACHE", str(tmp_path / "cache"))
+    folder = write_folder(tmp_path / "mine", {"train": ["a", "b"], "test": ["a", "b"]})
+    page = one_cell("static", f"data_dir={folder}", task="folder_resnet20").page
+    assert stand_in(page, tmp_path).fingerprint == ""
+    read = load_data(page, tmp_path, CPU)
+    monkeypatch.setattr("benchmark.data.imagefiles.read_image", None)
+    assert stand_in(page, tmp_path).fingerprint == read.fingerprint
+    streamed = dataclasses.replace(page, in_memory=False)
+    monkeypatch.undo()
+    assert stand_in(streamed, tmp_path).fingerprint == load_data(streamed, tmp_path, CPU).fingerprint
 
 
 def test_a_control_is_settled_by_its_donors_record_alone(tmp_path):

@@ -6,25 +6,34 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from filelock import FileLock
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-import benchmark.networks.cifar  # noqa: F401
+import benchmark.networks.cifar
+import benchmark.run
+from benchmark.cells import plan_cells
 from benchmark.environment import cuda_available
 from benchmark.errors import UserError
+from benchmark.export import MASKS, WEIGHTS
 from benchmark.grid import run_grid
 from benchmark.plugins import method_names
 from benchmark.resume import FINISHED
-from leaderboard import read_records
+from benchmark.verify import verify_record
+from leaderboard import read_records, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 WANTS_GPU = pytest.mark.skipif(not cuda_available(), reason="no GPU here")
@@ -419,6 +428,86 @@ def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"), pytest.raises(UserError, match="already running in another process"):
         bench("static", arguments="epochs=1")
+
+
+def write_images(folder: Path, seed: int) -> Path:
+    """Write a folder of 3 classes with 8 training and 2 test images each, of random pixels."""
+    draw = np.random.RandomState(seed)
+    for part, count in (("train", 8), ("test", 2)):
+        for name in "abc":
+            (folder / part / name).mkdir(parents=True)
+            for k in range(count):
+                image = Image.fromarray(draw.randint(0, 256, (8, 8, 3)).astype(np.uint8))
+                image.save(folder / part / name / f"{k}.png")
+    return folder
+
+
+def on_folder(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Return what a bench is asked for to train on a folder of its own."""
+    path = write_images(folder, seed) if not folder.exists() else folder
+    return {
+        "methods": "static",
+        "tasks": "folder_resnet20",
+        "arguments": f"epochs=1 batch_size=8 image_size=8 split=full data_dir={path}",
+    }
+
+
+def test_runs_on_two_folders_share_neither_name_nor_files(bench):
+    one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
+    bench(**one)
+    (first,) = bench.records()
+    folder = bench.folder / "runs" / first["run"]
+    with FileLock(folder / "lock"):  # as while the first is running
+        bench(**two)
+    runs = {record["data"]["name"]: record["run"] for record in bench.records()}
+    assert len(set(runs.values())) == 2
+    path = next((bench.folder / "records").glob(f"{first['run']}.*json"))
+    assert all(agrees for *_, agrees in verify_record(path, bench.folder / "runs", bench.folder))
+    shutil.copyfile(bench.folder / "runs" / runs["two"] / WEIGHTS, folder / WEIGHTS)
+    assert first["files_sha256"][MASKS] == hashlib.sha256((folder / MASKS).read_bytes()).hexdigest()
+    assert first["files_sha256"][WEIGHTS] != hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def name_without_data(bench, record: dict) -> Path:
+    """Give a finished run the name that an earlier version gave it, and return the folder of its files."""
+    asked = on_folder(bench.folder / record["data"]["name"])
+    (cell,) = plan_cells(asked["methods"], "0.9", asked["tasks"], "0", asked["arguments"])
+    assert cell.identity != record["run"] in cell.names(record["data"]["fingerprint"])
+    for path in (bench.folder / "records").glob(f"{record['run']}.*json"):
+        path.unlink()
+    old = {key: value for key, value in record.items() if key not in ("file", "seal")}
+    write_record({**old, "run": cell.identity}, bench.folder / "records")
+    return (bench.folder / "runs" / record["run"]).rename(bench.folder / "runs" / cell.identity)
+
+
+def test_a_run_named_without_its_data_is_found_by_its_data_alone(bench):
+    one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
+    bench(**one)
+    folder = name_without_data(bench, bench.records()[0])
+    bench(**one)
+    assert [record["run"] for record in bench.records()] == [folder.name] * 2  # a repeat
+    bench(**two)
+    assert sorted(record["run"] == folder.name for record in bench.records()) == [False, True, True]
+
+
+def test_an_interrupted_run_named_without_its_data_goes_on_and_blocks_no_other(bench, monkeypatch):
+    one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark.run, "export_network", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bench(**one)
+    (begun,) = (bench.folder / "runs").glob("*/checkpoint")
+    (cell,) = plan_cells("static", "0.9", one["tasks"], "0", one["arguments"])
+    folder = begun.parent.rename(begun.parent.with_name(cell.identity))
+    kept = (folder / "checkpoint").read_bytes()
+    bench(**two, fresh=True)
+    assert (folder / "checkpoint").read_bytes() == kept
+    bench(**one)
+    assert bench.shown.getvalue().count("continuing") == 1
+    assert {record["data"]["name"]: record["run"] == folder.name for record in bench.records()} == {
+        "one": True,
+        "two": False,
+    }
 
 
 def test_a_run_that_diverges_is_recorded_as_such(bench):

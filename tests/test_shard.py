@@ -20,7 +20,8 @@ from torchvision import transforms
 import benchmark.data.resized
 import benchmark.data.shard
 from benchmark.cells import plan_cells
-from benchmark.data.imagefiles import CACHE, scan_folder
+from benchmark.data.imagefiles import scan_folder
+from benchmark.data.listing import CACHE
 from benchmark.data.resized import Resized
 from benchmark.data.sets import Data, load_data
 from benchmark.data.shard import open_shard, shrink, shrink_all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from small import make_training
 from benchmark.checkpoint import load_checkpoint
 from benchmark.console import print_result
 from benchmark.errors import UserError
-from benchmark.export import MASKS, WEIGHTS, export_run, read_export
+from benchmark.export import MASKS, WEIGHTS, export_run, read_export, read_tensors
 from benchmark.maskset import hash_masks
 from benchmark.outcome import count_nonzero, describe_accuracy
-from benchmark.verify import verify_record
+from benchmark.verify import NOT_RECORDED, verify_record
+from leaderboard import write_record
 from methods.static import Static
 from tests.test_runs import Bench
 
@@ -182,6 +184,21 @@ def copy_run(done: Bench, target: Path) -> Path:
     for name in (WEIGHTS, MASKS):
         (copied / name).write_bytes((folder / name).read_bytes())
     return copied
+
+
+def test_files_of_another_run_of_the_same_accuracy_and_masks_are_told(done, tmp_path):
+    record, _, folder = places(done, "granet")
+    shutil.copytree(folder, tmp_path / "runs" / folder.name)
+    weights, path = load_file(folder / WEIGHTS), tmp_path / "runs" / folder.name / WEIGHTS
+    weights["fc.bias"] = weights["fc.bias"] + 1  # every score alike: no accuracy, mask or count shows it
+    save_file(weights, path, read_tensors(path)[1])
+    differing = [what for what, *_, agrees in verify_record(record, tmp_path / "runs", done.folder) if not agrees]
+    assert differing == [f"{WEIGHTS} (sha256)"]
+    content = json.loads(record.read_text())
+    del content["files_sha256"], content["seal"]
+    older = write_record(content, tmp_path / "records")
+    found = {what: (said, agrees) for what, said, _, agrees in verify_record(older, tmp_path / "runs", done.folder)}
+    assert found[f"{WEIGHTS} (sha256)"] == found[f"{MASKS} (sha256)"] == (NOT_RECORDED, True)
 
 
 def test_a_weight_that_came_alive_in_the_file_is_named(done, tmp_path):

@@ -61,7 +61,7 @@ def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
         if "branch" in about:
             parent = plain(about["branch"]["parent"])
             raise UserError(f"run {run} is a branch of {parent} and cannot be branched itself: branch {parent}")
-        return Parent(rebuild_cell(about), folder, record, history, fingerprint)
+        return Parent(rebuild_cell(about, fingerprint), folder, record, history, fingerprint)
     except (LookupError, TypeError, AttributeError) as error:  # of a checkpoint that was not written here
         raise UserError(f"run {run}: its checkpoint does not say what was asked of it: {error!r}") from error
 
@@ -112,8 +112,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     return read_snapshot(folder, there[-1])
 
 
-def rebuild_cell(about: dict[str, Any]) -> Cell:
+def rebuild_cell(about: dict[str, Any], fingerprint: str) -> Cell:
     """Return the cell that a record, or what `describe_start` says of it, is of; without its donor.
+
+    `fingerprint`: of its data, which may be part of its name.
 
     Raises UserError unless it is the very same: protocol, page, settings and the method's file.
     """
@@ -137,6 +139,7 @@ def rebuild_cell(about: dict[str, Any]) -> Cell:
     built = plugin.build(page, about["sparsity"], settings)
     changes = changed_settings(page, default)
     cell = Cell(name, page, changes, plugin, built, dict(method["changed"]), about["sparsity"], about["seed"])
-    if method.get("donor") is None and cell.identity != run:
-        raise UserError(f"run {run}: its settings now give run {cell.identity}; run it again")
-    return cell
+    found = cell.with_name(run, fingerprint)
+    if method.get("donor") is None and found.identity != run:
+        raise UserError(f"run {run}: its settings now give run {found.identity}; run it again")
+    return found

@@ -63,6 +63,7 @@ def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, con
     if parent.fingerprint != data.fingerprint:
         raise UserError(f"run {parent.name} was made on other data than there is now: its epochs cannot be made again")
     (cell,) = resolve_donors([parent.cell], {parent.cell.page_name: data}, options.places, options.device)
+    cell = cell.with_name(parent.name, data.fingerprint)  # its donor, which is part of it, is known only now
     refuse_links(parent.folder, options.places.runs)
     (parent.folder / FOLDER).mkdir(parents=True, exist_ok=True)
     try:

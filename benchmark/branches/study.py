@@ -87,6 +87,9 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(read_now(self.stores.branches), self.options.places.runs, self.options.device)
+        self.study = dataclasses.replace(
+            self.study, parents=[self.ledger.place(parent, self.data) for parent in self.study.parents]
+        )
         self.jobs = list_jobs(self.study)
         self.left = list(self.jobs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -35,6 +36,7 @@ def print_study(study: Study, data_root: Path, stores: Stores, options: Options,
     built = Networks().get(first, data).built
     pace = pace_of_records(first, data, records, options.device) or calibrate(first, data, built, options.device)
     ledger = Ledger(index_runs(records), options.places.runs, options.device)
+    study = dataclasses.replace(study, parents=[ledger.place(parent, data) for parent in study.parents])
     per_epoch_s = pace.seconds(first.page, data) / first.page.epochs
     table = Table(box=None, pad_edge=False)
     for name in ("", "runs", "finished", "epochs to train", "train FLOPs", "time"):

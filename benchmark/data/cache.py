@@ -23,11 +23,12 @@ import PIL
 from filelock import FileLock, Timeout
 from PIL import features
 
-from benchmark.data.imagefiles import CACHE, Layout
+from benchmark.data.imagefiles import DECODER, Layout
+from benchmark.data.listing import CACHE
 
 VARIABLE = "SPARSE_BENCH_CACHE"
 LARGE = 100 * 2**20  # bytes: a file that its owner wants to know of
-FORMAT = 1  # raised whenever the same source would give another file
+FORMAT = 2  # raised whenever the same source would give another file
 MADE = re.compile(r"(?P<stem>.+)\.(?P<kind>(?:decoded|resized)-\d+)\.(?P<source>[0-9a-f]{16})")
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def list_places(folder: Path) -> list[tuple[Path, str]]:
 
 def hash_source(folder: Path, layout: Layout) -> str:
     """Return 16 hexadecimal digits of all that decides the pixels of a folder's images, without reading one."""
-    versions = [FORMAT, PIL.__version__, features.version("jpg"), features.version("libjpeg_turbo")]
+    versions = [FORMAT, DECODER, PIL.__version__, features.version("jpg"), features.version("libjpeg_turbo")]
     digest = hashlib.sha256(repr([versions, layout.classes]).encode())
     for name, part in sorted(layout.parts().items()):
         for path, label in zip(part.paths, part.labels.tolist(), strict=True):

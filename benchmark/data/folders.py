@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmark.data.imagefiles import Files, read_image
+from benchmark.data.listing import Files
+from benchmark.data.pixels import read_image
 from benchmark.errors import UserError
 from benchmark.seeds import derive
 

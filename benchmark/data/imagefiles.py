@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets.folder import find_classes, make_dataset, pil_loader
 
+from benchmark.data.listing import Files, check_name, list_part, write_skipped
+from benchmark.data.pixels import fit_image, read_image
 from benchmark.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 DECODED_AT_ONCE = 256  # files one thread takes at a time: large enough to hide the pool's own cost
 MAX_WORKERS = 16
-CACHE = ".sparse-bench-cache"  # a folder of benchmark.data.cache, never a class
-
-
-@dataclass(frozen=True)
-class Files:
-    """The image files of one part, sorted by class, then by path, and their labels (int64)."""
-
-    paths: list[str]
-    labels: Tensor
-
-    def subset(self, indices: Tensor) -> Files:
-        """Return the files at `indices`, in that order."""
-        return Files([self.paths[i] for i in indices.tolist()], self.labels[indices])
+DECODER = 2  # raised whenever the same file would give other pixels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of images holds. `validation` is None unless the folder has both `val` and `test`."""
+    """What a folder of images holds. `validation` is None unless the folder has both `val` and `test`.
+
+    `skipped`: how many of each kind were left out.
+    """
 
     classes: tuple[str, ...]
     train: Files
     validation: Files | None
     test: Files
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    shared: int = 0  # images of the test part that are files of the training part
 
     def parts(self) -> dict[str, Files]:
         """Return the parts there are by name: `train`, `test`, perhaps `validation`."""
@@ -58,13 +51,15 @@ class Layout:
 def scan_folder(folder: Path) -> Layout:
     """List the images of `folder`: `train/CLASS/*`, and `test/CLASS/*` or `val/CLASS/*` (or both).
 
-    Label k is the k-th class name in sorted order; folders inside a class are searched too. Nothing is decoded.
+    Label k is the k-th class name in sorted order; folders inside a class are searched too. Nothing is decoded. What is
+    hidden, empty or no image is left out and counted, and so is a file or folder that links lead to twice.
     Raises UserError when the folder, `train`, or both `test` and `val` are missing, when a part has no class or a class
-    has no image, and when two parts have different classes.
-    Invariant: every class has at least one file in every part.
+    has no image, when two parts have different classes, and when every test image is a training image.
+    Invariant: every class has at least one file in every part; no part has a file twice.
     """
     wanted = f"{folder}/train/CLASS/*.jpg and {folder}/test/CLASS/*.jpg (or val)"
     way_out = f"wanted: {wanted}; name another place with DATA= (the folder above) or the page's data_dir"
+    check_name(str(folder))
     if not folder.is_dir():
         raise UserError(f"no image folder at {folder}; {way_out}")
     if not (folder / "train").is_dir():
@@ -72,36 +67,32 @@ def scan_folder(folder: Path) -> Layout:
     held_out = [name for name in ("test", "val") if (folder / name).is_dir()]
     if not held_out:
         raise UserError(f"{folder}: neither a folder 'test' nor 'val'; {way_out}")
-    classes, train = list_part(folder / "train")
-    parts = []
+    check_name(str(folder.resolve()))
+    parts = {name: list_part(folder / name) for name in ("train", *held_out)}
+    train = parts["train"]
     for name in held_out:
-        theirs, files = list_part(folder / name)
-        if theirs != classes:
-            only = [", ".join(sorted(set(a) - set(b))) or "none" for a, b in ((classes, theirs), (theirs, classes))]
+        if parts[name].classes != train.classes:
+            both = (train.classes, parts[name].classes)
+            only = [", ".join(sorted(set(a) - set(b))) or "none" for a, b in (both, both[::-1])]
             raise UserError(
                 f"{folder}: train and {name} must have the same classes; only in train: {only[0]}; "
-                f"only in {name}: {only[1]}"
+                f"only in {name}: {only[1]}{write_skipped(train.skipped + parts[name].skipped)}"
             )
-        parts.append(files)
-    return Layout(classes, train, parts[1] if len(parts) == 2 else None, parts[0])
-
-
-def list_part(part: Path) -> tuple[tuple[str, ...], Files]:
-    """Return the sorted class names of the folder `part` and its files; see `scan_folder` for order and errors."""
-    try:
-        classes, _ = find_classes(str(part))
-    except FileNotFoundError:
-        raise UserError(f"{part}: holds no class folder; wanted: {part}/CLASS/*.jpg, one folder per class") from None
-    classes = [name for name in classes if name != CACHE]
-    index = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(str(part), index, EXTENSIONS, allow_empty=True)
-    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
-    if empty:
-        kinds = " ".join(EXTENSIONS)
-        raise UserError(f"{part}: no image in class {', '.join(empty)}; add files ({kinds}) or remove the folder")
-    return tuple(classes), Files([path for path, _ in found], labels)
+    test = parts[held_out[0]]
+    layout = Layout(
+        tuple(train.classes),
+        train.files(),
+        parts["val"].files() if len(held_out) == 2 else None,
+        test.files(),
+        sum((part.skipped for part in parts.values()), Counter()),
+        sum(key in train.once for key in test.keys),
+    )
+    if layout.shared == len(layout.test.paths):
+        raise UserError(
+            f"{folder}: all {layout.shared} images of {held_out[0]} are files of train, so a test would say nothing: "
+            "hold images out of train (split= makes a validation part, no test part)"
+        )
+    return layout
 
 
 def check_memory(files: Files, size: int) -> None:
@@ -111,38 +102,18 @@ def check_memory(files: Files, size: int) -> None:
         raise UserError(f"{len(files.paths)} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
 
 
-def read_image(path: str) -> Image.Image:
-    """Decode one image as RGB, whatever its mode; raises UserError naming the file when that fails."""
-    try:
-        image: Image.Image = pil_loader(path)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        refuse_image(path, error)
-    return image
-
-
-def refuse_image(path: str, error: Exception) -> NoReturn:
-    """Raise UserError: the image at `path` can't be decoded because of `error`."""
-    raise UserError(f"{path}: can't be decoded as an image ({error}); replace or remove the file") from error
-
-
-def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the shorter side is `size` and cut the centre square; an image that fits is returned as it is.
-
-    Bilinear with antialiasing, in Pillow's integer arithmetic: the same pixels on every machine.
-    """
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-
-
-def decode_files(files: Files, size: int) -> Tensor:
+def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
     """Decode all `files` in threads to a uint8 tensor (images, 3, size, size), resized by `fit_image` where needed.
 
-    Raises UserError naming the first file that can't be decoded.
+    Also returns how many images were changed in which way, see `read_image`. Raises UserError naming the first file
+    that can't be decoded.
     """
     pixels = np.empty((len(files.paths), 3, size, size), dtype=np.uint8)
+    notes: list[str] = []
 
     def decode(first: int) -> None:
         for i in range(first, min(first + DECODED_AT_ONCE, len(files.paths))):
-            pixels[i] = np.asarray(fit_image(read_image(files.paths[i]), size)).transpose(2, 0, 1)
+            pixels[i] = np.asarray(fit_image(read_image(files.paths[i], notes), size)).transpose(2, 0, 1)
 
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_WORKERS))
     try:
@@ -150,13 +121,13 @@ def decode_files(files: Files, size: int) -> Tensor:
             pass  # asking for the results raises the first error in file order
     finally:
         pool.shutdown(cancel_futures=True)
-    return torch.from_numpy(pixels)
+    return torch.from_numpy(pixels), Counter(notes)
 
 
 def hash_files(folder: Path, layout: Layout) -> str:
-    """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files of a layout."""
+    """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files, and DECODER."""
     names = sorted(Path(path).relative_to(folder).as_posix() for part in layout.parts().values() for path in part.paths)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"decoder {DECODER}\n".encode())
     for name in names:
         digest.update(f"{name} {(folder / name).stat().st_size}\n".encode())
     return digest.hexdigest()

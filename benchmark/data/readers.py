@@ -1,4 +1,4 @@
-"""Data sets read whole into memory: the embedded digits, CIFAR, folders of images."""
+"""Data sets read whole into memory: the embedded digits, CIFAR."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from benchmark.data.decoded import load_decoded
 from benchmark.data.digits import load_digits
-from benchmark.data.imagefiles import check_memory, fit_image, scan_folder
+from benchmark.data.pixels import fit_image
 from benchmark.data.splits import stratify
 from benchmark.data.stored import Arrays, Stored
 from benchmark.errors import UserError
@@ -24,15 +23,6 @@ CIFAR = {
     "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
     "cifar100": ("CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python"),
 }
-FOLDERS = ("folder", "imagenet")
-
-
-def read_folder(page: Page, folder: Path) -> Stored:
-    """Return every part of a folder of images, decoded; see `scan_folder` and `load_decoded`."""
-    layout = scan_folder(folder)
-    for files in layout.parts().values():
-        check_memory(files, page.image_size)
-    return load_decoded(folder, layout, page.image_size)
 
 
 def read_digits(page: Page, folder: Path) -> Stored:
@@ -61,9 +51,12 @@ def read_cifar(page: Page, folder: Path) -> Stored:
     try:
         train, test = (open_cifar(name, folder, train) for train in (True, False))
     except Exception as error:  # networks, archives and pickles raise many kinds
+        there = [name for name in (archive, unpacked) if (folder / name).exists()]
+        seen = f"{' and '.join(there)} in {folder} is damaged" if there else f"not found in {folder}"
+        way_out = f"delete what is damaged and put {archive}" if there else f"put {archive}"
         raise UserError(
-            f"{page.data}: not found in {folder}, and the download failed ({error}); put {archive} or the unpacked "
-            f"{unpacked}/ in {folder}, or name the folder above it with DATA=; TASK=digits_resnet20 needs no download"
+            f"{page.data}: {seen}, and the download failed ({error}); {way_out} or the unpacked {unpacked}/ in "
+            f"{folder}, or name the folder above it with DATA=; TASK=digits_resnet20 needs no download"
         ) from error
     found, size = {"train": train, "test": test}, page.image_size
     parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in found.items()}
@@ -89,4 +82,4 @@ def stack_images(pixels: np.ndarray, size: int) -> Tensor:
     return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar, **dict.fromkeys(FOLDERS, read_folder)}
+READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmark.data.checks import check_classes, check_copies, check_overlap, describe_read, tell
+from benchmark.data.decoded import load_decoded
 from benchmark.data.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
-from benchmark.data.imagefiles import MAX_WORKERS, Layout, decode_files, hash_files, scan_folder
-from benchmark.data.readers import FOLDERS, READERS
+from benchmark.data.imagefiles import MAX_WORKERS, Layout, check_memory, decode_files, hash_files, scan_folder
+from benchmark.data.readers import READERS
 from benchmark.data.resized import Resized
 from benchmark.data.shard import load_shard
 from benchmark.data.splits import split_indices
 from benchmark.data.stored import Arrays, Stored
 from benchmark.errors import UserError
-from benchmark.pages import Page
+from benchmark.pages import FOLDERS, Page
+from benchmark.places import expand_home
 from benchmark.processes.ranks import own_cores
 from benchmark.seeds import derive
 
@@ -32,6 +35,8 @@ class Data:
 
     `fingerprint` is a sha256 of all parts before the split, the same on every machine: of class names, labels and
     pixels (at image_size) in memory, of file names and sizes when streamed.
+    `overlap`: how many test images are training images too, by their pixels or, when streamed, by their bytes; None
+    where the data are no user's folder.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Data:
     validation: Images | None
     test: Images
     fingerprint: str
+    overlap: int | None = None
 
 
 class MemoryImages:
@@ -144,21 +150,44 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     part is decoded here and any other broken file is named when it is reached.
     Invariant: parts are disjoint, and no run's seed has a part in them.
     """
-    folder = root.expanduser() / Path(page.data_dir or page.data).expanduser()
+    folder = find_folder(page, root)
     name = folder.resolve().name if page.data in FOLDERS else page.data  # a folder's images are known by its name
     channels = 1 if page.data == "digits" else 3
     if len(page.mean) != channels or len(page.std) != channels:
         raise UserError(f"mean and std must have {channels} value(s) for data={page.data}, got {page.mean}, {page.std}")
-    if page.in_memory:
+    if page.data in FOLDERS:
+        data = load_folder(page, name, folder, device)
+    elif page.in_memory:
         data = hold(page, name, READERS[page.data](page, folder), device)
-    elif page.data in FOLDERS:
-        data = stream_folder(page, name, folder)
     else:
         raise UserError(f"in_memory=false streams from a folder of images; data={page.data} is always in memory")
     if page.drop_last and len(data.train) < page.batch_size:
         most = f"{len(data.train)} (all training images) where drop_last is on"
         raise UserError(f"batch_size must be at most {most}, got {page.batch_size}")
     return data
+
+
+def find_folder(page: Page, root: Path) -> Path:
+    """Return the folder of the page's data set; raises UserError where it is that of a user who is not known."""
+    return expand_home(root) / expand_home(Path(page.data_dir or page.data))
+
+
+def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Data:
+    """Return the images of a folder, in memory or streamed, and tell what was read of it; see `load_data`."""
+    layout = scan_folder(folder)
+    notes: dict[str, int] = {}
+    if page.in_memory:
+        for files in layout.parts().values():
+            check_memory(files, page.image_size)
+        stored = load_decoded(folder, layout, page.image_size)
+        notes = dict(stored.notes)
+        data = hold(page, name, stored, device)
+    else:
+        data = stream_folder(page, name, folder, layout)
+    tell(describe_read(f"folder {name}", layout, notes), warn=False)
+    held_out = None if data.validation is None else data.validation.labels
+    check_classes(name, data.classes, data.train.labels, held_out, page.split)
+    return replace(data, overlap=check_overlap(name, stored) if page.in_memory else check_copies(name, layout))
 
 
 def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
@@ -175,9 +204,8 @@ def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
     return Data(name, stored.classes, channels, size, train_part, held_out_part, test_part, stored.fingerprint)
 
 
-def stream_folder(page: Page, name: str, folder: Path) -> Data:
+def stream_folder(page: Page, name: str, folder: Path, layout: Layout) -> Data:
     """Split the images of a folder as the page says, to be decoded as they are used: its files, or resized once."""
-    layout = scan_folder(folder)
     whole, shard = layout.whole(), load_shard(folder, layout, page.resized) if page.resized else None
     if shard is None:  # a shard has every image decoded already
         check_firsts(layout)

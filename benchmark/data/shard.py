@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from benchmark.data.cache import DamagedError, Slot, hash_source, tell
-from benchmark.data.imagefiles import MAX_WORKERS, Layout, refuse_image
+from benchmark.data.imagefiles import MAX_WORKERS, Layout
+from benchmark.data.pixels import orientation, refuse_image, to_rgb
 
 QUALITY = 90
 TOGETHER = 16  # images one thread takes at a time
@@ -90,7 +91,7 @@ def load_shard(folder: Path, layout: Layout, size: int) -> Shard | None:
     return found
 
 
-def shrink(path: str, size: int) -> bytes:
+def shrink(path: str, size: int, notes: list[str] | None = None) -> bytes:
     """Return an image file as a JPEG, RGB, its shorter side resized to `size`; one that is smaller keeps its own.
 
     Bilinear with antialiasing. Raises UserError naming the file when it can't be decoded.
@@ -98,10 +99,12 @@ def shrink(path: str, size: int) -> bytes:
     """
     try:
         with Image.open(path) as opened:
+            turned = 5 <= orientation(opened) <= 8 and opened.format != "TIFF"  # of which Pillow says the upright size
             scale = min(1.0, size / min(opened.size))
             wanted = round(opened.width * scale), round(opened.height * scale)
             opened.draft("RGB", (2 * wanted[0], 2 * wanted[1]))  # a large JPEG, decoded no larger than needed
-            image = opened.convert("RGB")
+            image = to_rgb(opened, notes)
+        wanted = wanted[::-1] if turned else wanted
         if image.size != wanted:
             image = image.resize(wanted, Image.Resampling.BILINEAR)
         content = io.BytesIO()

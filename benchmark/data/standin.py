@@ -10,12 +10,13 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from benchmark.data.checks import check_classes
+from benchmark.data.decoded import find_fingerprint
 from benchmark.data.folders import Images
-from benchmark.data.imagefiles import scan_folder
-from benchmark.data.readers import FOLDERS
-from benchmark.data.sets import Data, load_data
+from benchmark.data.imagefiles import hash_files, scan_folder
+from benchmark.data.sets import Data, find_folder, load_data
 from benchmark.data.splits import split_indices
-from benchmark.pages import Page
+from benchmark.pages import FOLDERS, Page
 
 # Classes, training images, test images, as published. In each training part the classes are of (nearly) equal size.
 KNOWN = {"cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000), "imagenet": (1000, 1_281_167, 50_000)}
@@ -63,18 +64,22 @@ def stand_in(page: Page, root: Path) -> Data:
     """Return the page's data set by its numbers, split as `load_data` splits it, without reading or downloading images.
 
     The embedded digits are themselves; CIFAR and ImageNet are taken at their published sizes, an image folder (and
-    ImageNet, where it is there) as its files are listed. `fingerprint` is empty where the images were not read.
+    ImageNet, where it is there) as its files are listed. `fingerprint` is empty where the images would have to be read.
     Raises UserError for a folder that is not there.
     """
     if page.data == "digits":
         return load_data(page, root, torch.device("cpu"))
-    folder = root.expanduser() / Path(page.data_dir or page.data).expanduser()
+    folder = find_folder(page, root)
     in_folder = page.data in FOLDERS
     name = folder.resolve().name if in_folder else page.data
     validation: Images | None = None
+    fingerprint = ""
     if page.data == "folder" or (in_folder and folder.is_dir()):
         layout = scan_folder(folder)
         classes, labels, test = layout.classes, layout.train.labels, layout.test.labels
+        fingerprint = (
+            find_fingerprint(folder, layout, page.image_size) if page.in_memory else hash_files(folder, layout)
+        )
         validation = None if layout.validation is None else Counted(layout.validation.labels)
     else:
         number, training, tests = KNOWN[page.data]
@@ -83,4 +88,6 @@ def stand_in(page: Page, root: Path) -> Data:
     if validation is None and page.split != "full":
         kept, held_out = split_indices(labels, page.split, shuffled=in_folder)
         labels, validation = labels[kept], Counted(labels[held_out])
-    return Data(name, classes, 3, page.image_size, Counted(labels), validation, Counted(test), "")
+    if in_folder:
+        check_classes(name, classes, labels, None, page.split)
+    return Data(name, classes, 3, page.image_size, Counted(labels), validation, Counted(test), fingerprint)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -19,10 +20,14 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Stored:
-    """A data set as read: class names, and its parts by name: `train`, `test`, perhaps `validation`."""
+    """A data set as read: class names, and its parts by name: `train`, `test`, perhaps `validation`.
+
+    `notes`: how many images were changed in which way as they were decoded.
+    """
 
     classes: tuple[str, ...]
     parts: dict[str, Arrays]
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:

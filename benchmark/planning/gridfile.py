@@ -117,9 +117,15 @@ class Reader:
             self.fault("top", f"rows must be a list such as [{{method: dense}}], got {rows!r}")
             return []
         items: dict[str, Item] = {}
+        folders: dict[str, dict[str, int]] = {}  # of a page's images, with the first row that names each
         for number, row in enumerate(rows, 1):
             for item in self.read_row(number, row, shared, controls):
                 items.setdefault(item.cell.identity, item)
+                folders.setdefault(item.cell.page_name, {}).setdefault(item.cell.page.data_dir, number)
+        for page, rows_by_folder in folders.items():
+            if len(rows_by_folder) > 1:
+                told = ", ".join(f"'{folder}' (row {number})" for folder, number in rows_by_folder.items())
+                self.fault("top", f"page {page} must have one data_dir in a grid, got {told}: make a page for each")
         return list(items.values())
 
     def check_keys(self, where: str, found: dict[str, Any], known: tuple[str, ...]) -> None:

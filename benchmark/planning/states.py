@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import torch
 
 from benchmark.cells import PROTOCOL, Cell
+from benchmark.checkpoint import load_checkpoint
 from benchmark.data.sets import Data
 from benchmark.environment import choose_precision
 from benchmark.errors import UserError
+from benchmark.pages import FOLDERS
 from benchmark.planning.donors import ask_donor, attach, has_masks
 from benchmark.planning.gridfile import Item
 from benchmark.resume import FINISHED
@@ -22,7 +25,7 @@ from leaderboard.table import gather
 
 STATES = DONE, INTERRUPTED, TO_DO, NO_CONTROL = "finished", "interrupted", "to do", "no control"
 
-Lookup = Callable[[str], list[Record]]  # from a run's name to its records
+Lookup = Callable[[str], list[Record]]  # from a run's name, with or without its hash, to the records that may be of it
 
 
 def read_now(folder: Path) -> Lookup:
@@ -45,7 +48,7 @@ def read_now(folder: Path) -> Lookup:
         except UnreadableError as error:
             unknown = "so nobody knows whether it is finished"
             raise UserError(f"the records of run {run} in {folder} are {error}, {unknown}") from error
-        return [record for record in found if record["run"] == run]
+        return found
 
     return look_up
 
@@ -54,8 +57,14 @@ def index_runs(records: Iterable[Record]) -> Lookup:
     """Return a lookup among records that were read already."""
     by_run: dict[str, list[Record]] = {}
     for record in records:
-        by_run.setdefault(record["run"], []).append(record)
+        for name in (record["run"], head(record["run"])):
+            by_run.setdefault(name, []).append(record)
     return lambda run: by_run.get(run, [])
+
+
+def head(run: str) -> str:
+    """Return a run's name without its hash: what it shares with runs of other settings."""
+    return run.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -69,26 +78,54 @@ class Ledger:
     def find(self, cell: Cell, data: Data) -> Record | None:
         """Return the record that finishes a cell: of its run, protocol, data and arithmetic; the first of repeats.
 
-        Where `data` is a stand-in without a fingerprint, its name and the sizes of its parts are compared instead.
+        Its run may be named by its data or, by an earlier version, without them: see `Cell.names`. Where `data` is a
+        stand-in without a fingerprint, its name and the sizes of its parts are compared instead.
         """
         precision = choose_precision(cell.page, self.device)
+        unknown = cell.page.data in FOLDERS and not data.fingerprint
+        names = [head(cell.identity)] if unknown else cell.names(data.fingerprint)
         found = [
             record
-            for record in self.records(cell.identity)
+            for name in names
+            for record in self.records(name)
             if record["protocol"] == PROTOCOL and arithmetic(record) == precision and is_same_data(record, data)
+            if record["run"] in cell.names(record["data"]["fingerprint"])
         ]
         return gather(found).counted[0] if found else None
 
-    def settle(self, item: Item, data: Data) -> Cell | None:
-        """Return the cell of an item, a control's with the counts of its donor's record; None where that is not there.
+    def place(self, cell: Cell, data: Data) -> Cell:
+        """Return the cell under the name of its run on these data; unchanged where their fingerprint is not known.
 
-        For knowing whether a control is finished and what it costs; to run it, `resolve_donors` checks more.
+        A run that an earlier version named without its data keeps that name, as far as it is known to be of the same
+        data: by its record, or by what its folder holds of a run that was interrupted.
+        """
+        if not data.fingerprint:
+            return cell
+        old, new = cell.with_data(""), cell.with_data(data.fingerprint)
+        return old if old.identity == new.identity or self.has_run(old.identity, data.fingerprint) else new
+
+    def has_run(self, run: str, fingerprint: str) -> bool:
+        """Return whether a run of this name on these data was finished or begun."""
+        records = [record for record in self.records(run) if record["run"] == run]
+        folder, found = self.runs / run, {record["data"]["fingerprint"] for record in records}
+        with contextlib.suppress(RecordError, OSError):
+            found.add(read_record(folder / FINISHED)["data"]["fingerprint"])
+        with contextlib.suppress(UserError, OSError):  # damaged: nobody knows whose it was, and it stays where it is
+            if (folder / "checkpoint").is_file():
+                found.add(load_checkpoint(folder / "checkpoint").get("data"))
+        return fingerprint in found
+
+    def settle(self, item: Item, data: Data) -> Cell | None:
+        """Return the cell of an item under its run's name, a control's with the counts of its donor's record.
+
+        None where that is not there. For knowing whether a control is finished and what it costs; to run it,
+        `resolve_donors` checks more.
         """
         wanted = ask_donor(item.cell)
         if wanted is None:
-            return item.cell
+            return self.place(item.cell, data)
         record = self.find(item.donor, data) if item.donor is not None else None
-        return None if record is None else attach(item.cell, wanted, record, wanted.run)
+        return None if record is None else self.place(attach(item.cell, wanted, record, wanted.run), data)
 
     def find_obstacle(self, item: Item, data: Data) -> str:
         """Return why no control can be made from an item's donor, although that has run; empty where nothing is known.

@@ -191,6 +191,7 @@ class Sweep:
             return self.found(item)
         self.refuse_held(item)
         data = self.load(item.cell)
+        self.numbers[page_of(item.cell)] = replace(self.count(item.cell), fingerprint=data.fingerprint)
         if self.is_finished(item, data):
             return self.found(item)
         cell, began = self.settle(item, data), time.monotonic()
@@ -250,7 +251,8 @@ class Sweep:
         if item.donor is not None and known is None:
             raise UserError("the record of the run it is made from is not there any more: run the grid again")
         loaded = {item.cell.page_name: data}
-        return find_donors([item.cell], loaded, self.options.places, self.options.device, known)[0]
+        cell = find_donors([item.cell], loaded, self.options.places, self.options.device, known)[0]
+        return self.ledger.place(cell, data)
 
     def count(self, cell: Cell) -> Data:
         """Return the numbers of a page's data, without its images. Raises UserError where they cannot be known."""

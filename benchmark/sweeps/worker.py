@@ -24,7 +24,7 @@ from benchmark.engines.book import SPEC, STOP, Book
 from benchmark.environment import choose_device
 from benchmark.errors import UserError
 from benchmark.notes import write_note
-from benchmark.places import Places
+from benchmark.places import Places, expand_home
 from benchmark.planning.gridfile import Grid
 from benchmark.planning.source import Source
 from benchmark.run import Options
@@ -50,7 +50,7 @@ def write_order(book: Book, source: Source, options: Options, device: str, data_
         "source": source.as_dict(),
         "cells": fingerprint(source.grid()),
         "device": device,
-        "data": str(data_root.expanduser().resolve()),
+        "data": str(expand_home(data_root).resolve()),
         "wandb": options.wandb,
         "checkpoint_s": options.checkpoint_s,
         "command": options.command,
