@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import timm
 import torch
@@ -88,6 +88,18 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
+def draw_network(page: Page, arguments: dict[str, Any], seed: int) -> nn.Module:
+    """Return the page's network with the initial weights of `seed`, its convolutions drawn as `conv_init` says."""
+    torch.manual_seed(derive(seed, "weights"))
+    model = create_network(page, arguments)
+    if page.conv_init != "network":
+        mode: Literal["fan_in", "fan_out"] = "fan_in" if page.conv_init == "fan_in" else "fan_out"
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+    return model
+
+
 @torch.no_grad()
 def check_network(model: nn.Module, page: Page, data: Data) -> None:
     """Raise UserError unless the network gives one score per class, also in training mode on the smallest batch."""
@@ -136,8 +148,7 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
     arguments = model_arguments(page, data)
     count = count_prunable(page)
     width = 1.0
-    torch.manual_seed(derive(cell.seed, "weights"))
-    model = create_network(page, arguments)
+    model = draw_network(page, arguments, cell.seed)
     check_network(model, page, data)
     shape = (data.channels, data.image_size, data.image_size)
     layers = find_layers(model, page)
@@ -149,8 +160,7 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
             return create_network(page, narrow_arguments(page.model, arguments, factor))
 
         width = find_width(narrowed, count, count_kept(cell.sparsity, dense_prunable))
-        torch.manual_seed(derive(cell.seed, "weights"))
-        model = narrowed(width)
+        model = draw_network(page, narrow_arguments(page.model, arguments, width), cell.seed)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
     model = synchronise_norms(model, page).to(device)

@@ -163,10 +163,11 @@ def describe_pruning(settings: dict[str, Any]) -> str:
 
 def find_drops(settings: dict[str, Any]) -> tuple[int, ...]:
     """Return the epochs at which a page's learning rate falls by steps; empty for another schedule."""
-    epochs, drops = settings.get("epochs"), settings.get("lr_drops")
+    epochs: Any = settings.get("epochs")
+    drops = settings.get("lr_drops")
     if settings.get("lr_schedule", "step") != "step" or not is_number(epochs) or not isinstance(drops, list):
         return ()
-    return tuple(drop_epochs((drop for drop in drops if is_number(drop)), int(epochs)))
+    return tuple(drop_epochs([drop for drop in drops if is_number(drop)], epochs))
 
 
 def mean_of(by_seed: dict[int, float | None]) -> float | None:
