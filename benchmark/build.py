@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import timm
 import torch
@@ -116,14 +116,26 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def make_network(page: Page, data: Data) -> tuple[nn.Module, Witness]:
-    """Return the page's network and what a pass through it took; see `check_network`.
+def draw_network(page: Page, arguments: dict[str, Any], seed: int) -> nn.Module:
+    """Return the page's network with the initial weights of `seed`, its convolutions drawn as `conv_init` says."""
+    torch.manual_seed(derive(seed, "weights"))
+    model = create_network(page, arguments)
+    if page.conv_init != "network":
+        mode: Literal["fan_in", "fan_out"] = "fan_in" if page.conv_init == "fan_in" else "fan_out"
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+    return model
 
-    Raises UserError as that and `create_network` do, where the image size is the reason with one that is taken.
+
+def make_network(page: Page, data: Data, seed: int = 0) -> tuple[nn.Module, Witness]:
+    """Return the page's network, drawn by `seed`, and what a pass through it took; see `check_network`.
+
+    Raises UserError as that and `draw_network` do, where the image size is the reason with one that is taken.
     """
     arguments = model_arguments(page, data)
     try:
-        model = create_network(page, arguments)
+        model = draw_network(page, arguments, seed)
     except UserError as error:
         sized = "img_size" in arguments and "img_size" not in page.model_args
         way_out = offer_size(page, data) if sized else ""
@@ -217,8 +229,7 @@ def build(cell: Cell, data: Data) -> Built:
     page = cell.page
     count = count_prunable(page)
     width = 1.0
-    torch.manual_seed(derive(cell.seed, "weights"))
-    model, seen = make_network(page, data)
+    model, seen = make_network(page, data, cell.seed)
     shape = (data.channels, data.image_size, data.image_size)
     layers = find_layers(model, page)
     refuse_transposed(cell, layers)
@@ -232,8 +243,8 @@ def build(cell: Cell, data: Data) -> Built:
             return create_network(page, narrow_arguments(page.model, model_arguments(page, data), factor))
 
         width = find_width(narrowed, count, count_kept(cell.sparsity, dense_prunable))
-        torch.manual_seed(derive(cell.seed, "weights"))
-        model = narrowed(width)
+        arguments = narrow_arguments(page.model, model_arguments(page, data), width)
+        model = draw_network(page, arguments, cell.seed)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
     sizes = dense_prunable, dense_parameters

@@ -20,6 +20,7 @@ CHOICES = {
     "data": ("digits", "cifar10", "cifar100", "imagenet", "folder"),
     "split": ("paper", "holdout", "full"),
     "crop_mode": ("reflect", "zero"),
+    "conv_init": ("network", "fan_in", "fan_out"),
     "optimizer": ("sgd", "adam", "adamw"),
     "lr_schedule": ("step", "cosine"),
     "precision": ("auto", "fastest", "fp32", "bf16"),
@@ -63,6 +64,7 @@ class Page:
 
     # network
     model_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
+    conv_init: str = "network"  # convolutions as the network draws them; fan_in, fan_out: Kaiming normal by this fan
 
     # recipe
     optimizer: str = "sgd"
@@ -70,6 +72,7 @@ class Page:
     nesterov: bool = True
     weight_decay: float = 5e-4
     decay_norm_and_bias: bool = True
+    no_decay: list[str] = field(default_factory=list)  # parts of parameter names that are not decayed either
     lr_schedule: str = "step"  # step: times lr_gamma at each of lr_drops; cosine: to zero
     lr_drops: list[float] = field(default_factory=lambda: [0.5, 0.75])  # shares of the run, rounded down to epochs
     lr_gamma: float = 0.1

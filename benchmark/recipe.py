@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from benchmark.errors import UserError
 from benchmark.pages import Page
 from leaderboard.arithmetic import drop_epochs
 
@@ -30,11 +31,22 @@ def learning_rate(page: Page, epoch: int) -> float:
 def make_optimizer(page: Page, model: nn.Module) -> Optimizer:
     """Return the page's optimiser over all trainable parameters of `model`.
 
-    With decay_norm_and_bias off, parameters of one dimension (norms, biases) are not decayed.
+    With decay_norm_and_bias off, parameters of one dimension (norms, biases) are not decayed, nor are those whose name
+    contains one of no_decay. Raises UserError where no name does.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if page.decay_norm_and_bias or p.ndim > 1]
-    exempt = [p for p in parameters if not page.decay_norm_and_bias and p.ndim <= 1]
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    spared = {name for name, p in parameters.items() if not page.decay_norm_and_bias and p.ndim <= 1}
+    for part in page.no_decay:
+        matching = {name for name in parameters if part in name}
+        if not matching:
+            raise UserError(
+                f"no_decay: no parameter of {page.model} has '{part}' in its name: give another part, such as "
+                "ARGS='no_decay=[norm]', or exempt all norms and biases: "
+                "ARGS='no_decay=[] decay_norm_and_bias=false'"
+            )
+        spared |= matching
+    decayed = [p for name, p in parameters.items() if name not in spared]
+    exempt = [p for name, p in parameters.items() if name in spared]
     groups = [{"params": decayed, "weight_decay": page.weight_decay}]
     if exempt:
         groups.append({"params": exempt, "weight_decay": 0.0})

@@ -26,7 +26,7 @@ def ranks_of(record: Record) -> int:
     return int(record["environment"].get("ranks", 1))
 
 
-def drop_epochs(shares: Iterable[float], epochs: int) -> list[int]:
+def drop_epochs(shares: Iterable[float], epochs: float) -> list[int]:
     """Return the epochs, counted from 0, from which on the learning rate is lower: shares of the run, rounded down.
 
     As int() does in the GraNet authors' code, but never before an epoch at the full rate, which a run of one has too.

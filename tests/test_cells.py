@@ -74,7 +74,7 @@ def test_a_setting_the_method_has_is_the_methods_and_every_other_the_pages():
 
 
 def test_a_page_sets_the_methods_it_names_and_arguments_outrank_it():
-    assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].method.update_every == 10
+    assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].method.update_every == 31
     assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].label == "rigl"
     assert plan_cells("rigl", "0.9", PAGE, "0", "update_every=9")[0].method.update_every == 9
 

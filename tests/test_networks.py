@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import warnings
@@ -15,11 +16,13 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 import benchmark.networks.cifar
-from benchmark.build import check_network, create_network, is_unsafe, make_network, model_arguments
+from benchmark.build import check_network, create_network, draw_network, is_unsafe, make_network, model_arguments
 from benchmark.data.sets import Data
 from benchmark.errors import UserError, reason
 from benchmark.networks.cifar import scale
 from benchmark.networks.narrow import build_shapes, find_width, narrow_arguments
+from benchmark.pages import load_page
+from benchmark.recipe import make_optimizer
 from tests.small import SmallImages, make_page
 
 NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
@@ -246,6 +249,42 @@ def test_channels_last_is_left_off_where_it_would_corrupt_memory() -> None:
     assert is_unsafe(narrow, cpu)
     assert not is_unsafe(narrow, gpu)
     assert not is_unsafe(timm.create_model("cifar_vgg19_bn", width=0.1), cpu)
+
+
+# -- what a page says of the initial weights and of the decay ----------------------------------------------------------
+
+
+def test_the_imagenet_page_draws_and_decays_as_the_authors_code() -> None:
+    """There: kaiming_normal_ with fan_in for every convolution; no decay where "bn" is in the name."""
+    page = load_page("imagenet_resnet50")
+    arguments = {"num_classes": 1000, **page.model_args}
+    network = draw_network(page, arguments, seed=0)
+    usual = draw_network(dataclasses.replace(page, conv_init="network"), arguments, seed=0)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in, fan_out = module.weight[0].numel(), module.weight.numel() // module.in_channels
+            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.02), name
+            assert float(usual.get_parameter(f"{name}.weight").detach().std()) == pytest.approx(
+                (2 / fan_out) ** 0.5, rel=0.02
+            )
+    assert torch.equal(network.fc.weight, usual.fc.weight)
+    groups = make_optimizer(page, network).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert decay[id(parameter)] == (0.0 if "bn" in name else 1e-4), name
+    assert decay[id(network.layer1[0].downsample[1].weight)] == decay[id(network.fc.bias)] == 1e-4
+    off = dataclasses.replace(page, no_decay=[], decay_norm_and_bias=False)
+    groups = make_optimizer(off, network).param_groups
+    assert {p.ndim > 1: group["weight_decay"] for group in groups for p in group["params"]} == {True: 1e-4, False: 0.0}
+
+
+def test_a_part_of_no_name_is_refused_with_both_ways_out() -> None:
+    network = timm.create_model("cifar_resnet20")
+    page = load_page("cifar10_resnet20", {"no_decay": ["norm"]})
+    with pytest.raises(
+        UserError, match=r"no parameter of cifar_resnet20 has 'norm' in its name: .*no_decay=\[\] decay_"
+    ):
+        make_optimizer(page, network)
 
 
 # -- find_width --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def test_the_imagenet_page_follows_the_authors_code():
     rates = [learning_rate(page, epoch) for epoch in (0, 4, 5, 29, 30, 60, 90)]
     assert rates == pytest.approx([0.1 / 6, 0.5 / 6, 0.1, 0.1, 0.01, 0.001, 0.0001])
     assert page.model_args == {"zero_init_last": False}
+    assert (page.conv_init, page.no_decay, page.decay_norm_and_bias) == ("fan_in", ["bn"], True)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,10 @@ def test_the_learning_rate_drops_at_whole_epochs_rounded_down(epochs, shares, dr
         ({"crop_mode": "reflect", "crop_pad": 8}, "crop_pad must be smaller than image_size"),
         ({"momentum": 0}, "nesterov must be false where momentum is 0"),
         ({"keep_dense": 3}, "keep_dense"),
+        (
+            {"conv_init": "fanin"},
+            "conv_init must be one of network, fan_in, fan_out, got 'fanin': did you mean 'fan_in'",
+        ),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(changes, message):

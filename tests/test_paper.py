@@ -22,7 +22,7 @@ from leaderboard import write_record
 from leaderboard.build import paper_text
 from leaderboard.paper.cells import VERDICTS, Comparison, compare_all
 from leaderboard.paper.markdown import render_paper
-from leaderboard.paper.protocol import SAME_PAGE
+from leaderboard.paper.protocol import SAME_PAGE, departures
 from leaderboard.paper.published import Match, PaperRow, PaperTable, Part, Published, Tables, load_tables
 from leaderboard.store import load_store
 
@@ -76,6 +76,16 @@ def run_on(on: str, name: str, sparsity: float, seed: int, best: float | None, *
         own["sparsity"] = sparsity
     record = make_record(**merge(own, {"seed": seed, **changes}))
     return {"file": f"{record['run']}.json", **record}
+
+
+def test_a_record_older_than_a_setting_had_its_default():
+    """Records of before `conv_init` and `no_decay` fit pages that leave both at their default, and no other page."""
+    for on, fits in (("cifar10_resnet20", True), ("imagenet_resnet50", False)):
+        record = run_on(on, "dense", 0.0, 0, 76.0)
+        for setting in ("conv_init", "no_decay"):
+            del record["page"]["settings"][setting]
+        found = departures(record, TABLES.pages[on], 2)
+        assert (found == ()) == fits, found
 
 
 def runs(name: str, sparsity: float, values: tuple[float, ...], on: str = PAGE, **changes: Any) -> list[Any]:

@@ -21,6 +21,8 @@ SAME_PAGE = {  # settings of a page that cannot change a number, and why
     "allow_dense": "a permission: with it a run is made, without it none is",
 }
 
+LATER: Settings = {"conv_init": "network", "no_decay": []}  # of a page whose record is older than these settings
+
 Run = tuple[Record, tuple[str, ...]]  # a record, and in what it departs from the table's protocol
 
 
@@ -46,7 +48,8 @@ def departures(record: Record, facts: PageFacts, newest: int) -> tuple[str, ...]
     edited.
     """
     page, method = record["page"], record["method"]
-    own = {name: value for name, value in {**page["settings"], **page["changed"]}.items() if name not in SAME_PAGE}
+    recorded = {**LATER, **page["settings"], **page["changed"]}
+    own = {name: value for name, value in recorded.items() if name not in SAME_PAGE}
     older = record["protocol"] < newest
     found = [f"protocol {record['protocol']}, older than {newest}"] if older else []
     found += differing(own, facts.settings)
