@@ -209,7 +209,7 @@ def test_the_real_library_online_without_a_network_keeps_the_logs_and_costs_seco
         tracker.log({"loss": 0.5}, 63)
         tracker.finish({"status": "ok"})
         time.sleep(1)  # folders are named by the second
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 60
     files = sorted(tmp_path.rglob("*.wandb"))
     assert len(files) == 2 and len({path.name for path in files}) == 1  # one id
     assert len(said) == 2 and all(f"wandb sync {path.parent}" in line for path, line in zip(files, said, strict=True))
