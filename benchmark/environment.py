@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import warnings
@@ -11,10 +12,9 @@ from typing import Any
 
 import torch
 
+from benchmark import ROOT as ROOT
 from benchmark.errors import UserError
 from benchmark.pages import Page
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def cuda_available() -> bool:
@@ -96,29 +96,26 @@ def processor_name() -> str:
 def describe_git(root: Path = ROOT) -> dict[str, Any]:
     """Return the commit and whether tracked files differ from it; nulls where git cannot tell.
 
-    New files among methods, configs and the engine count; records, the leaderboard and tests do not: no run uses them.
+    Only a checkout of its own counts: a copy without one, inside another repository, has no commit, for that
+    repository's says nothing of it. New files among methods, configs and the engine count; records, the leaderboard and
+    tests do not: no run uses them.
     """
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changes = subprocess.run(
-            [
-                "git",
-                "status",
-                "--porcelain",
-                "--untracked-files=all",
-                "--",
-                "methods",
-                "benchmark",
-                "configs",
-            ],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
+        top, commit = ask_git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if not Path(top).samefile(root):
+            return {"commit": None, "dirty": None}
+        paths = ["methods", "benchmark", "configs"]
+        changes = ask_git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(changes.strip())}
+
+
+def ask_git(root: Path, *words: str) -> str:
+    """Return what git prints in `root`, whichever repository the environment names (a hook's does)."""
+    named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
+    own = {name: value for name, value in os.environ.items() if name not in named}
+    asked = subprocess.run(
+        ["git", *words], cwd=root, env=own, capture_output=True, text=True, errors="replace", check=True, timeout=10
+    )
+    return asked.stdout

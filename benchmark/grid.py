@@ -54,6 +54,7 @@ def run_grid(
     options = Options(
         device=chosen,
         wandb=wandb,
+        alone=len(cells) == 1,
         fresh=fresh,
         checkpoint_s=checkpoint_s,
         command=command,

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Options:
     places: Places = field(default_factory=Places)
     progress: Path | None = None  # a file that says how far the run is
     snapshots: tuple[int, ...] = ()  # epochs at whose ends a checkpoint is kept
+    alone: bool = False  # the command trains this one run
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
@@ -214,10 +216,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     else:
         started, begun = restore(run, state, checkpoint), start.recall(state)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
-    tracker = Tracker(
-        "off" if own_rank() else options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False)
-    )
-    tracker.start(cell.identity, cell.page_name, {"page": vars(cell.page), "method": cell.method_settings()})
+    tracker = start_tracker(cell, run, options, folder, started, console)
     title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
     facts = {**describe_start(cell, built, started, begun), "about": about(cell)}
     saver = Saver(checkpoint, options.checkpoint_s, facts)
@@ -248,6 +247,17 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     finally:
         tracker.finish(summary)  # or the next run of a grid would be logged into this one
     return record
+
+
+def start_tracker(
+    cell: Cell, run: Training, options: Options, folder: Path, started: datetime, console: Console
+) -> Tracker:
+    """Return the log of a run that starts or goes on; only rank 0 has one."""
+    mode = "off" if own_rank() else options.wandb
+    tracker = Tracker(mode, folder, partial(console.print, style="yellow", markup=False, soft_wrap=True), options.alone)
+    config = {"page": vars(cell.page), "method": cell.method_settings()}
+    tracker.start(cell.identity, cell.page_name, config, started, run.history)
+    return tracker
 
 
 def about(cell: Cell) -> dict[str, str]:

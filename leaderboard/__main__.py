@@ -11,7 +11,7 @@ from leaderboard import build
 from leaderboard.page import PICTURES, Store, make_sections
 from leaderboard.store import load_store
 from leaderboard.table import printable
-from leaderboard.web.wandb_board import MODES
+from leaderboard.web.wandb_session import MODES
 
 HERE = Path(__file__).resolve().parent
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmark import ROOT
 from benchmark.cells import plan_cells
 from benchmark.contract import rehearse
+from benchmark.environment import describe_git
 from benchmark.errors import UserError
 from benchmark.pages import load_page
 from benchmark.plugins import built_in_names, digest, find_method, method_names
@@ -238,3 +241,52 @@ def test_a_page_gives_every_method_that_asks_it_a_setting_and_its_table_keeps_it
     assert dataclasses.replace(made, page=plain).variant == made.variant
     with pytest.raises(UserError, match="methods take no setting 'update_evry': did you mean 'update_every'"):
         plan_cells("granet", "0.9", "digits_resnet20", "0", "methods.all.update_evry=3")
+
+
+def found(where: Path, words: str, **environment: str) -> str:
+    """Return what Python prints in the folder `where`, which is searched first."""
+    code = f"import sys; sys.path[:0] = ['', {str(ROOT)!r}]; {words}"
+    environment = {"PATH": os.environ["PATH"], **environment}
+    done = subprocess.run([sys.executable, "-c", code], cwd=where, env=environment, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["methods", "leaderboard"])
+@pytest.mark.parametrize("kind", ["package", "namespace", "module"])
+def test_our_own_packages_are_imported_whatever_else_has_their_name(tmp_path, name, kind):
+    place = tmp_path / (f"{name}.py" if kind == "module" else name)
+    if kind == "module":
+        place.write_text("")
+    else:
+        place.mkdir()
+        (place / ("__init__.py" if kind == "package" else "other.py")).write_text("")
+    ask = f"import benchmark, importlib.util as u; print(u.find_spec({name!r}).origin)"
+    assert found(tmp_path, ask).strip() == str(ROOT / name / "__init__.py")
+    assert found(tmp_path.parent, ask, PYTHONPATH=str(tmp_path)).strip() == str(ROOT / name / "__init__.py")
+    if kind == "package":  # it is there already: nothing of ours could be imported
+        said = found(tmp_path, f"import {name}, benchmark")
+        assert f"another one was imported before it: {place}" in said and "Import benchmark first" in said
+    assert found(ROOT, f"import {name}, benchmark") == ""
+
+
+def test_only_a_checkout_of_its_own_has_a_commit(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        asked = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(asked, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.delenv(name, raising=False)
+    copy = tmp_path / "copy"
+    (copy / "methods").mkdir(parents=True)
+    (copy / "methods" / "a.py").write_text("")
+    assert describe_git(copy) == {"commit": None, "dirty": None}  # no repository, or that of whoever runs the tests
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "a")
+    assert describe_git(copy) == {"commit": None, "dirty": None}  # a copy within another repository
+    (tmp_path / "methods").mkdir()
+    assert describe_git(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "methods" / "b.py").write_text("")
+    assert describe_git(tmp_path)["dirty"] is True
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of that repository
+    assert describe_git(copy) == {"commit": None, "dirty": None}

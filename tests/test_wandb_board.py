@@ -17,6 +17,7 @@ from record_factory import make_record
 from leaderboard import render
 from leaderboard.drawing.pictures import list_pictures
 from leaderboard.page import make_sections, section_name
+from leaderboard.web import wandb_session
 from leaderboard.web.wandb_board import COLUMNS, log_board
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -188,6 +189,9 @@ class Fake(types.ModuleType):
         self.config: dict[str, Any] = {}
         self.Settings = dict
 
+    def setup(self) -> Any:
+        return types.SimpleNamespace(settings=types.SimpleNamespace(base_url=""))
+
     def may_fail(self, where: str) -> None:
         if self.fail == where:
             raise RuntimeError(f"{where} broke with key {SECRET}")
@@ -223,6 +227,7 @@ def test_a_failing_library_warns_once_and_names_no_key(
     fake, said = Fake(fail=where), []
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setattr(wandb_session, "is_reachable", lambda url: True)
     assert not log_board(make_sections(many()), None, "online", tmp_path, said.append)
     failed = "W&B failed and the leaderboard is not logged"
     assert said == [f"{failed}: RuntimeError: {where} broke with key (WANDB_API_KEY)"]
@@ -248,6 +253,7 @@ def test_online_without_a_key_becomes_offline(monkeypatch: pytest.MonkeyPatch, t
     assert log_board([], None, "online", tmp_path, said.append)
     assert fake.mode == "offline" and len(said) == 1 and "no key is set" in said[0]
     fake.api.api_key = SECRET
+    monkeypatch.setattr(wandb_session, "is_reachable", lambda url: True)
     assert log_board([], None, "online", tmp_path, said.append)
     assert fake.mode == "online" and len(said) == 1
 

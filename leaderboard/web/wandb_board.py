@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from leaderboard.privacy import hide_secrets
 from leaderboard.schema import Record
 from leaderboard.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
 from leaderboard.web.rows import average, control_of, unescape, visible
+from leaderboard.web.wandb_session import MODES, choose_mode, open_session
 
-MODES = ("off", "offline", "online")
 PAGES = ("LEADERBOARD.md", "RESULTS.md", "PAPER.md", "PLASTICITY.md")  # beside the folder of pictures
 
 # Texts as on the Markdown page; then, for W&B's own plots, numbers that are not rounded.
@@ -59,6 +59,9 @@ def log_board(
     """
     if mode not in MODES[1:]:
         raise ValueError(f"WANDB must be offline or online to log the leaderboard, got '{mode}'")
+    mode = choose_mode(mode, warn)
+    if mode == "off":
+        return True
     try:
         import wandb  # here, because the import alone takes a second
 
@@ -90,30 +93,13 @@ def close_quietly(run: Any) -> None:
 
 
 def open_run(wandb: Any, mode: str, folder: Path, warn: Callable[[str], None]) -> Any:
-    """Open a run that holds nothing of this machine: no host, no command line, no list of packages, no code."""
-    if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        warn("W&B: no key is set, so the leaderboard is logged offline (wandb sync uploads it later)")
-        mode = "offline"
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(
-        init_timeout=60,
-        silent=True,
-        console="off",
-        host="",
-        disable_git=True,
-        disable_code=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
-    return wandb.init(
-        project="sparse-bench",
-        name="leaderboard",
-        job_type="leaderboard",
-        dir=str(folder),
-        mode=mode,
-        settings=settings,
-    )
+    """Open a run that holds nothing of this machine: no host, no command line, no list of packages, no code.
+
+    It is a new run each time: WANDB_NAME, WANDB_RUN_ID and WANDB_RESUME are for runs that train.
+    """
+    private = {"host": "", "disable_git": True, "x_disable_stats": True, "x_save_requirements": False}
+    own = {"id": secrets.token_hex(8), "name": "leaderboard", "job_type": "leaderboard", "resume": "allow"}
+    return open_session(wandb, mode, folder, warn, private, **own)
 
 
 def log_sections(wandb: Any, run: Any, sections: Sequence[tuple[str, list[Record]]], pictures: Path | None) -> None:
