@@ -142,7 +142,7 @@ def build(cell: Cell, data: Data, device: torch.device) -> Built:
     """Build the cell's network with initial weights that depend on page and seed only, and count its costs.
 
     Weights are drawn on the CPU, so every device starts from the same ones. A method that narrows the network gets the
-    width whose prunable weights come nearest to its budget.
+    widest network whose prunable weights are within its budget.
     """
     page = cell.page
     arguments = model_arguments(page, data)
