@@ -224,7 +224,7 @@ def build(cell: Cell, data: Data) -> Built:
     """Build the cell's network, on the CPU, with initial weights that depend on page and seed only; count its costs.
 
     Weights are drawn there, so every device starts from the same ones; `place` takes it to the run's device. A method
-    that narrows the network gets the width whose prunable weights come nearest to its budget.
+    that narrows the network gets the widest one whose prunable weights are within its budget.
     """
     page = cell.page
     count = count_prunable(page)

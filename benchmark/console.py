@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmark.progress import ProgressFile
 from leaderboard.table import printable
+from methods.core import count_kept
 
 LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
 WIDE = 130  # columns that the bar and all figures in full need
@@ -114,6 +115,16 @@ class Reporter:
             self.progress.note(row, images_per_s)
 
 
+def describe_missed(record: dict[str, Any]) -> str:
+    """Return how far the count of a run whose count is an outcome is from the one asked for; empty where it is that."""
+    weights = record["weights"]
+    asked = count_kept(record["sparsity"], weights["dense_prunable"])
+    if record["method"]["budget"] != "outcome" or weights["active"] == asked:
+        return ""
+    off = 100 * (weights["active"] / asked - 1)
+    return f"; {abs(off):.2f} % {'above' if off > 0 else 'below'} the {asked:,} asked for"
+
+
 def print_result(console: Console, record: dict[str, Any], record_file: str, leaderboard_file: str) -> None:
     """Print the table at the end of a run."""
     accuracy, density, macs, weights = (record[key] for key in ("accuracy_pct", "density", "macs", "weights"))
@@ -133,7 +144,7 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
     table.add_row("accuracy, selected on validation", percent(accuracy["validation_selected"]))
     table.add_row("accuracy, best on test", f"{percent(accuracy['best_on_test'])} (not for comparison)")
     prunable = f"{weights['active']:,} of {weights['dense_prunable']:,}"
-    table.add_row("density, prunable weights", f"{density['prunable']:.6f} ({prunable})")
+    table.add_row("density, prunable weights", f"{density['prunable']:.6f} ({prunable}{describe_missed(record)})")
     if weights.get("nonzero", weights["active"]) != weights["active"]:
         explained = "one that was activated and has had no gradient yet is still zero"
         table.add_row("active weights not zero", f"{weights['nonzero']:,} of {weights['active']:,} ({explained})")

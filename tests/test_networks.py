@@ -17,12 +17,15 @@ from torch import nn
 
 import benchmark.networks.cifar
 from benchmark.build import check_network, create_network, draw_network, is_unsafe, make_network, model_arguments
+from benchmark.console import describe_missed
 from benchmark.data.sets import Data
 from benchmark.errors import UserError, reason
 from benchmark.networks.cifar import scale
 from benchmark.networks.narrow import build_shapes, find_width, narrow_arguments
 from benchmark.pages import load_page
+from benchmark.plugins import find_method
 from benchmark.recipe import make_optimizer
+from methods.core import count_kept
 from tests.small import SmallImages, make_page
 
 NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
@@ -300,18 +303,17 @@ def linear(width: float) -> nn.Module:
         (80, 1.0 - 0.05),  # 10 outputs from 0.95 on, and the smallest such width wins
         (1000, 0.95),
         (24, 0.25),  # 3 outputs from 0.25 to 0.349
-        (28, 0.25),  # as far from 24 as from 32: the smaller
-        (29, 0.35),
-        (27, 0.25),
-        (1, 0.001),
+        (31, 0.25),  # 32 are one too many
+        (32, 0.35),
+        (8, 0.001),
     ],
 )
-def test_finds_the_smallest_of_the_nearest_widths(budget: int, width: float) -> None:
+def test_finds_the_smallest_width_of_the_largest_count_within_the_budget(budget: int, width: float) -> None:
     assert find_width(linear, count_weights, budget) == pytest.approx(width, abs=1e-9)
 
 
-@pytest.mark.parametrize("budget", [1, 3_000, 13_545, 27_090, 54_179, 135_448, 270_895, 270_896, 10**9])
-def test_no_other_width_is_nearer_to_the_budget(budget: int) -> None:
+@pytest.mark.parametrize("budget", [3_000, 5_418, 13_545, 27_090, 54_179, 135_448, 270_895, 270_896, 10**9])
+def test_no_other_width_has_more_weights_within_the_budget(budget: int) -> None:
     plans = [(16, 16, 6), (16, 32, 1), (32, 32, 5), (32, 64, 1), (64, 64, 5)]
 
     def by_hand(width: float) -> int:
@@ -319,8 +321,23 @@ def test_no_other_width_is_nearer_to_the_budget(budget: int) -> None:
         shortcuts = scale(16, width) * scale(32, width) + scale(32, width) * scale(64, width)
         return stages + shortcuts + 27 * scale(16, width) + 10 * scale(64, width)
 
-    best = min(range(1, 1001), key=lambda step: (abs(by_hand(step / 1000) - budget), step)) / 1000
+    within = [step for step in range(1, 1001) if by_hand(step / 1000) <= budget]
+    best = max(within, key=lambda step: (by_hand(step / 1000), -step)) / 1000
     assert find_width(builder("cifar_resnet20"), count_weights, budget) == best
+
+
+@pytest.mark.parametrize(
+    ("name", "sparsity"),
+    [
+        *(("cifar_resnet20", sparsity) for sparsity in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)),
+        *((name, 0.98) for name in ("cifar_vgg19_bn", "resnet18", "deit_tiny_patch16_224")),
+    ],
+)
+def test_a_narrower_network_has_no_more_weights_than_were_asked_for(name: str, sparsity: float) -> None:
+    """ResNet-20 at 98 %: of the 5,418 asked; 5,653, the nearest count, are too many."""
+    budget = count_kept(sparsity, count_weights(shapes_of(name)))
+    width = find_width(builder(name), count_weights, budget)
+    assert 0.8 * budget < count_weights(shapes_of(name, **narrow_arguments(name, {}, width))) <= budget
 
 
 def test_a_dip_beside_the_crossing_is_seen() -> None:
@@ -349,6 +366,20 @@ def test_search_leaves_the_random_state_alone_and_repeats_itself() -> None:
 def test_an_empty_budget_is_refused() -> None:
     with pytest.raises(UserError, match="at least 1 weight, got 0"):
         find_width(linear, count_weights, 0)
+    with pytest.raises(UserError, match="within the budget of 7 weights, the narrowest has 8: lower the sparsity"):
+        find_width(linear, count_weights, 7)
+
+
+def test_a_result_says_by_how_much_its_count_is_off() -> None:
+    """ResNet-20 at 98 %: 5,165 of the 5,418 asked for."""
+    weights = {"active": 5_165, "dense_prunable": 270_896}
+    record = {"sparsity": 0.98, "weights": weights, "method": {"budget": "outcome"}}
+    assert describe_missed(record) == "; 4.67 % below the 5,418 asked for"
+    assert describe_missed({**record, "weights": {**weights, "active": 5_418}}) == ""
+    assert describe_missed({**record, "method": {"budget": "exact"}}) == ""
+    shapes = {"conv1.weight": (2, 3, 3, 3), "fc.weight": (10, 8)}
+    (remark,) = find_method("small_dense").cls(sparsity=0.98).remarks(shapes)
+    assert remark.startswith("a narrower network of 134 prunable weights")
 
 
 RESNET50 = 25_502_912
@@ -385,7 +416,7 @@ TRAINED = [  # backbone, arguments, image size, tolerance on a tenth of the weig
     ("resnet18", {}, 32, 0.01),
     ("resnet50", {}, 32, 0.01),
     ("tf_efficientnetv2_b0", {}, 32, 0.1),  # channels go by eight: 529,896 or 638,456 weights, and 579,737 asked
-    ("deit_tiny_patch16_224", {"img_size": 32}, 32, 0.02),
+    ("deit_tiny_patch16_224", {"img_size": 32}, 32, 0.04),
     ("convnext_atto", {}, 32, 0.04),
 ]
 NARROWABLE = [(name, model_args) for name, model_args, _, _ in TRAINED] + [
@@ -406,7 +437,7 @@ def test_every_family_builds_within_its_budget_and_trains(
     budget = count_weights(shapes_of(name, **model_args)) // 10
     width = find_width(builder(name, **model_args), count_weights, budget)
     network = timm.create_model(name, **narrow_arguments(name, model_args, width))
-    assert count_weights(network) == pytest.approx(budget, rel=tolerance)
+    assert (1 - tolerance) * budget < count_weights(network) <= budget
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     before = network.get_classifier().weight.detach().clone()
     logits = network(torch.randn(2, 3, side, side))

@@ -122,7 +122,7 @@ def make_subject(record: Record, weights: Mapping[str, Tensor], masks: dict[str,
 
 
 def make_slim(page: Page, images: Images, full: nn.Module, budget: int) -> tuple[nn.Module | None, str]:
-    """Return a dense network with random weights, about `budget` of them prunable, and its size; or None, and why."""
+    """Return a dense network with random weights, at most `budget` of them prunable, and its size; or None, and why."""
     arguments, count = model_arguments(page, images), count_prunable(page)
 
     def narrowed(width: float) -> nn.Module:

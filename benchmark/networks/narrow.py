@@ -34,12 +34,13 @@ _references: dict[str, nn.Module] = {}
 
 
 def find_width(build: Callable[[float], nn.Module], count: Callable[[nn.Module], int], budget: int) -> float:
-    """Return the width in (0, 1] at which `build(width)` has a `count` nearest to `budget`; ties go to the smaller.
+    """Return the width in (0, 1] at which `build(width)` has the largest `count` within `budget`, the smallest such.
 
     `build` makes the network of a width, `count` its weights (shapes suffice: the network may hold no values).
-    Widths are multiples of 1/1000. Where the count never falls as the width grows, no other multiple is nearer; ViT
-    can break that by a step of its head count, so a few neighbours are looked at as well. Nearest may still be far:
-    compare the count with the budget. Raises UserError when `budget` is below 1. The global random state is untouched.
+    Widths are multiples of 1/1000. Where the count never falls as the width grows, no other multiple has more within
+    the budget; ViT can break that by a step of its head count, so a few neighbours are looked at as well. It may still
+    be far below: compare the count with the budget. Raises UserError when `budget` is below 1, and where the narrowest
+    network is above it. The global random state is untouched.
     """
     if budget < 1:
         raise UserError(f"the budget of a narrow network must be at least 1 weight, got {budget}: lower the sparsity")
@@ -52,12 +53,18 @@ def find_width(build: Callable[[float], nn.Module], count: Callable[[nn.Module],
 
     steps = range(1, STEPS + 1)
     below = max(1, bisect.bisect_right(steps, budget, key=count_at))  # the last step within the budget
-    # many widths round to the same channels: visit the smallest of them, so that it wins the tie
+    # many widths round to the same channels: visit the smallest of them, so that it is the one returned
     bisect.bisect_left(steps, count_at(below), key=count_at)
     for neighbour in (below + offset for offset in NEIGHBOURS):
         if neighbour in steps:
             count_at(neighbour)
-    return min(counts, key=lambda step: (abs(counts[step] - budget), step)) / STEPS
+    within = [step for step in counts if counts[step] <= budget]
+    if not within:
+        raise UserError(
+            f"no width of this network is within the budget of {budget:,} weights, the narrowest has "
+            f"{min(counts.values()):,}: lower the sparsity"
+        )
+    return max(within, key=lambda step: (counts[step], -step)) / STEPS
 
 
 def narrow_arguments(name: str, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:

@@ -247,7 +247,7 @@ class Method(ABC):
     replaces_step: ClassVar[bool] = False  # True: an update takes the place of the optimiser step (RigL, Alg. 1)
     budget: ClassVar[Budget] = Budget.EXACT
     keeps_layer_counts: ClassVar[bool] = False  # True: an update leaves each layer as many active weights as it had
-    narrows_network: ClassVar[bool] = False  # True: the engine builds the network narrower, to the same weight count
+    narrows_network: ClassVar[bool] = False  # True: the engine builds the network narrower, within the weight count
 
     sparsity: float  # share of prunable weights that are zero at the end, in [0, 1)
 
