@@ -21,7 +21,7 @@ from benchmark.errors import UserError
 from benchmark.flops.charges import grow_always, grow_at_times, prune_by_points, prune_by_steps, train_share
 from benchmark.flops.counting import Backbone, count_macs, count_operations, describe_network
 from benchmark.flops.layouts import Layout, Question, lay_first_dense, lay_uniform
-from benchmark.networks.operators import sum_of_products
+from benchmark.networks.operators import FREE, sum_of_products
 from benchmark.networks.prunable import find_layers
 from benchmark.networks.witness import recount
 from methods.core import Scoring, erk
@@ -263,6 +263,12 @@ def test_whatever_multiplies_and_adds_is_counted_and_both_counters_agree(name):
 def test_an_operator_that_is_neither_counted_nor_known_to_be_free_is_refused_by_name(model, named):
     with pytest.raises(UserError, match=f"cannot be counted: .*{named}"):
         count_both(model)
+
+
+def test_the_names_of_free_operators_are_torchs_and_none_is_one_that_torch_counts():
+    spelt = ("{}", "{}_", "_{}", "__{}__")
+    assert [name for name in FREE if not any(hasattr(torch.ops.aten, form.format(name)) for form in spelt)] == []
+    assert FREE.isdisjoint(operator.__name__.strip("_") for operator in flop_registry)
 
 
 @pytest.mark.parametrize(
