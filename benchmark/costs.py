@@ -1,7 +1,9 @@
 """What a network costs, in multiply-adds: counted by fvcore, layer by layer, and integrated over training.
 
-Unit: one multiply-add counts one (fvcore's unit); FLOPs = 2 x macs. Convolutions, linear layers and matrix products
-are counted; norms, pooling, activations and the loss are left out, as in RigL's Appendix H, and listed.
+Unit: one multiply-add counts one (fvcore's unit); FLOPs = 2 x macs. Convolutions, linear layers, products of matrices
+and outer products are counted; norms, pooling, activations and the loss are left out, as in RigL's Appendix H, and
+listed. An operator that is neither refuses the backbone: `benchmark.networks.operators` has both lists, and
+`benchmark.networks.witness` a second count that has to agree before a run begins.
 """
 
 from __future__ import annotations

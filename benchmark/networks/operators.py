@@ -110,27 +110,31 @@ HANDLES: dict[str, Handle] = {
 # Operators without multiply-adds of their own: element by element, shapes, choices, norms, pools, sums, constants.
 # Fvcore's list of those that it ignores comes before.
 NAMES = """
-    abs add addcdiv and addcmul all alias alpha_dropout amax amin any arange argmax argmin argsort as_strided
-    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d atleast_1d atleast_2d batch_norm bernoulli bitwise_and bitwise_not
-    bitwise_or broadcast_tensors broadcast_to ceil celu channel_shuffle clamp clamp_max clamp_min clone col2im concat
-    concatenate contiguous conj cos cosh count_nonzero cummax cummin cumprod cumsum diag diagonal diff div divide
-    dropout elu embedding eq erf erfc exp exp2 expand_as expm1 fill flatten flip floor fmod frac
-    frobenius_norm ge gelu glu group_norm grid_sampler gt hardshrink hardsigmoid hardswish hardtanh im2col
-    index_add index_copy index_fill index_put index_select instance_norm isfinite isinf isnan item layer_norm le
-    leaky_relu lerp lift_fresh linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp
-    logical_and logical_not logical_or logical_xor logit logsumexp lt masked_fill masked_scatter masked_select max
-    max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean median meshgrid min minimum mish mode
-    movedim moveaxis mul native_batch_norm native_group_norm native_layer_norm ne neg new_full new_ones
-    new_zeros norm normal not_equal numpy_T one_hot ones_like or pad permute pixel_shuffle pixel_unshuffle pow
-    prelu prod rand rand_like randn randn_like reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder
-    repeat repeat_interleave replication_pad1d replication_pad2d reshape_as resolve_conj rms_norm roll rot90 round
-    rrelu rsqrt rsub scalar_tensor scatter scatter_add select_scatter selu sigmoid sign silu sin sinh slice_scatter
-    softmax softplus softshrink sort split sqrt square squeeze std std_mean sub subtract sum
-    swapaxes swapdims take take_along_dim tan tanh tensor_split tile topk tril triu true_divide trunc
-    unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_bicubic2d_aa
-    upsample_bilinear2d upsample_bilinear2d_aa upsample_linear1d
-    upsample_nearest1d upsample_nearest2d upsample_trilinear3d var var_mean view_as where xor zero
+    abs acos adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d add addcdiv addcmul adjoint alias all alpha_dropout amax amin and any arange argmax argmin
+    argsort as_strided asin atan atan2 atleast_1d atleast_2d avg_pool1d avg_pool2d avg_pool3d batch_norm bernoulli
+    bitwise_and bitwise_not bitwise_or block_diag Bool broadcast_tensors broadcast_to bucketize ceil celu
+    channel_shuffle clamp clamp_max clamp_min clone col2im column_stack complex concat concatenate conj contiguous
+    copy cos cosh count_nonzero cummax cummin cumprod cumsum diag diagonal diff dim div divide dropout dsplit dstack
+    elu embedding empty_like eq erf erfc exp exp2 expand_as expm1 feature_dropout fill flatten flip fliplr flipud
+    Float FloatImplicit floor floordiv fmod frac frobenius_norm ge gelu glu grid_sampler group_norm gt hardshrink
+    hardsigmoid hardswish hardtanh hsplit hstack hypot im2col imag index_add index_copy index_fill index_put
+    index_select instance_norm IntImplicit is_nonzero isfinite isinf isnan item layer_norm le leaky_relu lerp
+    lift_fresh linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logcumsumexp
+    logical_and logical_not logical_or logical_xor logit logsumexp lt masked_fill masked_scatter masked_select
+    matrix_H max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d maximum mean median meshgrid
+    mH min minimum mish mode moveaxis movedim mT mul nan_to_num narrow_copy native_batch_norm native_group_norm
+    native_layer_norm ne neg new_full new_ones new_zeros norm normal not_equal numel numpy_T one_hot ones_like or
+    pad permute pixel_shuffle pixel_unshuffle polar pow prelu prod rand rand_like randint randn randn_like randperm
+    ravel real reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder renorm repeat repeat_interleave
+    replication_pad1d replication_pad2d reshape_as resolve_conj rms_norm roll rot90 round rrelu rsqrt rsub
+    scalar_tensor scatter scatter_add searchsorted select_scatter selu sigmoid sign silu sin sinh slice_scatter
+    softmax softplus softshrink sort split split_with_sizes sqrt square squeeze stack std std_mean stride sub
+    subtract sum swapaxes swapdims take take_along_dim tan tanh tensor tensor_split threshold tile topk tril triu
+    true_divide trunc unflatten unfold uniform unsafe_chunk unsafe_split upsample_bicubic2d upsample_bicubic2d_aa
+    upsample_bilinear2d upsample_bilinear2d_aa upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d var var_mean view_as view_as_complex view_as_real vsplit vstack where
+    xor zero
 """
 FREE = frozenset(NAMES.split())
 

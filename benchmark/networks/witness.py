@@ -125,15 +125,15 @@ class Witness(TorchDispatchMode):
         """Follow outputs made of parameters and constants alone, and lose those that the image went into."""
         origins = [self.followed.get(address(tensor), (None, None))[1] for tensor in inputs]
         for output in outputs:
-            if None in origins:
+            if None in origins or not address(output):
                 self.followed.pop(address(output), None)
             else:
                 self.follow(output, frozenset().union(*(names for names in origins if names)))
 
 
 def address(tensor: Tensor) -> int:
-    """Return what tells a tensor's storage from all others that live."""
-    return int(tensor.untyped_storage()._cdata)
+    """Return what tells a tensor's storage from all others that live; 0 for a tensor without one, such as sparse."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else 0
 
 
 def tensors(tree: Any) -> list[Tensor]:
