@@ -474,6 +474,7 @@ def write_foreign(folder: Path) -> None:
     (folder / "test/a/notes.txt").write_text("not an image")
     (folder / "test/b/Thumbs.db").write_bytes(b"\0")
     (folder / "train/0.png").write_bytes(b"\0")
+    (folder / "extra").mkdir()
     (folder / "train/b/loop").symlink_to(folder / "train")
     (folder / "train/b/again.png").symlink_to("0.png")
     (folder / "train/b/gone.png").symlink_to("nowhere.png")
@@ -493,8 +494,8 @@ def test_a_line_says_what_was_read_and_what_was_left_out(
     assert (data.fingerprint, data.classes, len(data.train)) == (plain.fingerprint, ("a", "b"), 6)
     assert capsys.readouterr().out == (
         "folder folder: read 6 train and 6 test images in 2 classes; skipped 1 empty folder, 1 file of type .db, "
-        "1 file of type .txt, 2 folders met before through a link, 1 hidden file, 1 hidden folder, "
-        "1 image met before through a link, 1 image outside of the class folders, 2 links to nowhere\n"
+        "1 file of type .txt, 1 folder beside train and test, 2 folders met before through a link, 1 hidden file, "
+        "1 hidden folder, 1 image met before through a link, 1 image outside of the class folders, 2 links to nowhere\n"
     )
 
 

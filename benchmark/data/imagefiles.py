@@ -78,13 +78,14 @@ def scan_folder(folder: Path) -> Layout:
                 f"{folder}: train and {name} must have the same classes; only in train: {only[0]}; "
                 f"only in {name}: {only[1]}{write_skipped(train.skipped + parts[name].skipped)}"
             )
-    test = parts[held_out[0]]
+    test, others = parts[held_out[0]], {path.name for path in folder.iterdir() if path.is_dir()} - {"train", *held_out}
+    beside = sum(not name.startswith(".") for name in others)
     layout = Layout(
         tuple(train.classes),
         train.files(),
         parts["val"].files() if len(held_out) == 2 else None,
         test.files(),
-        sum((part.skipped for part in parts.values()), Counter()),
+        sum((part.skipped for part in parts.values()), Counter({"folder beside train and test": beside})),
         sum(key in train.once for key in test.keys),
     )
     if layout.shared == len(layout.test.paths):
@@ -126,8 +127,8 @@ def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
 
 def hash_files(folder: Path, layout: Layout) -> str:
     """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files, and DECODER."""
-    names = sorted(Path(path).relative_to(folder).as_posix() for part in layout.parts().values() for path in part.paths)
+    paths = {path.removeprefix(f"{folder}{os.sep}"): path for part in layout.parts().values() for path in part.paths}
     digest = hashlib.sha256(f"decoder {DECODER}\n".encode())
-    for name in names:
-        digest.update(f"{name} {(folder / name).stat().st_size}\n".encode())
+    for name, path in sorted(paths.items()):
+        digest.update(f"{name} {os.stat(path).st_size}\n".encode())  # noqa: PTH116 (see cache.hash_source)
     return digest.hexdigest()

@@ -180,7 +180,8 @@ def write_path(path: str | Path) -> str:
 
 def write_skipped(skipped: Mapping[str, int]) -> str:
     """Return `; skipped 2 hidden files, 1 file of type .txt`, or nothing."""
-    listed = ", ".join(f"{count:,} {plural(kind) if count > 1 else kind}" for kind, count in sorted(skipped.items()))
+    counts = sorted((kind, count) for kind, count in skipped.items() if count)
+    listed = ", ".join(f"{count:,} {plural(kind) if count > 1 else kind}" for kind, count in counts)
     return f"; skipped {listed}" if listed else ""
 
 

@@ -14,7 +14,7 @@ import shutil
 import struct
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -114,7 +114,7 @@ def shrink(path: str, size: int, notes: list[str] | None = None) -> bytes:
     return content.getvalue()
 
 
-def shrink_all(paths: Sequence[str], size: int) -> Iterator[bytes]:
+def shrink_all(paths: Sequence[str], size: int, notes: list[str] | None = None) -> Iterator[bytes]:
     """Yield `shrink` of every file in order, made by threads that run a bounded number of images ahead."""
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
     firsts = iter(range(0, len(paths), TOGETHER))
@@ -122,7 +122,8 @@ def shrink_all(paths: Sequence[str], size: int) -> Iterator[bytes]:
 
     def take(count: int) -> Iterator[Any]:
         for first in islice(firsts, count):
-            yield pool.submit(lambda portion: [shrink(path, size) for path in portion], paths[first : first + TOGETHER])
+            portion = paths[first : first + TOGETHER]
+            yield pool.submit(lambda portion: [shrink(path, size, notes) for path in portion], portion)
 
     try:
         waiting = deque(take(AHEAD * workers))
@@ -138,8 +139,9 @@ def write_shard(path: Path, paths: Sequence[str], size: int) -> None:
     count, written, began = len(paths), 0, time.monotonic()
     told = began
     ends, checks = np.zeros(count, np.int64), np.zeros(count, np.uint32)
+    notes: list[str] = []
     with path.open("wb") as file:
-        for number, content in enumerate(shrink_all(paths, size)):
+        for number, content in enumerate(shrink_all(paths, size, notes)):
             file.write(content)
             written += len(content)
             ends[number], checks[number] = written, zlib.crc32(content)
@@ -156,6 +158,8 @@ def write_shard(path: Path, paths: Sequence[str], size: int) -> None:
         np.save(index, ends)
         np.save(index, checks)
         file.write(index.getvalue() + TAIL.pack(written, count, hashlib.sha256(index.getvalue()).digest()))
+    for kind, images in Counter(notes).items():
+        tell(f"{path.parent}: {images:,} of {count:,} images {kind}")
 
 
 def open_shard(path: Path, count: int) -> Shard:
