@@ -1,5 +1,19 @@
-"""`python -m benchmark` is the `sparse-bench` command."""
+"""`sparse-bench`, which is `python -m benchmark`: Ctrl-C ends it in one line, also while torch is being imported."""
 
-from benchmark.cli import main
+from __future__ import annotations
 
-main()
+import signal
+
+from benchmark.stopping import leave_at_once, take_ctrl_c
+
+
+def main() -> None:
+    """Run the command line."""
+    take_ctrl_c(signal.default_int_handler, leave_at_once)
+    from benchmark.cli import main as run  # half a second
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

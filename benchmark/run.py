@@ -47,7 +47,7 @@ from benchmark.resume import (
 )
 from benchmark.scoring import ScoringGradients, score
 from benchmark.slim.price import price_slim
-from benchmark.speed import probe_precision, use_processor
+from benchmark.speed import probe_precision, use_processor, warn_slow
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, UnreadableError, find_same, rebuild, write_record
@@ -186,6 +186,8 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     else:
         started, begun = restore(run, state, checkpoint), recall(cell, state)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
+    if own_rank() == 0:
+        warn_slow(run, options.told, warner(console))
     tracker = Tracker(
         "off" if own_rank() else options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False)
     )

@@ -20,6 +20,7 @@ from benchmark.pages import Page, changed_settings, load_page, merge_settings
 from benchmark.plugins import Plugin, find_method
 from benchmark.recipe import learning_rate
 from benchmark.resume import restore
+from benchmark.settings import resolve
 from benchmark.train import Training
 from methods.core import Budget, Method, Timeline, count_kept
 
@@ -107,6 +108,10 @@ def make_branch(
     end = find_end(parent, page, epoch, hold_lr, more)
     default = load_page(cell.page_name)
     usual = plugin.defaults(default)
+    own = {
+        key: typed if (typed := resolve(value)) == getattr(built, key) else getattr(built, key)
+        for key, value in own.items()
+    }
     changed: dict[str, Any] = {"page": changed_settings(page, cell.page), "method": own}
     if not goes_on:
         changed["method"] = {"name": plugin.name, **own}
