@@ -25,7 +25,7 @@ from leaderboard.privacy import name_secret
 from leaderboard.table import plain
 from methods.core import Budget, Method
 
-DATA_SETS = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # data sets of one size
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
 # Where a file lies and how fast it is read changes no number, so these do not make another page.
@@ -84,14 +84,15 @@ class Cell:
     @property
     def title(self) -> str:
         """What the cell is trained on: the page's title, or model and data where a change makes that untrue."""
-        page, told = self.page, {"model", "image_size", "data"}
-        told |= {"data_dir"} if page.data == "folder" else set()
+        page, told = self.page, {"model", "data"}
+        told |= {"data_dir", "image_size"} if page.data not in FIXED else set()
         told |= {"epochs"} if "epoch" in page.title else set()
         if "title" in self.page_changes or not told & set(self.page_changes):
             return page.title
-        folder = Path(page.data_dir).name or "an image folder"
+        images = "ImageNet" if page.data == "imagenet" else Path(page.data_dir).name or "an image folder"
+        images = FIXED.get(page.data, f"{images} at {page.image_size}x{page.image_size}")
         epochs = f", {amount(page.epochs, 'epoch')}" if "epoch" in page.title else ""
-        return f"{page.model} on {DATA_SETS.get(page.data, folder)} ({page.image_size}x{page.image_size}){epochs}"
+        return f"{page.model} on {images}{epochs}"
 
     @property
     def variant(self) -> str:

@@ -25,8 +25,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSALS:
-        why = " (see `ulimit -f`)" if error.errno == errno.EFBIG else ""
-        return f"{error.strerror}{why}: {error.filename or 'while writing'}; what was finished before is kept"
+        return f"{error.strerror}: {error.filename or 'while writing'}; what was finished before is kept"
     return "".join(traceback.format_exception(error))
 
 

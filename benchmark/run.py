@@ -186,8 +186,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     else:
         started, begun = restore(run, state, checkpoint), recall(cell, state)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
-    if own_rank() == 0:
-        warn_slow(run, options.told, warner(console))
+    warn_slow(run, options.told, warner(console))
     tracker = Tracker(
         "off" if own_rank() else options.wandb, folder, lambda text: console.print(text, style="yellow", markup=False)
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmark.arithmetic import make_autocast
 from benchmark.errors import UserError
+from benchmark.processes.ranks import own_rank
 from benchmark.train import Training
 
 # Multiply-adds of a training step below which a second thread costs more than it brings: ResNet-20 on 64 images of 8x8
@@ -64,7 +65,13 @@ def has_bf16(device: torch.device) -> bool:
 
 def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> None:
     """Tell, once for a page, that its bf16 is slow on this device: how long the rest takes in it and in fp32."""
-    if run.precision != "bf16" or run.page.precision == "fastest" or run.page.title in told or has_bf16(run.device):
+    if (
+        own_rank()
+        or run.precision != "bf16"
+        or run.page.precision == "fastest"
+        or run.page.title in told
+        or has_bf16(run.device)
+    ):
         return
     told.add(run.page.title)
     times = time_precisions(run, 1)

@@ -11,8 +11,9 @@ import benchmark.cells as cells_module
 from benchmark import pages
 from benchmark.cells import choose_task, parse_arguments, parse_seed, parse_sparsity, plan_cells
 from benchmark.errors import UserError
+from benchmark.outcome import describe_page
 from benchmark.pages import CONFIGS
-from benchmark.plugins import find_method
+from benchmark.plugins import METHODS, find_method
 
 PAGE = "digits_resnet20"
 
@@ -236,3 +237,33 @@ def test_capitals_are_no_reason_for_want_of_a_hint():
         plan_cells("SNIP", "0.9", PAGE, "0", "")
     with pytest.raises(UserError, match=f"unknown page '{PAGE.upper()}': did you mean '{PAGE}'"):
         plan_cells("snip", "0.9", PAGE.upper(), "0", "")
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "title"),
+    [
+        (PAGE, "", "ResNet-20 on digits (8x8)"),
+        (PAGE, "epochs=1 lr=0.05 data_dir=x", "ResNet-20 on digits (8x8)"),
+        (PAGE, "model=resnet18", "resnet18 on digits (8x8)"),
+        (PAGE, "model=resnet18 title=mine", "mine"),
+        ("cifar10_resnet20", "data=cifar100", "cifar_resnet20 on CIFAR-100"),
+        ("folder_resnet20", "data_dir=/a/flowers", "cifar_resnet20 on flowers at 32x32"),
+        ("cifar10jpeg_resnet20_short", "image_size=32", "cifar_resnet20 on cifar10-jpeg at 32x32, 8 epochs"),
+        ("cifar10jpeg_resnet20_short", "epochs=1", "cifar_resnet20 on cifar10-jpeg at 16x16, 1 epoch"),
+        ("imagenet_resnet50", "model=resnet18", "resnet18 on ImageNet at 224x224"),
+    ],
+)
+def test_a_title_tells_what_is_trained_on_what_and_the_setting_stays_the_page_s(page, text, title):
+    (cell,) = plan_cells("dense", "0", page, "0", text)
+    described = describe_page(cell)
+    assert cell.title == described["title"] == title
+    assert described["settings"]["title"] == ("mine" if "mine" in text else pages.load_page(page).title)
+
+
+def test_a_method_s_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((METHODS / "set.py").read_text())
+    (cell,) = plan_cells("~/mine.py", "0.9", PAGE, "0", "")
+    assert (cell.plugin.name, cell.plugin.source) == ("mine", "~/mine.py")
+    with pytest.raises(UserError, match=r"~nosuchuser/mine\.py: there is no home folder of that user"):
+        plan_cells("~nosuchuser/mine.py", "0.9", PAGE, "0", "")

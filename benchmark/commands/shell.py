@@ -114,14 +114,15 @@ def train_then_rebuild(
     warning, for the records are what counts. Ends with status 1 when a run failed, 130 when stopped; stopped once more
     while the pages are rebuilt, it ends at once.
     """
+    from benchmark.names import expand
     from benchmark.places import Places
     from benchmark.processes.ranks import own_rank
     from leaderboard.page import is_current
     from leaderboard.records import list_files
 
     places = Places()
-    folder, page = records or places.records, leaderboard or places.page
-    store = store or folder
+    folder, page = attempt(lambda: (expand(records or places.records), expand(leaderboard or places.page)))
+    store = expand(store) if store else folder
     before = guarded(lambda: set(list_files(store)))
     try:
         failed = attempt(action)
