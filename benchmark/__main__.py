@@ -1,15 +1,11 @@
 """`sparse-bench`, which is `python -m benchmark`: Ctrl-C ends it in one line, also while torch is being imported."""
 
-from __future__ import annotations
-
-import signal
-
-from benchmark.stopping import leave_at_once, take_ctrl_c
+from benchmark.commands.ctrl_c import guard_imports
 
 
 def main() -> None:
     """Run the command line."""
-    take_ctrl_c(signal.default_int_handler, leave_at_once)
+    guard_imports()
     from benchmark.cli import main as run  # half a second
 
     run()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -56,19 +55,6 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle Ctrl-C while a command starts or ends: nothing is under way, and an import that is cut short says much."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the launcher speaks for its ranks
-        os.write(2, b"error: stopped\n")
-    os._exit(130)
-
-
-def take_ctrl_c(before: object, after: signal.Handlers | Callable[[int, FrameType | None], object]) -> None:
-    """Have `after` handle Ctrl-C where `before` does; a handler of somebody else stays."""
-    if signal.getsignal(signal.SIGINT) is before:
-        signal.signal(signal.SIGINT, after)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:

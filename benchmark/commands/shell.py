@@ -14,9 +14,9 @@ from typing import IO, Any, cast
 import typer
 from rich.console import Console
 
+from benchmark.commands.ctrl_c import allow_cleanup, guard_imports, leave_at_once
 from benchmark.commands.options import harmless
 from benchmark.errors import REFUSALS, UserError, explain
-from benchmark.stopping import leave_at_once, take_ctrl_c
 from leaderboard.privacy import hide_secrets
 
 
@@ -92,7 +92,7 @@ def guarded(action: Callable[[], Any]) -> Any:
 
 def attempt(action: Callable[[], Any]) -> Any:
     """Run `action`; end with status 2 and one message for a UserError or a disk that refuses."""
-    take_ctrl_c(leave_at_once, signal.default_int_handler)  # from here on there may be something to put in order
+    allow_cleanup()
     try:
         return action()
     except UserError as error:
@@ -169,7 +169,7 @@ def end(action: Callable[[], Any]) -> None:
             print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
             tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
     if at_first is leave_at_once:
-        take_ctrl_c(signal.default_int_handler, leave_at_once)
+        guard_imports()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from benchmark.processes.launch import leave
 

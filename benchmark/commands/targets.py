@@ -6,6 +6,11 @@ where make leaves it as it was given, so neither make nor the shell reads a valu
 
 from __future__ import annotations
 
+from benchmark.commands.ctrl_c import guard_imports
+
+if __name__ == "__main__":
+    guard_imports()
+
 import difflib
 import os
 import re
