@@ -1,5 +1,15 @@
-"""`python -m benchmark` is the `sparse-bench` command."""
+"""`sparse-bench`, which is `python -m benchmark`: Ctrl-C ends it in one line, also while torch is being imported."""
 
-from benchmark.cli import main
+from benchmark.commands.ctrl_c import guard_imports
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    guard_imports()
+    from benchmark.cli import main as run  # half a second
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

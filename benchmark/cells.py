@@ -6,27 +6,38 @@ import dataclasses
 import hashlib
 import json
 import re
-import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from benchmark.errors import UserError, nearest, unknown
 from benchmark.names import refuse_name
-from benchmark.pages import EVERY_METHOD, FOLDERS, FROM_PAGE, SETTINGS, Page, changed_settings, load_page
+from benchmark.pages import (
+    EVERY_METHOD,
+    FOLDERS,
+    FROM_PAGE,
+    SETTINGS,
+    Page,
+    changed_settings,
+    load_page,
+    read_settings,
+)
 from benchmark.plugins import Plugin, find_method, method_names
+from benchmark.settings import guess, nest, parse_words, read_float
 from leaderboard.arithmetic import drop_epochs
 from leaderboard.kinds import LARGEST, is_number
+from leaderboard.page import amount
 from leaderboard.privacy import name_secret
 from leaderboard.table import plain
 from methods.core import Budget, Method
 
+FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # data sets of one size
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
+DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
 # Where a file lies and how fast it is read changes no number, so these do not make another page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
 
@@ -81,6 +92,19 @@ class Cell:
         """The row's name on the leaderboard: the method and the settings that were changed."""
         changed = ", ".join(f"{key}={value}" for key, value in self.method_changes.items())
         return f"{self.plugin.name} ({changed})" if changed else self.plugin.name
+
+    @property
+    def title(self) -> str:
+        """What the cell is trained on: the page's title, or model and data where a change makes that untrue."""
+        page, told = self.page, {"model", "data"}
+        told |= {"data_dir", "image_size"} if page.data not in FIXED else set()
+        told |= {"epochs"} if "epoch" in page.title else set()
+        if "title" in self.page_changes or not told & set(self.page_changes):
+            return page.title
+        images = "ImageNet" if page.data == "imagenet" else Path(page.data_dir).name or "an image folder"
+        images = FIXED.get(page.data, f"{images} at {page.image_size}x{page.image_size}")
+        epochs = f", {amount(page.epochs, 'epoch')}" if "epoch" in page.title else ""
+        return f"{page.model} on {images}{epochs}"
 
     @property
     def variant(self) -> str:
@@ -144,7 +168,13 @@ def short_hash(content: Any) -> str:
 
 
 def split_list(text: str, what: str) -> list[str]:
-    """Return the parts of a comma-separated list, in order and without repeats; refuse an empty one."""
+    """Return the parts of a comma-separated list, in order and without repeats; refuse an empty one.
+
+    In a list of sparsities `0,9` is a decimal comma: no sparsity but 0 is a whole number.
+    """
+    if what == "SPARSITY" and re.search(DECIMAL_COMMA, text):
+        meant = re.sub(DECIMAL_COMMA, "0.", text)
+        raise UserError(f"SPARSITY={plain(text)} has a decimal comma: did you mean {plain(meant)}?")
     parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not parts:
         raise UserError(f"{what} is empty: give a value or a comma-separated list")
@@ -154,9 +184,9 @@ def split_list(text: str, what: str) -> list[str]:
 def parse_sparsity(text: str) -> float:
     """Return a sparsity in [0, 1); percentages are refused with the value that was meant."""
     try:
-        value = float(text)
+        value = read_float(text.strip())
     except ValueError:
-        raise UserError(f"sparsity must be a number in [0, 1), got '{text}'") from None
+        raise UserError(f"sparsity must be a number in [0, 1), got '{plain(text)}'{guess(text)}") from None
     if 0 <= value < 1:
         return value
     hint = f": did you mean {value / 100:g}?" if 1 < value < 100 else ""
@@ -172,28 +202,17 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
-def parse_arguments(text: str) -> dict[str, Any]:
-    """Return the settings in `name=value name=value`; a dotted name reaches into a setting such as model_args."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"ARGS cannot be read ({error}): write ARGS='name=value name=value'") from error
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if not equals or not name or "${" in word:
-            raise UserError(f"ARGS must be name=value pairs of plain values, got '{word}'")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([quote_ratio(word) for word in words]))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"ARGS cannot be read: {str(error).splitlines()[0]}") from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+def parse_arguments(text: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in `name=value name=value`, or of a map, each as it is written until its setting reads it.
 
-
-def quote_ratio(word: str) -> str:
-    """Return `name=2:4` with its value in quotes: YAML takes it for a number in base 60, and would read 124."""
-    name, _, value = word.partition("=")
-    return f"{name}='{value}'" if re.fullmatch(r"\d+(:\d+)+", value) else word
+    A dotted name reaches into a setting such as model_args.
+    """
+    changes = parse_words(text) if isinstance(text, str) else nest(text)
+    of_methods: Any = changes.get("methods")
+    for name, settings in of_methods.items() if isinstance(of_methods, dict) else ():
+        if name in method_names() and isinstance(settings, dict):  # text of a method stays text as well
+            of_methods[name] = read_settings(settings, get_type_hints(find_method(name).cls), f"method '{name}'")
+    return changes
 
 
 def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
@@ -205,7 +224,7 @@ def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
     return "digits_resnet20", "TASK=auto: digits_resnet20, the embedded page for a CPU, because there is no GPU"
 
 
-def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments: str) -> list[Cell]:
+def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments: str | Mapping[str, Any]) -> list[Cell]:
     """Return the grid of cells asked for, pages outermost, each checked as far as its settings go.
 
     Raises UserError for the first thing wrong with any cell, before anything is run. A method without a budget (dense)

@@ -143,11 +143,7 @@ def worker(spec: Path, number: int) -> None:
     """Run the cells of a sweep as one of its workers; engines start this."""
     from benchmark.sweeps.worker import work
 
-    try:
-        guarded(lambda: work(spec, number, console, tell))
-    except KeyboardInterrupt:
-        console.print("stopped")
-        raise typer.Exit(130) from None
+    guarded(lambda: work(spec, number, console, tell))
 
 
 @app.command()

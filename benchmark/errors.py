@@ -21,7 +21,7 @@ class RunningError(UserError):
 
 # What a disk, or the network it hangs on, may answer at any time: no room, no permission, gone, failing.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR}
-REFUSALS |= {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
+REFUSALS |= {errno.EFBIG, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 def explain(error: BaseException) -> str:
@@ -34,9 +34,10 @@ def explain(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `: did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f": did you mean '{close[0]}'?" if close else ""
+    """Return `: did you mean 'x'?` for the known name closest to `name`, capitals aside, or an empty string."""
+    names = {one.casefold(): one for one in sorted(known)}
+    close = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6)
+    return f": did you mean '{names[close[0]]}'?" if close else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,14 @@ def refuse_name(name: str) -> None:
         raise UserError(f"a name {rule}, got '{plain(name)}': rename it")
 
 
+def expand(path: Path) -> Path:
+    """Return a path with `~` as the home folder; raises UserError where there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{plain(str(path))}: there is no home folder of that user; write the whole path") from None
+
+
 def run_folder(runs: Path, run: str) -> Path:
     """Return the folder of a run. Raises UserError for a name that would lead elsewhere or that no folder can have.
 

@@ -132,7 +132,7 @@ def describe_page(cell: Cell) -> dict[str, Any]:
     return {
         "name": cell.page_name,
         "variant": cell.variant,
-        "title": cell.page.title,
+        "title": cell.title,
         "changed": cell.page_changes,
         "settings": dataclasses.asdict(cell.page),
     }

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmark.errors import UserError, nearest, unknown
+from benchmark.settings import load_yaml, read_value
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -102,7 +102,8 @@ class Page:
 
 
 FOLDERS = ("folder", "imagenet")  # data sets whose content is whatever the user's folder holds
-SETTINGS = {f.name for f in dataclasses.fields(Page)}
+KINDS = get_type_hints(Page)  # the type of each setting
+SETTINGS = set(KINDS)
 
 
 def page_names() -> list[str]:
@@ -120,15 +121,15 @@ def load_page(name: str, changes: dict[str, Any] | None = None) -> Page:
     if name not in page_names():
         raise UserError(unknown("page", name, page_names()))
     try:
-        written = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"configs/{name}.yaml: not readable as YAML: {error}") from error
-    settings = OmegaConf.to_container(written)
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"configs/{name}.yaml: cannot be read: {error}") from error
+    settings = load_yaml(text, f"configs/{name}.yaml")
     if not isinstance(settings, dict):
         raise UserError(f"configs/{name}.yaml: must be a flat list of `setting: value` lines")
-    page = merge_settings({str(key): value for key, value in settings.items()}, f"configs/{name}.yaml")
+    page = merge_settings(settings, f"configs/{name}.yaml")
     if changes:
-        known_settings = {f.name: getattr(page, f.name) for f in dataclasses.fields(Page)}
+        known_settings = {name: getattr(page, name) for name in KINDS}
         for key, value in changes.items():
             both_maps = isinstance(value, dict) and isinstance(known_settings.get(key), dict)
             known_settings[key] = {**known_settings[key], **value} if both_maps else value
@@ -137,15 +138,14 @@ def load_page(name: str, changes: dict[str, Any] | None = None) -> Page:
 
 
 def merge_settings(settings: dict[str, Any], source: str) -> Page:
-    """Turn plain settings into a validated Page; `source` opens every error message."""
+    """Turn settings, plain or as they are written, into a validated Page; `source` opens every error message."""
     for key in settings:
         if key not in SETTINGS:
             raise UserError(f"{source}: no setting '{key}'{nearest(key, SETTINGS).replace(': did', '; did')}")
     try:
         if "${" in repr(settings):  # would be worked out, from the environment too, and end in a record
             raise UserError(f"{source}: settings must be plain values, without ${{...}}: write the value itself")
-        merged = OmegaConf.merge(OmegaConf.structured(Page), settings)
-        page = OmegaConf.to_object(merged)
+        page = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Page), read_settings(settings, KINDS, source)))
     except RecursionError as error:
         raise UserError(f"{source}: settings are nested too deep") from error
     except OmegaConfBaseException as error:
@@ -216,6 +216,17 @@ def validate_resized(page: Page, refuse: Callable[[str, str], None]) -> None:
         refuse("resized", "0 where in_memory is on (images in memory have the page's image_size)")
     if 0 < page.resized < page.image_size:
         refuse("resized", f"0 (the original files) or at least image_size ({page.image_size})")
+
+
+def read_settings(settings: dict[str, Any], kinds: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return settings as the types they have, `kinds`; raises UserError for one that cannot be read so."""
+    found = {}
+    for name, value in settings.items():
+        try:
+            found[name] = read_value(kinds.get(name, Any), value)
+        except ValueError as error:
+            raise UserError(f"{source}: setting '{name}' {error}") from error
+    return found
 
 
 def changed_settings(page: Page, default: Page) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmark.environment import ROOT
 from benchmark.errors import UserError
+from benchmark.names import expand
 from leaderboard.page import shows_records
 
 
@@ -18,6 +19,10 @@ class Places:
     records: Path = ROOT / "leaderboard" / "records"
     page: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
     runs: Path = ROOT / "runs"
+
+    def __post_init__(self) -> None:
+        for name, path in vars(self).items():
+            object.__setattr__(self, name, expand(path))
 
 
 def expand_home(path: Path) -> Path:

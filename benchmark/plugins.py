@@ -13,14 +13,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import methods
 from benchmark.errors import UserError, describe_failure, nearest, unknown
-from benchmark.pages import EVERY_METHOD, Page
+from benchmark.names import expand
+from benchmark.pages import EVERY_METHOD, Page, read_settings
 from methods.core import Budget, DenseGrads, Group, Method
 
 METHODS = Path(methods.__file__).resolve().parent
@@ -70,6 +71,7 @@ class Plugin:
             if key not in self.settings():
                 hint = nearest(key, self.settings())
                 raise UserError(f"method '{self.name}' has no setting '{key}'{hint}; it has: {self.listed()}")
+        values = read_settings(values, get_type_hints(self.cls), f"method '{self.name}'")
         try:
             typed = OmegaConf.merge(OmegaConf.structured(self.cls), dict(values, sparsity=sparsity))
             plain = OmegaConf.to_container(typed)
@@ -130,8 +132,9 @@ def find_method(name: str) -> Plugin:
 
 def load_file(path: Path) -> Plugin:
     """Return the one method defined in the Python file `path`."""
+    given, path = path, expand(path)
     if not path.is_file():
-        raise UserError(f"method file {path} does not exist; `make new-method NAME=foo` writes one to start from")
+        raise UserError(f"method file {given} does not exist; `make new-method NAME=foo` writes one to start from")
     if not path.stem.isidentifier():
         raise UserError(f"method file {path}: its name must be a Python name such as my_method.py; rename it")
     sha256 = digest(path)
@@ -148,7 +151,7 @@ def load_file(path: Path) -> Plugin:
         return module
 
     importing(str(path), execute)
-    return Plugin(path.stem, only_method(module, str(path)), str(path), sha256)
+    return Plugin(path.stem, only_method(module, str(given)), str(given), sha256)
 
 
 def importing(what: str, load: Any) -> Any:

@@ -45,7 +45,7 @@ from benchmark.resume import (
     write_finished,
 )
 from benchmark.scoring import ScoringGradients, score
-from benchmark.speed import probe_precision, use_processor
+from benchmark.speed import probe_precision, use_processor, warn_slow
 from benchmark.tracking import Tracker
 from benchmark.train import Training, train
 from leaderboard import Record, UnreadableError, find_same, write_record
@@ -216,6 +216,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     else:
         started, begun = restore(run, state, checkpoint), start.recall(state)
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
+    warn_slow(run, options.told, warner(console))
     tracker = start_tracker(cell, run, options, folder, started, console)
     title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
     facts = {**describe_start(cell, built, started, begun), "about": about(cell)}

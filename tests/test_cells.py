@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 import pytest
 
 import benchmark.cells as cells_module
+from benchmark import pages
 from benchmark.cells import choose_task, parse_arguments, parse_seed, parse_sparsity, plan_cells
 from benchmark.errors import UserError
-from benchmark.pages import Page, page_names
-from benchmark.plugins import find_method
+from benchmark.outcome import describe_page
+from benchmark.pages import CONFIGS, Page, page_names
+from benchmark.plugins import METHODS, find_method
 
 PAGE = "digits_resnet20"
 
@@ -41,14 +44,10 @@ def test_an_impossible_seed_is_refused(text):
         parse_seed(text)
 
 
-def test_arguments_are_typed_and_nested():
-    assert parse_arguments("epochs=2 lr=5e-2 flip=false lr_drops=[0.5,0.9] model_args.width=0.5 model=vgg") == {
-        "epochs": 2,
-        "lr": 0.05,
-        "flip": False,
-        "lr_drops": [0.5, 0.9],
-        "model_args": {"width": 0.5},
-        "model": "vgg",
+def test_dotted_arguments_are_nested_and_a_later_one_counts():
+    assert parse_arguments("epochs=2 model_args.width=0.5 model_args.a.b=x epochs=3") == {
+        "epochs": "3",
+        "model_args": {"width": "0.5", "a": {"b": "x"}},
     }
 
 
@@ -168,3 +167,122 @@ def test_a_name_that_no_record_may_have_is_refused_before_anything_runs(monkeypa
     monkeypatch.setattr(cells_module, "find_method", lambda name: dataclasses.replace(found, name="<b>static"))
     with pytest.raises(UserError, match="must not contain < or >, got '<b>static': rename it"):
         plan_cells("static", "0.9", "digits_resnet20", "0", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["2024_01", "010", "1e3", "1.10", "on", "null", "~", "0x10", "2:4", "[a", "a: b", "#1"]
+)
+def test_text_stays_text(text, tmp_path, monkeypatch):
+    """On the command line, of a page or a method, and in a page's file."""
+    cell = plan_cells("static", "0.9", PAGE, "0", shlex.join([f"data_dir={text}", f"densities={text}"]))[0]
+    assert (cell.page.data_dir, cell.method_settings()["densities"]) == (text, text)
+    cell = plan_cells("static", "0.9", PAGE, "0", shlex.join([f"methods.static.masks={text}"]))[0]
+    assert cell.method_settings()["masks"] == text
+    if text not in ("[a", "a: b", "#1"):  # which are no plain text in YAML
+        page = (CONFIGS / f"{PAGE}.yaml").read_text()
+        monkeypatch.setattr(pages, "CONFIGS", tmp_path)
+        (tmp_path / "p.yaml").write_text(f"{page}\ndata_dir: {text}\n")
+        assert pages.load_page("p").data_dir == text
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("epochs=1e3", "epochs", 1000), ("epochs=7.0", "epochs", 7), ("lr=1", "lr", 1.0), ("lr=.5", "lr", 0.5),
+        ("flip=off", "flip", False), ("flip=TRUE", "flip", True), ("lr_drops=0.4,0.9", "lr_drops", [0.4, 0.9]),
+        ("lr_drops=[0.4, 0.9]", "lr_drops", [0.4, 0.9]), ("lr_drops=0.4", "lr_drops", [0.4]),
+        ("lr_drops=", "lr_drops", []),
+        ("keep_dense=010,on", "keep_dense", ["010", "on"]), ("model_args.x=1.5", "model_args", {"x": 1.5}),
+        ("model_args.x='1.5'", "model_args", {"x": "1.5"}), ("model_args.x=010", "model_args", {"x": "010"}),
+        ("model_args.x=no", "model_args", {"x": False}), ("model_args.x=~", "model_args", {"x": None}),
+        ("model_args={a: [1, b], c: 2e3}", "model_args", {"a": [1, "b"], "c": 2000.0}),
+        ("epochs='5'", "epochs", 5), ("weight_decay=-0", "weight_decay", 0.0),
+    ],
+)  # fmt: skip
+def test_a_setting_is_read_by_its_type(text, name, value):
+    (cell,) = plan_cells("static", "0.9", PAGE, "0", shlex.quote(text))
+    found = getattr(cell.page, name)
+    assert found == value and type(found) is type(value) and "-" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs=010", "'epochs' must be a whole number, got '010': did you mean 10?"),
+        ("epochs=1_000", "did you mean 1000?"),
+        ("epochs=1.5", "must be a whole number, got '1.5'"),
+        ("epochs=", "must be a whole number, got ''"),
+        ("epochs=٣", "must be a whole number"),
+        ("lr=0,05", "'lr' must be a number, got '0,05': did you mean 0.05?"),
+        ("lr=5%", "did you mean 0.05?"),
+        ("flip=maybe", "'flip' must be true or false, got 'maybe'"),
+        ("lr_drops=0.5,x", "'lr_drops' must be a number, got 'x'"),
+        ("prune_rate=0,3", "method 'granet'.*'prune_rate' must be a number, got '0,3': did you mean 0.3?"),
+        ("methods.granet.prune_rate=03", "method 'granet'.*did you mean 3?"),
+        ("epochs.x=3", "'epochs' has no parts"),
+        ("epochs=3 epochs.x=3", "epochs.x reaches into epochs, which is set to '3'"),
+        ("LR=1", "did you mean 'lr'?"),
+        ("optimizer=SGD", "did you mean 'sgd'?"),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_of_a_setting_s_type_is_refused_with_what_was_meant(text, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        plan_cells("granet", "0.9", PAGE, "0", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,9", "SPARSITY=0,9 has a decimal comma: did you mean 0.9?"),
+        ("0,9,0,95", "did you mean 0.9,0.95?"),
+        ("90%", "got '90%': did you mean 0.9?"),
+        ("0_9", "must be a number"),
+    ],
+)
+def test_a_sparsity_written_in_another_way_is_refused_with_the_one_that_was_meant(text, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        plan_cells("static", text, PAGE, "0", "")
+
+
+def test_no_sparsity_is_less_than_nothing_and_0_in_a_list_is_no_comma():
+    assert [cell.identity.split(".s0")[0] for cell in plan_cells("static", "-0,0.9", PAGE, "0", "")] == [
+        f"{PAGE}.static.0", f"{PAGE}.static.0.9",
+    ]  # fmt: skip
+    assert len(plan_cells("static", "0,0.5", PAGE, "0", "")) == 2
+
+
+def test_capitals_are_no_reason_for_want_of_a_hint():
+    with pytest.raises(UserError, match="unknown method 'SNIP': did you mean 'snip'"):
+        plan_cells("SNIP", "0.9", PAGE, "0", "")
+    with pytest.raises(UserError, match=f"unknown page '{PAGE.upper()}': did you mean '{PAGE}'"):
+        plan_cells("snip", "0.9", PAGE.upper(), "0", "")
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "title"),
+    [
+        (PAGE, "", "ResNet-20 on digits (8x8)"),
+        (PAGE, "epochs=1 lr=0.05 data_dir=x", "ResNet-20 on digits (8x8)"),
+        (PAGE, "model=resnet18", "resnet18 on digits (8x8)"),
+        (PAGE, "model=resnet18 title=mine", "mine"),
+        ("cifar10_resnet20", "data=cifar100", "cifar_resnet20 on CIFAR-100"),
+        ("folder_resnet20", "data_dir=/a/flowers", "cifar_resnet20 on flowers at 32x32"),
+        ("cifar10jpeg_resnet20_short", "image_size=32", "cifar_resnet20 on cifar10-jpeg at 32x32, 8 epochs"),
+        ("cifar10jpeg_resnet20_short", "epochs=1", "cifar_resnet20 on cifar10-jpeg at 16x16, 1 epoch"),
+        ("imagenet_resnet50", "model=resnet18", "resnet18 on ImageNet at 224x224"),
+    ],
+)
+def test_a_title_tells_what_is_trained_on_what_and_the_setting_stays_the_page_s(page, text, title):
+    (cell,) = plan_cells("dense", "0", page, "0", text)
+    described = describe_page(cell)
+    assert cell.title == described["title"] == title
+    assert described["settings"]["title"] == ("mine" if "mine" in text else pages.load_page(page).title)
+
+
+def test_a_method_s_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((METHODS / "set.py").read_text())
+    (cell,) = plan_cells("~/mine.py", "0.9", PAGE, "0", "")
+    assert (cell.plugin.name, cell.plugin.source) == ("mine", "~/mine.py")
+    with pytest.raises(UserError, match=r"~nosuchuser/mine\.py: there is no home folder of that user"):
+        plan_cells("~nosuchuser/mine.py", "0.9", PAGE, "0", "")

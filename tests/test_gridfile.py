@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from benchmark.cells import plan_cells
 from benchmark.errors import UserError
 from benchmark.pages import page_names
 from benchmark.planning.gridfile import Grid, narrow, read_grid
+from benchmark.planning.source import Source
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -276,3 +278,18 @@ def test_a_grid_is_narrowed_to_what_is_asked(small, wanted, number):
 def test_narrowing_to_what_is_not_there_is_refused(small, wanted, said):
     with pytest.raises(UserError, match=said):
         narrow(small, wanted)
+
+
+def test_values_of_a_grid_are_read_by_the_type_of_their_setting(tmp_path, monkeypatch):
+    """Also on the way to a worker, and in a file of the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "tasks: [digits_resnet20]\nseeds: [0]\nrows:\n- method: dense\n"
+    text += "  args: {data_dir: 010, model_args: {a: 1.5, b: 010, c: '2'}}\n"
+    (tmp_path / "g.yaml").write_text(text)
+    source = Source.ask(Path("~/g.yaml"), {}, "", False)
+    again = Source(**json.loads(json.dumps(source.as_dict())))
+    for grid in (source.grid(), again.grid()):
+        assert grid.items[0].cell.page_changes == {"data_dir": "010", "model_args": {"a": 1.5, "b": "010", "c": "2"}}
+    (tmp_path / "g.yaml").write_text(text.replace("data_dir: 010", "epochs: 010"))
+    with pytest.raises(UserError, match=r"row 1 \(dense\): ARGS: setting 'epochs' must be .* did you mean 10\?"):
+        read_grid(tmp_path / "g.yaml")

@@ -6,15 +6,19 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
 import benchmark.outcome
 import leaderboard.build
 from benchmark.checkpoint import OLDER, save_checkpoint
 from benchmark.cli import train_then_rebuild
+from benchmark.commands import shell
 from benchmark.engines.book import Book
 from benchmark.errors import REFUSALS, UserError, explain
 from benchmark.places import Places, check_places
@@ -26,6 +30,7 @@ from tests.record_factory import make_record
 from tests.test_sweep import CONTROLS, HEAD, Grid
 from tests.troubles import Trouble, make_clock
 
+ROOT = Path(__file__).resolve().parent.parent
 SET = "  - {method: set, args: {epochs: 1, update_every: 2, batch_size: 400, model_args.width: 0.1}}\n"
 
 
@@ -209,3 +214,68 @@ def test_what_a_disk_refuses_is_told_in_a_sentence(number):
     assert said == f"{os.strerror(number)}: records/r.json; what was finished before is kept"
     assert explain(OSError(errno.EBADF, "a fault of the program")).startswith("OSError: ")  # with its traceback
     assert explain(ValueError("likewise")).startswith("ValueError: ")
+
+
+# Ctrl-C, and output that nobody takes
+
+
+@pytest.mark.parametrize("module", ["typer", "torch", "benchmark.plugins"])
+def test_ctrl_c_while_the_command_starts_is_one_line_and_status_130(module):
+    code = f"""
+import os, signal, sys
+from benchmark.__main__ import main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["sparse-bench", "methods"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: stopped\n")
+
+
+def test_ctrl_c_within_a_command_is_a_word_and_status_130(monkeypatch):
+    told: list[object] = []
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shell, "tell", told.append)
+    with pytest.raises(typer.Exit) as ended:
+        shell.guarded(stop)
+    assert ended.value.exit_code == 130 and told == ["stopped"]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device"), None])
+def test_output_that_nobody_takes_costs_a_warning_and_no_run(error, monkeypatch, capsys):
+    """As in `sparse-bench run | head -1`, `> /dev/full` and `>&-`."""
+
+    class Gone:
+        def write(self, text: str) -> int:
+            raise error
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stdout", None if error is None else Gone())
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    for _ in range(3):
+        shell.console.print("epoch 1")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("warning: what is printed cannot be written")
+    assert (error.strerror if error else "it is closed") in said
+    sys.stdout.close()
+
+
+def test_a_file_larger_than_allowed_is_a_disk_that_refuses(monkeypatch):
+    told: list[object] = []
+
+    def write() -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "checkpoint")
+
+    monkeypatch.setattr(shell, "tell", told.append)
+    with pytest.raises(typer.Exit) as ended:
+        shell.guarded(write)
+    assert ended.value.exit_code == 2
+    assert told == ["File too large: checkpoint; what was finished before is kept"]

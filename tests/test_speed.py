@@ -21,7 +21,7 @@ from benchmark.grid import run_grid
 from benchmark.pages import load_page
 from benchmark.plugins import find_method
 from benchmark.run import set_up_masks
-from benchmark.speed import choose_threads, probe_precision
+from benchmark.speed import choose_threads, probe_precision, warn_slow
 from benchmark.train import train
 from tests.small import Silent, make_page, make_training
 
@@ -185,3 +185,40 @@ def test_a_compiled_page_is_another_page():
 def test_a_precision_that_is_none_is_refused():
     with pytest.raises(UserError, match="precision must be one of auto, fastest, fp32, bf16"):
         load_page("digits_resnet20", {"precision": "fp8"})
+
+
+def test_slow_bf16_is_told_once_before_training_with_both_times_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr(speed, "has_bf16", lambda device: False)
+    monkeypatch.setattr(speed, "time_step", lambda model, images, precision: {"bf16": 100.0, "fp32": 1.0}[precision])
+    made = make_training(find_method("static").build(make_page(), 0.5, {}), precision="bf16")
+    made.precision = "bf16"
+    steps, told, said = made.timeline.total_steps, set(), []
+    for _ in range(2):
+        warn_slow(made, told, said.append)
+    (text,) = said
+    assert text.startswith(f"this processor has no bf16 instructions: the {steps:,} steps")
+    assert f"about {speed.format_seconds(100 * steps)} in bf16, {speed.format_seconds(steps)} in fp32" in text
+    assert "PRECISION=fp32" in text and "a table of its own" in text and "\n" not in text
+    for precision, has in (("fp32", False), ("bf16", True)):
+        made.precision = precision
+        monkeypatch.setattr(speed, "has_bf16", lambda device, has=has: has)
+        warn_slow(made, set(), lambda text: pytest.fail(text))
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True)],
+)
+def test_a_processor_is_known_by_its_instructions(monkeypatch, flags, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert speed.has_bf16(CPU) is has
+
+
+def test_compiling_without_a_compiler_is_refused_before_training_with_the_way_out(tmp_path, monkeypatch):
+    def fail(function, dynamic):
+        raise RuntimeError("\nNo working C++ compiler found\nand pages of advice")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(UserError, match=r"compile=true: torch cannot compile \(No working C\+\+ compiler found\).*CXX"):
+        run_digits(tmp_path, compile="true")
+    assert not list((tmp_path / "records").glob("*"))

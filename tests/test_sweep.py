@@ -585,28 +585,3 @@ def test_faults_of_a_grid_end_with_status_2(grid, command):
     grid.write("rows: []")
     assert command("sweep", "grid.yaml") == 2
     assert command("sweep", "none.yaml") == 2
-
-
-def make(*arguments: str, **environment: str) -> str:
-    names = ("METHOD", "SPARSITY", "TASK", "SEED", "ENGINE", "ENGINE_ARGS", "JOBS", "PER_GPU", "RETRIES")
-    env = {key: value for key, value in os.environ.items() if key not in names}
-    ready = ["-o", ".venv/.installed"]  # as if all were installed
-    command = ["make", "-n", *ready, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env={**env, **environment}, capture_output=True, text=True, check=True)
-    return " ".join(done.stdout.split())
-
-
-def test_make_narrows_a_grid_by_what_the_user_gave_and_by_no_default():
-    assert "sweep configs/paper/table2.yaml --device" in make("table2")
-    narrowed = make("table1", "SPARSITY=0.9", "PLAN=1", SEED="3")
-    assert (
-        'sweep configs/paper/table1.yaml --sparsity "$ASKED_SPARSITY" --seed "$ASKED_SEED" --plan --device' in narrowed
-    )
-    assert "leaderboard build" not in narrowed  # a plan leaves everything as it is
-    assert "leaderboard build" in make("table3")
-    assert 'sweep "$ASKED_GRID" --method "$ASKED_METHOD" --device' in make("sweep", "GRID=some file.yaml", "METHOD=gmp")
-    lists = make("sweep", "METHOD=set,gmp", "ARGS=epochs=1", "JOBS=2", "ENGINE=ray", "ENGINE_ARGS=address=auto")
-    options = 'sweep --method "$ASKED_METHOD" --args "$ASKED_ARGS" --engine "$ASKED_ENGINE" --jobs "$ASKED_JOBS"'
-    assert f'{options} --engine-args "$ASKED_ENGINE_ARGS" --device' in lists
-    assert "--sparsity" not in make("claim", "A=granet", "B=gmp")
-    assert '--sparsity "$ASKED_SPARSITY"' in make("claim", "A=granet", "B=gmp", "SPARSITY=0.95")

@@ -20,6 +20,7 @@ from benchmark.plugins import Plugin, find_method
 from benchmark.recipe import learning_rate
 from benchmark.resume import restore
 from benchmark.run import Start, Warn, set_up_masks
+from benchmark.settings import resolve
 from benchmark.train import Training
 from methods.core import Budget, Method, Timeline, count_kept
 
@@ -103,9 +104,9 @@ def make_branch(
     end = find_end(parent, page, epoch, hold_lr, more)
     default = load_page(cell.page_name)
     usual = plugin.defaults(default)
-    changed: dict[str, Any] = {"page": changed_settings(page, cell.page), "method": own}
+    changed: dict[str, Any] = {"page": changed_settings(page, cell.page), "method": type_settings(own, built)}
     if not goes_on:
-        changed["method"] = {"name": plugin.name, **own}
+        changed["method"] = {"name": plugin.name, **changed["method"]}
     if asked != cell.sparsity:
         changed["sparsity"] = asked
     return Branch(
@@ -124,6 +125,12 @@ def make_branch(
         goes_on=goes_on,
         changed=changed,
     )
+
+
+def type_settings(asked: dict[str, Any], method: Method) -> dict[str, Any]:
+    """Return the settings that were asked for as the method has them; a number stays as it is written, 0 or 0.0."""
+    plain = {key: resolve(value) for key, value in asked.items()}
+    return {key: value if value == getattr(method, key) else getattr(method, key) for key, value in plain.items()}
 
 
 def choose_sparsity(cell: Cell, plugin: Plugin, text: str) -> float:

@@ -18,6 +18,7 @@ from benchmark.grid import show
 from benchmark.places import Places, check_places
 from benchmark.run import Options, make_timeline, run_cell
 from leaderboard import Record
+from leaderboard.page import amount
 
 BRANCHES = "branches"  # beside the folder of records
 
@@ -88,5 +89,5 @@ def describe(record: Record) -> str:
     ended = "diverged" if last is None else f"{last:.2f} %"
     return (
         f"epoch {branch['epoch']} of {branch['parent']}: {branch['before']['test_acc_pct']:.2f} % before, "
-        f"{branch['after']['test_acc_pct']:.2f} % after, {ended} at the end, {epochs} epochs later"
+        f"{branch['after']['test_acc_pct']:.2f} % after, {ended} at the end, {amount(epochs, 'epoch')} later"
     )

@@ -27,6 +27,7 @@ from benchmark.resume import Saver, restore
 from benchmark.run import Options, about, prepare, set_up_masks
 from benchmark.speed import probe_precision, use_processor
 from benchmark.train import Training, train
+from leaderboard.page import amount
 
 
 def take_snapshots(
@@ -99,7 +100,7 @@ def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, option
         keep_snapshot(run, epochs, parent.folder, facts)
         saver(run)
 
-    title = f"{parent.name}: its first {max(epochs)} epochs again"
+    title = f"{parent.name}: its first {amount(max(epochs), 'epoch')} again"
     with Reporter(console, title, run.page.epochs, run.timeline.steps_per_epoch, run.step) as reporter:
         train(run, reporter, after_epoch, saver)
     checkpoint.unlink(missing_ok=True)

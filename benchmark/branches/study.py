@@ -33,6 +33,7 @@ from benchmark.run import Options, Start, run_cell
 from benchmark.stopping import pause
 from benchmark.sweeps.holding import BusyError, holding
 from leaderboard import Record
+from leaderboard.page import amount
 
 POLL_S = 2.0  # between two looks at what other processes have
 QUIET = Console(quiet=True)
@@ -51,7 +52,7 @@ class Job:
             return name
         words = dict(word.split("=") for word in self.asked["arguments"].split())
         grown = " and regrown" if words["regrow"] == "true" else ""
-        length = f"{self.asked['more']} more epochs" if self.asked["more"] else "to the end"
+        length = amount(self.asked["more"], "more epoch") if self.asked["more"] else "to the end"
         return f"{name}, {words['rate']} pruned{grown} at epoch {self.asked['epoch']}, {length}"
 
 

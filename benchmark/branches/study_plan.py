@@ -49,7 +49,7 @@ def print_study(study: Study, data_root: Path, stores: Stores, options: Options,
         done = len(jobs) - len(left)
         cost = f"≈ {format_flops(macs)}"
         table.add_row(kind, str(len(jobs)), str(done), str(epochs), cost, format_time(epochs * per_epoch_s))
-    console.print(f"{first.page.title}: pruned at epochs {', '.join(map(str, study.epochs))} of {first.page.epochs}")
+    console.print(f"{first.title}: pruned at epochs {', '.join(map(str, study.epochs))} of {first.page.epochs}")
     console.print(table)
     console.print(f"times are of one process, by {pace.source}", highlight=False)
     return 0

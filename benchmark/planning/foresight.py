@@ -16,6 +16,7 @@ from benchmark.planning.states import DONE, Ledger
 from benchmark.processes.ranks import check_shares
 from benchmark.processes.replicas import check_sharing
 from benchmark.run import Options, check_room, first_view, make_timeline
+from benchmark.speed import try_compiler
 
 
 def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> Networks:
@@ -35,6 +36,8 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
     Raises UserError for the first fault. A control whose donor is not known yet is held to what does not need one.
     """
     check_sharing(cell.page, options.device)
+    if cell.page.compile:
+        try_compiler(options.device)
     timeline = make_timeline(cell, data)
     check_shares(len(data.train), cell.page.batch_size, cell.page.drop_last)
     rehearse(cell.method, cell.plugin.name, timeline)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from benchmark.cells import Cell, parse_seed, parse_sparsity, plan_cells, refuse_unknown, split_list
 from benchmark.errors import UserError, nearest, unknown
+from benchmark.names import expand
 from benchmark.pages import CONFIGS, page_names
 from benchmark.planning.donors import ask_donor
 from benchmark.plugins import Plugin, find_method
+from benchmark.settings import load_yaml
 from methods.core import Budget, Group
 
 LISTS = ("tasks", "sparsities", "seeds")
@@ -84,17 +80,28 @@ def expand_grid(path: Path, content: dict[str, Any]) -> Grid:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a grid file. Raises UserError for a file that is absent or no map of settings."""
+    """Return the content of a grid file; raises what `read_text` and `parse_grid` raise."""
+    return parse_grid(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a grid file, `~` being the home folder. Raises UserError for one that cannot be read."""
+    path = expand(path)
     if not path.is_file():
         known = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.glob("*/*.yaml"))
         raise UserError(f"no grid file {path}: name one with GRID=file; there are {', '.join(known)}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def parse_grid(text: str, path: Path) -> dict[str, Any]:
+    """Return the content of a grid file, each value as it is written; raises UserError for one that is no map."""
+    content = load_yaml(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a map of {', '.join(KEYS)}")
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 class Reader:
@@ -222,7 +229,7 @@ class Reader:
         refused = False
         while True:
             try:
-                cells = plan_cells(method, repr(sparsity), task, str(seed), write_arguments(left))
+                cells = plan_cells(method, repr(sparsity), task, str(seed), left)
                 for cell in cells:
                     ask_donor(cell)  # the grid asks again, and a plugin that fails there is at fault here
                 return [] if refused else cells
@@ -257,11 +264,6 @@ def parse_task(name: str) -> str:
     if name not in page_names():
         raise UserError(unknown("page", name, page_names()))
     return name
-
-
-def write_arguments(arguments: dict[str, Any]) -> str:
-    """Return settings as ARGS takes them: `name=value name=value`, quoted, values as JSON, which YAML reads."""
-    return shlex.join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
 
 
 def narrow(grid: Grid, wanted: dict[str, str]) -> Grid:

@@ -18,7 +18,7 @@ from benchmark.cells import (
     split_list,
 )
 from benchmark.errors import UserError
-from benchmark.planning.gridfile import Grid, Item, expand_grid, narrow, parse_task, read_yaml
+from benchmark.planning.gridfile import Grid, Item, expand_grid, narrow, parse_grid, parse_task, read_text
 from benchmark.plugins import find_method
 
 USUAL = {"METHOD": "granet", "SPARSITY": "0.9", "TASK": "auto", "SEED": "0"}  # as of make bench
@@ -32,13 +32,13 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """What a grid is made from: a file's content, narrowed by lists, or where `content` is None the lists alone.
+    """What a grid is made from: a file's text, narrowed by lists, or where `content` is None the lists alone.
 
     Invariant: the same source gives the same grid in every process of one version of the suite.
     """
 
     file: str
-    content: dict[str, Any] | None
+    content: str | None
     lists: dict[str, str]
     arguments: str = ""
 
@@ -50,7 +50,7 @@ class Source:
                 raise UserError(
                     f"ARGS go into the rows of a grid file, as `args: {{name: value}}`: write them in {file}"
                 )
-            return cls(str(file), read_yaml(file), lists)
+            return cls(str(file), read_text(file), lists)
         if not any(lists.values()):
             raise UserError(
                 "nothing to sweep: name a grid file with GRID=file, or give METHOD=, SPARSITY=, TASK=, SEED="
@@ -62,7 +62,7 @@ class Source:
     def grid(self) -> Grid:
         """Return the grid; raises UserError that lists every fault of it."""
         if self.content is not None:
-            return narrow(expand_grid(Path(self.file), self.content), self.lists)
+            return narrow(expand_grid(Path(self.file), parse_grid(self.content, Path(self.file))), self.lists)
         return expand_lists(self.lists, self.arguments)
 
     def as_dict(self) -> dict[str, Any]:

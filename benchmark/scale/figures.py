@@ -24,6 +24,7 @@ from benchmark.planning.plan import group_items, row_of
 from benchmark.planning.planner import Networks, Prediction, predict
 from benchmark.plugins import find_method
 from benchmark.run import make_timeline
+from benchmark.settings import resolve
 from leaderboard import Record, read_record
 from leaderboard.records import list_files
 from leaderboard.seal import lay_out
@@ -44,7 +45,7 @@ def ask() -> str:
     A figure of another hash is of other runs. A change of how costs are counted is not in it; a test works out some of
     the figures anew.
     """
-    contents = [read_yaml(grid_file(table)) for table in TABLES]
+    contents = [resolve(read_yaml(grid_file(table))) for table in TABLES]
     controls = [(*made, find_method(made[0]).sha256) for made in CONTROLS.values()]
     methods = {row["method"]: find_method(row["method"]).sha256 for content in contents for row in content["rows"]}
     pages = {

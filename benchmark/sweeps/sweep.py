@@ -33,6 +33,7 @@ from benchmark.sweeps.leftovers import complete
 from benchmark.sweeps.tally import Tally
 from benchmark.sweeps.worker import write_order
 from benchmark.tracking import check_mode
+from leaderboard.page import amount
 from leaderboard.store import load_store
 
 POLL_S = 5.0  # seconds between two looks at cells that other processes hold
@@ -130,7 +131,7 @@ class Sweep:
 
     def check(self) -> None:
         """Raise UserError that lists every fault of the cells that can be known without images."""
-        self.say(f"{self.grid.title}: {len(self.grid.items)} runs; checking them before the first")
+        self.say(f"{self.grid.title}: {amount(len(self.grid.items), 'run')}; checking before the first")
         records = load_store(self.options.places.records)[0]
         ledger = Ledger(index_runs(records), self.options.places.runs, self.options.device)
         faults = find_faults(self.grid.items, self.count, ledger, self.options)
