@@ -53,17 +53,14 @@ class Budget(Enum):
     DENSE = "dense"
 
 
-NORM_STATISTICS = ("batch", "running")
-
-
 @dataclass(frozen=True)
 class Scoring:
     """The gradients a method needs before the first step.
 
     `order` 1 asks for the gradient of the loss, 2 for the Hessian-gradient product as well. The images are `batches`
     training batches of the page's size, or `samples_per_class` images of every class in `chunks` equal parts.
-    `temperature` divides the logits. `batch_norm`, one of NORM_STATISTICS: batch norms normalise by the statistics of
-    each batch, as in training, or by their running ones, which are mean 0 and variance 1 before the first step.
+    `temperature` divides the logits. `batch_norm`: batch norms normalise by the statistics of each "batch", as in
+    training, or by their "running" ones, which are mean 0 and variance 1 before the first step.
     `augmented`: whether the images are cropped and flipped as in training. The engine charges these passes to the
     training cost. Raises ContractError for another `batch_norm`.
     """
@@ -77,10 +74,8 @@ class Scoring:
     augmented: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_norm not in NORM_STATISTICS:
-            raise ContractError(
-                f"must be scored with batch_norm {' or '.join(NORM_STATISTICS)}, got {self.batch_norm!r}"
-            )
+        if self.batch_norm not in ("batch", "running"):
+            raise ContractError(f"must be scored with batch_norm batch or running, got {self.batch_norm!r}")
 
 
 DONOR_KINDS = ("densities", "masks", "shuffled masks", "shuffled filters")
