@@ -1,6 +1,6 @@
 # sparse-bench: `make` prints this help.
 #
-# No value of a variable is ever read by make or the shell: benchmark/commands/targets.py takes what was typed from
+# No value of a variable is ever read by make or the shell: benchmark/cli/targets.py takes what was typed from
 # MAKEFLAGS, knows which target reads what, and refuses every other variable before anything runs.
 override GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
 $(foreach name,$(GIVEN),$(eval unexport $$(name)))
@@ -8,9 +8,9 @@ override export ASKED_PYTHON := $(or $(value PYTHON),python3)
 override export ASKED_GOALS := $(MAKECMDGOALS)
 override PY     := .venv/bin/python
 override READY  := .venv/.installed
-override TARGET := $(PY) -m benchmark.commands.targets
+override TARGET := $(PY) -m benchmark.cli.targets
 
-# each a command of benchmark/commands/targets.py
+# each a command of benchmark/cli/targets.py
 override COMMANDS := bench sweep table1 table2 table3 plasticity test test-slow format-check lint types leaderboard \
     verify claim latency slim site perf-pages deviations scale flops check-method mutants perf faults methods pages \
     new-method
@@ -69,7 +69,7 @@ endif
 asked:
 	+@if [ -x $(PY) ]; then exec $(TARGET); fi; \
 	"$$ASKED_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || exit 0; \
-	exec "$$ASKED_PYTHON" -m benchmark.commands.targets
+	exec "$$ASKED_PYTHON" -m benchmark.cli.targets
 
 # The first call makes .venv and installs; later calls see the stamp and start at once.
 $(READY): pyproject.toml constraints.txt
@@ -105,9 +105,9 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(PY) -m ruff check --fix .
 board-check: $(READY)
 	@$(PY) -m leaderboard verify
-	@$(PY) -m benchmark.deviations --check
-	@$(PY) -m benchmark.scale --check
-	@$(PY) -m benchmark.flops --check
+	@$(PY) -m benchmark.recount.deviations --check
+	@$(PY) -m benchmark.recount.scale --check
+	@$(PY) -m benchmark.recount.flops --check
 leaderboard: ## rebuild every page and picture from the records alone; WANDB=offline or online logs them
 verify: ## whether every record is whole, and every page what the records give
 claim: ## A=granet B=gmp: whether one row is better than another, and how sure that is

@@ -1,6 +1,6 @@
 """`sparse-bench`, which is `python -m benchmark`: Ctrl-C ends it in one line, also while torch is being imported."""
 
-from benchmark.commands.ctrl_c import guard_imports
+from benchmark.cli.ctrl_c import guard_imports
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ A record is one JSON file per finished run, written once and never edited; the p
 
 from __future__ import annotations
 
-from leaderboard.page import rebuild, render
-from leaderboard.records import Problem, find_same, read_record, read_records, write_record
-from leaderboard.schema import Record, RecordError, UnreadableError, find_faults
+from leaderboard.board.page import rebuild, render
+from leaderboard.store.records import Problem, find_same, read_record, read_records, write_record
+from leaderboard.store.schema import Record, RecordError, UnreadableError, find_faults
 
 __all__ = [
     "Problem",

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from leaderboard import build
-from leaderboard.page import PICTURES, Store, make_sections
-from leaderboard.store import load_store
-from leaderboard.table import printable
+from leaderboard.board import build
+from leaderboard.board.page import PICTURES, Store
+from leaderboard.store.records import load_store
+from leaderboard.tables.sections import make_sections
+from leaderboard.tables.table import printable
 from leaderboard.web.wandb_session import MODES
 
 HERE = Path(__file__).resolve().parent

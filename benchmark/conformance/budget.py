@@ -10,12 +10,12 @@ import numpy
 import torch
 from safetensors.torch import load_file
 
-from benchmark import export
 from benchmark.conformance.checks import Outcome, check
 from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.conformance.views import propose_with_ties
-from benchmark.contract import rehearse
+from benchmark.runs import export
+from benchmark.training.rehearsal import rehearse
 from methods.core import Budget, Method, Timeline, count_active
 
 NETS = ("conv", "vit", "depthwise")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmark.base.errors import UserError, describe_failure
 from benchmark.conformance.trial import Kit
-from benchmark.errors import UserError, describe_failure
 
 NOT_REACHED = "not reached"
 

@@ -10,12 +10,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from benchmark.checkpoint import load_checkpoint, save_checkpoint
 from benchmark.conformance.budget import find_wrong_counts
 from benchmark.conformance.checks import Outcome, check
 from benchmark.conformance.ranks import SHARED, run_ranks
-from benchmark.conformance.trial import Kit, Setting, Trial, finish, prepare, set_up
-from benchmark.conformance.watch import same_bits, snapshot
+from benchmark.conformance.trial import Kit, Setting, Trial, finish, prepare, same_bits, set_up, snapshot
+from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
 from methods.core import Budget, Group, Masks, Method, View, all_active
 
 ENGINE = "this is the engine's; report it"

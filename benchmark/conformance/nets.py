@@ -8,10 +8,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from benchmark.config.pages import Page
+from benchmark.data.arrays import Arrays
 from benchmark.data.sets import Data, MemoryImages
-from benchmark.data.stored import Arrays
 from benchmark.networks.witness import recount
-from benchmark.pages import Page
 
 SIZE, CHANNELS, CLASSES, IMAGES, BATCH = 6, 2, 3, 45, 8  # the last batch, of 5, cannot be halved
 

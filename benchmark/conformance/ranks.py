@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmark.errors import UserError
+from benchmark.base.errors import UserError
 
 RANKS, PATIENCE_S = 2, 120
 # Half of the weights stay: sparser networks have paths that lead nowhere, where a gradient of zero is one rounding or
@@ -66,8 +66,8 @@ def run_ranks(methods: list[str], before: str = "") -> dict[str, Any]:
 
 def work(folder: Path, rank: int, methods: list[str]) -> None:
     """Train each method as one of the ranks and write down what was seen."""
+    from benchmark.config.plugins import find_method
     from benchmark.conformance.trial import Kit
-    from benchmark.plugins import find_method
 
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmark.config.plugins import find_method
 from benchmark.conformance.checks import Result, run_checks
 from benchmark.conformance.trial import Kit
-from benchmark.plugins import find_method
 
 COLOURS = {"pass": "green", "n/a": "dim", "FAIL": "bold red", "not reached": "yellow"}
 

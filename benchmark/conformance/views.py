@@ -9,7 +9,8 @@ from torch import Tensor
 
 from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit
-from benchmark.contract import show_donor, stand_in_donor
+from benchmark.training.masks import show_donor
+from benchmark.training.rehearsal import stand_in_donor
 from methods.core import DenseGrads, Masks, Method, Timeline, View
 
 LINE = Timeline(24, 6)

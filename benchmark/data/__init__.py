@@ -1,1 +1,1 @@
-"""Data sets: read or streamed, decoded once, split once for all methods, and served as batches."""
+"""Data sets and the batches drawn from them."""

@@ -23,8 +23,7 @@ import PIL
 from filelock import FileLock, Timeout
 from PIL import features
 
-from benchmark.data.imagefiles import DECODER, Layout
-from benchmark.data.listing import CACHE
+from benchmark.data.files import CACHE, DECODER, Layout
 
 VARIABLE = "SPARSE_BENCH_CACHE"
 LARGE = 100 * 2**20  # bytes: a file that its owner wants to know of

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from benchmark.data.imagefiles import Layout
-from benchmark.data.listing import write_skipped
-from benchmark.data.stored import Stored
-from benchmark.errors import UserError
-from benchmark.processes.ranks import own_rank
-from leaderboard.table import printable
+from benchmark.base.errors import UserError
+from benchmark.data.arrays import Stored
+from benchmark.data.files import Layout, write_skipped
+from benchmark.distributed.ranks import own_rank
+from leaderboard.tables.table import printable
 
 COMPARED = 100_000  # training images, of a streamed set: to look into more files would take minutes
 PLACES = 64  # pixels by which images are told apart before all of them are compared

@@ -1,7 +1,8 @@
-"""Data sets read whole into memory: the embedded digits, CIFAR."""
+"""Data sets that are read whole: the embedded digits, CIFAR, and small folders of images."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,10 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from benchmark.data.digits import load_digits
-from benchmark.data.pixels import fit_image
-from benchmark.data.splits import stratify
-from benchmark.data.stored import Arrays, Stored
-from benchmark.errors import UserError
-from benchmark.pages import Page
+from benchmark.base.errors import UserError
+from benchmark.config.pages import Page
+from benchmark.data.arrays import Arrays, Stored, stratify
+from benchmark.data.files import fit_image
 
 CIFAR = {
     "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
@@ -83,3 +82,23 @@ def stack_images(pixels: np.ndarray, size: int) -> Tensor:
 
 
 READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar}
+
+
+STORED = Path("datasets", "data", "digits.csv.gz")  # in scikit-learn's package; a row: 64 grey levels and the digit
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return the 1,797 images, float64 (1797, 8, 8) of grey levels 0..16, and their digits, int64 (1797,).
+
+    Importing scikit-learn takes longer than a whole epoch on them, so its file is read where it is found; a version
+    that keeps it elsewhere is asked itself. Invariant: the values of sklearn.datasets.load_digits, in its order.
+    """
+    package = find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        if (Path(folder) / STORED).is_file():
+            rows = np.loadtxt(Path(folder) / STORED, delimiter=",")
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    return digits.images, digits.target.astype(np.int64)

@@ -11,20 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmark.base.errors import UserError
+from benchmark.base.files import expand_home
+from benchmark.base.seeds import derive
+from benchmark.config.pages import FOLDERS, Page
+from benchmark.data.arrays import Arrays, Stored, load_decoded, split_indices
 from benchmark.data.checks import check_classes, check_copies, check_overlap, describe_read, tell
-from benchmark.data.decoded import load_decoded
-from benchmark.data.folders import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
-from benchmark.data.imagefiles import MAX_WORKERS, Layout, check_memory, decode_files, hash_files, scan_folder
+from benchmark.data.files import MAX_WORKERS, Layout, check_memory, decode_files, hash_files, scan_folder
+from benchmark.data.images import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
 from benchmark.data.readers import READERS
-from benchmark.data.resized import Resized
-from benchmark.data.shard import load_shard
-from benchmark.data.splits import split_indices
-from benchmark.data.stored import Arrays, Stored
-from benchmark.errors import UserError
-from benchmark.pages import FOLDERS, Page
-from benchmark.places import expand_home
-from benchmark.processes.ranks import own_cores
-from benchmark.seeds import derive
+from benchmark.data.shard import Resized, load_shard
+from benchmark.distributed.ranks import own_cores
 
 PIXELS_AT_ONCE = 2**23  # augmented in one go on an accelerator: few launches, about 200 MB of workspace
 

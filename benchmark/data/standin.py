@@ -10,13 +10,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from benchmark.config.pages import FOLDERS, Page
+from benchmark.data.arrays import find_fingerprint, split_indices
 from benchmark.data.checks import check_classes
-from benchmark.data.decoded import find_fingerprint
-from benchmark.data.folders import Images
-from benchmark.data.imagefiles import hash_files, scan_folder
+from benchmark.data.files import hash_files, scan_folder
+from benchmark.data.images import Images
 from benchmark.data.sets import Data, find_folder, load_data
-from benchmark.data.splits import split_indices
-from benchmark.pages import FOLDERS, Page
 
 # Classes, training images, test images, as published. In each training part the classes are of (nearly) equal size.
 KNOWN = {"cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000), "imagenet": (1000, 1_281_167, 50_000)}

@@ -1,1 +1,1 @@
-"""Networks: those of the GraNet paper, narrower ones of any backbone, and which of their weights are pruned."""
+"""Networks: how they are built, which weights can be pruned, what a pass costs."""

@@ -19,7 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, m
 from torch import nn
 from torch.nn import functional
 
-from benchmark.errors import UserError
+from benchmark.base.errors import UserError
 
 VGG19_STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # channels, convolutions; a pooling between stages
 

@@ -21,7 +21,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
-from benchmark.errors import UserError
+from benchmark.base.errors import UserError
 from benchmark.networks.cifar import CifarNetwork, scale
 
 STEPS = 1000  # widths are multiples of 1/1000, finer than one channel of the widest common stage (512 or 768)

@@ -1,8 +1,9 @@
 """A second count of a network's multiply-adds, taken as they happen, that shares nothing with the first.
 
-`benchmark.costs` reads a trace by module; this one watches a pass from below PyTorch's operators, where a call of a
-function is seen like a call of a layer and fused attention like its parts. It also sees which parameters are factors of
-multiply-adds, whatever is made of them before: `benchmark.networks.dense` tells which of these no mask reaches.
+`benchmark.networks.costs` reads a trace by module; this one watches a pass from below PyTorch's operators, where a call
+of a function is seen like a call of a layer and fused attention like its parts. It also sees which parameters are
+factors of multiply-adds, whatever is made of them before: `benchmark.networks.dense` tells which of these no mask
+reaches.
 """
 
 from __future__ import annotations

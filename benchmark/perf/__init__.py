@@ -1,1 +1,1 @@
-"""`make perf`: what speed the suite promises, measured. Each module here with a `measure` adds its goals."""
+"""The project's own speed, measured against goals."""

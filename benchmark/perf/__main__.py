@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmark.environment import describe_environment, describe_git
-from benchmark.perf.goals import Goal
-from benchmark.perf.modules import find_measures, measure_alone
+from benchmark.base.system import describe_environment, describe_git
+from benchmark.perf.goals import Goal, find_measures, measure_alone
 from benchmark.perf.report import keep
 
 FOLDER = Path(__file__).resolve().parent

@@ -15,16 +15,15 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
-from benchmark.data.folders import BatchReader
-from benchmark.data.imagefiles import scan_folder
-from benchmark.data.resized import Resized
+from benchmark.base.timing import median_ratio, milliseconds, time_in_turn
+from benchmark.config.pages import load_page
+from benchmark.data.files import scan_folder
+from benchmark.data.images import BatchReader
 from benchmark.data.sets import load_data
-from benchmark.data.shard import load_shard
-from benchmark.pages import load_page
+from benchmark.data.shard import Resized, load_shard
 from benchmark.perf.goals import Goal
 from benchmark.perf.modes import MEAN, STD, our_batches
 from benchmark.perf.peers import R20, pass_seconds
-from benchmark.timing import median_ratio, milliseconds, time_in_turn
 
 CPU = torch.device("cpu")
 SERVED = 50 * 128  # images of a round of ours: the recipe takes as long for a fortieth of them

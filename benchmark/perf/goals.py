@@ -1,9 +1,17 @@
-"""Goals: what is wanted of a speed, what was measured, and whether that is enough."""
+"""Goals of speed, and the modules of this folder that measure them, each in a process of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -29,3 +37,25 @@ class Goal:
     def as_dict(self) -> dict[str, Any]:
         """Return the goal and its verdict as the results file keeps them."""
         return {**asdict(self), "verdict": self.verdict}
+
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def find_measures() -> dict[str, Callable[[bool], list[Goal]]]:
+    """Return `measure` of each module of this folder that has one, by module name, in order of names."""
+    modules = {module.name: import_module(f"benchmark.perf.{module.name}") for module in iter_modules([str(FOLDER)])
+               if not module.name.startswith("_")}  # fmt: skip
+    return {name: module.measure for name, module in sorted(modules.items()) if hasattr(module, "measure")}
+
+
+def measure_here(name: str, quick: bool) -> list[Goal]:
+    """Return what a module measures, on one thread."""
+    torch.set_num_threads(1)
+    return find_measures()[name](quick)
+
+
+def measure_alone(name: str, quick: bool) -> list[Goal]:
+    """Return what a module measures in a process of its own: memory that others left would count in its peaks."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        return alone.submit(measure_here, name, quick).result()

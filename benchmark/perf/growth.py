@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmark.maskset import MaskSet
+from benchmark.base.timing import time_in_turn
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, Net, backward, make_batch, make_model, sparsify, timed
 from benchmark.perf.update import propose
-from benchmark.timing import time_in_turn
+from benchmark.training.masks import MaskSet
 
 
 def measure(quick: bool) -> list[Goal]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+from benchmark.base.timing import median_ratio, milliseconds, time_in_turn
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import (
     Net,
@@ -18,7 +19,6 @@ from benchmark.perf.peers import (
     sparsify,
     timed,
 )
-from benchmark.timing import median_ratio, milliseconds, time_in_turn
 
 
 def measure(quick: bool) -> list[Goal]:

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
+from benchmark.base.timing import median_ratio, milliseconds, time_in_turn
+from benchmark.data.arrays import Arrays
 from benchmark.data.sets import MemoryImages
-from benchmark.data.stored import Arrays
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, VGG, Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
-from benchmark.timing import median_ratio, milliseconds, time_in_turn
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 IMAGES = 1024

@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 import benchmark.networks.cifar  # noqa: F401 (registers the CIFAR networks)
-from benchmark.maskset import MaskSet
-from benchmark.timing import clock, time_in_turn
+from benchmark.base.timing import clock, time_in_turn
+from benchmark.training.masks import MaskSet
 from methods.core import count_kept, erk
 
 

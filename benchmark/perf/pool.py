@@ -18,21 +18,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark.engines import Order, Status
-from benchmark.engines.base import BOOT, RUNNING
-from benchmark.engines.book import KINDS, Book
-from benchmark.engines.local import Local, count_cores
-from benchmark.environment import ROOT
-from benchmark.notes import write_note
+from benchmark import ROOT
+from benchmark.base.console import EVERY_S, ProgressFile
+from benchmark.base.files import write_note
+from benchmark.base.timing import clock, time_in_turn
+from benchmark.config.grids import expand_grid
+from benchmark.config.plugins import built_in_names
+from benchmark.grids.board import Board, Tally
+from benchmark.grids.driver import LOOK_S, Driver
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, backward, make_batch, make_model, make_sgd, sparsify
-from benchmark.planning.gridfile import expand_grid
-from benchmark.plugins import built_in_names
-from benchmark.progress import EVERY_S, ProgressFile
-from benchmark.sweeps.cellboard import Board
-from benchmark.sweeps.driver import LOOK_S, Driver
-from benchmark.sweeps.tally import Tally
-from benchmark.timing import clock, time_in_turn
+from benchmark.workers import Order, Status
+from benchmark.workers.base import BOOT, RUNNING
+from benchmark.workers.book import KINDS, Book
+from benchmark.workers.local import Local, count_cores
 
 CELLS, WORKERS = 396, 8  # as many as Table 2 of the GraNet paper has runs; as many as a machine has cards
 START = BOOT.partition("from ")[0] + "from benchmark.perf.pool import train_on_demand; train_on_demand()"

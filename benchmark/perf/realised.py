@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import nn
 
-from benchmark.latency.csr import CsrLinear
-from benchmark.latency.passes import Clock, Mode, Pass
+from benchmark.base.timing import median_ratio, milliseconds
+from benchmark.inference.csr import CsrLinear
+from benchmark.inference.passes import Clock, Mode, Pass
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R50, VGG, Net, make_batch, make_model, sparsify
-from benchmark.timing import median_ratio, milliseconds
 
 MODE = Mode("fp32", True)  # channels last, as the pages train: plain fp32 is slower, the dense networks above all
 WIDTH = 0.5

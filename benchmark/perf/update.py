@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.maskset import MaskSet, hash_masks
+from benchmark.base.timing import median_ratio, milliseconds, time_in_turn
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import (
     VGG,
@@ -26,7 +26,7 @@ from benchmark.perf.peers import (
     pass_seconds,
     sparsify,
 )
-from benchmark.timing import median_ratio, milliseconds, time_in_turn
+from benchmark.training.masks import MaskSet, hash_masks
 from methods.core import Timeline, View, drop, gradient_magnitude, grow, keep_top_global, magnitude
 
 KEEP, RATE = 0.95, 0.3  # share of active weights that the pruning keeps; share exchanged in each layer

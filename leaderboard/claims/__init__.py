@@ -1,1 +1,1 @@
-"""Whether one row is better than another: finding the runs that were meant, judging them, and saying it."""
+"""Whether one row of the leaderboard is better than another."""

@@ -11,12 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leaderboard.arithmetic import arithmetic
-from leaderboard.naming import split_rows
-from leaderboard.page import is_changed, make_sections, section_title
-from leaderboard.repeat import repeat_words, write_command
-from leaderboard.schema import Record
-from leaderboard.table import Cell, gather, plain, printable
+from leaderboard.store.repeat import arithmetic, repeat_words, write_command
+from leaderboard.store.schema import Record
+from leaderboard.tables.sections import is_changed, make_sections, section_title
+from leaderboard.tables.table import Cell, gather, plain, printable, split_rows
 
 
 class ClaimError(ValueError):

@@ -1,1 +1,1 @@
-"""Pictures: which a section has and the numbers in them (standard library), and their drawing (matplotlib)."""
+"""Pictures of records."""

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from leaderboard.drawing.figures import make_figure
 from leaderboard.drawing.pictures import Picture, list_pictures
 from leaderboard.drawing.style import SETTINGS
-from leaderboard.schema import Record
+from leaderboard.store.schema import Record
 
 DRAWING = 1  # raise it when the same numbers are drawn differently: then every picture is drawn again
 FORMATS = ("svg", "png")

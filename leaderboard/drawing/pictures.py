@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from leaderboard.plasticity.numbers import PruningLine, Schedule
-from leaderboard.schema import Record
-from leaderboard.store import curves
-from leaderboard.table import Row, make_rows, percent
+from leaderboard.store.records import curves
+from leaderboard.store.schema import Record
+from leaderboard.tables.table import Row, make_rows, percent
 
 KINDS = ("accuracy", "cost", "layers", "time", "exploration")
 TITLES = {
@@ -116,6 +115,25 @@ class Curve:
     values: list[float]
 
 
+@dataclass(frozen=True)
+class PruningLine:
+    """Points regained after pruning a share `rate` of a network of some `sparsity`, by the epoch at which it was."""
+
+    sparsity: float
+    rate: float
+    regrow: bool
+    epochs: list[float]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The epochs of a page, and those at which its learning rate falls."""
+
+    epochs: float
+    drops: list[float]
+
+
 Numbers = AccuracyPoint | CostPoint | LayerLine | Curve | PruningLine | Schedule
 
 
@@ -210,7 +228,7 @@ def choose_sparsities(series: Iterable[Series]) -> tuple[list[float], list[float
 
 def accuracy_points(series: Iterable[Series]) -> list[AccuracyPoint]:
     """Return the accuracy of every method at every sparsity: the table's mean, and its t interval."""
-    from leaderboard.stats import paired_difference  # here, because scipy takes a while
+    from leaderboard.tables.stats import paired_difference  # here, because scipy takes a while
 
     points = []
     for one in series:

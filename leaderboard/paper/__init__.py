@@ -1,1 +1,1 @@
-"""The paper's tables, cell by cell: published numbers, what our records say of each, and the page that shows both."""
+"""The paper's tables beside the records."""

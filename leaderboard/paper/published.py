@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from leaderboard.kinds import is_number
-from leaderboard.schema import GROUPS
+from leaderboard.store.kinds import is_number
+from leaderboard.store.schema import GROUPS
 
 FILE = Path(__file__).resolve().parent / "paper_tables.yaml"
 SPARSITIES = {1: (0,), 2: (90, 95, 98), 3: (80, 90)}  # of each table's columns, in percent; 0 is dense

@@ -1,1 +1,1 @@
-"""Pruning plasticity (Liu et al., 2021, arXiv:2106.10404, Section 3): its page, made from records of branches alone."""
+"""Pruning plasticity, from the records of branches."""

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable
 from statistics import fmean
 from typing import Any
 
-from leaderboard.comparisons import accuracies, grain
-from leaderboard.kinds import is_number
-from leaderboard.page import amount
-from leaderboard.paper.cells import NOT_IN_SUITE, TableView
-from leaderboard.paper.protocol import SAME_PAGE
+from leaderboard.paper.cells import NOT_IN_SUITE, SAME_PAGE, TableView
 from leaderboard.paper.published import Tables
+from leaderboard.results.agreement import TABLES
 from leaderboard.results.scope import Section, count_machines, span
-from leaderboard.results.statements import TABLES
-from leaderboard.schema import Record
-from leaderboard.table import escape
+from leaderboard.store.kinds import is_number
+from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import accuracies, grain
+from leaderboard.tables.sections import amount
+from leaderboard.tables.table import escape
 
 NEAR_CEILING = 2.0  # points; where the dense network has no more errors than these, methods can hardly differ
 MAIN = ("data", "model", "epochs", "image size", "batch size", "training images")  # what tells pages apart first

@@ -7,16 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from leaderboard.claims.verdict import NOT_DECIDED, show_p
-from leaderboard.comparisons import signed
-from leaderboard.page import amount
+from leaderboard.claims.claim import NOT_DECIDED, show_p
 from leaderboard.paper.cells import TESTED, TOO_FEW, TableView
-from leaderboard.paper.legend import meaning_of
-from leaderboard.paper.markdown import done_of
+from leaderboard.paper.markdown import done_of, meaning_of
 from leaderboard.paper.published import Tables
-from leaderboard.plasticity.findings import CLAIMS, Finding, find_findings
+from leaderboard.plasticity.findings import CLAIMS, Finding, Study, find_findings, make_studies
 from leaderboard.plasticity.markdown import NAMES
-from leaderboard.plasticity.points import Study, make_studies
 from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
@@ -24,23 +20,25 @@ from leaderboard.results.agreement import (
     REVERSED_ALONE,
     UNCLEAR,
     VERDICTS,
+    Printed,
     Weighed,
     weigh_statements,
 )
 from leaderboard.results.caveats import list_caveats, tell_apart
-from leaderboard.results.commands import list_commands
 from leaderboard.results.scope import (
     Section,
     branch_sections,
     cost_table,
     diverged_list,
+    list_commands,
     ran_table,
     show_hours,
     table_sections,
 )
-from leaderboard.results.statements import Printed
-from leaderboard.schema import Record
-from leaderboard.table import BLANK, escape, line, percent
+from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import signed
+from leaderboard.tables.sections import amount
+from leaderboard.tables.table import BLANK, escape, line, percent
 
 INTRODUCTION = """\
 # Results
@@ -165,7 +163,7 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
     shown = [(section, found) for section, found in tested if found]
     if not shown:
         return [NO_PAIR]
-    from leaderboard.stats import ALPHA
+    from leaderboard.tables.stats import ALPHA
 
     lines = [LEGEND.format(**WORDS, alpha=ALPHA), ""]
     for section, found in shown:

@@ -1,1 +1,1 @@
-"""The leaderboard elsewhere: one HTML file for a browser, and tables and pictures for Weights & Biases."""
+"""The leaderboard for a browser and for Weights & Biases."""

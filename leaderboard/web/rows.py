@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from leaderboard.arithmetic import ranks_of
-from leaderboard.comparisons import make_ranks
-from leaderboard.details import notes, slim_cost
-from leaderboard.repeat import repeat_commands
-from leaderboard.schema import Record
-from leaderboard.table import (
+from leaderboard.store.repeat import ranks_of, repeat_commands
+from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import make_ranks
+from leaderboard.tables.details import notes, slim_cost
+from leaderboard.tables.table import (
     HEADINGS,
     Cell,
     Row,
@@ -80,7 +79,7 @@ def visible(text: object) -> str:
 
 
 def unescape(escaped: str) -> str:
-    """Return the text that `leaderboard.table.escape` made `escaped` from, cut and on one line as there."""
+    """Return the text that `leaderboard.tables.table.escape` made `escaped` from, cut and on one line as there."""
     return re.sub(r"\\([\\*\[\]$~#_+=.)-])", r"\1", html.unescape(escaped))
 
 

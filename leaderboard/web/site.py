@@ -17,9 +17,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from leaderboard.page import FIRST, amount, description, replace_text, section_name
-from leaderboard.records import Problem
-from leaderboard.schema import Record
+from leaderboard.store.records import Problem, replace_text
+from leaderboard.store.schema import Record
+from leaderboard.tables.sections import FIRST, amount, description, section_name
 from leaderboard.web.rows import COLUMNS, LABELS, make_lines, unescape, visible
 
 Sections = Sequence[tuple[str, list[Record]]]
@@ -37,7 +37,7 @@ def write_site(
     problems: Iterable[Problem] = (),
     records: str = "../records",
 ) -> str:
-    """Write the page of `sections` (of `leaderboard.page.make_sections`) to `output`; return a line that sums it up.
+    """Write the page of `sections` (of `make_sections`) to `output`; return a line that sums it up.
 
     `pictures` is the folder with the files that `leaderboard.drawing` makes; those missing are left out. `records` is
     where links to records lead, relative to the page. Invariant: readers see the old page or the new one, whole.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from leaderboard.comparisons import make_ranks
-from leaderboard.page import section_name
-from leaderboard.privacy import hide_secrets
-from leaderboard.schema import Record
-from leaderboard.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
+from leaderboard.store.privacy import hide_secrets
+from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import make_ranks
+from leaderboard.tables.sections import section_name
+from leaderboard.tables.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
 from leaderboard.web.rows import average, control_of, unescape, visible
 from leaderboard.web.wandb_session import MODES, choose_mode, open_session
 
@@ -51,7 +51,7 @@ def log_board(
     folder: Path,
     warn: Callable[[str], None],
 ) -> bool:
-    """Log the sections (of `leaderboard.page.make_sections`) as one W&B run; return whether that went well.
+    """Log the sections (of `leaderboard.tables.sections.make_sections`) as one W&B run; return whether that went well.
 
     `pictures` is the folder of the pictures, beside which the Markdown pages lie; `folder` is where W&B writes. `mode`
     is offline or online, and online without a key becomes offline, with a warning. Raises ValueError for another mode.

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from leaderboard.privacy import hide_secrets
+from leaderboard.store.privacy import hide_secrets
 
 MODES = ("off", "offline", "online")
 SERVER = "https://api.wandb.ai"

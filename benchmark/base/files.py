@@ -1,0 +1,153 @@
+"""Folders and files that results go to: safe names, places that can be written, files replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark import ROOT
+from benchmark.base.errors import UserError
+from leaderboard.board.page import shows_records
+from leaderboard.store.records import is_reserved
+from leaderboard.tables.table import plain
+
+LONGEST = 80  # characters of a page's or a method's name, so that the run's name, made of both, is one of a file
+LONGEST_RUN = 240  # bytes; file systems take 255
+
+
+def refuse_name(name: str) -> None:
+    """Raise UserError for the name of a page or method that cannot be part of a run's name, a file's on any system."""
+    rule = ""
+    if set("<>") & set(name):  # no record may have such a name, and it would be refused at the end of the run
+        rule = "must not contain < or >"
+    elif set("/\\:") & set(name) or not name.isprintable():
+        rule = "must not contain /, \\, : or characters that cannot be seen"
+    elif name.startswith(".") or is_reserved(name):
+        rule = "must be the name of a visible file on any system"
+    elif len(name) > LONGEST:
+        rule = f"must have at most {LONGEST} characters"
+    if rule:
+        raise UserError(f"a name {rule}, got '{plain(name)}': rename it")
+
+
+def expand(path: Path) -> Path:
+    """Return a path with `~` as the home folder; raises UserError where there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{plain(str(path))}: there is no home folder of that user; write the whole path") from None
+
+
+def run_folder(runs: Path, run: str) -> Path:
+    """Return the folder of a run. Raises UserError for a name that would lead elsewhere or that no folder can have.
+
+    Records are not to be trusted: a run called `../../x` must not be looked for, let alone written, outside `runs`.
+    """
+    plain_name = run not in ("", ".", "..") and not set("/\\") & set(run) and run.isprintable()
+    if not plain_name or len(run.encode("utf-8", "replace")) > LONGEST_RUN:
+        raise UserError(f"run '{plain(run)}' must be the name of a folder of {runs}, without / and at most 240 bytes")
+    return runs / run
+
+
+def refuse_links(folder: Path, home: Path) -> None:
+    """Raise UserError where `folder`, or an entry of it, is a link that leads out of `home`: it would be written to."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    inside = folder.iterdir() if folder.is_dir() else ()
+    for path in (folder, *inside):
+        target = os.path.realpath(path)  # unlike Path.resolve, it takes a circle of links
+        if path.is_symlink() and not Path(target).is_relative_to(os.path.realpath(home)):
+            raise UserError(f"{path} is a link to {target}, outside {home}: nothing is written there; delete the link")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights."""
+
+    records: Path = ROOT / "leaderboard" / "records"
+    page: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
+    runs: Path = ROOT / "runs"
+
+    def __post_init__(self) -> None:
+        for name, path in vars(self).items():
+            object.__setattr__(self, name, expand(path))
+
+
+def expand_home(path: Path) -> Path:
+    """Return the path with a leading ~ or ~user replaced; raises UserError for a user who has no home here."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no home of user '{path.parts[0][1:]}' here: write the path out") from error
+
+
+def check_places(places: Places) -> None:
+    """Raise UserError unless every folder can be written and has room for a checkpoint.
+
+    A folder of records that is gone while its page is there is not made anew: every run would be made a second time.
+    """
+    if not places.records.exists() and shows_records(places.page, places.records):
+        raise UserError(
+            f"the folder of records {places.records} is gone, and {places.page} shows records of it: bring it back, or "
+            "delete the page to begin a new one; nothing was run"
+        )
+    for folder in (places.records, places.runs, places.page.parent):
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.unlink(missing_ok=True)
+            with probe.open("xb") as file:  # never through a link that someone put there
+                file.write(b"\0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
+
+
+def write_note(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file as a whole. It outlives the process, not a power cut: it is not forced onto the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, path)
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """Return the content of such a file, or None where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any instant, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left in `folder`; the caller holds the folder's lock, so no other is writing."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def show(path: Path) -> str:
+    """Return a path relative to the working folder where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,218 @@
+"""The commands on what a run left: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.cli.shell import (
+    CheckpointS,
+    DataRoot,
+    Device,
+    Fresh,
+    LeaderboardPage,
+    Records,
+    Runs,
+    app,
+    console,
+    guarded,
+    tell,
+    train_then_rebuild,
+    typed,
+)
+
+FinishedRun = Annotated[str, typer.Argument(help="a finished run: its name, or the file of its record")]
+Batch = Annotated[str, typer.Option(help="images at once, comma-separated")]
+Threads = Annotated[int | None, typer.Option(help="threads of torch (default: 1 on a CPU)")]
+To = Annotated[Path | None, typer.Option(help="folder to write to (default: slim, in the run's folder)")]
+
+
+@app.command()
+def latency(
+    run: FinishedRun,
+    batch: Batch = "1,64",
+    threads: Threads = None,
+    device: Device = "auto",
+    records: Records = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+) -> None:
+    """Measure what a run's sparsity is worth on this machine, by several engines; the leaderboard shows it."""
+    from benchmark.inference.latency import measure_run, read_request
+
+    places = {"records": records, "page": leaderboard, "runs": runs}
+    guarded(lambda: measure_run(run, read_request(batch, threads, device), places, typed(), console))
+
+
+@app.command()
+def slim(
+    run: FinishedRun,
+    to: To = None,
+    batch: Batch = "1,64",
+    threads: Threads = None,
+    device: Device = "auto",
+    records: Records = None,
+    runs: Runs = None,
+    data: DataRoot = Path("data"),
+) -> None:
+    """Write the really smaller network of a run, without its dead filters; same outputs, counted and timed."""
+    from benchmark.inference.latency import read_request
+    from benchmark.inference.slim import slim_run
+
+    places = {"records": records, "runs": runs}
+    guarded(lambda: slim_run(run, to, read_request(batch, threads, device), places, data, console))
+
+
+Branches = Annotated[Path | None, typer.Option(help="folder of the records of branches")]
+Run = Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")]
+
+
+@app.command()
+def snapshot(
+    run: Run,
+    epochs: Annotated[str, typer.Option(help="epochs after which to keep a snapshot, such as 5,10")],
+    device: Device = "auto",
+    data: DataRoot = Path("data"),
+    records: Records = None,
+    branches: Branches = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
+) -> None:
+    """Make snapshots that a run lacks: train its first epochs again, to the same bits, and compare them."""
+    from benchmark.runs.branching import Stores, make_options, take_snapshots
+
+    def action() -> None:
+        stores = Stores(records, branches)
+        options = make_options(device, stores, runs, None, checkpoint_s, "")
+        for path in take_snapshots(run, epochs, data, stores.both, options, console):
+            console.print(f"snapshot: {path}", highlight=False, markup=False, soft_wrap=True)
+
+    guarded(action)
+
+
+@app.command()
+def branch(
+    run: Run,
+    epoch: Annotated[int, typer.Option(help="the epoch after which to branch; its snapshot must be there")],
+    method: Annotated[str, typer.Option(help="another method, which sees weights and masks of then")] = "",
+    sparsity: Annotated[str, typer.Option(help="another sparsity, in [0, 1)")] = "",
+    args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
+    hold_lr: Annotated[bool, typer.Option(help="keep the learning rate then in force")] = False,
+    more: Annotated[int | None, typer.Option(help="epochs to train (default: to the page's last)")] = None,
+    device: Device = "auto",
+    data: DataRoot = Path("data"),
+    fresh: Fresh = False,
+    records: Records = None,
+    branches: Branches = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
+) -> None:
+    """Go on from a snapshot of a run with other settings of page or method; the branch has a record of its own."""
+    from benchmark.runs.branching import Stores, make_options, run_branch
+
+    stores = Stores(records, branches)
+
+    def action() -> int:
+        command = typed()
+        run_branch(
+            run,
+            stores,
+            make_options(device, stores, runs, leaderboard, checkpoint_s, command, fresh),
+            data,
+            console,
+            epoch=epoch,
+            method=method,
+            sparsity=sparsity,
+            arguments=args,
+            hold_lr=hold_lr,
+            more=more,
+        )
+        return 0
+
+    train_then_rebuild(action, records, leaderboard, stores.branches)
+
+
+@app.command()
+def plasticity(
+    task: Annotated[str, typer.Option(help="a page of configs/ (default: what the scale says)")] = "",
+    scale: Annotated[str, typer.Option(help="paper, small, or auto: small on the embedded digits")] = "auto",
+    epochs: Annotated[str, typer.Option(help="epochs after which is pruned (default: what the scale says)")] = "",
+    seed: Annotated[str, typer.Option(help="whole numbers, comma-separated; three carry a verdict")] = "0,1,2",
+    more: Annotated[
+        int | None, typer.Option(help="epochs in which plasticity is measured (default: the scale's)")
+    ] = None,
+    scope: Annotated[str, typer.Option(help="global or layer: what is ranked together")] = "global",
+    pattern: Annotated[str, typer.Option(help="none, or filters: whole filters are pruned")] = "none",
+    args: Annotated[str, typer.Option(help="name=value settings of the page")] = "",
+    plan: Annotated[bool, typer.Option(help="print what there is to run, and run nothing")] = False,
+    jobs: Annotated[int, typer.Option(help="processes that share the runs")] = 1,
+    device: Device = "auto",
+    data: DataRoot = Path("data"),
+    records: Records = None,
+    branches: Branches = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
+) -> None:
+    """Measure pruning plasticity: train, prune at some epochs, train on; draws leaderboard/PLASTICITY.md."""
+    from benchmark.runs.branching import Stores, make_options
+    from benchmark.studies.plasticity import make_study
+    from benchmark.studies.study import print_study, run_study
+
+    stores = Stores(records, branches)
+
+    def action() -> int:
+        study = make_study(
+            task=task,
+            scale=scale,
+            seeds=seed,
+            epochs=epochs,
+            more=more,
+            scope=scope,
+            pattern=pattern,
+            arguments=args,
+        )
+        command = typed()
+        options = make_options(device, stores, runs, leaderboard, checkpoint_s, command)
+        if plan:
+            return print_study(study, data, stores, options, console)
+        return run_study(study, data, stores, options, console, tell, jobs)
+
+    train_then_rebuild(action, records, leaderboard, stores.branches)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")],
+    to: Annotated[Path | None, typer.Option(help="folder to write to (default: export/RUN)")] = None,
+    runs: Runs = None,
+) -> None:
+    """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
+    from benchmark.base.files import Places
+    from benchmark.runs.export import export_to
+    from benchmark.runs.verify import load_record
+
+    def action() -> None:
+        name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
+        export_to(to, name, runs or Places().runs, console)
+
+    guarded(action)
+
+
+@app.command()
+def verify(
+    record: Annotated[Path, typer.Argument(help="a record: a file of leaderboard/records")],
+    runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
+    data: DataRoot = Path("data"),
+) -> None:
+    """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
+    from benchmark.base.files import Places
+    from benchmark.runs.verify import print_findings, verify_record
+
+    folder = runs or Places().runs
+    if not guarded(lambda: print_findings(console, verify_record(record, folder, data))):
+        tell(f"record {record} does not describe the network in {folder}")
+        raise typer.Exit(1)

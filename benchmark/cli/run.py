@@ -1,0 +1,139 @@
+"""The commands that train: `sparse-bench run | sweep`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.cli.shell import (
+    CheckpointS,
+    DataRoot,
+    Device,
+    Fresh,
+    LeaderboardPage,
+    Records,
+    Runs,
+    Wandb,
+    app,
+    console,
+    guarded,
+    tell,
+    train_then_rebuild,
+    typed,
+)
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option(help="methods, comma-separated: names, or paths of Python files")] = "granet",
+    sparsity: Annotated[str, typer.Option(help="in [0, 1), comma-separated")] = "0.9",
+    task: Annotated[str, typer.Option(help="pages of configs/, comma-separated; auto chooses by device")] = "auto",
+    seed: Annotated[str, typer.Option(help="whole numbers, comma-separated")] = "0",
+    device: Device = "auto",
+    data: DataRoot = Path("data"),
+    wandb: Wandb = "off",
+    args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
+    fresh: Fresh = False,
+    snapshots: Annotated[str, typer.Option(help="epochs after which a snapshot is kept, to branch from: 5,10")] = "",
+    records: Records = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that train each run together; on GPUs one GPU each")] = 1,
+) -> None:
+    """Train a grid of methods, sparsities and seeds, one cell after the other, and update the leaderboard."""
+    # here and below, not at the top: torch and timm take seconds to import, and --help needs neither
+    from benchmark.distributed.launch import is_launched, join, launch
+
+    if ranks > 1 and not is_launched():
+        raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
+    from benchmark.distributed.ranks import own_rank
+    from benchmark.grids.grid import run_grid
+
+    def action() -> int:
+        join(ranks, device)
+        if own_rank():
+            console.file = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+        return run_grid(
+            methods=method,
+            sparsities=sparsity,
+            tasks=task,
+            seeds=seed,
+            arguments=args,
+            device=device,
+            data_root=data,
+            wandb=wandb,
+            fresh=fresh,
+            snapshots=snapshots,
+            checkpoint_s=checkpoint_s,
+            places={"records": records, "page": leaderboard, "runs": runs},
+            command=typed(),
+            console=console,
+            tell=tell if own_rank() == 0 else lambda message: None,
+        )
+
+    train_then_rebuild(action, records, leaderboard)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path | None, typer.Argument(help="a grid file, such as configs/paper/table2.yaml")] = None,
+    method: Annotated[str, typer.Option(help="of a file: only these methods; without: those to run, as of `run`")] = "",
+    sparsity: Annotated[str, typer.Option(help="likewise sparsities, comma-separated")] = "",
+    task: Annotated[str, typer.Option(help="likewise pages")] = "",
+    seed: Annotated[str, typer.Option(help="likewise seeds")] = "",
+    args: Annotated[str, typer.Option(help="without a file: name=value settings, as of `run`")] = "",
+    plan: Annotated[bool, typer.Option(help="print what it costs and how far it is, and run nothing")] = False,
+    engine: Annotated[str, typer.Option(help="what runs the workers: local, ray or slurm")] = "local",
+    jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
+    per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
+    gpus: Annotated[int, typer.Option(help="with --plan: the time on so many devices of this kind (CPU: cores)")] = 0,
+    engine_args: Annotated[str, typer.Option(help="key=value settings of the engine")] = "",
+    retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
+    device: Device = "auto",
+    data: DataRoot = Path("data"),
+    wandb: Wandb = "off",
+    records: Records = None,
+    leaderboard: LeaderboardPage = None,
+    runs: Runs = None,
+    checkpoint_s: CheckpointS = 15.0,
+) -> None:
+    """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
+    from benchmark.grids.sweep import run_sweep
+    from benchmark.grids.times import make_fleet
+    from benchmark.workers import Pool
+
+    def action() -> int:
+        return run_sweep(
+            file=file,
+            lists={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
+            arguments=args,
+            plan=plan,
+            fleet=make_fleet(gpus, per_gpu),
+            device=device,
+            data_root=data,
+            wandb=wandb,
+            checkpoint_s=checkpoint_s,
+            places={"records": records, "page": leaderboard, "runs": runs},
+            pool=Pool(engine, jobs, per_gpu, engine_args, retries),
+            command=typed(),
+            console=console,
+            tell=tell,
+        )
+
+    if plan:
+        guarded(action)
+    else:
+        train_then_rebuild(action, records, leaderboard)
+
+
+@app.command(hidden=True)
+def worker(spec: Path, number: int) -> None:
+    """Run the cells of a sweep as one of its workers; engines start this."""
+    from benchmark.grids.sweep import work
+
+    guarded(lambda: work(spec, number, console, tell))

@@ -1,0 +1,212 @@
+"""What all commands share: the application, options, errors in one paragraph, pages rebuilt, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Annotated, Any, cast
+
+import typer
+from rich.console import Console
+
+from benchmark.base.errors import REFUSALS, UserError, explain
+from benchmark.cli.ctrl_c import allow_cleanup, guard_imports, leave_at_once
+from leaderboard.store.privacy import hide_secrets
+from leaderboard.tables.table import printable
+
+# Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs, from its start, to be repeatable
+gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million objects that all stay
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # of libraries, to their own authors
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Run the command line."""
+    end(app)
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+DataRoot = Annotated[Path, typer.Option(help="root folder of data sets")]
+Wandb = Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")]
+Records = Annotated[Path | None, typer.Option(help="folder of records")]
+LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown page to rebuild; others lie beside it")]
+Runs = Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")]
+Fresh = Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")]
+CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
+
+
+def typed() -> str:
+    """Return the command as it was typed, for records, without the secrets that a shell may have put into it."""
+    return "sparse-bench " + shlex.join(hide_secrets(word) for word in sys.argv[1:])
+
+
+def harmless(message: object) -> str:
+    """Return a message without secrets, and without what a terminal obeys; its lines stay lines."""
+    text = hide_secrets(str(message))
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
+class Output:
+    """Standard output or standard error, for as long as somebody takes it: a run is worth more than its log.
+
+    Where it cannot be written, as in `sparse-bench run | head -1` or to a full disk, that is said once and the rest is
+    thrown away.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        """Whatever else is asked, the stream answers."""
+        stream = getattr(sys, self.name)
+        return getattr(getattr(stream, "rich_proxied_file", stream), attribute)
+
+    def write(self, text: str) -> int:
+        """Write text, or throw it away."""
+        try:
+            self.__getattr__("write")(text)
+        except (OSError, AttributeError) as error:  # it is None where the shell has closed it
+            self.lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, or throw it away."""
+        try:
+            self.__getattr__("flush")()
+        except (OSError, AttributeError) as error:
+            self.lose(error)
+
+    def lose(self, error: Exception) -> None:
+        """Throw away all that is written from now on, and say so where it is still heard."""
+        setattr(sys, self.name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
+        with contextlib.suppress(OSError):
+            os.dup2(getattr(sys, self.name).fileno(), 1 if self.name == "stdout" else 2)
+        if self.name == "stdout":
+            reason = getattr(error, "strerror", None) or "it is closed"
+            say(f"what is printed cannot be written ({reason}); the command goes on without it", "warning:", "yellow")
+
+
+console = Console(file=cast(IO[str], Output("stdout")))
+errors = Console(file=cast(IO[str], Output("stderr")), stderr=True)
+if not console.is_terminal:  # a log file should not be folded at 80 columns
+    console.width = 140
+
+
+def tell(message: object) -> None:
+    """Print an error a user can mend, in one paragraph and without a traceback; of several ranks the first speaks."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return say(message)
+    from benchmark.distributed.launch import tell_once
+
+    return tell_once(str(message), lambda: say(message))
+
+
+def say(message: object, head: str = "error:", style: str = "bold red") -> None:
+    """Print an error, or a warning, in one paragraph."""
+    errors.print(head, style=style, end=" ")
+    errors.print(harmless(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def guarded(action: Callable[[], Any]) -> Any:
+    """Run `action` as `attempt` does; end with status 130 and a word for Ctrl-C."""
+    try:
+        return attempt(action)
+    except KeyboardInterrupt:
+        tell("stopped")
+        raise typer.Exit(130) from None
+
+
+def attempt(action: Callable[[], Any]) -> Any:
+    """Run `action`; end with status 2 and one message for a UserError or a disk that refuses."""
+    allow_cleanup()
+    try:
+        return action()
+    except UserError as error:
+        tell(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        tell(explain(error))
+    raise typer.Exit(2)
+
+
+def train_then_rebuild(
+    action: Callable[[], int], records: Path | None, leaderboard: Path | None, store: Path | None = None
+) -> None:
+    """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
+
+    They come to `store`, where it is another than that of the leaderboard's records. Or if the leaderboard is not what
+    the records give, because a process was killed before it could. A page or picture that cannot be made costs a
+    warning, for the records are what counts. Ends with status 1 when a run failed, 130 when stopped; stopped once more
+    while the pages are rebuilt, it ends at once.
+    """
+    from benchmark.base.files import Places, expand
+    from benchmark.distributed.ranks import own_rank
+    from leaderboard.board.page import is_current
+    from leaderboard.store.records import list_files
+
+    places = Places()
+    folder, page = attempt(lambda: (expand(records or places.records), expand(leaderboard or places.page)))
+    store = expand(store) if store else folder
+    before = guarded(lambda: set(list_files(store)))
+    try:
+        failed = attempt(action)
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on from the last checkpoint")
+        with contextlib.suppress(KeyboardInterrupt, OSError):
+            if set(list_files(store)) - before:
+                rebuild_all(folder, page)
+        raise typer.Exit(130) from None
+    if own_rank() == 0 and guarded(lambda: set(list_files(store)) - before or not is_current(folder, page)):
+        rebuild_all(folder, page)
+    if failed:
+        raise typer.Exit(1)
+
+
+def rebuild_all(records: Path, page: Path) -> None:
+    """Rebuild every page and picture; a failure is told and costs nothing else."""
+    try:
+        from leaderboard.board.build import build_all
+
+        for problem in build_all(records, page)[1][1]:
+            tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
+    except Exception as error:
+        reason = printable(str(error))
+        tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
+
+
+def end(action: Callable[[], Any]) -> None:
+    """Run `action`, a whole command, and end the process; an unforeseen error keeps its traceback.
+
+    It is a fault of this program, unless another rank's end is all that it tells of.
+    """
+    status, at_first = 0, signal.getsignal(signal.SIGINT)
+    try:
+        action()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except Exception as error:  # the last resort
+        from benchmark.distributed.launch import LOST, is_lost
+
+        status = LOST if is_lost(error) else 70
+        if status == 70:
+            print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
+    if at_first is leave_at_once:
+        guard_imports()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from benchmark.distributed.launch import leave
+
+        leave(status)
+    sys.exit(status)

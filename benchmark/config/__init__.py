@@ -1,0 +1,1 @@
+"""What is asked for: pages, methods, cells and grids of them."""

@@ -1,0 +1,328 @@
+"""From what a user asks to cells: one cell is one method at one sparsity and seed on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from torch import Tensor
+
+from benchmark.base.errors import UserError, describe_failure, nearest, unknown
+from benchmark.base.files import refuse_name
+from benchmark.config.pages import (
+    EVERY_METHOD,
+    FOLDERS,
+    FROM_PAGE,
+    SETTINGS,
+    Page,
+    changed_settings,
+    load_page,
+    read_settings,
+)
+from benchmark.config.plugins import Plugin, find_method, method_names
+from benchmark.config.settings import guess, nest, parse_words, read_float
+from leaderboard.store.kinds import LARGEST, is_number
+from leaderboard.store.privacy import name_secret
+from leaderboard.store.repeat import (
+    drop_epochs,
+)
+from leaderboard.tables.sections import amount
+from leaderboard.tables.table import plain
+from methods.core import Budget, Donor, Method
+
+FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # data sets of one size
+PROTOCOL = 2  # raised whenever the same settings would give other numbers
+DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
+# Where a file lies and how fast it is read changes no number, so these do not make another page.
+NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
+
+
+@dataclass(frozen=True)
+class DonorRun:
+    """The run that a control is made from: what a record says of it, and what the control takes from it.
+
+    `counts`: active weights by prunable layer. `again`: the command that repeats the run. `bits`: its masks, eight
+    weights to a byte; None where `kind`, one of methods.core.DONOR_KINDS, is "densities", and until they are read, see
+    benchmark.runs.donors.take_masks.
+    """
+
+    run: str
+    label: str
+    sparsity: float
+    seed: int
+    kind: str
+    masks_sha256: str
+    counts: dict[str, int]
+    bits: dict[str, Tensor] | None = None
+    again: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the donor as the record of its control keeps it."""
+        keys = ("run", "label", "sparsity", "seed", "kind", "masks_sha256")
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to do: everything that decides its numbers, apart from the machine.
+
+    `donor` is the run that the method asks to be made from, once benchmark.runs.donors has found it; None where it
+    asks for none, and until then. `data` is the fingerprint of its images where that is part of the run's name: see
+    `with_data`; empty until `benchmark.grids.states.Ledger.place` has decided.
+    """
+
+    page_name: str
+    page: Page
+    page_changes: dict[str, Any]  # settings that differ from the page's file
+    plugin: Plugin
+    method: Method
+    method_changes: dict[str, Any]  # settings that differ from the method's on this page
+    sparsity: float
+    seed: int
+    donor: DonorRun | None = None
+    data: str = ""
+
+    @property
+    def label(self) -> str:
+        """The row's name on the leaderboard: the method and the settings that were changed."""
+        changed = ", ".join(f"{key}={value}" for key, value in self.method_changes.items())
+        return f"{self.plugin.name} ({changed})" if changed else self.plugin.name
+
+    @property
+    def title(self) -> str:
+        """What the cell is trained on: the page's title, or model and data where a change makes that untrue."""
+        page, told = self.page, {"model", "data"}
+        told |= {"data_dir", "image_size"} if page.data not in FIXED else set()
+        told |= {"epochs"} if "epoch" in page.title else set()
+        if "title" in self.page_changes or not told & set(self.page_changes):
+            return page.title
+        images = "ImageNet" if page.data == "imagenet" else Path(page.data_dir).name or "an image folder"
+        images = FIXED.get(page.data, f"{images} at {page.image_size}x{page.image_size}")
+        epochs = f", {amount(page.epochs, 'epoch')}" if "epoch" in page.title else ""
+        return f"{page.model} on {images}{epochs}"
+
+    @property
+    def variant(self) -> str:
+        """A hash of the page's protocol; equal for runs that may share a table."""
+        defaults = {f.name: f.default for f in dataclasses.fields(Page)}
+        settings = {
+            name: value
+            for name, value in dataclasses.asdict(self.page).items()
+            if name not in NOT_PROTOCOL and value != defaults.get(name, dataclasses.MISSING)
+        }
+        drops = drop_epochs(self.page.lr_drops, self.page.epochs)
+        nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
+        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # as older runs of the same settings dropped
+            settings["drop_epochs"] = drops
+        return short_hash(settings)
+
+    @property
+    def identity(self) -> str:
+        """The run's name, such as digits_resnet20.granet.0.9.s0.3f9a1c2e: the same for the same numbers asked."""
+        content = {
+            "protocol": PROTOCOL,
+            "variant": self.variant,
+            "method": [self.plugin.name, self.plugin.sha256, self.method_settings()],
+            "sparsity": self.sparsity,
+            "seed": self.seed,
+        }
+        if self.donor is not None:  # a donor that was run again and ended otherwise makes another control
+            content["donor"] = [self.donor.kind, self.donor.masks_sha256]
+        if self.data:
+            content["data"] = self.data
+        return f"{self.page_name}.{self.plugin.name}.{self.sparsity:g}.s{self.seed}.{short_hash(content)}"
+
+    def with_data(self, fingerprint: str) -> Cell:
+        """Return the cell under the name that a new run on these data has.
+
+        A folder of images is the user's, and its fingerprint is part of the name: runs on two folders never share one.
+        The content of the other data sets is fixed, so their names do without; an empty fingerprint is unknown.
+        """
+        return dataclasses.replace(self, data=fingerprint if self.page.data in FOLDERS else "")
+
+    def with_name(self, run: str, fingerprint: str) -> Cell:
+        """Return the cell named `run`, where a run of it on these data may have that name, else as a new one."""
+        old = self.with_data("")
+        return old if old.identity == run else self.with_data(fingerprint)
+
+    def names(self, fingerprint: str) -> list[str]:
+        """Return the names that a run of this cell on these data may have: a new run's first.
+
+        Earlier versions named no run by its data: such a run is this cell's only if its data are the same.
+        """
+        return list(dict.fromkeys(self.with_data(data).identity for data in (fingerprint, "")))
+
+    def method_settings(self) -> dict[str, Any]:
+        """Return the method's hyper-parameters by name, without the sparsity."""
+        return {key: value for key, value in dataclasses.asdict(self.method).items() if key != "sparsity"}
+
+
+def short_hash(content: Any) -> str:
+    """Return eight hexadecimal digits that depend on the content alone."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def split_list(text: str, what: str) -> list[str]:
+    """Return the parts of a comma-separated list, in order and without repeats; refuse an empty one.
+
+    In a list of sparsities `0,9` is a decimal comma: no sparsity but 0 is a whole number.
+    """
+    if what == "SPARSITY" and re.search(DECIMAL_COMMA, text):
+        meant = re.sub(DECIMAL_COMMA, "0.", text)
+        raise UserError(f"SPARSITY={plain(text)} has a decimal comma: did you mean {plain(meant)}?")
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise UserError(f"{what} is empty: give a value or a comma-separated list")
+    return parts
+
+
+def parse_sparsity(text: str) -> float:
+    """Return a sparsity in [0, 1); percentages are refused with the value that was meant."""
+    try:
+        value = read_float(text.strip())
+    except ValueError:
+        raise UserError(f"sparsity must be a number in [0, 1), got '{plain(text)}'{guess(text)}") from None
+    if 0 <= value < 1:
+        return value
+    hint = f": did you mean {value / 100:g}?" if 1 < value < 100 else ""
+    if value == 1:
+        hint = ": a network without weights cannot be trained; did you mean 0.99?"
+    raise UserError(f"sparsity must be in [0, 1), got {text}{hint}")
+
+
+def parse_seed(text: str) -> int:
+    """Return a seed: a whole number from 0 on."""
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) >= 2**31:
+        raise UserError(f"SEED must be a whole number from 0 to 2147483647, got '{plain(text)}'")
+    return int(text)
+
+
+def parse_arguments(text: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in `name=value name=value`, or of a map, each as it is written until its setting reads it.
+
+    A dotted name reaches into a setting such as model_args.
+    """
+    changes = parse_words(text) if isinstance(text, str) else nest(text)
+    of_methods: Any = changes.get("methods")
+    for name, settings in of_methods.items() if isinstance(of_methods, dict) else ():
+        if name in method_names() and isinstance(settings, dict):  # text of a method stays text as well
+            of_methods[name] = read_settings(settings, get_type_hints(find_method(name).cls), f"method '{name}'")
+    return changes
+
+
+def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
+    """Return the page for `task` and, for `auto`, one line that says which and why."""
+    if task != "auto":
+        return task, ""
+    if has_gpu:
+        return "cifar10_vgg19", "TASK=auto: cifar10_vgg19, the paper's first page, because there is a GPU"
+    return "digits_resnet20", "TASK=auto: digits_resnet20, the embedded page for a CPU, because there is no GPU"
+
+
+def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments: str | Mapping[str, Any]) -> list[Cell]:
+    """Return the grid of cells asked for, pages outermost, each checked as far as its settings go.
+
+    Raises UserError for the first thing wrong with any cell, before anything is run. A method without a budget (dense)
+    appears once per seed, whatever sparsities are listed.
+    """
+    changes = parse_arguments(arguments)
+    plugins = [find_method(name) for name in split_list(methods, "METHOD")]
+    of_methods = {name for plugin in plugins for name in plugin.settings()}
+    refuse_unknown(changes, plugins, of_methods)
+    wanted = [parse_sparsity(text) for text in split_list(sparsities, "SPARSITY")]
+    numbers = [parse_seed(text) for text in split_list(seeds, "SEED")]
+    cells: dict[str, Cell] = {}
+    for task, plugin, sparsity, seed in product(split_list(tasks, "TASK"), plugins, wanted, numbers):
+        cell = make_cell(task, plugin, sparsity, seed, changes, of_methods)
+        cells.setdefault(cell.identity, cell)
+    return list(cells.values())
+
+
+def make_cell(
+    task: str, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any], of_methods: set[str]
+) -> Cell:
+    """Return one cell. A setting that a method of the grid has is the methods', every other one the page's.
+
+    So all cells of a grid stay on one page, and what a method has otherwise than usual is in its label.
+    """
+    refuse_name(task)
+    refuse_name(plugin.name)
+    default = load_page(task)
+    own = {key: value for key, value in changes.items() if key in plugin.settings()}
+    page = load_page(task, {key: value for key, value in changes.items() if key not in of_methods})
+    if plugin.cls.budget is Budget.DENSE:
+        sparsity = 0.0
+    method = plugin.build(page, sparsity, own)
+    check_methods(page)
+    usual = plugin.defaults(default)
+    changed = {key: getattr(method, key) for key in usual if getattr(method, key) != usual[key]}
+    cell = Cell(task, page, changed_settings(page, default), plugin, method, changed, sparsity, seed)
+    check_values({**dataclasses.asdict(page), **cell.method_settings()})
+    return cell
+
+
+def check_values(settings: dict[str, Any]) -> None:
+    """Raise UserError for a setting that no record can hold, or that holds a secret, for records are public."""
+    for name, value in settings.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise UserError(f"setting '{name}' must be finite numbers, text or lists of them, got {value!r}") from None
+        if isinstance(value, int | float) and not isinstance(value, bool) and not is_number(value):
+            raise UserError(f"setting '{name}' must be within ±{LARGEST:.0e}, as numbers of records are, got {value!r}")
+        secret = name_secret(json.dumps(value, ensure_ascii=False))
+        if secret:
+            raise UserError(f"setting '{name}' holds the secret of the environment's {secret}, and records are public")
+
+
+def check_methods(page: Page) -> None:
+    """Raise UserError for a method that a page's `methods` names and that does not exist, or lacks the setting."""
+    for name, settings in page.methods.items():
+        if name not in (EVERY_METHOD, *method_names()):
+            raise UserError(f"setting 'methods': {unknown('method', name, (EVERY_METHOD, *method_names()))}")
+        known = FROM_PAGE if name == EVERY_METHOD else find_method(name).settings()
+        for key in settings:
+            if key not in known:
+                whose = "methods take no setting" if name == EVERY_METHOD else f"method '{name}' has no setting"
+                raise UserError(f"setting 'methods': {whose} '{key}'{nearest(key, known)}")
+
+
+def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: set[str]) -> None:
+    """Raise UserError for a setting that neither the page nor any of the methods has."""
+    for key in changes:
+        if key not in SETTINGS | of_methods:
+            names = ", ".join(plugin.name for plugin in plugins)
+            hint = nearest(key, SETTINGS | of_methods)
+            raise UserError(f"ARGS: neither the page nor {names} has a setting '{key}'{hint}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A cell of a grid, and the cell of the same grid whose run it is made from, its donor, if it is such a control.
+
+    `method` is that of the row it stands for: a control goes with the row it is made from.
+    """
+
+    cell: Cell
+    method: str
+    donor: Cell | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the cell is made from another run, of this grid or not, which must have finished before."""
+        return self.cell.method.donor() is not None
+
+
+def ask_donor(cell: Cell) -> Donor | None:
+    """Return the donor that the cell's method declares; a failure of the method's own code becomes a UserError."""
+    try:
+        return cell.method.donor()
+    except Exception as error:  # a plugin may raise anything at all
+        raise UserError(f"method '{cell.plugin.name}' fails in donor(): {describe_failure(error)}") from error

@@ -1,0 +1,140 @@
+"""Lists of what there is, made from the code, and a file to start a new method from."""
+
+from __future__ import annotations
+
+import keyword
+from datetime import date
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.base.errors import UserError
+from benchmark.config.pages import load_page, page_names
+from benchmark.config.plugins import METHODS, find_method, method_names
+from methods.core import Budget, DenseGrads, Method
+
+
+def describe_needs(cls: type[Method]) -> str:
+    """Return what a method needs of the engine, in words."""
+    needs = []
+    if cls.scoring is not Method.scoring:
+        needs.append("gradients before training")
+    if cls.dense_grads is not DenseGrads.NEVER:
+        needs.append(f"dense gradients {cls.dense_grads.value}")
+    if cls.replaces_step:
+        needs.append("an update replaces the step")
+    if cls.narrows_network:
+        needs.append("a narrower network")
+    if cls.donor is not Method.donor:
+        needs.append("where asked, the counts or masks of another run")
+    if cls.budget is Budget.OUTCOME:
+        needs.append("its weight count is an outcome")
+    return ", ".join(needs) or "nothing"
+
+
+def print_methods(console: Console) -> None:
+    """Print every method: name, kind, paper, what it needs, settings. A broken plugin is listed with its fault."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "kind", "paper", "needs", "settings"):
+        table.add_column(column, overflow="fold")
+    for name in method_names():
+        try:
+            plugin = find_method(name)
+        except UserError as error:
+            table.add_row(name, "broken", str(error), "", "")
+            continue
+        cls = plugin.cls
+        table.add_row(name, cls.group.value, cls.reference, describe_needs(cls), plugin.listed())
+    console.print(table)
+
+
+def print_pages(console: Console) -> None:
+    """Print every page of configs/: name and title."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("page", "title", "backbone", "epochs"):
+        table.add_column(column)
+    for name in page_names():
+        page = load_page(name)
+        table.add_row(name, page.title, page.model, str(page.epochs))
+    console.print(table)
+
+
+TEMPLATE = '''"""{title}: one line on what it does.
+
+Paper: authors, title, year, arXiv number. Name the equations beside the lines that are them. Under "Deviations" write a
+row for each point on which this file, the paper or its authors' code differ ("not stated" where the paper leaves it
+open; of the code, where it was looked for), or only: none
+
+Deviations (point | paper | authors' code | here | why):
+- first masks | not stated | no code was published | the page's distribution (ERK), exact counts | the budget is exact
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.core import (
+    DISTRIBUTIONS,
+    Group,
+    Masks,
+    Method,
+    Timeline,
+    View,
+    drop,
+    from_page,
+    grow,
+    magnitude,
+    random_masks,
+    random_scores,
+    update_range,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class {title}(Method):
+    """Drop the smallest weights of each layer and grow as many at random."""
+
+    reference: ClassVar[str] = "you, {year}"
+    group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
+    # Growth by gradient needs: dense_grads: ClassVar[DenseGrads] = DenseGrads.AT_UPDATES, then gradient_magnitude(view)
+
+    prune_rate: float = 0.3  # share of a layer's active weights exchanged at an update
+    update_every: int = from_page(1000)  # steps; the page's value unless ARGS=update_every=N says otherwise
+    distribution: str = from_page("erk")  # of layer densities
+
+    def update_steps(self, timeline: Timeline) -> range:
+        return update_range(self.update_every, timeline.total_steps)
+
+    def setup(self, view: View) -> Masks:
+        return random_masks(view, DISTRIBUTIONS[self.distribution](view.shapes, view.count(self.sparsity)))
+
+    def update(self, view: View) -> Masks:
+        kept = drop(dict(view.masks), magnitude(view), self.prune_rate)
+        return grow(kept, random_scores(view), like=view.masks)
+'''
+
+
+def write_new_method(name: str, folder: Path | None, console: Console) -> None:
+    """Write a working method file called `name` and say what to do next; never overwrites a file.
+
+    Raises UserError for a name that is not a Python name in lower case or is taken.
+    """
+    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith("_"):
+        raise UserError(f"NAME must be a Python name in lower case, such as my_method, got '{name}'")
+    target = (folder or METHODS) / f"{name}.py"
+    if name in method_names() or target.exists():
+        raise UserError(f"a method called '{name}' is already there: choose another NAME")
+    if not target.parent.is_dir():
+        raise UserError(f"folder {target.parent} does not exist")
+
+    title = "".join(part.capitalize() for part in name.split("_"))
+    with target.open("x") as file:
+        file.write(TEMPLATE.format(title=title, year=date.today().year))
+    asked = name if folder is None else str(target)
+    console.print(f"wrote {target}: a working method that drops by magnitude and grows at random", highlight=False)
+    console.print(f"try it    make bench METHOD={asked} SPARSITY=0.9", highlight=False, markup=False)
+    if folder is None:
+        console.print("list it   make deviations  (methods/DEVIATIONS.md, from the table in the file's docstring)")
+    console.print("check it  make test        (every test of the contract runs over every method in methods/)")

@@ -1,0 +1,400 @@
+"""Folders of images: which files are read, each once, how many are left out, and how one becomes RGB pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from benchmark.base.errors import UserError
+from leaderboard.tables.table import plain
+
+# Every kind that Pillow decodes without another program, and that holds a picture rather than data or a document.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".tga"),
+)
+CACHE = ".sparse-bench-cache"  # a folder of benchmark.data.cache, never a class
+
+Key = tuple[int, int]  # device and inode
+Entry = os.DirEntry[str]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of one part, sorted by class, then by path, and their labels (int64)."""
+
+    paths: list[str]
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> Files:
+        """Return the files at `indices`, in that order."""
+        return Files([self.paths[i] for i in indices.tolist()], self.labels[indices])
+
+
+def list_part(part: Path) -> Part:
+    """Return the images of the folder `part` and its class names, sorted; see `scan_folder` for order and errors."""
+    listed = Part()
+    try:
+        listed.fill(part)
+    except OSError as error:
+        raise UserError(
+            f"{write_path(error.filename or part)}: cannot be read ({error.strerror}); mend or remove it"
+        ) from error
+    there = set(listed.labels)
+    empty = [name for label, name in enumerate(listed.classes) if label not in there]
+    why = write_skipped(listed.skipped)
+    if empty:
+        kinds = " ".join(EXTENSIONS)
+        raise UserError(f"{part}: no image in class {', '.join(empty)}; add files ({kinds}) or remove the folder{why}")
+    if not listed.classes:
+        raise UserError(f"{part}: holds no class folder; wanted: {part}/CLASS/*.jpg, one folder per class{why}")
+    return listed
+
+
+@dataclass
+class Part:
+    """The images of one part as they are listed, and how many of each kind were left out.
+
+    `keys`: what the file system knows each file by, device and inode. `seen`: the same of folders.
+    """
+
+    classes: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    seen: set[Key] = field(default_factory=set)
+    once: set[Key] = field(default_factory=set)  # keys, for looking up
+    linked: set[Key] = field(default_factory=set)  # of files that were found through a link
+
+    def files(self) -> Files:
+        """Return the files in order."""
+        return Files(self.paths, torch.tensor(self.labels, dtype=torch.int64))
+
+    def fill(self, part: Path) -> None:
+        """List all classes of the folder `part`. Raises OSError, and UserError for a name that is not UTF-8."""
+        for above in (part, part.parent):  # a link may lead back up
+            self.seen.add(key_of(above))
+        folders, others = self.sort_out(str(part))
+        self.skipped.update("image outside of the class folders" for _ in others)
+        entered = {path: self.enter(path) for path in folders}  # all, before a link in one leads to another
+        for path, is_new in entered.items():
+            if not any(not name.startswith(".") for name in os.listdir(path)):  # noqa: PTH208
+                self.skipped["empty folder"] += 1
+                continue
+            self.classes.append(Path(path).name)
+            for root, entries in sorted(self.walk(path), key=lambda pair: pair[0]) if is_new else ():
+                self.take(root, entries)
+
+    def walk(self, folder: str) -> Iterator[tuple[str, list[Entry]]]:
+        """Yield a folder and those inside it, each with its images; none twice, wherever links lead."""
+        folders, images = self.sort_out(folder)
+        yield folder, images
+        for inner in folders:
+            if self.enter(inner):
+                yield from self.walk(inner)
+
+    def enter(self, folder: str) -> bool:
+        """Return whether a folder was not met before, and remember it."""
+        key = key_of(folder)
+        if key in self.seen:
+            self.skipped["folder met before through a link"] += 1
+            return False
+        self.seen.add(key)
+        return True
+
+    def sort_out(self, folder: str) -> tuple[list[str], list[Entry]]:
+        """Return the folders and the images in a folder, sorted; count what else it holds."""
+        folders, images = [], []
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name == CACHE:
+                continue
+            is_folder, suffix = is_a(entry.is_dir), os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+            if entry.name.startswith("."):
+                self.skipped[f"hidden {'folder' if is_folder else 'file'}"] += 1
+            elif is_folder:
+                folders.append(check_name(entry.path))
+            elif not is_a(entry.is_file):
+                self.skipped["link to nowhere"] += 1
+            elif suffix in EXTENSIONS:
+                check_name(entry.path)
+                images.append(entry)
+            else:
+                self.skipped[f"file of type {plain(suffix)[:16]}" if suffix else "file without a type"] += 1
+        return folders, images
+
+    def take(self, root: str, images: list[Entry]) -> None:
+        """Add the images of a folder, but for those that are there already and that a link leads to."""
+        device = key_of(root)[0]
+        for entry in images:
+            key, linked = (device, entry.inode()), entry.is_symlink()
+            if linked:
+                key = key_of(entry.path)
+            if key in self.linked or (linked and key in self.once):
+                self.skipped["image met before through a link"] += 1
+                continue
+            if linked:
+                self.linked.add(key)
+            self.once.add(key)
+            self.keys.append(key)
+            self.paths.append(entry.path)
+            self.labels.append(len(self.classes) - 1)
+
+
+def key_of(path: str | Path) -> Key:
+    """Return what the file system knows a file or folder by, links followed."""
+    found = os.stat(path)  # noqa: PTH116 (of a million files, each a Path, takes twice as long)
+    return found.st_dev, found.st_ino
+
+
+def is_a(ask: Callable[[], bool]) -> bool:
+    """Return the answer of an entry's `is_dir` or `is_file`; a link to itself is neither."""
+    try:
+        return ask()
+    except OSError:
+        return False
+
+
+def check_name(path: str) -> str:
+    """Return the path; raises UserError where it is not UTF-8, for a record holds text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{write_path(path)}: the name of a folder or image must be UTF-8: rename it") from None
+    return path
+
+
+def write_path(path: str | Path) -> str:
+    """Return a path as text that can be printed, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def write_skipped(skipped: Mapping[str, int]) -> str:
+    """Return `; skipped 2 hidden files, 1 file of type .txt`, or nothing."""
+    counts = sorted((kind, count) for kind, count in skipped.items() if count)
+    listed = ", ".join(f"{count:,} {plural(kind) if count > 1 else kind}" for kind, count in counts)
+    return f"; skipped {listed}" if listed else ""
+
+
+def plural(kind: str) -> str:
+    """Return the plural of `hidden file`, `folder met before through a link` and the like."""
+    return re.sub(r"\b(file|folder|image|link)\b", r"\1s", kind, count=1)
+
+
+DECODED_AT_ONCE = 256  # files one thread takes at a time: large enough to hide the pool's own cost
+MAX_WORKERS = 16
+DECODER = 2  # raised whenever the same file would give other pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder of images holds. `validation` is None unless the folder has both `val` and `test`.
+
+    `skipped`: how many of each kind were left out.
+    """
+
+    classes: tuple[str, ...]
+    train: Files
+    validation: Files | None
+    test: Files
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    shared: int = 0  # images of the test part that are files of the training part
+
+    def parts(self) -> dict[str, Files]:
+        """Return the parts there are by name: `train`, `test`, perhaps `validation`."""
+        held_out = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, "test": self.test, **held_out}
+
+    def whole(self) -> Files:
+        """Return the files of all parts, one part after the other."""
+        parts = self.parts().values()
+        return Files([path for part in parts for path in part.paths], torch.cat([part.labels for part in parts]))
+
+
+def scan_folder(folder: Path) -> Layout:
+    """List the images of `folder`: `train/CLASS/*`, and `test/CLASS/*` or `val/CLASS/*` (or both).
+
+    Label k is the k-th class name in sorted order; folders inside a class are searched too. Nothing is decoded. What is
+    hidden, empty or no image is left out and counted, and so is a file or folder that links lead to twice.
+    Raises UserError when the folder, `train`, or both `test` and `val` are missing, when a part has no class or a class
+    has no image, when two parts have different classes, and when every test image is a training image.
+    Invariant: every class has at least one file in every part; no part has a file twice.
+    """
+    wanted = f"{folder}/train/CLASS/*.jpg and {folder}/test/CLASS/*.jpg (or val)"
+    way_out = f"wanted: {wanted}; name another place with DATA= (the folder above) or the page's data_dir"
+    check_name(str(folder))
+    if not folder.is_dir():
+        raise UserError(f"no image folder at {folder}; {way_out}")
+    if not (folder / "train").is_dir():
+        raise UserError(f"{folder}: no folder 'train'; {way_out}")
+    held_out = [name for name in ("test", "val") if (folder / name).is_dir()]
+    if not held_out:
+        raise UserError(f"{folder}: neither a folder 'test' nor 'val'; {way_out}")
+    check_name(str(folder.resolve()))
+    parts = {name: list_part(folder / name) for name in ("train", *held_out)}
+    train = parts["train"]
+    for name in held_out:
+        if parts[name].classes != train.classes:
+            both = (train.classes, parts[name].classes)
+            only = [", ".join(sorted(set(a) - set(b))) or "none" for a, b in (both, both[::-1])]
+            raise UserError(
+                f"{folder}: train and {name} must have the same classes; only in train: {only[0]}; "
+                f"only in {name}: {only[1]}{write_skipped(train.skipped + parts[name].skipped)}"
+            )
+    test, others = parts[held_out[0]], {path.name for path in folder.iterdir() if path.is_dir()} - {"train", *held_out}
+    beside = sum(not name.startswith(".") for name in others)
+    layout = Layout(
+        tuple(train.classes),
+        train.files(),
+        parts["val"].files() if len(held_out) == 2 else None,
+        test.files(),
+        sum((part.skipped for part in parts.values()), Counter({"folder beside train and test": beside})),
+        sum(key in train.once for key in test.keys),
+    )
+    if layout.shared == len(layout.test.paths):
+        raise UserError(
+            f"{folder}: all {layout.shared} images of {held_out[0]} are files of train, so a test would say nothing: "
+            "hold images out of train (split= makes a validation part, no test part)"
+        )
+    return layout
+
+
+def check_memory(files: Files, size: int) -> None:
+    """Raise UserError when `files`, decoded at `size`, can't fit the machine's memory."""
+    need = len(files.paths) * 3 * size * size
+    if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise UserError(f"{len(files.paths)} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
+
+
+def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
+    """Decode all `files` in threads to a uint8 tensor (images, 3, size, size), resized by `fit_image` where needed.
+
+    Also returns how many images were changed in which way, see `read_image`. Raises UserError naming the first file
+    that can't be decoded.
+    """
+    pixels = np.empty((len(files.paths), 3, size, size), dtype=np.uint8)
+    notes: list[str] = []
+
+    def decode(first: int) -> None:
+        for i in range(first, min(first + DECODED_AT_ONCE, len(files.paths))):
+            pixels[i] = np.asarray(fit_image(read_image(files.paths[i], notes), size)).transpose(2, 0, 1)
+
+    pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_WORKERS))
+    try:
+        for _ in pool.map(decode, range(0, len(files.paths), DECODED_AT_ONCE)):
+            pass  # asking for the results raises the first error in file order
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return torch.from_numpy(pixels), Counter(notes)
+
+
+def hash_files(folder: Path, layout: Layout) -> str:
+    """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files, and DECODER."""
+    paths = {path.removeprefix(f"{folder}{os.sep}"): path for part in layout.parts().values() for path in part.paths}
+    digest = hashlib.sha256(f"decoder {DECODER}\n".encode())
+    for name, path in sorted(paths.items()):
+        digest.update(f"{name} {os.stat(path).st_size}\n".encode())  # noqa: PTH116 (see cache.hash_source)
+    return digest.hexdigest()
+
+
+ROTATED = "rotated as EXIF data say"
+SCALED = "scaled from 16 bits to 8"
+OPAQUE = "taken as opaque (transparency is left out)"
+FIRST = "of several frames, the first of which was read"
+COLOURS = ("LAB", "HSV", "YCbCr", "CMYK")  # modes of other colours, turned into RGB as Pillow does it
+
+
+def read_image(path: str, notes: list[str] | None = None) -> Image.Image:
+    """Decode one image as RGB, upright; raises UserError naming the file when that fails.
+
+    What was done to its pixels is added to `notes`. Invariant: a file whose mode is RGB or L and whose EXIF data, if
+    any, call for no rotation is what Pillow's `convert("RGB")` gives.
+    """
+    try:
+        with Image.open(path) as opened:
+            return to_rgb(opened, notes)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        refuse_image(path, error)
+
+
+def to_rgb(image: Image.Image, notes: list[str] | None = None) -> Image.Image:
+    """Return an opened image decoded, upright and as RGB; see `read_image`. Raises ValueError where nobody can say how.
+
+    16 bits become 8 by their upper half, as Pillow reads RGB of 16 bits. Transparency is left out and not filled.
+    """
+    told: list[str] = []
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose others are previews of the first
+        told.append(FIRST)
+    turned = orientation(image) != 1  # asked first: a TIFF file is turned as it is loaded
+    image.load()
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    told += [ROTATED] if turned else []
+    if image.mode.startswith("I") or image.mode == "F":
+        image = to_eight_bits(image)
+        told.append(SCALED)
+    if is_transparent(image):
+        told.append(OPAQUE)
+    if image.mode in COLOURS:
+        told.append(f"turned from {image.mode} to RGB")
+    if notes is not None:
+        notes += told
+    if image.mode in ("P", "PA", "La", "RGBa"):  # straight to RGB, Pillow warns of these or refuses
+        image = image.convert({"La": "LA"}.get(image.mode, "RGBA"))
+    return image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation that an image's EXIF data ask for, 1 to 8; 1, which is upright, where they say nothing."""
+    asked: int | None = None
+    with contextlib.suppress(Exception):  # EXIF data that cannot be read cost no image
+        asked = image.getexif().get(ExifTags.Base.Orientation)
+    return asked if asked is not None and asked in range(2, 9) else 1
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 bits as L. Raises ValueError where black and white are not known: floats, 32 bits."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, and nothing says which is white: save 8 bits")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two are of 16 bits at most
+        raise ValueError("its pixels are whole numbers of 32 bits, and nothing says which is white: save 8 or 16 bits")
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Return whether a pixel of the image is not opaque."""
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        return bool(image.getextrema()[-1][0] < 255)  # type: ignore[index, misc]
+    if "transparency" not in image.info:
+        return False
+    return bool(image.convert("RGBA").getextrema()[3][0] < 255)  # type: ignore[index, misc]
+
+
+def refuse_image(path: str | Path, error: Exception) -> NoReturn:
+    """Raise UserError: the image at `path` can't be decoded because of `error`."""
+    raise UserError(f"{path}: can't be decoded as an image ({error}); replace or remove the file") from error
+
+
+def fit_image(image: Image.Image, size: int) -> Image.Image:
+    """Resize so that the shorter side is `size` and cut the centre square; an image that fits is returned as it is.
+
+    Bilinear with antialiasing, in Pillow's integer arithmetic: the same pixels on every machine.
+    """
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -1,0 +1,1 @@
+"""One run in several processes: their start, their exchange, one network in all of them."""

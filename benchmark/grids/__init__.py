@@ -1,0 +1,1 @@
+"""Many runs: a grid's states, plan, order and progress."""

@@ -1,0 +1,122 @@
+"""Driving a sweep's workers: start them, replace the lost, show how the cells stand, stop them all at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmark.base.stopping import pause
+from benchmark.config.grids import Grid
+from benchmark.grids.board import Board, Tally
+from benchmark.workers import Engine, Order, Pool, Status, open_engine
+from benchmark.workers.base import GRACE_S, LOST, QUEUED, RUNNING
+from benchmark.workers.book import FOUND, STOP, Book
+
+LOOK_S = 1.0  # between two looks at workers and cells
+LAST_LINES = 3  # of a lost worker's log that are shown
+
+
+def drive(grid: Grid, book: Book, order: Order, pool: Pool, device: str, console: Console) -> Tally:
+    """Have workers run the open cells of a grid; return what became of the cells.
+
+    Raises UserError where the engine cannot start them, KeyboardInterrupt when stopped. Invariant: when it returns or
+    raises, no worker of it is left; killed, it leaves none that does not end by itself.
+    """
+    tally = Tally(grid)
+    tally.ends.update(book.known)
+    if not tally.left:
+        return tally
+    engine = open_engine(pool, device)
+    jobs = min(len(tally.left), engine.capacity() if pool.jobs == "auto" else int(pool.jobs))
+    with Board(console, tally, jobs) as board:
+        board.say(f"{jobs} worker{'' if jobs == 1 else 's'} ({pool.engine}); their logs: {book.folder}/worker-*.log")
+        Driver(book, order, engine, tally, board, jobs).run()
+    return tally
+
+
+@dataclass
+class Driver:
+    """Watches the workers of one sweep."""
+
+    book: Book
+    order: Order
+    engine: Engine
+    tally: Tally
+    board: Board
+    jobs: int
+    lost: set[int] = field(default_factory=set)  # workers that were lost
+    fruitless: int = 0  # of these, how many in a row had begun no cell
+
+    def __post_init__(self) -> None:
+        self.names = {self.book.path("end", name).name: name for name in self.tally.items}  # by the names of notes
+
+    def run(self) -> None:
+        """Start the workers and watch until every cell has ended or no worker is left."""
+        self.started = self.jobs
+        try:
+            self.engine.start(self.order, range(1, self.jobs + 1))
+            while self.watch(self.engine.poll()):
+                pause(LOOK_S)
+        finally:
+            (self.book.folder / STOP).touch()
+            if self.tally.left:
+                self.board.say("stopping: each worker saves a checkpoint first")
+            self.engine.stop(GRACE_S)
+            self.look()
+
+    def watch(self, workers: dict[int, Status]) -> bool:
+        """Take in how workers and cells stand, replace lost workers; return whether to go on."""
+        for number, status in workers.items():
+            if status.state == LOST and number not in self.lost:
+                self.lost.add(number)
+                self.replace(number, status)
+        self.look()
+        running = sum(status.state == RUNNING for status in workers.values())
+        queued = sum(status.state == QUEUED for status in workers.values())
+        self.board.show(dict(self.progress()), running, queued)
+        alive = running + queued + (self.started - len(workers))
+        return bool(self.tally.left) and alive > 0
+
+    def replace(self, number: int, status: Status) -> None:
+        """Tell that a worker was lost and start another in its place, unless several in a row did not get to work."""
+        began = (self.book.folder / f"worker-{number}.began").exists()
+        self.fruitless = 0 if began else self.fruitless + 1
+        why = "" if began else f": {last_lines(self.book.log(number))}"
+        self.board.say(f"worker {number} was lost ({status.detail}){why}")
+        if self.tally.left and self.fruitless <= self.book.retries:
+            self.started += 1
+            self.engine.start(self.order, [self.started])
+
+    def look(self) -> None:
+        """Take in what became of cells since the last look."""
+        for name in self.noted("end"):
+            end = self.book.ended(name)
+            if end is not None:
+                self.tally.ends[name] = end
+                if end.state != FOUND:
+                    self.board.tell_end(name, end, self.tally.time_left(self.jobs, dict(self.progress())))
+
+    def progress(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the cells in training with how far they are."""
+        for name in self.noted("progress"):
+            facts = self.book.progress(name)
+            if facts is not None:
+                yield name, facts
+
+    def noted(self, kind: str) -> list[str]:
+        """Return the open cells that have a note of a kind, in the order of the grid."""
+        there = self.book.listed(kind)
+        return [name for file, name in self.names.items() if file in there and name not in self.tally.ends]
+
+
+def last_lines(log: Path) -> str:
+    """Return the last lines of a worker's log, in one."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "it left no log"
+    return " | ".join(line.strip() for line in lines[-LAST_LINES:] if line.strip()) or "its log is empty"

@@ -1,0 +1,161 @@
+"""Running a grid: everything checked first, then one cell after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmark.base.console import print_result
+from benchmark.base.errors import UserError, explain
+from benchmark.base.files import Places, check_places, show
+from benchmark.base.system import choose_device
+from benchmark.base.tracking import check_mode
+from benchmark.config.cells import Cell, choose_task, plan_cells
+from benchmark.config.pages import Page
+from benchmark.data.sets import Data, load_data
+from benchmark.distributed.ranks import check_shares, count_ranks, do_together, own_rank
+from benchmark.grids.predict import Networks
+from benchmark.grids.states import Ledger, read_now
+from benchmark.runs.checkpoints import list_snapshots, parse_epochs
+from benchmark.runs.donors import resolve_donors
+from benchmark.runs.run import Options, Start, check_room, first_view, make_timeline, run_cell
+from benchmark.training.masks import propose
+from benchmark.training.rehearsal import check_budget, refuse_empty, rehearse
+from benchmark.training.speed import try_compiler
+
+
+def run_grid(
+    *,
+    methods: str,
+    sparsities: str,
+    tasks: str,
+    seeds: str,
+    arguments: str,
+    device: str,
+    data_root: Path,
+    wandb: str,
+    fresh: bool,
+    checkpoint_s: float,
+    places: dict[str, Path | None],
+    command: str,
+    console: Console,
+    tell: Callable[[object], None],
+    snapshots: str = "",
+) -> int:
+    """Run every cell of the grid and return how many failed; `snapshots` lists epochs to keep one after.
+
+    Raises UserError, before the first batch and with nothing written, for anything wrong that can be known by then: a
+    name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
+    """
+    check_mode(wandb)
+    chosen = choose_device(device)
+    task, reason = choose_task(tasks, chosen.type == "cuda")
+    if reason:
+        console.print(reason, highlight=False)
+    cells = plan_cells(methods, sparsities, task, seeds, arguments)
+    options = Options(
+        device=chosen,
+        wandb=wandb,
+        alone=len(cells) == 1,
+        fresh=fresh,
+        checkpoint_s=checkpoint_s,
+        command=command,
+        places=Places(**{key: path for key, path in places.items() if path is not None}),
+        snapshots=parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS"),
+    )
+    if own_rank() == 0:  # which alone writes
+        check_places(options.places)
+    loaded: dict[str, Data] = {}
+    for cell in cells:
+        if cell.page_name not in loaded:
+            loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
+    cells = resolve_donors(cells, loaded, options.places, chosen)
+    cells = name_runs(cells, loaded, options)
+    networks = do_together(lambda: check_cells(cells, loaded, options))
+    failed = 0
+    for number, cell in enumerate(cells, 1):
+        try:
+            run_one(
+                cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}", Start(networks.take(cell))
+            )
+        except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
+            if len(cells) == 1 or count_ranks() > 1:  # other ranks may be waiting within this cell
+                raise
+            failed += 1
+            tell(f"{cell.identity}: {explain(error)}")
+    if failed:
+        tell(f"{failed} of {len(cells)} runs failed; the others are on the leaderboard")
+    return failed
+
+
+def name_runs(cells: list[Cell], loaded: dict[str, Data], options: Options) -> list[Cell]:
+    """Return the cells under the names of their runs, see `Ledger.place`; only rank 0 writes under them."""
+    if own_rank():
+        return cells
+    ledger = Ledger(read_now(options.places.records), options.places.runs, options.device)
+    return [ledger.place(cell, loaded[cell.page_name]) for cell in cells]
+
+
+def run_one(cell: Cell, data: Data, options: Options, console: Console, place: str, start: Start) -> None:
+    """Run one cell and print its table."""
+    console.print(
+        f"run {place}: {cell.label} at sparsity {cell.sparsity:g}, seed {cell.seed} on {cell.page_name} "
+        f"({options.device.type}; {len(data.train):,} training images)",
+        highlight=False,
+        markup=False,
+    )
+    record, path = run_cell(cell, data, options, console, start)
+    print_result(console, record, show(path), show(options.places.page))
+    kept = list_snapshots(options.places.runs / cell.identity)
+    missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)
+    if missing:  # the run went on from a checkpoint behind them
+        text = f"no snapshot of epoch {missing} was kept: sparse-bench snapshot {cell.identity} --epochs {missing}"
+        console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> Networks:
+    """Hold every cell of a grid to what can be known before the first batch; raises UserError for the first fault.
+
+    `loaded` has the data of each page by name. Each page's network is built once; those of the last page are returned.
+    """
+    networks = Networks()
+    for cell in cells:
+        check_cell(cell, loaded[cell.page_name], options, networks)
+    return networks
+
+
+def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> None:
+    """Rehearse a cell's method and draw its first masks, where these need no gradients; `data` may be a stand-in.
+
+    Raises UserError for the first fault. A control whose donor is not known yet is held to what does not need one.
+    """
+    check_sharing(cell.page, options.device)
+    if cell.page.compile:
+        try_compiler(options.device)
+    timeline = make_timeline(cell, data)
+    check_shares(len(data.train), cell.page.batch_size, cell.page.drop_last)
+    rehearse(cell.method, cell.plugin.name, timeline)
+    network = networks.get(cell, data)
+    check_room(cell, network.built, options.places)
+    check_budget(cell, network.built)
+    if cell.method.scoring() is not None or (cell.donor is None and cell.method.donor() is not None):
+        return
+    first = propose(cell.method, cell.plugin.name, first_view(cell, network.maskset, timeline))
+    if cell.donor is None:
+        refuse_empty(cell, {name: int(mask.sum()) for name, mask in first[-1].items()})
+
+
+def check_sharing(page: Page, device: torch.device) -> None:
+    """Raise UserError for a setting of the page that cannot be had on this device, or not with several ranks."""
+    if page.sync_batchnorm and device.type != "cuda":
+        raise UserError(
+            "sync_batchnorm=true needs CUDA, for torch's SyncBatchNorm has no version for a CPU: set "
+            "ARGS=sync_batchnorm=false, or run on GPUs"
+        )
+    if page.compile and count_ranks() > 1:
+        raise UserError(
+            f"compile=true is for one process, and {count_ranks()} were asked for: set ARGS=compile=false, or RANKS=1"
+        )

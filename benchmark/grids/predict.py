@@ -1,0 +1,165 @@
+"""What a run will cost, from its schedule alone: the meter of training, driven without training.
+
+Exact where the layers' counts are known before training: masks that need no scores, kept layer by layer. Where weights
+or scores decide (global pruning, SNIP), the planned count is divided among the layers as the page divides it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from benchmark.config.cells import Cell
+from benchmark.data.sets import Data
+from benchmark.networks.build import Built, build
+from benchmark.networks.costs import Meter
+from benchmark.networks.prunable import prunable_weights
+from benchmark.runs.run import first_view, make_timeline
+from benchmark.training.masks import MaskSet, planned_count, propose
+from benchmark.training.scoring import scoring_chunks
+from methods.core import DISTRIBUTIONS, DenseGrads, Timeline, count_kept
+
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network built for planning: nothing is trained, and its masks stay whole."""
+
+    built: Built
+    maskset: MaskSet
+    seed: int  # that drew its weights
+
+
+class Networks:
+    """Builds networks on the CPU and keeps those of the page at hand, for a page's cells come one after the other."""
+
+    def __init__(self) -> None:
+        self.page = ""
+        self.kept: dict[str, Network] = {}
+
+    def get(self, cell: Cell, data: Data) -> Network:
+        """Return the cell's network."""
+        page = self.page_of(cell)
+        if page != self.page:
+            self.page, self.kept = page, {}
+        key = self.key(cell)
+        if key not in self.kept:
+            built = build(cell, data)
+            maskset = MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name)
+            self.kept[key] = Network(built, maskset, cell.seed)
+        return self.kept[key]
+
+    def take(self, cell: Cell) -> Built | None:
+        """Return the cell's network, which is not kept any longer; None where none was built with its seed."""
+        key = self.key(cell)
+        if self.page != self.page_of(cell) or key not in self.kept or self.kept[key].seed != cell.seed:
+            return None
+        return self.kept.pop(key).built
+
+    @staticmethod
+    def page_of(cell: Cell) -> str:
+        """Return what cells must have in common to share networks."""
+        return f"{cell.page_name} {cell.variant}"
+
+    @staticmethod
+    def key(cell: Cell) -> str:
+        """Return which of a page's networks a cell has."""
+        return f"narrow {cell.sparsity}" if cell.method.narrows_network else "full"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run will cost, in multiply-adds. `exact`: whether it is what the run's record will say.
+
+    `counts`: active weights by layer at the end.
+    """
+
+    train: int
+    train_dense: int
+    exact: bool
+    counts: dict[str, int] = field(repr=False)
+
+    @property
+    def share(self) -> float:
+        """The cost as a multiple of the dense network's."""
+        return self.train / self.train_dense
+
+
+@dataclass
+class Forecast:
+    """The counts of the layers as a run goes on; `exact`: whether they are known and not only likely, to the end."""
+
+    counts: dict[str, int]
+    exact: bool
+
+
+def predict(cell: Cell, data: Data, network: Network, donor: Prediction | None = None) -> Prediction:
+    """Return what training the cell will cost, by its schedule; `data` may be a stand-in.
+
+    `donor`: what is predicted of the run that a control is made from, where the cell has no donor yet. Not foreseen are
+    steps that are not finite. Invariant: where `exact`, `train` is the record's `macs.train`, to the multiply-add.
+    """
+    method, built = cell.method, network.built
+    timeline = make_timeline(cell, data)
+    meter = Meter(built.costs, built.reference)
+    wanted = method.scoring()
+    if wanted is not None:
+        chunks = scoring_chunks(data.train, wanted, cell.page.batch_size, cell.seed)
+        meter.charge_scoring(wanted, sum(len(chunk) for chunk in chunks))
+    forecast = start(cell, network, timeline, donor)
+    meter.on_commit(forecast.counts)
+    images = functools.partial(images_until, cell, data, timeline)
+    always = method.dense_grads is DenseGrads.EVERY_STEP
+    done = 0
+    for step in method.update_steps(timeline):
+        # Between two updates nothing changes, and the meter is linear in images: one charge for all these steps.
+        meter.step(images(step - 1) - images(done), meter.forward, always)
+        meter.step(images(step) - images(step - 1), meter.forward, method.dense_grads is not DenseGrads.NEVER)
+        go_on(forecast, cell, network, step, timeline)
+        meter.on_commit(forecast.counts)
+        done = step
+    meter.step(images(timeline.total_steps) - images(done), meter.forward, always)
+    return Prediction(meter.train, meter.train_dense, forecast.exact, forecast.counts)
+
+
+def images_until(cell: Cell, data: Data, timeline: Timeline, step: int) -> int:
+    """Return how many images the first `step` steps train on; an epoch's last batch may be smaller."""
+    batch, per_epoch = cell.page.batch_size, len(data.train)
+    if cell.page.drop_last:
+        per_epoch = timeline.steps_per_epoch * batch
+    epochs, steps = divmod(step, timeline.steps_per_epoch)
+    return epochs * per_epoch + steps * batch
+
+
+def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | None) -> Forecast:
+    """Return the counts of the first masks: those of a donor, those the method draws, or likely ones."""
+    method, maskset = cell.method, network.maskset
+    if cell.donor is not None:
+        return Forecast(dict(cell.donor.counts), True)  # whatever is made of a donor, it keeps its layers' counts
+    if donor is not None:
+        return Forecast(dict(donor.counts), donor.exact)
+    planned = planned_count(method, maskset, 0, timeline)
+    settled_later = len(method.update_steps(timeline)) > 0 and not method.keeps_layer_counts
+    if method.scoring() is not None or method.donor() is not None or settled_later:
+        likely = count_kept(method.planned_sparsity(0, timeline), maskset.total) if planned is None else planned
+        return Forecast(divide(cell, network, likely), False)
+    masks = propose(method, cell.plugin.name, first_view(cell, maskset, timeline))[-1]
+    return Forecast({name: int(mask.sum()) for name, mask in masks.items()}, True)
+
+
+def go_on(forecast: Forecast, cell: Cell, network: Network, step: int, timeline: Timeline) -> None:
+    """Take the forecast past the update at `step`."""
+    planned = planned_count(cell.method, network.maskset, step, timeline)
+    if planned is None:  # an outcome, near the schedule's count
+        planned = count_kept(cell.method.planned_sparsity(step, timeline), network.maskset.total)
+    if not cell.method.keeps_layer_counts:
+        forecast.counts = divide(cell, network, planned)
+
+
+def divide(cell: Cell, network: Network, total: int) -> dict[str, int]:
+    """Return `total` weights divided among the layers by the method's distribution, or the page's where it has none."""
+    distribution = cell.method_settings().get("distribution", cell.page.distribution)
+    shapes = {name: tuple(weight.shape) for name, weight in network.maskset.weights.items()}
+    return DISTRIBUTIONS[distribution](shapes, total)

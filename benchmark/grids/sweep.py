@@ -1,0 +1,456 @@
+"""A sweep: every cell of a grid that is not finished, in this process or by workers."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from benchmark.base.errors import RunningError, UserError, explain
+from benchmark.base.files import Places, check_places, expand_home, write_note
+from benchmark.base.stopping import ask_to_stop, obey, pause, stop_asked, terminable
+from benchmark.base.system import choose_device
+from benchmark.base.tracking import check_mode
+from benchmark.config.cells import Cell, Item
+from benchmark.config.grids import Grid, Source
+from benchmark.config.pages import Page
+from benchmark.data.sets import Data, load_data
+from benchmark.data.standin import stand_in
+from benchmark.grids.board import Tally
+from benchmark.grids.driver import drive
+from benchmark.grids.grid import check_cell, check_cells
+from benchmark.grids.plan import group_items, page_of, print_plan
+from benchmark.grids.predict import Networks
+from benchmark.grids.states import DONE, NO_CONTROL, BusyError, Ledger, holding, index_runs, read_now, refuse_held
+from benchmark.grids.times import Fleet
+from benchmark.runs.checkpoints import FINISHED, read_finished
+from benchmark.runs.donors import find_donors, take_masks
+from benchmark.runs.run import Options, Start, publish, run_cell, warner
+from benchmark.workers import Order, Pool, check_pool
+from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, MADE, SPEC, STOP, Book, End, LostError, opening
+from leaderboard.store.records import load_store
+from leaderboard.tables.sections import amount
+
+POLL_S = 5.0  # seconds between two looks at cells that other processes hold
+
+
+def run_sweep(
+    *,
+    file: Path | None,
+    lists: dict[str, str],
+    arguments: str,
+    plan: bool,
+    device: str,
+    data_root: Path,
+    wandb: str,
+    checkpoint_s: float,
+    places: dict[str, Path | None],
+    pool: Pool,
+    command: str,
+    console: Console,
+    tell: Callable[[object], None],
+    fleet: Fleet | None = None,
+) -> int:
+    """Run the cells of a grid that are not finished, here or on the workers of `pool`, or print its plan.
+
+    Returns how many failed. The grid is that of a file, which `lists` narrow (see `gridfile.narrow`), or without one
+    that of the lists themselves; a plan is made for `fleet` too. Raises UserError, before the first batch, for every
+    fault of the grid at once, then for every fault of its cells that needs no image to be known, a narrowing that
+    leaves nothing, a device or an engine that is absent, folders that cannot be written. Controls that no run can be
+    made from do not count as failed.
+    """
+    check_mode(wandb)
+    check_pool(pool)
+    remote = pool.engine != "local"  # what this machine has says nothing of the cluster's
+    chosen = choose_device("auto" if remote and device == "cuda" else device)
+    source = Source.ask(file, lists, arguments, chosen.type == "cuda")
+    grid = source.grid()
+    where = Places(**{key: path for key, path in places.items() if path is not None})
+    if plan:
+        return print_plan(grid, data_root, where, chosen, console, fleet)
+    check_places(where)
+    options = Options(device=chosen, wandb=wandb, checkpoint_s=checkpoint_s, command=command, places=where)
+    with terminable(), opening(where.runs, pool.retries, keep=not pool.is_here) as book:
+        sweep = Sweep(grid, data_root, options, book, console, tell)
+        sweep.check()
+        if pool.is_here:
+            return sweep.run().sum_up(where.records, sweep.say, tell)
+        if pool.engine == "local":
+            sweep.note_finished()
+        order = write_order(book, source, options, device, data_root)
+        return drive(grid, book, order, pool, device, console).sum_up(where.records, sweep.say, tell)
+
+
+class NoControlError(Exception):
+    """The run that a control would be made from is over, and no control can be made from it; the message says why."""
+
+
+@dataclass
+class Sweep:
+    """Runs a grid in this process: the whole of a sweep that is run here, or one of its workers.
+
+    Invariants: a cell that fails costs no other cell; only one page's images are in memory at a time; processes that
+    share a grid leave one record of each cell.
+    """
+
+    grid: Grid
+    data_root: Path
+    options: Options
+    book: Book
+    console: Console
+    tell: Callable[[object], None]
+    told: set[str] = field(default_factory=set)  # reasons of failures: a page without data fails all its cells alike
+    open: dict[str, Item] = field(default_factory=dict)  # by the cell's name, until it is finished or has failed
+    numbers: dict[tuple[str, str], Data] = field(default_factory=dict)  # of each page's data, without its images
+    missing: dict[tuple[str, str], Exception] = field(default_factory=dict)  # why a page's data is not to be had
+    loaded: tuple[Page, Data] | None = None  # the page whose images are in memory
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(read_now(self.options.places.records), self.options.places.runs, self.options.device)
+        self.tally = Tally(self.grid)
+
+    def run(self) -> Tally:
+        """Bring every cell to an end and return what became of them. Raises KeyboardInterrupt when asked to stop."""
+        self.open = {item.cell.identity: item for item in in_order(self.grid.items)}
+        waiting = False
+        while self.open:
+            before = len(self.open)
+            moved = [self.attempt(item) for item in list(self.open.values())]
+            if self.open and not any(moved):  # held by others, who may finish them, or die and leave them
+                if not waiting:
+                    self.say(f"waiting: another process holds {before} of {len(self.grid.items)} runs")
+                waiting = True
+                pause(POLL_S)
+        self.loaded = None
+        return self.tally
+
+    def check(self) -> None:
+        """Raise UserError that lists every fault of the cells that can be known without images."""
+        self.say(f"{self.grid.title}: {amount(len(self.grid.items), 'run')}; checking before the first")
+        records = load_store(self.options.places.records)[0]
+        ledger = Ledger(index_runs(records), self.options.places.runs, self.options.device)
+        faults = find_faults(self.grid.items, self.count, ledger, self.options)
+        if faults:
+            listed = "\n".join(f"  {fault}" for fault in faults)
+            number = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
+            raise UserError(f"{self.grid.file}: its runs have {number}, and nothing was run:\n{listed}")
+
+    def note_finished(self) -> None:
+        """Write down which cells are finished, so that no worker has to look; image folders are for them to read."""
+        ledger = replace(self.ledger, records=index_runs(load_store(self.options.places.records)[0]))
+        for item in self.grid.items:
+            try:
+                if item.cell.page.data != "folder" and ledger.state(item, self.count(item.cell)) == DONE:
+                    complete(ledger.settle(item, self.count(item.cell)), self.options, self.console)
+                    self.book.end(item.cell.identity, End(FOUND))
+            except Exception:  # the cell's own failure, told when its turn comes
+                continue
+
+    def attempt(self, item: Item) -> bool:
+        """Try to bring one cell to an end, unless another process holds it; return whether anything was done."""
+        obey()
+        name = item.cell.identity
+        end = self.book.ended(name)  # another worker of this sweep saw it
+        if end is None:
+            try:
+                end = self.finish(item)
+            except (BusyError, RunningError):
+                return False
+            except NoControlError as error:
+                end = End(IMPOSSIBLE, str(error))
+            except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
+                end = self.judge(name, error)
+                if end is None:
+                    return True
+            if self.book.ended(name) is None:
+                self.book.end(name, end)
+        del self.open[name]
+        self.report(name, end)
+        return True
+
+    def judge(self, name: str, error: Exception) -> End | None:
+        """Return what a cell ends with whose attempt failed, or None where it is tried again."""
+        reason = str(error) if isinstance(error, LostError) else explain(error)
+        if isinstance(error, UserError | LostError) or not self.book.may_retry(name):
+            return End(FAILED, reason)
+        self.tell(f"{name} failed and is tried again: {reason}")
+        return None
+
+    def finish(self, item: Item) -> End:
+        """Train one cell, unless it is finished already, and return what became of it.
+
+        Raises BusyError where it has to wait, NoControlError, UserError and whatever else goes wrong.
+        """
+        self.check_donor(item)
+        # The content of an image folder is known by reading it alone.
+        if item.cell.page.data != "folder" and self.is_finished(item, self.count(item.cell)):
+            return self.found(item)
+        self.refuse_held(item)
+        data = self.load(item.cell)
+        self.numbers[page_of(item.cell)] = replace(self.count(item.cell), fingerprint=data.fingerprint)
+        if self.is_finished(item, data):
+            return self.found(item)
+        cell, began = self.settle(item, data), time.monotonic()
+        folder = self.options.places.runs / cell.identity
+        with holding(folder):
+            if self.ledger.find(cell, data) is not None:  # it was published while this process looked elsewhere
+                return self.book.ended(item.cell.identity) or End(FOUND)
+            with self.book.counting(item.cell.identity, folder):
+                cell = take_masks(cell, self.options.places.runs)
+                networks = check_cells([cell], {cell.page_name: data}, self.options)
+                options = replace(self.options, progress=self.book.path("progress", item.cell.identity))
+                record = run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
+            accuracy, diverged = record["accuracy_pct"]["last_epoch"], record["status"] != "ok"
+            made = End(MADE, "", time.monotonic() - began, accuracy, diverged, self.book.worker)
+            self.book.end(item.cell.identity, made)  # before the cell is let go, or others take it for found
+            return made
+
+    def found(self, item: Item) -> End:
+        """Return the end of a cell that has a record. Raises BusyError where a worker of this sweep is still at it."""
+        if self.book.was_begun(item.cell.identity):
+            self.refuse_held(item)
+        return self.book.ended(item.cell.identity) or End(FOUND)
+
+    def check_donor(self, item: Item) -> None:
+        """Raise BusyError while the run that a control is made from is not over, and UserError where it failed.
+
+        A control that names its run outright waits for all rows, of which it may be one.
+        """
+        if item.donor is None:
+            if item.is_control and any(not other.is_control for other in self.open.values()):
+                raise BusyError
+            return
+        if item.donor.identity in self.open:
+            raise BusyError
+        end = self.book.ended(item.donor.identity)
+        if end is not None and end.state == FAILED:
+            raise UserError("the run it is made from failed")
+
+    def refuse_held(self, item: Item) -> None:
+        """Raise BusyError where another process has the cell, before a page's images are read for nothing."""
+        cell = self.ledger.settle(item, self.count(item.cell))
+        if cell is not None:
+            refuse_held(self.options.places.runs / cell.identity)
+
+    def is_finished(self, item: Item, data: Data) -> bool:
+        """Return whether a cell is finished; raises NoControlError where it is not and cannot be."""
+        state = self.ledger.state(item, data)
+        if state == NO_CONTROL:
+            raise NoControlError(self.ledger.find_obstacle(item, data))
+        if state == DONE:
+            complete(self.ledger.settle(item, data), self.options, self.console)
+        return state == DONE
+
+    def settle(self, item: Item, data: Data) -> Cell:
+        """Return an item's cell with its donor: the very run of this grid, or the one that the file names outright."""
+        known = self.ledger.find(item.donor, data) if item.donor is not None else None
+        if item.donor is not None and known is None:
+            raise UserError("the record of the run it is made from is not there any more: run the grid again")
+        loaded = {item.cell.page_name: data}
+        cell = find_donors([item.cell], loaded, self.options.places, self.options.device, known)[0]
+        return self.ledger.place(cell, data)
+
+    def count(self, cell: Cell) -> Data:
+        """Return the numbers of a page's data, without its images. Raises UserError where they cannot be known."""
+        page = page_of(cell)
+        if page not in self.numbers:
+            self.numbers[page] = stand_in(cell.page, self.data_root)
+        return self.numbers[page]
+
+    def load(self, cell: Cell) -> Data:
+        """Return the data of a cell's page, let go of another page's, and try only once what cannot be had."""
+        page = page_of(cell)
+        if page in self.missing:
+            raise self.missing[page]
+        if self.loaded is None or self.loaded[0] != cell.page:
+            self.loaded = None
+            try:
+                self.loaded = cell.page, load_data(cell.page, self.data_root, self.options.device)
+            except Exception as error:
+                self.missing[page] = error
+                raise
+        return self.loaded[1]
+
+    def report(self, name: str, end: End) -> None:
+        """Take in what became of a cell; tell of a run that was made here and of a failure."""
+        self.tally.ends[name] = end
+        if end.state == MADE and end.worker == self.book.worker:
+            self.say(self.tally.line(name, self.tally.time_left()))
+        elif end.state == FAILED and end.reason not in self.told:
+            self.told.add(end.reason)
+            self.tell(f"{name}: {end.reason}")
+
+    def say(self, text: str) -> None:
+        """Print a plain line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def in_order(items: list[Item]) -> list[Item]:
+    """Return the items in two passes, the controls last, since they need their donors' records; page after page."""
+    pages = {page: place for place, page in enumerate(dict.fromkeys(page_of(item.cell) for item in items))}
+    return sorted(items, key=lambda item: (item.is_control, pages[page_of(item.cell)]))
+
+
+LOOK_S = 0.5  # between two looks for the file that ends the sweep
+PATIENCE_S = 20.0  # from being asked to stop until a run is stopped wherever it is, and again until the process ends
+# What torch and its libraries read at their start. Of several processes, each is fastest on one thread.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def write_order(book: Book, source: Source, options: Options, device: str, data_root: Path) -> Order:
+    """Write down what the workers of a sweep are to do and return the order to start them with.
+
+    `device` is what the user asked: `auto` is decided where the worker runs.
+    """
+    places = {key: str(path.resolve()) for key, path in dataclasses.asdict(options.places).items()}
+    content = {
+        "source": source.as_dict(),
+        "cells": fingerprint(source.grid()),
+        "device": device,
+        "data": str(expand_home(data_root).resolve()),
+        "wandb": options.wandb,
+        "checkpoint_s": options.checkpoint_s,
+        "command": options.command,
+        "places": places,
+        "retries": book.retries,
+    }
+    write_note(book.folder / SPEC, content)
+    environment = {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+    if options.device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
+        del environment["OMP_NUM_THREADS"]  # a GPU's host thread may use what it likes
+    resolved = Book(book.folder.resolve(), book.retries, known=book.known)
+    return Order(resolved, str(Path.cwd()), environment)
+
+
+def fingerprint(grid: Grid) -> str:
+    """Return a hash of which cells a grid has."""
+    names = json.dumps([item.cell.identity for item in grid.items])
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def work(spec: Path, number: int, console: Console, tell: Callable[[object], None]) -> None:
+    """Run a sweep's cells as its worker `number`. Raises UserError where the code gives others here."""
+
+    listen(spec.parent / STOP)
+    content: dict[str, Any] = json.loads(spec.read_text())
+    grid = Source(**content["source"]).grid()
+    if fingerprint(grid) != content["cells"]:
+        raise UserError(f"{spec}: the methods, pages or code have changed since this sweep began: start it again")
+    places = Places(**{key: Path(path) for key, path in content["places"].items()})
+    options = Options(
+        device=choose_device(content["device"]),
+        wandb=content["wandb"],
+        checkpoint_s=content["checkpoint_s"],
+        command=content["command"],
+        places=places,
+    )
+    console.print(f"worker {number}, process {os.getpid()}, {torch.get_num_threads()} thread(s)", highlight=False)
+    book = Book(spec.parent, content["retries"], number)
+    Sweep(grid, Path(content["data"]), options, book, console, tell).run()
+
+
+def listen(stop: Path) -> None:
+    """Have this process stop on SIGTERM, SIGINT and SIGUSR2, when the file `stop` appears and when its input closes.
+
+    The last is how a worker hears that whoever started it is gone, however that ended.
+    """
+    for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), on_signal)
+    threading.Thread(target=wait_for_end_of_input, daemon=True).start()
+    threading.Thread(target=watch, args=(stop,), daemon=True).start()
+
+
+def on_signal(number: int, frame: FrameType | None) -> None:
+    """Ask for a stop at the next step; when asked again by `watch`, stop at once."""
+    if Overdue.now:
+        raise KeyboardInterrupt
+    ask_to_stop()
+
+
+class Overdue:
+    """Whether a stop that was asked for has been waited for long enough."""
+
+    now = False
+
+
+def wait_for_end_of_input() -> None:
+    """Ask for a stop when the other end of this process's input is closed."""
+    try:
+        while sys.stdin is not None and os.read(sys.stdin.fileno(), 4096):
+            pass
+    except (OSError, ValueError):
+        return
+    ask_to_stop()
+
+
+def watch(stop: Path) -> None:
+    """Look for the file `stop`; after a stop was asked for, by whatever, see to it that the process ends."""
+    while not stop_asked():
+        if stop.exists():
+            ask_to_stop()
+        time.sleep(LOOK_S)
+    time.sleep(PATIENCE_S)
+    Overdue.now = True
+    _thread.interrupt_main()
+    time.sleep(PATIENCE_S)
+    os._exit(130)
+
+
+def complete(cell: Cell | None, options: Options, console: Console) -> None:
+    """Finish the publishing of a cell that has its record: the page, and the run's folder.
+
+    A run that another process has is its own business. Invariant: a record that is in the store is not written again.
+    """
+    if cell is None or not (options.places.runs / cell.identity / FINISHED).exists():
+        return
+    folder = options.places.runs / cell.identity
+    with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+        finished = read_finished(folder / FINISHED, warner(console))
+        if finished is not None:
+            publish(finished, folder, options.places)
+
+
+def find_faults(items: list[Item], numbers: Callable[[Cell], Data], ledger: Ledger, options: Options) -> list[str]:
+    """Return what is wrong with the cells that are not finished, one line for each row of a page and fault.
+
+    `numbers` gives the data of a cell's page, as a stand-in perhaps; where it raises, that is its cells' own failure,
+    told when their turn comes, and so is whatever else goes wrong here without being a user's fault. One seed stands
+    for all of a row.
+    """
+    networks = Networks()
+    faults: dict[str, None] = {}
+    for group in group_items(items):
+        try:
+            data = numbers(group[0].cell)
+            left = [item.cell for item in group if ledger.state(item, data) != DONE]
+        except Exception:
+            continue
+        try:
+            for cell in left[:1]:
+                check_cell(cell, data, options, networks)
+        except UserError as error:
+            faults[f"{group[0].cell.page_name}, {group[0].cell.label}: {error}"] = None
+        except Exception:
+            continue
+    return list(faults)

@@ -1,0 +1,165 @@
+"""A measurement from request to file: what was asked is checked, every engine timed, the file sealed and shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmark.base.errors import UserError
+from benchmark.base.files import Places, check_places
+from benchmark.base.system import choose_device, describe_environment, describe_git
+from benchmark.config.cells import split_list
+from benchmark.inference.kernels import measure_batch
+from benchmark.inference.passes import Clock
+from benchmark.inference.subject import Subject, dense_bytes, load_subject, packed_bytes
+from benchmark.runs.record import stamp
+from leaderboard import rebuild
+from leaderboard.store.measurements import SCHEMA, Measurement, folder_of, write_measurement
+from leaderboard.tables.table import printable
+
+LARGEST_BATCH = 4096
+ENVIRONMENT = ("torch", "timm", "python", "platform", "tf32_matmul", "tf32_conv", "cudnn_benchmark")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: batch sizes, threads and device, each checked."""
+
+    batches: list[int]
+    threads: int
+    device: torch.device
+
+
+def read_request(batches: str, threads: int | None, device: str) -> Request:
+    """Return what was asked; raises UserError for sizes and threads that cannot be, and for a GPU that is absent.
+
+    Without a number of threads it is one on a CPU, where one more would be timed with its waiting, and torch's own
+    number beside a GPU.
+    """
+    sizes = [parse_batch(text) for text in split_list(batches, "BATCH")]
+    chosen = choose_device(device)
+    if threads is None:
+        threads = 1 if chosen.type == "cpu" else torch.get_num_threads()
+    there = os.cpu_count() or 1
+    if not 1 <= threads <= there:
+        raise UserError(f"THREADS must be a whole number from 1 to {there}, the processors here, got {threads}")
+    return Request(list(dict.fromkeys(sizes)), threads, chosen)
+
+
+def parse_batch(text: str) -> int:
+    """Return a batch size; raises UserError for what is none."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_BATCH:
+        return int(text)
+    raise UserError(f"BATCH must be whole numbers from 1 to {LARGEST_BATCH}, comma-separated, got '{text}'")
+
+
+def measure_run(
+    name: str, request: Request, folders: Mapping[str, Path | None], command: str, console: Console
+) -> None:
+    """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's page.
+
+    `folders`: records, page and runs where they are not the usual ones. Raises UserError for anything a user can mend,
+    before the first pass.
+    """
+    places = Places(**{key: path for key, path in folders.items() if path is not None})
+    subject = load_subject(name, places.records, places.runs)
+    target = folder_of(places.records)
+    check_places(Places(target, places.page, places.runs))
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.threads)
+    try:
+        measurement = make_measurement(subject, request, command, lambda text: console.print(text, style="dim"))
+    finally:
+        torch.set_num_threads(before)
+    path = write_measurement(measurement, target)
+    print_measurement(console, measurement)
+    try:
+        rebuild(places.records, places.page)
+    except Exception as error:  # the measurement is what counts, and a record may be what breaks the page
+        reason = printable(str(error))
+        console.print(
+            f"warning: {places.page} was not rebuilt ({reason}): `make leaderboard` tries again", markup=False
+        )
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def make_measurement(subject: Subject, request: Request, command: str, tell: Callable[[str], None]) -> Measurement:
+    """Return the measurement of a run; raises UserError for a run whose outputs are not finite."""
+    clock = Clock(request.device, request.threads)
+    refuse_endless(subject)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    batches = [
+        measure_batch(subject, size, clock, lambda text, size=size: tell(f"batch {size}: {text}"))  # type: ignore[misc]
+        for size in request.batches
+    ]
+    there = describe_environment(request.device, "fp32")
+    return {
+        "schema": SCHEMA,
+        "run": subject.record["run"],
+        "masks_sha256": subject.record["masks_sha256"],
+        "measured": stamp(datetime.now(timezone.utc)),
+        "command": command,
+        "device": there["device"],
+        "hardware": there["device_name"],
+        "threads": request.threads,
+        "clock": clock.name,
+        "load": load,
+        "environment": {key: there[key] for key in ENVIRONMENT if key in there},
+        "git": describe_git(),
+        "size_bytes": {"dense": dense_bytes(subject), "packed": packed_bytes(subject)},
+        "batches": batches,
+    }
+
+
+def refuse_endless(subject: Subject) -> None:
+    """Raise UserError for a network whose outputs are not finite numbers: no engine could be held to them."""
+    with torch.inference_mode():
+        outputs = subject.network(torch.randn(1, *subject.images.shape, generator=torch.Generator().manual_seed(0)))
+    if not bool(outputs.isfinite().all()):
+        raise UserError(
+            f"run {subject.record['run']} ({subject.record['status']}) gives outputs that are not finite, so nothing "
+            "can be compared with them: measure another seed"
+        )
+
+
+def print_measurement(console: Console, measurement: Measurement) -> None:
+    """Print the figures of every engine at every batch size, and the sizes on disk."""
+    machine = f"{measurement['hardware']}, {amount_of(measurement)}, {measurement['clock']}"
+    title = f"{measurement['run']}: one forward pass on {machine}, load {measurement.get('load', 0):.1f}"
+    table = Table(title=escape(printable(title)), title_justify="left")
+    for column in ("batch", "engine", "ms", "quartiles", "speed-up", "mode", "what it is"):
+        right = column in ("batch", "ms", "quartiles", "speed-up")
+        table.add_column(column, overflow="fold", justify="right" if right else "left")
+    for entry in measurement["batches"]:
+        for row in entry["engines"]:
+            table.add_row(str(entry["batch"]), row["engine"], *show_figures(row), escape(row["note"]))
+        table.add_section()
+    console.print(table)
+    dense, packed = measurement["size_bytes"]["dense"], measurement["size_bytes"]["packed"]
+    console.print(
+        f"on disk: {packed:,} bytes (masks as bits, active weights in fp32), dense {dense:,} bytes "
+        f"({dense / packed:.1f} times as much)",
+        highlight=False,
+    )
+
+
+def amount_of(measurement: Measurement) -> str:
+    """Return `1 thread`, `2 threads`."""
+    return f"{measurement['threads']} thread{'' if measurement['threads'] == 1 else 's'}"
+
+
+def show_figures(row: dict[str, Any]) -> list[str]:
+    """Return an engine's figures as the table shows them: its status where it has none."""
+    if row["status"] != "ok":
+        return ["", "", row["status"], ""]
+    spread = f"{row['low_ms']:.3g} to {row['high_ms']:.3g}"
+    return [f"{row['ms']:.3g}", spread, f"{row['speed_up']:.2f}x", escape(row["mode"])]

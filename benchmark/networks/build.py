@@ -1,0 +1,307 @@
+"""Building what a cell trains: network, layers, costs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
+from benchmark.base.errors import UserError, nearest, reason
+from benchmark.base.seeds import derive
+from benchmark.config.cells import Cell
+from benchmark.config.pages import Page
+from benchmark.data.sets import Data
+from benchmark.distributed.ranks import count_ranks, smallest_share
+from benchmark.networks.costs import Costs, count_costs
+from benchmark.networks.narrow import find_width, narrow_arguments
+from benchmark.networks.prunable import Layer, find_layers, prunable_weights, tell_unmasked
+from benchmark.networks.witness import Witness, watch
+from methods.core import count_kept
+
+# Arguments of timm.create_model that name weights to load. Records of others are rebuilt too: none may open a file.
+LOADED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
+SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)  # of images, that are tried as advice
+TRY_S = 20.0  # seconds that trying them may take
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network with its layers and costs; `reference` and the dense counts are those of the full-width network.
+
+    `remarks` is what a user should hear of it before training.
+    """
+
+    model: nn.Module
+    layers: list[Layer]
+    costs: Costs
+    reference: Costs
+    dense_prunable: int
+    dense_parameters: int
+    width: float
+    channels_last: bool
+    remarks: tuple[str, ...] = ()
+
+
+class ImageFacts(Protocol):
+    """What a network must know of a data set."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width."""
+
+
+def model_arguments(page: Page, data: ImageFacts) -> dict[str, Any]:
+    """Return the arguments for timm.create_model: classes, channels, the image size where it is fixed, the page's.
+
+    Raises UserError for a backbone that timm does not know.
+    """
+    check_name(page.model)
+    arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.channels}
+    fixed = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
+    if fixed is not None and fixed.fixed_input_size:
+        arguments["img_size"] = data.image_size
+    return {**arguments, **page.model_args}
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless timm has a model `name`, or `name.tag` with a tag of its weights."""
+    family, dot, tag = name.partition(".")
+    if not timm.is_model(family):
+        raise UserError(
+            f"model '{name}' is not known to timm{nearest(name, timm.list_models())}; "
+            "`python -c 'import timm; print(timm.list_models())'` lists them"
+        )
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{family}.*", pretrained=True)]
+    if dot and tag not in tags:
+        there = f"timm's tags of it are {', '.join(tags)}" if tags else "it has none"
+        raise UserError(
+            f"model '{name}': '{tag}' is no tag of {family}{nearest(tag, tags)}; {there}. A tag names pretrained "
+            f"weights, which are not loaded here: model={family} is the same network"
+        )
+
+
+def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
+    """Return timm's network for the page; raises UserError for an unknown name or arguments it does not take."""
+    check_name(page.model)
+    loaded = sorted(set(arguments) & LOADED)
+    if loaded:
+        raise UserError(
+            f"model_args must not name {', '.join(loaded)}: weights are drawn by the seed, the same for every method, "
+            "and no file or download is opened for them; leave it out"
+        )
+    try:
+        model = timm.create_model(page.model, pretrained=False, **arguments)
+    except Exception as error:  # a backbone may raise anything at all
+        raise UserError(f"model '{page.model}' cannot be built with {arguments}: {reason(error)}") from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def draw_network(page: Page, arguments: dict[str, Any], seed: int) -> nn.Module:
+    """Return the page's network with the initial weights of `seed`, its convolutions drawn as `conv_init` says."""
+    torch.manual_seed(derive(seed, "weights"))
+    model = create_network(page, arguments)
+    if page.conv_init != "network":
+        mode: Literal["fan_in", "fan_out"] = "fan_in" if page.conv_init == "fan_in" else "fan_out"
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+    return model
+
+
+def make_network(page: Page, data: Data, seed: int = 0) -> tuple[nn.Module, Witness]:
+    """Return the page's network, drawn by `seed`, and what a pass through it took; see `check_network`.
+
+    Raises UserError as that and `draw_network` do, where the image size is the reason with one that is taken.
+    """
+    arguments = model_arguments(page, data)
+    try:
+        model = draw_network(page, arguments, seed)
+    except UserError as error:
+        sized = "img_size" in arguments and "img_size" not in page.model_args
+        way_out = offer_size(page, data) if sized else ""
+        if not way_out:
+            raise
+        raise UserError(f"{error}; {way_out}") from error
+    return model, check_network(model, page, data)
+
+
+def check_network(model: nn.Module, page: Page, data: Data) -> Witness:
+    """Raise UserError unless the network gives one score per class, also in training mode on the smallest batch.
+
+    Returns what was seen of a pass in evaluation mode.
+    """
+    alone = smallest_share(len(data.train), page.batch_size, page.drop_last)[0] == 1
+    images = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    trial = copy.deepcopy(model)
+    try:
+        logits, seen = watch(trial.eval(), images)
+        if alone:
+            check_single(trial, images, page)
+    except UserError:
+        raise
+    except Exception as error:  # a backbone may raise anything at all
+        raise UserError(
+            f"model '{page.model}' cannot take images of {tuple(images.shape[1:])}: {reason(error)}; "
+            f"{offer_size(page, data) or 'choose another model'}"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(data.classes)):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"model '{page.model}' must give scores of shape (1, {len(data.classes)}), it gives {shape}")
+    return seen
+
+
+@torch.no_grad()
+def check_single(model: nn.Module, images: torch.Tensor, page: Page) -> None:
+    """Raise UserError when the network cannot train on the single image an epoch's last batch has."""
+    try:
+        model.train()(images)
+    except ValueError as error:
+        raise UserError(
+            f"the last batch of an epoch has one image{' for a process' if count_ranks() > 1 else ''}, which this "
+            f"backbone cannot train on ({reason(error)}): set drop_last=true, or a batch_size other than "
+            f"{page.batch_size}"
+        ) from error
+
+
+def offer_size(page: Page, data: Data) -> str:
+    """Return the advice to take the smallest usual image size that the network takes, or nothing where none is found.
+
+    Sizes are tried with tensors that hold no numbers; the one that is offered really passes. Where a network cannot be
+    tried so, or too long, it is the size that timm's weights are for. The random state is kept.
+    """
+    known = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
+    usual = known.input_size[-1] if known is not None else SIZES[0]
+    began = time.monotonic()
+    likely = (
+        size
+        for size in sorted({*SIZES, usual} - {data.image_size})
+        if time.monotonic() - began < TRY_S and takes_size(page, data, size, "meta")
+    )
+    size = next(likely, usual)
+    passes = size != data.image_size and takes_size(page, data, size, "cpu")
+    return f"it takes images of {size}x{size}: try ARGS=image_size={size}" if passes else ""
+
+
+@torch.no_grad()
+def takes_size(page: Page, data: Data, size: int, device: str) -> bool:
+    """Return whether the network can be built for images of this size and takes them."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device(device):
+        warnings.simplefilter("ignore")
+        try:
+            model = create_network(page, model_arguments(page, dataclasses.replace(data, image_size=size))).eval()
+            model(torch.zeros(1, data.channels, size, size))
+        except Exception:  # a backbone may raise anything at all
+            return False
+    return True
+
+
+def count_prunable(page: Page) -> Callable[[nn.Module], int]:
+    """Return a function that counts the weights the page prunes in a network."""
+    return lambda model: sum(w.numel() for w in prunable_weights(model, find_layers(model, page)).values())
+
+
+def build(cell: Cell, data: Data) -> Built:
+    """Build the cell's network, on the CPU, with initial weights that depend on page and seed only; count its costs.
+
+    Weights are drawn there, so every device starts from the same ones; `place` takes it to the run's device. A method
+    that narrows the network gets the widest one whose prunable weights are within its budget.
+    """
+    page = cell.page
+    count = count_prunable(page)
+    width = 1.0
+    model, seen = make_network(page, data, cell.seed)
+    shape = (data.channels, data.image_size, data.image_size)
+    layers = find_layers(model, page)
+    refuse_transposed(cell, layers)
+    reference = costs = count_costs(model, layers, shape)
+    confirm(costs, seen)
+    remarks = tell_unmasked(model, layers, seen.factors, page)
+    dense_prunable, dense_parameters = count(model), sum(p.numel() for p in model.parameters())
+    if cell.method.narrows_network:
+
+        def narrowed(factor: float) -> nn.Module:
+            return create_network(page, narrow_arguments(page.model, model_arguments(page, data), factor))
+
+        width = find_width(narrowed, count, count_kept(cell.sparsity, dense_prunable))
+        arguments = narrow_arguments(page.model, model_arguments(page, data), width)
+        model = draw_network(page, arguments, cell.seed)
+        layers = find_layers(model, page)
+        costs = count_costs(model, layers, shape)
+    sizes = dense_prunable, dense_parameters
+    return Built(model, layers, costs, reference, *sizes, width, False, tuple(remarks))
+
+
+def place(built: Built, page: Page, device: torch.device) -> Built:
+    """Return a network as it is trained: on its device, in the page's memory format, norms synchronised over ranks."""
+    model = synchronise_norms(built.model, page).to(device)
+    channels_last = page.channels_last and not is_unsafe(model, device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return dataclasses.replace(built, model=model, channels_last=channels_last)
+
+
+def refuse_transposed(cell: Cell, layers: list[Layer]) -> None:
+    """Raise UserError for a method that prunes by rows where the rows of a prunable weight are inputs, not filters."""
+    settings = cell.method_settings()
+    rows = {"pattern": settings.get("pattern", "none"), "shuffle": settings.get("shuffle", "none")}
+    chosen = [f"{key}={value}" for key, value in rows.items() if value not in ("none", "layers")]
+    names = [layer.name for layer in layers if layer.prunable and layer.transposed]
+    if chosen and names:
+        raise UserError(
+            f"method '{cell.plugin.name}': {', '.join(chosen)} takes the rows of a weight for filters, and those of "
+            f"a transposed convolution are its inputs ({', '.join(names)}): keep these layers dense with "
+            f"ARGS=keep_dense=[{','.join(names)}], or leave {chosen[0].partition('=')[0]} out"
+        )
+
+
+def confirm(costs: Costs, seen: Witness) -> None:
+    """Raise UserError unless both counts of the network agree: in all, and for every convolution and linear layer."""
+    differing = [name for name, macs in costs.layers.items() if seen.weights[name] != macs]
+    if costs.dense != seen.total or differing:
+        where = f", in {', '.join(differing[:3])}" if differing else ""
+        raise UserError(
+            f"the cost of this backbone cannot be counted: its layers and operators take {costs.dense:,} multiply-adds "
+            f"for one image, a second count of a pass finds {seen.total:,}{where}; a weight that is also used from "
+            "outside its layer does that, or a part that was compiled; choose another backbone"
+        )
+
+
+def is_unsafe(model: nn.Module, device: torch.device) -> bool:
+    """Return whether channels_last would fail (three-dimensional convolutions) or corrupt memory.
+
+    On a CPU, torch's backward of a strided 1x1 convolution does:
+    seen in torch 2.11 and 2.14 with fewer than 8 input channels, as narrowed residual networks have; 16 is the margin.
+    """
+    if any(isinstance(module, nn.Conv3d | nn.ConvTranspose3d) for module in model.modules()):
+        return True
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    strided = [conv for conv in convolutions if set(conv.kernel_size) == {1} and max(conv.stride) > 1]
+    return device.type == "cpu" and any(conv.in_channels < 16 for conv in strided)
+
+
+def synchronise_norms(model: nn.Module, page: Page) -> nn.Module:
+    """Return the network with batch norms that normalise over all ranks' images, where the page says so.
+
+    By timm, which keeps the activations that its batch norms hold. Parameters and their names stay.
+    """
+    converted: nn.Module = convert_sync_batchnorm(model) if page.sync_batchnorm else model
+    return converted

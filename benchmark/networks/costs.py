@@ -1,0 +1,312 @@
+"""What a pass and a training cost, in multiply-adds, operator by operator."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import conv_flop_count
+from torch import nn
+
+from benchmark.base.errors import UserError, reason
+from benchmark.networks.prunable import Layer
+from benchmark.networks.witness import recount
+from methods.core import Scoring
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The multiply-adds of one forward pass over one image, split into prunable layers and the rest."""
+
+    per_weight: dict[str, int]  # prunable weight -> multiply-adds of one active weight (its output positions)
+    layers: dict[str, int]  # weight of any conv or linear layer -> its multiply-adds when dense
+    fixed: int  # of everything that no mask touches
+    dense: int  # of the whole network
+    operators: dict[str, int]  # operator -> multiply-adds, counted
+    omitted: dict[str, int]  # operator -> calls (or fvcore's own figure for norms and pools), left out
+
+    def forward(self, counts: Mapping[str, int]) -> int:
+        """Return the multiply-adds of a forward pass when `counts[name]` weights are active in each prunable layer."""
+        return self.fixed + sum(self.per_weight[name] * count for name, count in counts.items())
+
+
+def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, int]) -> Costs:
+    """Count the multiply-adds of `model` on one image of `shape` (channels, height, width).
+
+    Runs in evaluation mode with timm's fused attention off and leaves the model as it was.
+    Raises UserError for an operator that is neither counted nor known to be free, and when the trace fails.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    unfused = unfuse_attention(model)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device))
+    analysis.set_op_handle(**HANDLES).unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
+        "none"
+    )
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            by_operator, unsupported = analysis.by_operator(), analysis.unsupported_ops()
+            by_module = analysis.by_module_and_operator()
+    except Exception as error:  # a backbone may raise anything at all
+        raise UserError(f"the backbone's cost on images of {shape} cannot be counted: {reason(error)}") from error
+    finally:
+        fuse_attention(unfused)
+        model.train(was_training)
+    refuse_unknown(unsupported)
+    dense = {layer.name: sum(counted(by_module.get(module, {})) for module in layer.modules) for layer in layers}
+    price_outside(model, layers, dense, shape)
+    total = counted(by_operator)
+    per_weight = {}
+    for layer in layers:
+        if layer.prunable:
+            numel = model.get_parameter(layer.name).numel()
+            if dense[layer.name] % numel:
+                raise UserError(f"layer '{layer.name}': {dense[layer.name]} multiply-adds do not divide by {numel}")
+            per_weight[layer.name] = dense[layer.name] // numel
+    return Costs(
+        per_weight=per_weight,
+        layers=dense,
+        fixed=total - sum(dense[name] for name in per_weight),
+        dense=total,
+        operators={op: int(n) for op, n in by_operator.items() if op in COUNTED},
+        omitted={
+            **{op: int(n) for op, n in by_operator.items() if op not in COUNTED},
+            **{op: int(n) for op, n in unsupported.items()},
+        },
+    )
+
+
+def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, int, int]) -> None:
+    """Price, in `dense`, the layers whose weights are used from outside alone: a trace does not name these.
+
+    BEiT's attention does that. Raises UserError for a prunable layer that computes nothing.
+    """
+    bypassed = [name for name, macs in dense.items() if macs == 0]
+    if bypassed:
+        seen = recount(model, shape)
+        dense.update({name: seen.weights[name] for name in bypassed})
+    unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
+    if unused:
+        raise UserError(
+            f"layer {', '.join(unused)} computes nothing, so its sparsity could not be priced; exempt it with "
+            "keep_dense or choose another backbone"
+        )
+
+
+def counted(operators: Mapping[str, float]) -> int:
+    """Return the multiply-adds of the operators that count."""
+    return int(sum(n for op, n in operators.items() if op in COUNTED))
+
+
+def unfuse_attention(model: nn.Module) -> list[nn.Module]:
+    """Switch timm's fused attention off, which fvcore would drop from the count, and return the modules switched."""
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        setattr(module, "fused_attn", False)  # noqa: B010 (torch types every attribute of a module as a tensor)
+    return fused
+
+
+def fuse_attention(modules: list[nn.Module]) -> None:
+    """Switch fused attention on again in the modules that `unfuse_attention` returned."""
+    for module in modules:
+        setattr(module, "fused_attn", True)  # noqa: B010
+
+
+def refuse_unknown(unsupported: Counter[str]) -> None:
+    """Raise UserError for operators that may compute anything, since a total without them could be wrong."""
+    found = find_unknown(unsupported)
+    if found:
+        raise UserError(
+            f"the cost of this backbone cannot be counted: {', '.join(sorted(found))} is neither counted nor known to "
+            "be free of multiply-adds, and every multiplication is charged; choose another backbone"
+        )
+
+
+# The double backward of a layer runs six products where the backward runs two, so the second pass costs 3 + 6.
+PASSES = {1: 3, 2: 3 + 3 + 6}
+
+
+def scoring_cost(scoring: Scoring | None, dense: int, images: int) -> int:
+    """Return the multiply-adds of the gradients taken before training: 3 f_D per image for a gradient, 12 f_D with
+    the Hessian-gradient product (a gradient, the same again with its graph, and the backward through both)."""
+    return 0 if scoring is None else PASSES[scoring.order] * dense * images
+
+
+class Meter:
+    """Charges every training step with the masks then in force.
+
+    A step on one image costs a forward f, a backward through the inputs f, and weight gradients f, or f_D where the
+    method reads dense gradients (RigL, Appendix H). Invariant: `train` is an exact integer, the sum over all steps.
+    """
+
+    def __init__(self, costs: Costs, reference: Costs) -> None:
+        self.costs = costs
+        self.reference = reference  # of the full network: what shares are relative to
+        self.forward = costs.dense
+        self.train = 0
+        self.train_dense = 0
+        self.scoring = 0
+
+    def on_commit(self, counts: Mapping[str, int]) -> None:
+        """Take note of the masks now in force."""
+        self.forward = self.costs.forward(counts)
+
+    def charge_scoring(self, scoring: Scoring | None, images: int) -> None:
+        """Charge the gradients a method took before the first step."""
+        self.scoring = scoring_cost(scoring, self.costs.dense, images)
+        self.train += self.scoring
+
+    def step(self, images: int, forward_macs: int, dense_gradients: bool) -> None:
+        """Charge one training step on so many images, whose forward pass cost `forward_macs` each."""
+        weight_gradients = self.costs.dense if dense_gradients else forward_macs
+        self.train += images * (2 * forward_macs + weight_gradients)
+        self.train_dense += images * 3 * self.reference.dense
+
+    def state(self) -> dict[str, int]:
+        """Return what a checkpoint needs."""
+        return {"train": self.train, "train_dense": self.train_dense, "scoring": self.scoring}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Restore what `state` returned."""
+        self.train, self.train_dense, self.scoring = state["train"], state["train_dense"], state["scoring"]
+
+
+Handle = Callable[[Sequence[Any], Sequence[Any]], Counter[str]]
+
+COUNTED = {"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"}  # by fvcore's names, or by those below
+COUNTED |= {"addbmm", "addmv", "attention", "baddbmm", "dot", "inner", "mv", "outer", "vdot"}
+
+
+def sizes(value: Any) -> list[int]:
+    """Return the shape of a value in a trace."""
+    return list(value.type().sizes())
+
+
+def count_product(name: str, first: int = 0) -> Handle:
+    """Return a counter of products whose first factor is the input at `first`: a sum over its last dimension each."""
+
+    def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+        factor, out = sizes(inputs[first]), sizes(outputs[0])
+        summed = factor[0] if name == "addbmm" else 1  # products that are added up
+        return Counter({name: summed * prod(out) * factor[-1]})
+
+    return count
+
+
+def outer(out: int, first: int, second: int) -> int:
+    """Return the multiply-adds of a product element by element, all numbers of elements given.
+
+    Nothing, as of every such product, unless the result has more elements than either factor: that is an outer product,
+    and whoever sums it has written a product of matrices.
+    """
+    return out if out > max(first, second) else 0
+
+
+def count_elements(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a product element by element; one that costs nothing as a call, as fvcore does what it leaves out."""
+    factors = [value for value in inputs[:2] if value.isCompleteTensor()]
+    macs = outer(prod(sizes(outputs[0])), *(prod(sizes(value)) for value in factors)) if len(factors) == 2 else 0
+    return Counter({"outer": macs} if macs else {"aten::mul": 1})
+
+
+def count_padded(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a convolution whose padding is a name, `same` or `valid`."""
+    return Counter({"conv": int(conv_flop_count(sizes(inputs[0]), sizes(inputs[1]), sizes(outputs[0])))})
+
+
+def count_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count fused attention: the scores, then the mean of the values."""
+    query, key, value = (sizes(tensor) for tensor in inputs[:3])
+    return Counter({"attention": prod(query[:-1]) * key[-2] * (query[-1] + value[-1])})
+
+
+def count_einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Count a sum of products of two tensors, as torch computes it: what one of them has alone is summed before.
+
+    Raises ValueError for three tensors and more, which are multiplied in an order that the equation does not say.
+    """
+    equation = str(inputs[0].toIValue()).replace(" ", "")
+    tensors = [sizes(value) for value in inputs[1].node().inputs()]
+    terms, arrow, result = equation.partition("->")
+    if not arrow:  # what occurs once is kept
+        result = "".join(index for index in terms if terms.count(index) == 1)
+    return Counter({"einsum": sum_of_products(terms.split(","), result, tensors)})
+
+
+def sum_of_products(terms: list[str], result: str, tensors: list[list[int]]) -> int:
+    """Return the multiply-adds of an einsum, its indices given: `["bij", "bjk"]` and `"bik"`."""
+    if len(terms) > 2 or len(terms) != len(tensors):
+        raise ValueError(f"it has an einsum of {len(tensors)} tensors, {','.join(terms)}: multiply them two at a time")
+    if len(terms) == 1:
+        return 0
+    named = [expand_dots(term, len(shape)) for term, shape in zip(terms, tensors, strict=True)]
+    kept = result.replace("...", "0123456789")
+    first, second = (dict(zip(term, shape, strict=True)) for term, shape in zip(named, tensors, strict=True))
+    extents = {index: max(first.get(index, 1), second.get(index, 1)) for index in {**first, **second}}
+    out, *left = (prod(n for index, n in sides.items() if index in kept) for sides in (extents, first, second))
+    both = {index for index in first.keys() & second.keys() if min(first[index], second[index]) > 1}
+    summed = [extents[index] for index in both if index not in kept]
+    return prod(summed) * out if summed else outer(out, *left)
+
+
+def expand_dots(term: str, dimensions: int) -> str:
+    """Return a term of an einsum with a digit for each dimension that its dots stand for, counted from the right."""
+    hidden = dimensions - len(term.replace("...", ""))
+    return term.replace("...", "".join(str(place) for place in reversed(range(hidden))))
+
+
+HANDLES: dict[str, Handle] = {
+    "aten::_convolution_mode": count_padded,
+    **{f"aten::{name}": count_elements for name in ("mul", "multiply", "outer")},
+    "aten::scaled_dot_product_attention": count_attention,
+    "aten::einsum": count_einsum,
+    **{f"aten::{name}": count_product(name) for name in ("matmul", "mv", "dot", "vdot", "inner")},
+    **{f"aten::{name}": count_product(name, first=1) for name in ("addmv", "baddbmm", "addbmm")},
+}
+
+# Operators without multiply-adds of their own: element by element, shapes, choices, norms, pools, sums, constants.
+# Fvcore's list of those that it ignores comes before.
+NAMES = """
+    abs acos adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d add addcdiv addcmul adjoint alias all alpha_dropout amax amin and any arange argmax argmin
+    argsort as_strided asin atan atan2 atleast_1d atleast_2d avg_pool1d avg_pool2d avg_pool3d batch_norm bernoulli
+    bitwise_and bitwise_not bitwise_or block_diag Bool broadcast_tensors broadcast_to bucketize ceil celu
+    channel_shuffle clamp clamp_max clamp_min clone col2im column_stack complex concat concatenate conj contiguous
+    copy cos cosh count_nonzero cummax cummin cumprod cumsum diag diagonal diff dim div divide dropout dsplit dstack
+    elu embedding empty_like eq erf erfc exp exp2 expand_as expm1 feature_dropout fill flatten flip fliplr flipud
+    Float FloatImplicit floor floordiv fmod frac frobenius_norm ge gelu glu grid_sampler group_norm gt hardshrink
+    hardsigmoid hardswish hardtanh hsplit hstack hypot im2col imag index_add index_copy index_fill index_put
+    index_select instance_norm IntImplicit is_nonzero isfinite isinf isnan item layer_norm le leaky_relu lerp
+    lift_fresh linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logcumsumexp
+    logical_and logical_not logical_or logical_xor logit logsumexp lt masked_fill masked_scatter masked_select
+    matrix_H max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d maximum mean median meshgrid
+    mH min minimum mish mode moveaxis movedim mT mul nan_to_num narrow_copy native_batch_norm native_group_norm
+    native_layer_norm ne neg new_full new_ones new_zeros norm normal not_equal numel numpy_T one_hot ones_like or
+    pad permute pixel_shuffle pixel_unshuffle polar pow prelu prod rand rand_like randint randn randn_like randperm
+    ravel real reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder renorm repeat repeat_interleave
+    replication_pad1d replication_pad2d reshape_as resolve_conj rms_norm roll rot90 round rrelu rsqrt rsub
+    scalar_tensor scatter scatter_add searchsorted select_scatter selu sigmoid sign silu sin sinh slice_scatter
+    softmax softplus softshrink sort split split_with_sizes sqrt square squeeze stack std std_mean stride sub
+    subtract sum swapaxes swapdims take take_along_dim tan tanh tensor tensor_split threshold tile topk tril triu
+    true_divide trunc unflatten unfold uniform unsafe_chunk unsafe_split upsample_bicubic2d upsample_bicubic2d_aa
+    upsample_bilinear2d upsample_bilinear2d_aa upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d var var_mean view_as view_as_complex view_as_real vsplit vstack where
+    xor zero
+"""
+FREE = frozenset(NAMES.split())
+
+
+def find_unknown(operators: Iterable[str]) -> list[str]:
+    """Return the operators of a trace, `aten::name`, that are not known to be free; in place (`name_`) like out of."""
+    names = ((operator, operator.removeprefix("aten::")) for operator in operators)
+    return [operator for operator, name in names if name.strip("_") not in FREE]

@@ -1,0 +1,1 @@
+"""Sheets made from predictions: the paper's printed costs recounted, its tables on many GPUs, deviations."""

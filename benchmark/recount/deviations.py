@@ -1,0 +1,141 @@
+"""`python -m benchmark.recount.deviations`: rebuild or check the sheet of deviations, made from methods' docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+
+from benchmark.base.errors import UserError
+from benchmark.config.plugins import METHODS, built_in_names, find_method
+
+CODE, UNKNOWN = "authors' code", "not stated"
+COLUMNS = ("point", "paper", CODE, "here", "why")
+HEADER = f"Deviations ({' | '.join(COLUMNS)}):"
+NOTHING = "none"
+SHEET = "DEVIATIONS.md"
+
+INTRODUCTION = """\
+# Deviations
+
+For each method: what its paper says, what its authors' code does, what this suite does, and why. Points on which all
+agree are listed where codes often differ. "Not stated": the paper does not say. Of the authors' code a row says what it
+does, or where it was looked for. Data and recipe belong to the page (`configs/*.yaml`) and are the same for every
+method on it.
+
+Made from the docstrings of `methods/*.py` by `make deviations`; do not edit."""
+
+
+def docstring_lines(source: str, file: str) -> tuple[int, list[str]]:
+    """Return the line number at which the module docstring of `source` starts, and its lines.
+
+    Raises UserError, naming `file`, when there is no docstring.
+    """
+    body = ast.parse(source, filename=file).body
+    first = body[0] if body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return first.lineno, first.value.value.splitlines()
+    raise UserError(f"{file}, line 1: there is no docstring: start the file with one that ends with '{HEADER}'")
+
+
+def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
+    """Return the rows of the section "Deviations" that ends the module docstring of `source`, a cell per column.
+
+    A row starts with "- " and goes on in lines indented by two spaces; the single line "none" stands for no row. Raises
+    UserError, naming `file` and the line, when the section is missing or empty, when a line is neither, and when a
+    row has another number of cells than the header or an empty one.
+    """
+    first, lines = docstring_lines(source, file)
+    if HEADER not in lines:
+        raise UserError(
+            f"{file}, line {first + len(lines) - 1}: the module docstring must end with a section that starts with "
+            f"the line '{HEADER}' (methods/README.md, \"Recipe\")"
+        )
+    start = lines.index(HEADER) + 1
+    written = [(number, line) for number, line in enumerate(lines[start:], first + start) if line.strip()]
+    if [line for _, line in written] == [NOTHING]:
+        return []
+    rows: list[tuple[int, str]] = []
+    for number, line in written:
+        if line.startswith("- "):
+            rows.append((number, line[2:]))
+        elif line.startswith("  ") and rows:
+            begun, text = rows.pop()
+            rows.append((begun, f"{text} {line.strip()}"))
+        else:
+            raise UserError(
+                f"{file}, line {number}: '{line.strip()}' is no row: a row of the deviations starts with '- ', its "
+                f"further lines with two spaces; '{NOTHING}' stands alone"
+            )
+    if not rows:
+        raise UserError(f"{file}, line {first + start - 1}: the deviations have no row: write '{NOTHING}' under them")
+    return [split_row(text, f"{file}, line {number}") for number, text in rows]
+
+
+def split_row(text: str, place: str) -> tuple[str, ...]:
+    """Return the cells of a row.
+
+    Raises UserError, naming the place, for a wrong number of them, for an empty one, and for authors' code of which it
+    is said neither what it does nor where it was looked for.
+    """
+    cells = tuple(cell.strip() for cell in text.split("|"))
+    if len(cells) != len(COLUMNS):
+        raise UserError(f"{place}: a row must have {len(COLUMNS)} cells ({' | '.join(COLUMNS)}), got {len(cells)}")
+    for column, cell in zip(COLUMNS, cells, strict=True):
+        if not cell:
+            raise UserError(f"{place}: the cell '{column}' of '{cells[0]}' is empty: write 'not stated' if unknown")
+    if UNKNOWN in cells[COLUMNS.index(CODE)].lower():
+        raise UserError(
+            f"{place}: the cell '{CODE}' of '{cells[0]}' must say what the code does, or where it was looked for, got "
+            f"'{UNKNOWN}': write 'not in OWNER/REPOSITORY', or 'no code was published'"
+        )
+    return cells
+
+
+def make_section(name: str) -> str:
+    """Return the part of the sheet on the built-in method `name`: reference, link to its file, table."""
+    file = f"{name}.py"
+    head = f"## {name}\n\n{find_method(name).cls.reference} ([methods/{file}]({file}))\n\n"
+    rows = read_rows((METHODS / file).read_text(encoding="utf-8"), f"methods/{file}")
+    if not rows:
+        return f"{head}No deviations."
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return head + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def make_sheet() -> str:
+    """Return the sheet of all built-in methods, in Markdown: a pure function of the files in `methods/`."""
+    return "\n\n".join([INTRODUCTION, *(make_section(name) for name in built_in_names())]) + "\n"
+
+
+def is_current() -> bool:
+    """Return whether the sheet in `methods/` is the one the docstrings give. Writes nothing."""
+    sheet = METHODS / SHEET
+    return sheet.is_file() and sheet.read_text(encoding="utf-8") == make_sheet()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 1 for a sheet that is out of date, 2 for a malformed docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.recount.deviations", description="Rebuild the deviation sheet."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the sheet is out of date")
+    asked = parser.parse_args(arguments)
+    try:
+        if not asked.check:
+            (METHODS / SHEET).write_text(make_sheet(), encoding="utf-8")
+            print(f"methods/{SHEET}: {len(built_in_names())} methods")
+            return 0
+        if is_current():
+            print(f"{SHEET} is up to date")
+            return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"methods/{SHEET} is not what the docstrings of methods/*.py give: run make deviations", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

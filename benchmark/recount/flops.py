@@ -1,0 +1,288 @@
+"""The sheet docs/flops.md: the costs that the paper's ImageNet table prints, recounted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from benchmark.base.console import format_flops
+from benchmark.recount.figures import (
+    AGREES,
+    COLUMNS,
+    COSTS,
+    KINDS,
+    MISSED,
+    MIXED,
+    NEAREST,
+    ROUNDING,
+    UP,
+    Entry,
+    Figures,
+    Reading,
+    count_printed,
+    find_part,
+    find_roundings,
+    judge_all,
+    printed_shares,
+    work_out,
+)
+from benchmark.recount.sheets import DOCS, run_sheet, wrap
+from leaderboard.paper.markdown import meaning_of
+from leaderboard.paper.published import PaperRow, Tables, load_tables
+from leaderboard.tables.table import line
+
+HEAD = """\
+# The FLOPs of the paper's Table 3, recounted
+
+Made by `make flops` from the printed costs in [paper_tables.yaml](../leaderboard/paper/paper_tables.yaml), the
+conventions in [flops.yaml](flops.yaml) and the suite's own counter and meter; do not edit. ResNet-50 on ImageNet, for
+which neither images nor training are needed: where no learnt mask decides, a cost follows from layers and schedule."""
+TITLES = {
+    MIXED: "Two conventions in one row",
+    MISSED: "Not reproduced",
+    ROUNDING: "One convention, rounded in two ways",
+    AGREES: "One convention gives both",
+}
+
+
+def make_sheet(figures: Figures, given: dict[str, Any], tables: Tables) -> str:
+    """Return the sheet, in Markdown, for `given`, the content of docs/flops.yaml, and what is printed."""
+    rows = find_part(tables).rows
+    entries = judge_all(rows, figures["readings"])
+    parts = [HEAD, finding_section(entries, figures, given, tables), recount_section(entries, given, tables)]
+    parts += [page_section(rows, figures, tables), missing_section(rows, figures, given, tables)]
+    return "\n\n".join([*parts, source_section(figures, given, tables, rows)]) + "\n"
+
+
+def finding_section(entries: list[Entry], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
+    """Return what follows from the verdicts: which printed costs mix conventions, and which none gives."""
+    counts = count_printed(entries)
+    dense = figures["dense"]
+    text = (
+        f"Dense, the network costs {format_flops(dense['macs'])} FLOPs an image ({dense['weights']:,} weights in "
+        f"{dense['layers']} layers). Of {sum(counts.values())} printed shares of it that can be recounted, "
+        f"{counts[NEAREST]} are given by a convention below to the nearest digit, {counts[UP]} only rounded up, "
+        f"{counts[MISSED]} by none."
+    )
+    lines = ["## What is found", "", wrap(text)]
+    for kind in KINDS:
+        found = [entry for entry in entries if entry.verdict.kind == kind]
+        if found:
+            lines += ["", f"**{TITLES[kind]}**", ""]
+            lines += [wrap(f"- {name_rows(entry)}: {explain(entry, given, tables)}") for entry in found]
+    return "\n".join(lines)
+
+
+def explain(entry: Entry, given: dict[str, Any], tables: Tables) -> str:
+    """Return the verdict over an entry in words."""
+    verdict = entry.verdict
+    printed = {column: f"{text} at {column} %" for column, text in show_printed(entry, tables).items()}
+    if verdict.kind == AGREES:
+        both = " and ".join(printed.values())
+        return f"{both}, rounded {verdict.rounding}: {name_readings(verdict.best, given)}."
+    if verdict.kind == ROUNDING:
+        ways = {column: name_way(entry, verdict.best, column) for column in printed}
+        both = " and ".join(f"{text} only rounded {ways[column]}" for column, text in printed.items())
+        return f"{both}: {name_readings(verdict.best, given)}."
+    parts = []
+    for column, text in printed.items():
+        matches = verdict.matches[column]
+        if matches:
+            way = name_way(entry, matches, column)
+            parts.append(f"{text} is {name_readings(matches, given, column)}, rounded {way}")
+        else:
+            near = min(entry.readings, key=lambda reading: abs(reading["shares"][column] - entry.printed[column]))
+            parts.append(f"{text} is none of those tried, the nearest being {name_readings([near], given, column)}")
+    return "; ".join(parts) + ("; nothing gives both." if verdict.kind == MIXED else ".")
+
+
+def show_printed(entry: Entry, tables: Tables) -> dict[str, str]:
+    """Return what is printed, with the mark that says how well it is known, by column."""
+    return {
+        column: f"{share:.2f} {tables.marks[entry.statuses[column]]}".rstrip()
+        for column, share in entry.printed.items()
+    }
+
+
+def name_way(entry: Entry, readings: list[Reading], column: str) -> str:
+    """Return how readings have to be rounded to give what is printed: NEAREST where one does so."""
+    ways = set().union(*(find_roundings(reading["shares"][column], entry.printed[column]) for reading in readings))
+    return NEAREST if NEAREST in ways else UP
+
+
+def name_readings(readings: list[Reading], given: dict[str, Any], column: str = "") -> str:
+    """Return readings in words, counters of one convention together, with their shares at `column`, if any."""
+    found: dict[str, list[str]] = {}
+    for reading in readings:
+        share = f"{reading['shares'][column]:.4f} by " if column else ""
+        found.setdefault(name_convention(reading, given), []).append(
+            f"{share}{given['counters'][reading['counter']]['label']}"
+        )
+    return ", or ".join(f"*{name}* ({', '.join(counted)})" for name, counted in found.items())
+
+
+def name_convention(reading: Reading, given: dict[str, Any]) -> str:
+    """Return the layers of a reading and, where it is not that of constant masks, the formula of training."""
+    rule = reading.get("rule", "")
+    layers = str(given["layers"][reading["layers"]]["label"])
+    return layers if is_constant(rule, given) else f"{layers}; {given['training'][rule]['label']}"
+
+
+def is_constant(rule: str, given: dict[str, Any]) -> bool:
+    """Return whether training costs the share that inference does."""
+    return not rule or given["training"][rule]["formula"] == "sparse"
+
+
+def name_rows(entry: Entry) -> str:
+    """Return the rows of an entry, with the cost where only one of the two is meant."""
+    return "; ".join(
+        label if len(costs) == len(COSTS) else f"{label} ({costs[0]})" for label, costs in entry.rows.items()
+    )
+
+
+def recount_section(entries: list[Entry], given: dict[str, Any], tables: Tables) -> str:
+    """Return every reading of every printed cost."""
+    labels = [counter["label"] for counter in given["counters"].values()]
+    heads = ["row", "convention"]
+    for column in COLUMNS:
+        heads += [f"{column} %: printed", *labels]
+    lines = [line([*heads, "verdict"]), line(["---", "---"] + ["---:"] * (len(heads) - 2) + ["---"])]
+    for entry in entries:
+        lines += entry_lines(entry, given, tables)
+    text = (
+        "Costs are multiples of the dense network's. A row stands for both of its costs, which are the same while the "
+        f"masks have a constant size, unless one is named. **Bold** gives the printed digits rounded {NEAREST}, ↑ only "
+        f"rounded {UP}; what has neither does not give them."
+    )
+    return "\n".join(["## Every reading", "", wrap(text), "", *lines])
+
+
+def entry_lines(entry: Entry, given: dict[str, Any], tables: Tables) -> list[str]:
+    """Return the lines of an entry: one for each convention."""
+    conventions: dict[str, dict[str, Reading]] = {}
+    for reading in entry.readings:
+        conventions.setdefault(name_convention(reading, given), {})[reading["counter"]] = reading
+    lines = []
+    for number, (name, by_counter) in enumerate(conventions.items()):
+        cells = ["" if number else name_rows(entry), name]
+        for column, share in entry.printed.items():
+            cells.append("" if number else show_printed(entry, tables)[column])
+            cells += [mark_share(by_counter[counter]["shares"][column], share) for counter in given["counters"]]
+        lines.append(line([*cells, "" if number else name_verdict(entry)]))
+    return lines
+
+
+def name_verdict(entry: Entry) -> str:
+    """Return the verdict over an entry in three words."""
+    return f"{entry.verdict.kind}, {entry.verdict.rounding}".removesuffix(", ")
+
+
+def mark_share(share: float, printed: float) -> str:
+    """Return a share, bold where it rounds to what is printed, with an arrow where it does only rounded up."""
+    ways = find_roundings(share, printed)
+    return f"**{share:.4f}**" if NEAREST in ways else f"{share:.4f} ↑" if UP in ways else f"{share:.4f}"
+
+
+def page_section(rows: tuple[PaperRow, ...], figures: Figures, tables: Tables) -> str:
+    """Return what the suite predicts for its own rows."""
+    heads = ["row", "ours", *(f"{column} %: {cost}" for column in COLUMNS for cost in COSTS)]
+    lines = [line(heads), line(["---"] * 2 + ["---:"] * (len(heads) - 2))]
+    for row in rows:
+        for shown in figures["page"].get(row.label, []):
+            cells = [row.label, f"`{shown['row']}`"]
+            for column, cell in row.cells.items():
+                ours = shown["columns"][str(column)]
+                likely = "" if ours["exact"] else "≈ "
+                for cost in COSTS:
+                    printed = printed_shares(row, cost).get(str(column))
+                    beside = "" if printed is None else f"; {printed:.2f} {tables.marks[cell.status]}".rstrip()
+                    cells.append(f"{likely}{ours[cost]:.4f}{beside}")
+            lines.append(line(cells))
+    text = (
+        "What `make table3 PLAN=1` predicts for the rows that the suite has, in multiply-adds, with the schedules of "
+        "the page and no layer kept dense; behind it what is printed. ≈: which layers keep their weights is decided in "
+        "training or by scores; until a run says so the planned count is divided as the page divides it, so such a "
+        "figure says nothing about the printed one."
+    )
+    return "\n".join(["## On our own page", "", wrap(text), "", *lines])
+
+
+def missing_section(rows: tuple[PaperRow, ...], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
+    """Return the rows whose printed costs nobody can recount, each with the reason."""
+    lines = []
+    for row in rows:
+        if not any(figures["readings"][row.label].values()):
+            shares = {cost: printed_shares(row, cost) for cost in COSTS}
+            mark = tables.marks[next(iter(row.cells.values())).status]
+            printed = "; ".join(
+                f"{cost} {' and '.join(f'{share:.2f} {mark}'.rstrip() for share in found.values())}"
+                for cost, found in shares.items()
+                if found
+            )
+            lines.append(
+                wrap(f"- {row.label}{f' ({printed})' if printed else ''}: {given['rows'][row.label]['reason']}.")
+            )
+    return "\n".join(["## What cannot be recounted", "", *lines])
+
+
+def source_section(figures: Figures, given: dict[str, Any], tables: Tables, rows: tuple[PaperRow, ...]) -> str:
+    """Return every convention with its source, and what the marks mean."""
+    lines = []
+    for name, entry in given["layers"].items():
+        found = figures["left_out_pct"].get(name, {})
+        over = f" Over all layers {' and '.join(f'{share:.2f}' for share in found.values())} % of the weights are out."
+        lines.append(f"- Layers, *{entry['label']}*: {entry['source']}.{over if found else ''}")
+    lines += [f"- Training, *{entry['label']}*: {entry['source']}." for entry in given["training"].values()]
+    lines += [f"- Counted by *{entry['label']}*: {entry['source']}." for entry in given["counters"].values()]
+    used = {cell.status for row in rows for cell in row.cells.values()}
+    lines += [f"- {mark} {meaning_of(tables, name)}" for name, mark in tables.marks.items() if name in used and mark]
+    text = (
+        "f_D and f_S are the costs of a forward pass of the dense and of the sparse network on one image, f(t) is that "
+        "with the masks of step t. Inference costs f_S of the final masks. Norms, pooling and the loss are left out, "
+        "and so is a gradient before training."
+    )
+    return "\n".join(["## Conventions and sources", "", wrap(text), "", *map(wrap, lines)])
+
+
+SHEET, FIGURES, GIVEN = "flops.md", "flops.json", "flops.yaml"  # made, worked out, written by hand
+
+
+def read_given() -> dict[str, Any]:
+    """Return the conventions."""
+    given: dict[str, Any] = yaml.safe_load((DOCS / GIVEN).read_text(encoding="utf-8"))
+    return given
+
+
+def make_files() -> dict[str, str]:
+    """Return the content of the files that the command writes, by name, everything worked out anew: some seconds."""
+    given, tables = read_given(), load_tables()
+    figures = work_out(given, find_part(tables))
+    return {FIGURES: json.dumps(figures, indent=1) + "\n", SHEET: make_sheet(figures, given, tables)}
+
+
+def find_stale() -> str:
+    """Return why the sheet is not up to date, or nothing."""
+    for name, content in make_files().items():
+        if (DOCS / name).read_text(encoding="utf-8") != content:
+            return f"docs/{name} is not what the cost engine, docs/{GIVEN} and the published tables give"
+    return ""
+
+
+def rebuild() -> str:
+    """Write the figures and the sheet, and return where the figures are."""
+    for name, content in make_files().items():
+        (DOCS / name).write_text(content, encoding="utf-8")
+    return f"figures in docs/{FIGURES}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 1 for a sheet that is out of date."""
+    return run_sheet(arguments, "flops", find_stale, rebuild)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Runs that branches come from, found by name, and how they began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.base.errors import UserError
+from benchmark.base.files import run_folder
+from benchmark.config.cells import PROTOCOL, Cell
+from benchmark.config.pages import changed_settings, load_page, merge_settings
+from benchmark.config.plugins import digest, find_method
+from benchmark.runs.checkpoints import list_snapshots, load_checkpoint, read_snapshot
+from leaderboard import Record, RecordError, UnreadableError, read_record
+from leaderboard.store.records import file_stem, list_files
+from leaderboard.store.repeat import repeat_words
+from leaderboard.tables.table import gather, plain
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A run that can be branched, or trained again up to an epoch.
+
+    `history` has a line for each epoch that is known; `record` is None where the run has not finished, and the first of
+    repeats otherwise. `cell` lacks its donor.
+    """
+
+    cell: Cell
+    folder: Path  # of its files
+    record: Record | None
+    history: list[dict[str, Any]]
+    fingerprint: str  # of its data
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+
+def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
+    """Return the run called `name`, by the first of the `stores` of records that has it, or by its files in `runs`.
+
+    `name` is a run's, or the path or file name of its record. Raises UserError for a run that is not there, diverged,
+    is a branch itself, is of another protocol or page, or whose method's file has changed.
+    """
+    run = Path(name).name.removesuffix(".json")
+    record = find_record(name, run, stores)
+    run = record["run"] if record is not None else run
+    folder = run_folder(runs, run)
+    if record is not None:
+        about, history, fingerprint = record, record["history"], record["data"]["fingerprint"]
+        if record["status"] != "ok":
+            raise UserError(f"run {run} {record['status']}: there is nothing to go on from; name another run")
+    else:
+        state = read_state(folder)
+        about, history, fingerprint = state["cell"], state["history"], state["data"]
+    try:
+        if "branch" in about:
+            parent = plain(about["branch"]["parent"])
+            raise UserError(f"run {run} is a branch of {parent} and cannot be branched itself: branch {parent}")
+        return Parent(rebuild_cell(about, fingerprint), folder, record, history, fingerprint)
+    except (LookupError, TypeError, AttributeError) as error:  # of a checkpoint that was not written here
+        raise UserError(f"run {run}: its checkpoint does not say what was asked of it: {error!r}") from error
+
+
+def find_record(name: str, run: str, stores: Iterable[Path]) -> Record | None:
+    """Return the record that is meant: that in a file, or the first of a run's repeats; None where there is none."""
+    if name.endswith(".json") and Path(name).is_file():
+        try:
+            return read_record(Path(name))
+        except RecordError as error:
+            raise UserError(f"record {name}: {error}") from error
+    for store in stores:
+        found = []
+        for path in list_files(store):
+            if path.name.startswith(f"{file_stem(run)}."):
+                try:
+                    found.append({**read_record(path), "file": path.name})
+                except UnreadableError as error:  # it may be there, and be the one that is meant
+                    raise UserError(f"record {path}: {error}; try again") from error
+                except RecordError:  # damaged: `make verify` names it
+                    continue
+        found = [record for record in found if record["run"] == run]
+        if found:
+            return gather(found).counted[0]
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint, or else the last snapshot, of a run that has no record. Raises UserError without either.
+
+    A checkpoint of a version that did not keep what the run was asked to do is refused.
+    """
+    if (folder / "checkpoint").is_file():
+        state = load_checkpoint(folder / "checkpoint")
+        if not {"cell", "history", "data"} <= state.keys():
+            raise UserError(
+                f"checkpoint {folder / 'checkpoint'} does not say what run it is of, for an earlier version of "
+                "sparse-bench wrote it: let the run go on for a while, or finish"
+            )
+        return state
+    there = list_snapshots(folder)
+    if not there:
+        runs = sorted(path.parent.name for path in folder.parent.glob("*/checkpoint"))
+        raise UserError(
+            f"no run '{folder.name}': it has neither a record, nor a checkpoint or a snapshot in {folder.parent}; "
+            f"interrupted there: {', '.join(runs) or 'none'}"
+        )
+    return read_snapshot(folder, there[-1])
+
+
+def rebuild_cell(about: dict[str, Any], fingerprint: str) -> Cell:
+    """Return the cell that a record, or what `describe_start` says of it, is of; without its donor.
+
+    `fingerprint`: of its data, which may be part of its name.
+
+    Raises UserError unless it is the very same: protocol, page, settings and the method's file.
+    """
+    run, name = about["run"], about["page"]["name"]
+    if about["protocol"] != PROTOCOL:
+        raise UserError(
+            f"run {run} is of protocol {about['protocol']}, this version's is {PROTOCOL}: the same settings now give "
+            "other numbers; run it again"
+        )
+    default = load_page(name)
+    page = merge_settings(about["page"]["settings"], f"run {run}")
+    method = about["method"]
+    # what decides how a record's method is called where it is neither built in nor installed
+    called = repeat_words({**about, "environment": {"device": ""}})[1]
+    if called.endswith(".py") and (not Path(called).is_file() or digest(Path(called)) != method["sha256"]):
+        raise UserError(f"run {run}: the file of its method, {plain(called)}, is not there any more, or has changed")
+    plugin = find_method(called)  # a file is not run because a record names it: it is the one that was run before
+    if plugin.sha256 != method["sha256"]:
+        raise UserError(f"run {run}: the file of its method, {plugin.source}, has changed since; run it again")
+    settings = {key: value for key, value in method["settings"].items() if key in plugin.settings()}
+    built = plugin.build(page, about["sparsity"], settings)
+    changes = changed_settings(page, default)
+    cell = Cell(name, page, changes, plugin, built, dict(method["changed"]), about["sparsity"], about["seed"])
+    found = cell.with_name(run, fingerprint)
+    if method.get("donor") is None and found.identity != run:
+        raise UserError(f"run {run}: its settings now give run {found.identity}; run it again")
+    return found

@@ -1,0 +1,300 @@
+"""The record of a run that ended: what it describes, what it refuses, and the cost of its smaller network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.base.errors import UserError
+from benchmark.base.system import describe_environment, describe_git
+from benchmark.config.cells import PROTOCOL, Cell
+from benchmark.config.pages import Page
+from benchmark.data.sets import Data
+from benchmark.distributed.ranks import count_norm_shares, count_ranks
+from benchmark.networks.build import Built, ImageFacts, create_network, model_arguments
+from benchmark.networks.filters import count_slim, holds_whole_filters
+from benchmark.networks.narrow import narrow_arguments
+from benchmark.networks.prunable import find_layers, prunable_weights
+from benchmark.training.train import Training
+from leaderboard import Record, find_faults
+from leaderboard.store.kinds import is_number
+from leaderboard.store.schema import SCHEMA
+
+DIVERGED_SHARE = 0.01  # a run with more skipped steps than this has diverged
+
+
+def make_record(cell: Cell, built: Built, run: Training, command: str, started: datetime) -> Record:
+    """Return the record of a finished run; every figure is taken from the run's own state."""
+    counts = run.maskset.counts()
+    prunable, active = run.maskset.total, sum(counts.values())
+    parameters = sum(p.numel() for p in run.model.parameters())
+    alive = parameters - prunable + active
+    return {
+        "schema": SCHEMA,
+        "protocol": PROTOCOL,
+        "run": cell.identity,
+        "started": stamp(started),
+        "finished": stamp(max(datetime.now(timezone.utc), started)),  # a clock may be set back meanwhile
+        "command": command,
+        "status": "diverged" if has_diverged(run) else "ok",
+        "skipped_steps": run.skipped_steps,
+        "page": describe_page(cell),
+        "method": describe_method(cell, built),
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+        "data": describe_data(run),
+        **describe_accuracy(run.history),
+        "weights": {
+            "prunable": prunable,
+            "active": active,
+            "nonzero": count_nonzero(run.evaluated(), run.maskset.masks),
+            "parameters": parameters,
+            "active_parameters": alive,
+            "dense_prunable": built.dense_prunable,
+            "dense_parameters": built.dense_parameters,
+        },
+        "density": {"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters},
+        "layers": describe_layers(built, counts),
+        "empty_layers": [name for name, count in counts.items() if count == 0],
+        "masks_sha256": run.maskset.sha256(),
+        "macs": describe_macs(built, run),
+        "history": run.history,
+        "updates": run.updates,
+        "time": {
+            "train_s": run.train_s,
+            "eval_s": run.eval_s,
+            "total_s": run.train_s + run.eval_s,
+            "images_per_s": images_trained(own_page(run), run.data) / run.train_s,
+        },
+        "environment": describe_arithmetic(run),
+        "git": describe_git(),
+    }
+
+
+def count_nonzero(model: nn.Module, masks: Iterable[str]) -> int:
+    """Return how many of the weights that have masks are not zero, in the network that is evaluated and exported.
+
+    Fewer than are active where a weight was grown and never had a gradient: a budget is of active weights.
+    """
+    return sum(int(torch.count_nonzero(model.get_parameter(name))) for name in masks)
+
+
+def describe_arithmetic(run: Training) -> dict[str, Any]:
+    """Return where the run happened and how its numbers were computed."""
+    return {
+        **describe_environment(run.device, run.precision),
+        "channels_last": run.channels_last,
+        "ranks": count_ranks(),
+        "batch_norm_shares": count_norm_shares(run.model),
+        **({"cuda_graphs": True} if run.graphs else {}),
+    }
+
+
+def refuse_invalid(record: Record, folder: Path) -> None:
+    """Raise UserError for a record that the store would refuse: a missed budget, a figure that is no number."""
+    faults = find_faults(record)
+    if faults:
+        raise UserError(
+            f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}; "
+            f"its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
+        )
+
+
+def stamp(moment: datetime) -> str:
+    """Return a moment as ISO-8601 in UTC."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def has_diverged(run: Training) -> bool:
+    """Return whether the run ended without a finite loss or skipped more than one step in a hundred."""
+    steps = own_page(run).epochs * run.timeline.steps_per_epoch
+    return run.history[-1]["loss"] is None or run.skipped_steps > DIVERGED_SHARE * steps
+
+
+def own_page(run: Training) -> Page:
+    """Return the page with the epochs that the run itself trains: a branch leaves those before it to its parent."""
+    return dataclasses.replace(run.page, epochs=run.page.epochs - run.first_epoch)
+
+
+def images_trained(page: Page, data: Data) -> int:
+    """Return how many images a whole run trains on, repeats counted."""
+    per_epoch = len(data.train)
+    if page.drop_last:
+        per_epoch -= per_epoch % page.batch_size
+    return per_epoch * page.epochs
+
+
+def describe_page(cell: Cell) -> dict[str, Any]:
+    """Return the page as a record keeps it."""
+    return {
+        "name": cell.page_name,
+        "variant": cell.variant,
+        "title": cell.title,
+        "changed": cell.page_changes,
+        "settings": dataclasses.asdict(cell.page),
+    }
+
+
+def describe_method(cell: Cell, built: Built) -> dict[str, Any]:
+    """Return the method as a record keeps it."""
+    settings = cell.method_settings()
+    if cell.method.narrows_network:
+        settings["width"] = built.width
+    return {
+        "name": cell.plugin.name,
+        "label": cell.label,
+        "reference": cell.method.reference,
+        "group": cell.method.leaderboard_group().value,
+        "budget": cell.method.promised_budget().value,
+        "changed": cell.method_changes,
+        "settings": settings,
+        "source": cell.plugin.source,
+        "sha256": cell.plugin.sha256,
+        **({"donor": cell.donor.describe()} if cell.donor is not None else {}),
+    }
+
+
+def describe_start(cell: Cell, built: Built, started: datetime, begun: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of its run: when it started, and from where, as `Start.begin` returns it.
+
+    Under "cell" it says in the words of a record what was asked, enough to make the cell again.
+    """
+    about = {
+        "protocol": PROTOCOL,
+        "run": cell.identity,
+        "page": describe_page(cell),
+        "method": describe_method(cell, built),
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+    }
+    return {"started": started.isoformat(), "cell": {**about, **begun}, "begun": begun}
+
+
+def describe_data(run: Training) -> dict[str, Any]:
+    """Return the data set as a record keeps it."""
+    data = run.data
+    return {
+        "name": data.name,
+        "classes": len(data.classes),
+        "train": len(data.train),
+        "validation": len(data.validation) if data.validation is not None else 0,
+        "test": len(data.test),
+        "fingerprint": data.fingerprint,
+        **({"test_in_train": data.overlap} if data.overlap is not None else {}),
+    }
+
+
+def describe_accuracy(history: list[dict[str, Any]], ties: str = "last") -> dict[str, Any]:
+    """Return the three accuracies, kept apart, and the epochs they belong to.
+
+    Only epochs at which the final density was in force can be selected; among equals the one that `ties` says is taken,
+    "first" or "last". The last has trained longest; records without `ties` took the first.
+    """
+    final = history[-1]
+    eligible = [row for row in history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
+    eligible = eligible[::-1] if ties == "last" else eligible
+    on_validation = [row for row in eligible if row["validation_acc_pct"] is not None]
+    chosen = max(on_validation, key=lambda row: row["validation_acc_pct"], default=None)
+    best = max(eligible, key=lambda row: row["test_acc_pct"])
+    return {
+        "accuracy_pct": {
+            "last_epoch": final["test_acc_pct"],
+            "validation_selected": chosen["test_acc_pct"] if chosen else None,
+            "best_on_test": best["test_acc_pct"],
+        },
+        "selected": {
+            "validation_epoch": chosen["epoch"] if chosen else None,
+            "test_epoch": best["epoch"],
+            **({"ties": ties} if ties != "first" else {}),
+        },
+    }
+
+
+def describe_layers(built: Built, counts: dict[str, int]) -> list[dict[str, Any]]:
+    """Return every convolution and linear layer with its size, its active weights and its dense multiply-adds."""
+    rows = []
+    for layer in built.layers:
+        weight = built.model.get_parameter(layer.name)
+        rows.append(
+            {
+                "name": layer.name,
+                "shape": list(weight.shape),
+                "weights": weight.numel(),
+                "active": counts.get(layer.name, weight.numel()),
+                "macs": built.costs.layers[layer.name],
+                "prunable": layer.prunable,
+            }
+        )
+    return rows
+
+
+def describe_macs(built: Built, run: Training) -> dict[str, Any]:
+    """Return inference and training costs in multiply-adds and as shares of the full dense network's."""
+    inference = built.costs.forward(run.maskset.counts())
+    return {
+        "inference_dense": built.reference.dense,
+        "inference": inference,
+        "train_dense": run.meter.train_dense,
+        "train": run.meter.train,
+        "scoring": run.meter.scoring,
+        "inference_share": inference / built.reference.dense,
+        "train_share": run.meter.train / run.meter.train_dense,
+        "operators": built.costs.operators,
+        "omitted": built.costs.omitted,
+    }
+
+
+def price_slim(record: Record, run: Training, warn: Callable[[str], None]) -> None:
+    """Add to the record of a run that ended what `sparse-bench slim` will count: `macs.inference_slim`.
+
+    One image through the network that its weights and masks leave, in multiply-adds. Nothing is added where the masks
+    do not hold whole filters. A figure that cannot be had costs a warning, whatever the reason, and never the record.
+    Invariant: nothing else of the record, the run or the global random state changes.
+    """
+    try:
+        found = count_again(record, run)
+    except Exception as error:  # of a backbone that may raise anything at all
+        reason = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        warn(f"the record does not say what the network costs without its removed filters: {reason}")
+        return
+    if found is not None:
+        record["macs"]["inference_slim"] = found
+
+
+def count_again(record: Record, run: Training) -> int | None:
+    """Return the figure from a plain network on the CPU, rebuilt as `sparse-bench slim` does; None where there is none.
+
+    The run's own may be on a GPU and its norms synchronised over ranks, which no cut takes for norms. Raises UserError
+    for a figure above the dense network's, which a record may not hold.
+    """
+    masks, page, data = run.maskset.masks, run.page, run.data
+    if not holds_whole_filters(masks):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        full = create_network(page, model_arguments(page, data))
+        network = rebuild_network(record, page, data, full, masks)
+    network.load_state_dict(run.evaluated().state_dict(), strict=True)
+    found = count_slim(network, masks, page, (data.channels, data.image_size, data.image_size))
+    dense = record["macs"]["inference_dense"]
+    if found is not None and found > dense:
+        raise UserError(f"counted are {found:,} multiply-adds, more than the dense network's {dense:,}")
+    return found
+
+
+def rebuild_network(
+    record: Record, page: Page, data: ImageFacts, full: nn.Module, masks: Mapping[str, Tensor]
+) -> nn.Module:
+    """Return the backbone of the masks: the full one, or the one narrowed to the width the record names."""
+    prunable = prunable_weights(full, find_layers(full, page))
+    if all(name in masks and masks[name].shape == weight.shape for name, weight in prunable.items()):
+        return full
+    width = record["method"]["settings"].get("width", 1.0)
+    if not is_number(width) or not 0 < width <= 1:
+        raise UserError(f"record {record['run']}: the width of a narrower network must be in (0, 1], got {width!r}")
+    return create_network(page, narrow_arguments(page.model, model_arguments(page, data), width))

@@ -1,0 +1,1 @@
+"""Studies: runs that together answer a question."""

@@ -1,0 +1,120 @@
+"""Pruning plasticity: the runs and branches that measure how well a network recovers from pruning while it trains.
+
+Liu et al., 2021, arXiv:2106.10404, Section 3. Networks are trained dense and with static uniform masks; after some
+epochs a share of the active weights is pruned once, with or without as many grown again. One branch trains on for a
+while at the learning rate then in force (plasticity), another to the page's end (final performance gap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from benchmark.base.errors import UserError
+from benchmark.config.cells import Cell, parse_arguments, plan_cells
+from benchmark.config.pages import load_page
+from benchmark.runs.checkpoints import parse_epochs
+
+SPARSITIES = "0.5,0.9,0.98"  # of the static networks; the dense one is beside them
+RATES = (0.2, 0.5, 0.9, 0.98)  # of the active weights, pruned at once
+SCOPES = ("global", "layer")
+PATTERNS = ("none", "filters")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run. `epochs`, and `finals` (None: the same), are shares of the page's, at which is pruned; branches
+    of plasticity train `more` epochs, and those at `finals` also to the end. `arguments` are settings of the page."""
+
+    task: str
+    arguments: str
+    epochs: tuple[float, ...]
+    finals: tuple[float, ...] | None
+    more: int
+
+
+SCALES = {
+    "paper": Scale("cifar10_resnet20", "", (0.0625, 0.25, 0.4375, 0.5625, 0.6875, 0.8125, 0.9375), None, 30),
+    # the same shape in 20 minutes on two cores: learning rates drop after half and three quarters of the epochs
+    "small": Scale("digits_resnet20", "epochs=16", (0.25, 0.4375, 0.625, 0.875), (0.4375, 0.625, 0.875), 3),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked for: parents, in the order of seeds, and what is pruned from each."""
+
+    parents: list[Cell]
+    epochs: tuple[int, ...]
+    finals: tuple[int, ...]
+    more: int
+    scope: str
+    pattern: str
+
+    def branches(self, parent: Cell) -> Iterator[dict[str, Any]]:
+        """Yield each branch of a parent as `branches.make_branch` is asked for it; plasticity comes first."""
+        for held, epochs in ((True, self.epochs), (False, self.finals)):
+            for epoch, rate, regrow in product(epochs, RATES, (False, True)):
+                kept = 1 - parent.sparsity if regrow else (1 - parent.sparsity) * (1 - rate)
+                words = [f"rate={rate}", f"regrow={str(regrow).lower()}", f"scope={self.scope}"]
+                words += [f"pattern={self.pattern}", "allow_empty_layers=true"]  # the sparsest leave less than a weight
+                yield {
+                    "epoch": epoch,
+                    "method": "one_shot",
+                    "sparsity": f"{round(1 - kept, 12):.12g}",
+                    "arguments": " ".join(words),
+                    "hold_lr": held,
+                    "more": self.more if held else None,
+                }
+
+
+def make_study(
+    *, task: str, scale: str, seeds: str, epochs: str, more: int | None, scope: str, pattern: str, arguments: str
+) -> Study:
+    """Return the runs of a study; empty texts and a `more` of None take what the scale says.
+
+    `scale` auto is small on a page of the embedded digits and where no page is named without a GPU. Raises UserError
+    for anything that makes no sense.
+    """
+    chosen = SCALES[choose_scale(scale, task)]
+    refuse_fixed(arguments)
+    words = f"{chosen.arguments} {arguments}".strip()
+    name = task or chosen.task
+    parents = plan_cells("dense", "0", name, seeds, words)
+    parents += plan_cells("static", SPARSITIES, name, seeds, f"{words} distribution=uniform".strip())
+    if len({parent.page_name for parent in parents}) > 1:
+        raise UserError(f"TASK must be one page, got '{task}'")
+    for what, value, known in (("SCOPE", scope, SCOPES), ("PATTERN", pattern, PATTERNS)):
+        if value not in known:
+            raise UserError(f"{what} must be one of {', '.join(known)}, got '{value}'")
+    last = parents[0].page.epochs
+    if more is not None and more < 1:
+        raise UserError(f"MORE must be at least 1 epoch, got {more}: without training nothing recovers")
+    asked = parse_epochs(epochs, last, "EPOCHS") or tuple(sorted({max(1, round(s * last)) for s in chosen.epochs}))
+    finals = asked
+    if not epochs and chosen.finals is not None:
+        finals = tuple(sorted({max(1, round(share * last)) for share in chosen.finals}))
+    finals = tuple(epoch for epoch in finals if epoch < last)
+    parents.sort(key=lambda cell: cell.seed)  # whole seeds first: three of them are what a verdict needs
+    return Study(parents, asked, finals, more or chosen.more, scope, pattern)
+
+
+def refuse_fixed(arguments: str) -> None:
+    """Raise UserError for a setting that a study decides itself: asked otherwise, it would be lost without a word."""
+    for name in ("distribution", "allow_empty_layers"):
+        if name in parse_arguments(arguments):
+            raise UserError(
+                f"ARGS: {name} cannot be set here: the networks are dense or of uniform sparsity, and a layer may be "
+                "left empty by the harshest rates; leave it out"
+            )
+
+
+def choose_scale(scale: str, task: str) -> str:
+    """Return paper or small."""
+    if scale in SCALES:
+        return scale
+    if scale != "auto":
+        raise UserError(f"SCALE must be auto or one of {', '.join(SCALES)}, got '{scale}'")
+    return "small" if not task or load_page(task).data == "digits" else "paper"

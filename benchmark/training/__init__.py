@@ -1,0 +1,1 @@
+"""Training under masks: the loop, masks in force, scores, the optimiser, precision."""

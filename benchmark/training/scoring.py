@@ -1,0 +1,130 @@
+"""Gradients taken before the first step, for methods that score at initialisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.base.errors import UserError, reason
+from benchmark.base.seeds import derive
+from benchmark.data.images import Images
+from benchmark.networks.costs import fuse_attention, unfuse_attention
+from methods.core import Scoring
+
+
+@dataclass(frozen=True)
+class ScoringGradients:
+    """Dense float32 gradients by weight name, the Hessian-gradient product where asked, and the images used."""
+
+    gradients: dict[str, Tensor]
+    hessian_gradients: dict[str, Tensor] | None
+    images: int
+
+
+def score(
+    model: nn.Module, weights: dict[str, nn.Parameter], train: Images, wanted: Scoring, batch_size: int, seed: int
+) -> ScoringGradients:
+    """Compute the gradients a method asked for, at the weights as they are, in float32 and training mode.
+
+    Losses are cross-entropies averaged within each batch or chunk; gradients are summed over chunks. Invariant: the
+    model is left as it was, buffers (batch statistics), modes and gradients included, and the images depend on `seed`
+    only.
+    """
+    device = next(model.parameters()).device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    unfused = unfuse_attention(model)  # fused attention has no second derivative
+    set_mode(model, wanted)
+    torch.manual_seed(derive(seed, "scoring"))  # dropout and drop-path, where the backbone has them
+    pieces = scoring_pieces(train, wanted, batch_size, seed, device)
+    parameters = list(weights.values())
+    total = [torch.zeros_like(weight) for weight in parameters]
+    for images, labels, share in pieces:
+        add(total, torch.autograd.grad(loss(model, images, labels, share, wanted), parameters, allow_unused=True))
+    product = None
+    if wanted.order == 2:
+        product = [torch.zeros_like(weight) for weight in parameters]
+        for images, labels, share in pieces:
+            add_hessian_product(product, total, loss(model, images, labels, share, wanted), parameters)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    fuse_attention(unfused)
+    for module, training in modes.items():
+        module.training = training
+    return ScoringGradients(
+        dict(zip(weights, total, strict=True)),
+        dict(zip(weights, product, strict=True)) if product else None,
+        sum(len(labels) for _, labels, _ in pieces),
+    )
+
+
+def set_mode(model: nn.Module, wanted: Scoring) -> None:
+    """Put the model into training mode, its batch norms into the mode that the scoring asks for."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(wanted.batch_norm == "batch")
+
+
+def add_hessian_product(
+    product: list[Tensor], direction: list[Tensor], value: Tensor, parameters: list[nn.Parameter]
+) -> None:
+    """Add to `product` the Hessian of the loss `value` times `direction`, by differentiating the gradient once more.
+
+    Raises UserError when the backbone has an operator without a second derivative.
+    """
+    try:
+        parts = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+        pairs = [(g, part) for g, part in zip(direction, parts, strict=True) if part is not None]
+        inner = torch.stack([(g * part).sum() for g, part in pairs]).sum()
+        add(product, torch.autograd.grad(inner, parameters, allow_unused=True))
+    except RuntimeError as error:
+        if "derivative" not in str(error):
+            raise
+        raise UserError(f"this backbone cannot be scored by second derivatives: {reason(error)}") from error
+
+
+def loss(model: nn.Module, images: Tensor, labels: Tensor, share: float, wanted: Scoring) -> Tensor:
+    """Return `share` times the cross-entropy of the logits divided by the temperature."""
+    return share * nn.functional.cross_entropy(model(images) / wanted.temperature, labels)
+
+
+def add(total: list[Tensor], parts: tuple[Tensor | None, ...]) -> None:
+    """Add each part to its total; a weight that took no part in the loss adds nothing."""
+    for sum_, part in zip(total, parts, strict=True):
+        if part is not None:
+            sum_ += part.detach()
+
+
+def scoring_pieces(
+    train: Images, wanted: Scoring, batch_size: int, seed: int, device: torch.device
+) -> list[tuple[Tensor, Tensor, float]]:
+    """Return (images, labels, share of their chunk) to score on, each small enough for the device.
+
+    A chunk of more than four batches of the page (many classes, as on ImageNet) is taken batch by batch, each weighed
+    by its share, so that losses stay chunk means; batch statistics are then those of the pieces.
+    """
+    pieces = []
+    for chunk in scoring_chunks(train, wanted, batch_size, seed):
+        for part in chunk.split(batch_size if len(chunk) > 4 * batch_size else len(chunk)):
+            pieces.append((*train.sample(part, seed, device, wanted.augmented), len(part) / len(chunk)))
+    return pieces
+
+
+def scoring_chunks(train: Images, wanted: Scoring, batch_size: int, seed: int) -> list[Tensor]:
+    """Return which images to score on: the first batches of a shuffled epoch, or so many of every class in chunks."""
+    generator = torch.Generator().manual_seed(derive(seed, "scoring images"))
+    order = torch.randperm(len(train), generator=generator)
+    if not wanted.samples_per_class:
+        return list(order.split(batch_size))[: wanted.batches]
+    chosen = []
+    labels = train.labels[order]
+    for label in labels.unique():
+        of_class = order[labels == label][: wanted.samples_per_class]
+        if len(of_class) < wanted.chunks:
+            raise UserError(f"scoring needs {wanted.chunks} images of each class, class {int(label)} has too few")
+        chosen.append(of_class)
+    return [torch.cat([part[i :: wanted.chunks] for part in chosen]) for i in range(wanted.chunks)]

@@ -1,0 +1,351 @@
+"""The training loop: one for every method, in the order of one step that the design fixes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from benchmark.base.console import Reporter
+from benchmark.base.seeds import derive
+from benchmark.config.pages import Page
+from benchmark.data.images import Images
+from benchmark.data.sets import Data
+from benchmark.distributed.ranks import (
+    WARM_UP,
+    average_gradients,
+    check_drift,
+    check_shares,
+    count_ranks,
+    do_together,
+    own_share,
+    seed_step,
+    share_buffers,
+    sum_over_ranks,
+    weigh_share,
+)
+from benchmark.networks.costs import Meter
+from benchmark.training.cuda_graphs import GraphedPasses
+from benchmark.training.masks import MaskSet, commit, pack_all, propose
+from benchmark.training.optim import is_finite, learning_rate, set_learning_rate, step_where
+from benchmark.training.precision import get_random_state, make_autocast, measure_accuracy, set_random_state
+from methods.core import DenseGrads, Method, Timeline, View
+
+
+@dataclass
+class Training:
+    """A run in progress: everything the loop reads and changes."""
+
+    page: Page
+    method: Method
+    name: str  # of the method, for messages
+    model: nn.Module
+    optimizer: Optimizer
+    maskset: MaskSet
+    meter: Meter
+    data: Data
+    timeline: Timeline
+    seed: int
+    device: torch.device
+    precision: str
+    channels_last: bool
+    average: ModelEmaV3 | None = None
+    schedule: Page | None = None  # whose learning rates it has; None = its own page's
+    first_epoch: int = 0  # epochs finished before it began: those of the run that it branches from
+    waits: bool = True  # for the device to say whether a step is finite; at updates it always does
+    graphs: bool = False  # whether forward and backward are recorded once and replayed
+    graphed: GraphedPasses | None = None
+    step: int = 0
+    epoch: int = 0  # epochs finished
+    skipped_steps: int = 0
+    unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
+    updates: int = 0
+    update_pending: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    saved: list[Tensor] = field(default_factory=list)  # buffers before the step
+    # of the epoch in progress
+    epoch_step: int = 0  # steps done
+    epoch_seen: int = 0  # images
+    epoch_totals: Tensor = field(
+        default_factory=lambda: torch.zeros(2, dtype=torch.float64)
+    )  # loss, correct; all ranks'
+    clock: float = 0.0  # when training time was last added to train_s
+    random_state: list[Tensor] | None = None  # of torch's generators, to go on within an epoch
+
+    def evaluated(self) -> nn.Module:
+        """Return the network that is evaluated and exported: the average where the page keeps one."""
+        return self.average.module if self.average is not None else self.model
+
+    @cached_property
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The network as a training step calls it: compiled where the page says so, with shapes taken as fixed.
+
+        Several ranks call it through torch's DistributedDataParallel; `model` and its names stay plain.
+        """
+        if count_ranks() > 1:
+            data, kind = self.data, self.parameters[0].dtype
+            shape = (WARM_UP, data.channels, data.image_size, data.image_size)
+            return average_gradients(self.model, torch.zeros(shape, dtype=kind, device=self.device))
+        return torch.compile(self.model, dynamic=False) if self.page.compile else self.model
+
+    def batch_length(self) -> int:
+        """Return how many images the batch in progress has, those of all ranks."""
+        return min(self.page.batch_size, len(self.data.train) - self.epoch_step * self.page.batch_size)
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The network's parameters; to walk through its modules at every step would take a millisecond."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """The network's buffers."""
+        return list(self.model.buffers())
+
+    def keep_buffers(self) -> None:
+        """Remember the buffers (batch statistics), which a forward pass changes before its loss is known."""
+        if not self.saved:
+            self.saved = [buffer.clone() for buffer in self.buffers]
+        elif self.buffers:
+            torch._foreach_copy_(self.saved, self.buffers)
+
+    def restore_buffers(self) -> None:
+        """Put the remembered buffers back: a step that is not finite must leave no trace."""
+        if self.saved:
+            torch._foreach_copy_(self.buffers, self.saved)
+
+    def settle_skips(self) -> None:
+        """Count the skipped steps that the host has not yet heard of; waits for the device."""
+        if self.unseen_skips is not None:
+            self.skipped_steps += int(self.unseen_skips)
+            self.unseen_skips = None
+
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context of the run's precision."""
+        return make_autocast(self.device, self.precision)
+
+    def settle_clock(self) -> None:
+        """Add the time since the last call, or since the epoch's start, to the training time."""
+        now = time.monotonic()
+        self.train_s += now - self.clock
+        self.clock = now
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to go on to the same bits after any step."""
+        self.settle_skips()
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.module.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "masks": self.maskset.packed(),
+            "explored": pack_all(self.maskset.explored),
+            "meter": self.meter.state(),
+            "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
+            "history": self.history,
+            "clock": [self.train_s, self.eval_s],
+            "position": [self.epoch_step, self.epoch_seen],
+            "totals": self.epoch_totals.cpu(),
+            "random": get_random_state(self.device),
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.maskset.load_packed(state["masks"])
+        self.maskset.load_explored(state["explored"])
+        self.meter.load_state(state["meter"])
+        self.step, self.epoch, self.skipped_steps, self.updates, pending = state["counters"]
+        self.update_pending = bool(pending)
+        self.history = state["history"]
+        self.train_s, self.eval_s = state["clock"]
+        self.epoch_step, self.epoch_seen = state["position"]
+        self.epoch_totals = state["totals"].to(self.device)
+        self.random_state = state["random"]
+        if self.device.type == "cpu":  # sums divided among other threads have other last bits
+            torch.set_num_threads(state.get("threads", torch.get_num_threads()))
+
+
+Hook = Callable[[Training], None]
+
+
+def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook | None = None) -> None:
+    """Train from where the run stands to the page's last epoch; the hooks save and log.
+
+    Invariant: a run restored by `load_state` in either hook goes on to the bits of an undisturbed one.
+    """
+    update_steps = run.method.update_steps(run.timeline)
+    criterion = nn.CrossEntropyLoss(label_smoothing=run.page.label_smoothing)
+    check_shares(len(run.data.train), run.page.batch_size, run.page.drop_last)
+    if run.graphs:
+        run.graphed = GraphedPasses(partial(compute_gradients, run, criterion, 1.0), run.parameters, run.buffers)
+    for epoch in range(run.epoch, run.page.epochs):
+        begin_epoch(run, epoch)
+        began, first = time.monotonic(), run.epoch_seen
+        data, page, at = run.data.train, run.page, run.epoch_step
+        for images, labels in data.epoch(run.seed, epoch, page.batch_size, page.drop_last, run.device, at, own_share()):
+            run.step += 1
+            run.epoch_totals += train_step(run, images, labels, criterion, run.step in update_steps)
+            run.epoch_seen += run.batch_length()
+            run.epoch_step += 1
+            if reporter.step():
+                loss = run.epoch_totals[0].item() / run.epoch_seen
+                row = history_row(run, epoch + 1, loss, None)
+                reporter.show(row, (run.epoch_seen - first) / (time.monotonic() - began))
+            if after_step is not None:
+                after_step(run)
+        loss, correct = (run.epoch_totals / run.epoch_seen).tolist()
+        run.settle_skips()
+        run.settle_clock()
+        speed = (run.epoch_seen - first) / (time.monotonic() - began)
+        run.epoch, run.epoch_step, run.epoch_seen = epoch + 1, 0, 0
+        check_drift(run.model, run.maskset.masks, f"after epoch {run.epoch}")
+        share_buffers(run.model, run.average)
+        evaluate_epoch(run, loss, 100 * correct)
+        reporter.epoch(run.history[-1], speed)
+        after_epoch(run)
+
+
+def begin_epoch(run: Training, epoch: int) -> None:
+    """Set what an epoch starts from, or, within one that a checkpoint was taken in, what it goes on from."""
+    set_learning_rate(run.optimizer, learning_rate(run.schedule or run.page, epoch))
+    if run.epoch_step == 0:
+        torch.manual_seed(derive(run.seed, "epoch", epoch))  # dropout: a function of (seed, epoch)
+        run.epoch_totals = torch.zeros(2, device=run.device, dtype=torch.float64)
+    elif run.random_state is not None:
+        set_random_state(run.random_state, run.device)
+    run.model.train()
+    run.clock = time.monotonic()
+
+
+def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:
+    """Do one optimiser step on this rank's images, in the fixed order; return all ranks' (summed loss, correct)."""
+    due = due or run.update_pending
+    method, maskset = run.method, run.maskset
+    forward_macs = run.meter.forward  # of the masks this step's forward pass uses
+    batch = run.batch_length()
+    seed_step(run.seed, run.step)
+    if run.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    # 1 forward, backward: gradients are dense, the graph knows nothing of masks
+    run.optimizer.zero_grad(set_to_none=True)
+    run.keep_buffers()
+    share = weigh_share(len(labels), batch)
+    logits, loss = (run.graphed or partial(compute_gradients, run, criterion, share))(images, labels)
+    with torch.no_grad():
+        totals = torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
+        totals = sum_over_ranks(totals)
+
+    # 2 keep the dense gradients where this update grows by them
+    wants_dense = method.dense_grads is DenseGrads.EVERY_STEP or (due and method.dense_grads is DenseGrads.AT_UPDATES)
+    dense = maskset.dense_gradients() if due and wants_dense else None
+
+    # 3 zero inactive gradients: from here on everything is sparse
+    maskset.mask_gradients()
+
+    # 4 clip by the norm of the active weights; a step that is not finite changes nothing
+    parameters = [p for p in run.parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    fine = is_finite(norm, totals[0])
+    waits = run.waits or due
+    finite = bool(fine) if waits else True
+    if finite and run.page.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.page.clip_norm, norm)
+
+    if not waits:
+        step_where(fine, run.optimizer, run.buffers, run.saved)
+        run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
+    elif finite:
+        # 5 optimiser step; inactive weights have zero gradient and zero state, so they stay zero
+        if not (due and method.replaces_step):
+            run.optimizer.step()
+        # 6 the method proposes, the engine commits
+        if due:
+            update_masks(run, dense)
+        # 7 the average; inactive weights are zero in both, so they stay zero
+        if run.average is not None:
+            run.average.update(run.model)
+    else:
+        run.restore_buffers()
+        run.skipped_steps += 1
+    run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
+
+    # 8 charge the step
+    run.meter.step(batch, forward_macs, wants_dense)
+    return totals
+
+
+def compute_gradients(
+    run: Training, criterion: nn.Module, share: float, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Leave the gradients of a batch in .grad; return logits and loss. `share`: what these images count in it."""
+    with run.autocast():
+        logits = run.forward(images)
+        loss = criterion(logits, labels)
+    (loss if share == 1 else loss * share).backward()
+    return logits, loss
+
+
+def update_masks(run: Training, dense: dict[str, Tensor] | None) -> None:
+    """Ask the method for new masks and commit them."""
+    view = View(
+        weights=run.maskset.weights,
+        masks=run.maskset.masks,
+        step=run.step,
+        timeline=run.timeline,
+        seed=run.seed,
+        gradients=dense,
+        last=run.maskset.last,
+    )
+    proposed = do_together(lambda: propose(run.method, run.name, view))
+    average = run.average.module if run.average is not None else None
+    commit(run.method, run.name, run.maskset, proposed, view, run.optimizer, average)
+    run.updates += 1
+
+
+def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
+    """Evaluate where the page asks for it and append the epoch's line to the history."""
+    started = time.monotonic()
+    validation = test = None
+    if run.epoch % run.page.eval_every == 0 or run.epoch == run.page.epochs:
+        test = accuracy_pct(run, run.data.test)
+        validation = accuracy_pct(run, run.data.validation) if run.data.validation is not None else None
+    run.eval_s += time.monotonic() - started
+    row = history_row(run, run.epoch, loss, train_acc_pct)
+    run.history.append({**row, "validation_acc_pct": validation, "test_acc_pct": test})
+
+
+def history_row(run: Training, epoch: int, loss: float, train_acc_pct: float | None) -> dict[str, Any]:
+    """Return a line of the history as things stand, with the accuracies of the last evaluation."""
+    last = run.history[-1] if run.history else {}
+    return {
+        "epoch": epoch,
+        "step": run.step,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "loss": loss if math.isfinite(loss) else None,
+        "train_acc_pct": train_acc_pct,
+        "validation_acc_pct": last.get("validation_acc_pct"),
+        "test_acc_pct": last.get("test_acc_pct"),
+        "density": run.maskset.active() / run.maskset.total,
+        "explored": run.maskset.explored_share(),
+        "train_share": run.meter.train / run.meter.train_dense,
+    }
+
+
+def accuracy_pct(run: Training, images: Images) -> float:
+    """Return the evaluated network's top-1 accuracy in per cent."""
+    return measure_accuracy(run.evaluated(), images, run.device, run.autocast(), run.channels_last)

@@ -1,0 +1,153 @@
+"""The seam between a sweep and what runs its workers: start some, say how they are, stop them. Nothing else.
+
+An engine schedules no cell. Every worker is the same sweep over the same grid and takes the first cell that no other
+holds, so which machine a worker is on, and when it starts or is lost, changes no result.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmark import ROOT
+from benchmark.base.errors import UserError, nearest, unknown
+from benchmark.workers.book import SPEC, Book
+
+ENGINES = ("local", "ray", "slurm")
+QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
+GRACE_S = 60.0  # that workers have to save a checkpoint before they are killed
+# Runs this suite's worker, whatever `benchmark` lies in the working folder: it is put before that on the path.
+BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The workers a user asks for, as given: `jobs` is a number or `auto`; `arguments` are `key=value key=value`.
+
+    `per_gpu` workers share a GPU; `retries`: how often a failed cell is tried again.
+    """
+
+    engine: str = "local"
+    jobs: str = "1"
+    per_gpu: int = 1
+    arguments: str = ""
+    retries: int = 2
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the cells are run one after the other in the process that was asked."""
+        return self.engine == "local" and self.jobs == "1"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the engine's settings; raises UserError for each that it does not have or cannot read."""
+        known: dict[str, Callable[[str], Any]] = find_module(self.engine).SETTINGS
+        found: dict[str, Any] = {}
+        try:
+            words = shlex.split(self.arguments)
+        except ValueError as error:
+            raise UserError(f"ENGINE_ARGS cannot be read ({error}): write ENGINE_ARGS='key=value key=value'") from error
+        for word in words:
+            key, equals, value = word.partition("=")
+            if key not in known or not equals:
+                there = ", ".join(known) or "none"
+                raise UserError(
+                    f"ENGINE_ARGS: engine '{self.engine}' has no setting '{word if not equals else key}'"
+                    f"{nearest(key, known)}; it has {there}, each as key=value"
+                )
+            try:
+                found[key] = known[key](value)
+            except ValueError as error:
+                raise UserError(f"ENGINE_ARGS: {key} must be a {known[key].__name__}, got '{value}'") from error
+        return found
+
+
+@dataclass(frozen=True)
+class Order:
+    """What workers are started with: the folder of the sweep's book, the working folder, and more environment."""
+
+    book: Book
+    cwd: str
+    environment: dict[str, str]
+
+    def command(self, number: int) -> list[str]:
+        """Return the command line of worker `number`."""
+        return [sys.executable, "-c", BOOT, str(ROOT), "worker", str(self.book.folder / SPEC), str(number)]
+
+    def log(self, number: int) -> Path:
+        """Return where its console text goes."""
+        return self.book.log(number)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a worker is: QUEUED, RUNNING, ENDED (every cell was looked at) or LOST, with what is known of why."""
+
+    state: str
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """Starts workers somewhere. Invariant: after `stop` none of them runs any more, or is about to."""
+
+    def capacity(self) -> int:
+        """Return how many workers fit, for JOBS=auto; raises UserError where that cannot be known."""
+
+    def start(self, order: Order, numbers: Sequence[int]) -> None:
+        """Start workers of these numbers, or hand them to a queue; raises UserError where that is refused."""
+
+    def poll(self) -> dict[int, Status]:
+        """Return how every worker is that was started, by number."""
+
+    def stop(self, grace_s: float) -> None:
+        """End all workers: they were asked to, and are killed where they take longer than `grace_s`."""
+
+
+def check_pool(pool: Pool) -> None:
+    """Raise UserError that lists everything wrong with a pool that can be known without its engine."""
+    if pool.engine not in ENGINES:
+        raise UserError(f"ENGINE: {unknown('engine', pool.engine, ENGINES)}")
+    faults = []
+    if pool.jobs != "auto" and not (pool.jobs.isascii() and pool.jobs.isdigit() and int(pool.jobs) > 0):
+        faults.append(f"JOBS must be a whole number from 1, or auto, got '{pool.jobs}'")
+    if pool.per_gpu < 1:
+        faults.append(f"PER_GPU must be a whole number from 1, got {pool.per_gpu}")
+    if pool.retries < 0:
+        faults.append(f"RETRIES must be a whole number from 0, got {pool.retries}")
+    try:
+        if find_module(pool.engine).NEEDS:
+            require(find_module(pool.engine).NEEDS)
+        pool.settings()
+    except UserError as error:
+        faults.append(str(error))
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+def open_engine(pool: Pool, device: str) -> Engine:
+    """Return the engine of a pool, ready to start workers; `device` is what was asked, auto where nothing was.
+
+    Raises UserError where its library is absent, a cluster cannot be reached, or PER_GPU is asked without a GPU.
+    """
+    engine: Engine = find_module(pool.engine).open_engine(pool, device)
+    return engine
+
+
+def find_module(engine: str) -> Any:
+    """Return the module of an engine."""
+    return import_module(f"benchmark.workers.{engine}")
+
+
+def require(module: str) -> Any:
+    """Return an engine's library; raises UserError that says what to install where it is absent."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"this engine needs the package {module}, which is not installed ({error}): "
+            "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[engines]'"
+        ) from error

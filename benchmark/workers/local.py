@@ -1,0 +1,104 @@
+"""The local engine: processes of this machine, one thread each on a CPU, sharing the GPUs where there are some."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmark.base.errors import UserError
+from benchmark.base.system import choose_device
+from benchmark.workers.base import ENDED, LOST, RUNNING, Order, Pool, Status
+
+NEEDS = ""
+SETTINGS: dict[str, Callable[[str], Any]] = {}
+POLL_S = 0.05
+
+
+def open_engine(pool: Pool, device: str) -> Local:
+    """Return the engine. Raises UserError where PER_GPU is asked and the runs are not on a GPU."""
+    gpus = list_gpus() if choose_device(device).type == "cuda" else []
+    if pool.per_gpu > 1 and not gpus:
+        raise UserError(
+            f"PER_GPU={pool.per_gpu} needs a GPU, and the runs are on the CPU: leave it out, JOBS= is enough"
+        )
+    return Local(gpus, pool.per_gpu)
+
+
+def list_gpus() -> list[str]:
+    """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return [part.strip() for part in visible.split(",") if part.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def count_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Local:
+    """Workers as processes of their own sessions. Each ends by itself when this process does: its input is closed."""
+
+    def __init__(self, gpus: Sequence[str], per_gpu: int) -> None:
+        self.gpus, self.per_gpu = list(gpus), per_gpu
+        self.workers: dict[int, subprocess.Popen[bytes]] = {}
+        self.places: dict[int, str] = {}  # the GPU of each worker
+
+    def capacity(self) -> int:
+        """Return as many workers as cores, or as the GPUs take."""
+        return len(self.gpus) * self.per_gpu if self.gpus else count_cores()
+
+    def start(self, order: Order, numbers: Sequence[int]) -> None:
+        """Start processes, each on the GPU with the fewest."""
+        for number in numbers:
+            environment = {**os.environ, **order.environment}
+            if self.gpus:
+                living = Counter(self.places[other] for other, status in self.poll().items() if status.state == RUNNING)
+                self.places[number] = min(self.gpus, key=lambda gpu: living[gpu])
+                environment["CUDA_VISIBLE_DEVICES"] = self.places[number]
+            with open(order.log(number), "ab") as log:
+                self.workers[number] = subprocess.Popen(
+                    order.command(number),
+                    cwd=order.cwd,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+    def poll(self) -> dict[int, Status]:
+        """Return how the processes are."""
+        return {number: status_of(worker.poll()) for number, worker in self.workers.items()}
+
+    def stop(self, grace_s: float) -> None:
+        """Ask every process to end, wait, and kill those that are left."""
+        living = [worker for worker in self.workers.values() if worker.poll() is None]
+        try:
+            for worker in living:
+                worker.terminate()
+            end = time.monotonic() + grace_s
+            while any(worker.poll() is None for worker in living) and time.monotonic() < end:
+                time.sleep(POLL_S)
+        finally:
+            for worker in living:
+                if worker.poll() is None:
+                    worker.kill()
+                worker.wait()
+
+
+def status_of(code: int | None) -> Status:
+    """Return what the exit status of a worker's process says; None while it runs."""
+    if code is None:
+        return Status(RUNNING)
+    if code == 0:
+        return Status(ENDED)
+    return Status(LOST, f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}")

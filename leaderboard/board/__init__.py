@@ -1,0 +1,1 @@
+"""The leaderboard page, and the command that rebuilds every page."""

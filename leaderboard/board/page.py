@@ -1,0 +1,197 @@
+"""The leaderboard page: a pure function of the records, rebuilt whole and replaced in one instant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from leaderboard.store.measurements import Measurement, folder_of, load_measurements
+from leaderboard.store.records import (
+    Problem,
+    list_files,
+    load_store,
+    replace_text,
+)
+from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import blind_spots, gains_table, make_ranks
+from leaderboard.tables.details import ABOUT, details_table, speed_table
+from leaderboard.tables.sections import FIRST, amount, description, make_sections, section_name
+from leaderboard.tables.table import escape, main_table, make_rows
+
+INTRODUCTION = """\
+# Leaderboard
+
+Accuracy and cost of sparse-training methods. Made from the [records]({folder}) by `make leaderboard`; do not edit."""
+
+UNITS = """\
+- **Accuracy**: share of the test images classified correctly after the last epoch, in percent; mean ± sample standard
+  deviation (ddof = 1) over n seeds. One seed has no ±. Diverged runs are counted beside n and enter no mean.
+- **Rank**: the places a row may hold. The first is 1 + the rows significantly better, the last is the number of rows −
+  those significantly worse (paired t-tests by seed of all pairs at a sparsity, Holm's correction, 5 %); rows that the
+  seeds do not tell apart share places. Bold: significantly better than every other row, so rank 1 alone. Dense and
+  controls made from another row's runs are not ranked.
+- **Sparsity**: the share of prunable weights asked to be zero. The densities reached are in the details.
+- **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
+  left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
+  passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.
+- **Notes** in the details: `(file …)` tells apart versions of a method's file; `uncommitted code` ran with files that
+  differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
+- `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
+
+SLIM = """\
+- **Slim** in the details: the masks' cost leaves removed filters out, `slim 0.25×` the inputs that they free too, while
+  residual streams keep their width (`make slim RUN=…` makes that network). Training is charged by the masks."""
+
+ZERO = """\
+- **Active weights that are zero** in the details: a budget is of active weights, and one that was activated late may
+  never have had a gradient, so that counting non-zero weights finds fewer."""
+
+PICTURES = "pictures"  # the folder beside the page
+
+
+GAINS = (
+    "Gains over controls: difference in points, paired by seed, with its 95 % interval; bold where it is significant "
+    "after Holm's correction over this table. The step from random masks of the same layer densities to a method is "
+    "what its choice of weights is worth."
+)
+
+RULE = "One seed counts once: of several runs of a row, sparsity and seed, the first that finished counts."
+
+
+def render(
+    records: list[Record],
+    problems: list[Problem],
+    folder: str = "records",
+    pictures: str | None = None,
+    measured: Sequence[Measurement] = (),
+) -> str:
+    """Return the page, in Markdown, for records and problems as `read_records` or `load_store` gives them.
+
+    `folder` is where links to records lead, relative to the page, `pictures` the folder of the pictures, where there
+    are any, and `measured` the measurements of speed, newest first; a section without any says nothing of them.
+    Invariant: the same records and problems in any order give the same text.
+    """
+    sections = make_sections(records)
+    lines, weights = [INTRODUCTION.format(folder=quote(folder)), ""], [record["weights"] for record in records]
+    if records:
+        lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
+        lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
+        lines += [ZERO] if any(counts.get("nonzero", counts["active"]) < counts["active"] for counts in weights) else []
+    else:
+        lines.append(FIRST)
+    for title, runs in sections:
+        lines += section(title, runs, folder, pictures, measured)
+    if problems:
+        lines += ["", "## Skipped files", ""]
+        lines += [f"- {escape(p.file)}: {escape(p.reason)}" for p in sorted(problems, key=lambda p: (p.file, p.reason))]
+    return "\n".join(lines) + "\n"
+
+
+def section(
+    title: str, runs: list[Record], folder: str, pictures: str | None, measured: Sequence[Measurement] = ()
+) -> list[str]:
+    """Return the lines of one section: title, what it holds, main table, pictures, gains, measured speed, details."""
+    rows = make_rows(runs)
+    speed = speed_table(rows, measured)
+    references = dict.fromkeys(f"{row.label}: {row.reference}" for row in rows if row.reference)
+    gains, unseen = gains_table(rows), blind_spots(rows)
+    return [
+        "",
+        f"## {title}",
+        "",
+        description(runs),
+        "",
+        *main_table(rows, make_ranks(rows)),
+        "",
+        f"{RULE} {unseen}".rstrip(),
+        *(embed(runs, pictures) if pictures is not None else []),
+        *(["", GAINS, "", *gains] if gains else []),
+        *(["", ABOUT, "", *speed] if speed else []),
+        "",
+        "<details>",
+        "<summary>Details: seeds, densities, absolute costs, times, records</summary>",
+        "",
+        *details_table(rows, folder),
+        "",
+        *(f"- {reference}" for reference in references),
+        "",
+        "</details>",
+    ]
+
+
+def embed(runs: list[Record], folder: str) -> list[str]:
+    """Return the lines that show a section's pictures, which `leaderboard.drawing.draw` writes to `folder`."""
+    from leaderboard.drawing.pictures import list_pictures
+
+    name = section_name(runs[0])
+    lines = []
+    for picture in list_pictures(runs):
+        file = f"{quote(folder)}/{name}.{picture.kind}.svg"
+        lines += ["", f"![{picture.title}]({file})", "", f"*{picture.caption}*"]  # neither holds text from records
+    return lines
+
+
+Store = tuple[list[Record], list[Problem]]
+
+
+def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tuple[str, str]:
+    """Return the page for `output` and one line that sums it up; `store`: the records, where they are read already."""
+    records, problems = load_store(records_dir) if store is None else store
+    measured, faulty = load_measurements(folder_of(records_dir), records)
+    problems = [*problems, *faulty]
+    folder = relative(records_dir, output)
+    skipped = f", {amount(len(problems), 'file')} skipped" if problems else ""
+    tables = amount(len(make_sections(records)), "table")
+    text = render(records, problems, folder, PICTURES, measured)
+    return text, f"{amount(len(records), 'record')} in {tables}{skipped}"
+
+
+def relative(folder: Path, page: Path) -> str:
+    """Return where `folder` lies seen from `page`, for links."""
+    return Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
+
+
+def rebuild(records_dir: Path, output: Path) -> str:
+    """Write the page of the records in `records_dir` to `output` and return a line that sums it up.
+
+    Invariant: readers see the old page or the new one, whole; and when several processes write records and rebuild at
+    once, the page left in the end has all of them.
+    """
+    while True:
+        before = store_state(records_dir)
+        text, summary = make_page(records_dir, output)
+        replace_text(output, text)
+        # A record that arrived meanwhile may be on a page that another process wrote and this one has just replaced.
+        if store_state(records_dir) == before:
+            return summary
+
+
+def is_current(records_dir: Path, output: Path) -> bool:
+    """Return whether the page at `output` is what the records in `records_dir` give; one that cannot be made is not."""
+    try:
+        return output.read_bytes() == make_page(records_dir, output)[0].encode()
+    except Exception:  # no page, or a record that breaks it: whoever rebuilds it is told
+        return False
+
+
+def shows_records(page: Path, records_dir: Path) -> bool:
+    """Return whether the page at `page` was made from records in `records_dir`, which need not be there."""
+    try:
+        text = page.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    return text.startswith(INTRODUCTION.format(folder=quote(relative(records_dir, page)))) and FIRST not in text
+
+
+def store_state(folder: Path) -> list[tuple[str, int, int]]:
+    """Return the names, sizes and times of records and measurements: it changes when one arrives."""
+    found = []
+    for path in [*list_files(folder), *list_files(folder_of(folder))]:
+        try:
+            stat = path.stat()
+        except OSError:  # a broken link, or gone since it was listed
+            continue
+        found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return found

@@ -1,0 +1,1 @@
+"""Records and measurements: their rules, their seal, how they are written and read."""

@@ -1,0 +1,418 @@
+"""Records in a folder: written once, read one at a time or, compact, all together."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import marshal
+import math
+import os
+import re
+import secrets
+import sys
+import threading
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NoReturn
+
+from leaderboard.store.kinds import DIGEST, parse_time
+from leaderboard.store.schema import (
+    Record,
+    RecordError,
+    UnreadableError,
+    content_of,
+    find_faults,
+    find_rule_faults,
+    is_sealed_text,
+    lay_out,
+    seal_of,
+)
+
+MISPLACED = "a branch of another run: it belongs in the store of branches, beside this one"
+LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and the number of a repeat is added
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file of the store that was skipped, and why."""
+
+    file: str
+    reason: str
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write `record` to `folder` as a file of its own and return its path.
+
+    The name is that of the run, `RUN.json`; where that is taken, the run is a repeat and becomes `RUN.2.json`, `.3` …
+    The seal is added; a record of schema 1 has none. Raises RecordError for an invalid record (NaN, infinities and a
+    wrong seal included), before anything is written. Invariant: no existing file is ever changed, and a process killed
+    at any instant leaves no part of a record under a record's name.
+    """
+    faults = find_faults(record)
+    if faults:
+        run = record.get("run") if isinstance(record, dict) else None
+        raise RecordError(f"record '{run}' is invalid and was not written: {list_faults(faults)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = write_temporary(file_text(record), folder, "record")
+    try:
+        return publish(temporary, folder, file_stem(record["run"]))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_text(record: Record) -> str:
+    """Return the text of the file of a valid record, sealed; a record of schema 1 has no seal."""
+    content = json.loads(json.dumps(content_of(record)))  # as a reader gets it: tuples are lists, keys are texts
+    if content["schema"] > 1:
+        content["seal"] = seal_of(content)
+    return lay_out(content)
+
+
+def find_same(record: Record, folder: Path) -> Path | None:
+    """Return the file of `folder` that holds this very record, times included, or None; with or without its seal.
+
+    For a writer that was killed and does not know whether its record was published. Raises UnreadableError where that
+    cannot be told, for the folder or a file of the run cannot be read now; other damaged files hold no record.
+    """
+    for path in list_run(record["run"], folder):
+        try:
+            if content_of(read_record(path)) == content_of(record):
+                return path
+        except UnreadableError:
+            raise
+        except RecordError:
+            continue
+    return None
+
+
+def list_run(run: str, folder: Path) -> list[Path]:
+    """Return the files in `folder` that may hold records of a run. Raises UnreadableError where it cannot be listed."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
+    except OSError as error:
+        raise UnreadableError(f"not readable: {error.strerror}") from error
+    return [folder / name for name in names if name.startswith(f"{file_stem(run)}.")]
+
+
+def file_stem(run: str) -> str:
+    """Return a file name without its suffix for `run`, of the characters A-Z a-z 0-9 . _ - only.
+
+    Invariant: it names a visible file of the folder itself, never another folder.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", run).lstrip(".") or "run"
+    name = f"_{name}" if is_reserved(name) else name
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 17]}.{hashlib.sha256(run.encode('utf-8', 'replace')).hexdigest()[:16]}"
+    return name
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether Windows keeps a file name for a device, whatever its suffix: no checkout there could have it."""
+    return re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)", name.partition(".")[0].rstrip(), re.I) is not None
+
+
+def write_temporary(text: str, folder: Path, purpose: str) -> Path:
+    """Write `text` to a new hidden file in `folder`, down to the disk, and return its path; the name is unique."""
+    path = folder / f".{purpose}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(path, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def publish(temporary: Path, folder: Path, stem: str) -> Path:
+    """Give the finished file `temporary` the first free name: STEM.json, STEM.2.json …; return its path."""
+    for number in itertools.count(1):
+        target = folder / (f"{stem}.json" if number == 1 else f"{stem}.{number}.json")
+        try:
+            take_name(temporary, target)
+        except FileExistsError:
+            continue
+        sync_folder(folder)
+        return target
+    raise AssertionError("unreachable: there is always a next number")
+
+
+def take_name(temporary: Path, target: Path) -> None:
+    """Show the finished file `temporary` as `target`. Raises FileExistsError where that name is taken, by anyone."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):
+        # No hard links on this file system. Taking the name first keeps others off it; a kill before the replacement
+        # leaves an empty file, which readers skip with a reason.
+        open(target, "x").close()
+        os.replace(temporary, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` down to the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse; the file itself is on the disk already
+        pass
+    finally:
+        os.close(handle)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the paths in `folder` that have a record's name, sorted; an absent folder has none."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def read_records(folder: Path, branches: bool = False) -> tuple[list[Record], list[Problem]]:
+    """Read every record of `folder`: the valid ones, and a Problem for each file that is damaged, invalid or a copy.
+
+    `branches`: whether it is the store of branches and of the runs they go on from; elsewhere a branch is set aside.
+
+    Each record gets one key more, `file`, the name of its file. Sorted by run, time of finishing and file; problems by
+    file. Invariant: every file with a record's name is in exactly one of the two lists.
+    `leaderboard.store.records.load_store` says the same of every file and is for large stores.
+    """
+    return sort_out([read_file(path) for path in list_files(folder)], branches)
+
+
+def read_file(path: Path) -> tuple[str, Record] | Problem:
+    """Return the record in a file with the seal of its content, whether it carries it or not, or what is wrong."""
+    try:
+        record = read_record(path)
+    except RecordError as error:
+        return Problem(path.name, str(error))
+    return record.get("seal") or seal_of(record), {**record, "file": path.name}
+
+
+def sort_out(found: list[tuple[str, Record] | Problem], branches: bool = False) -> tuple[list[Record], list[Problem]]:
+    """Return the records and the problems of a store in order, each of several copies of a record but the first aside.
+
+    Records of branches are set aside too, unless it is their store: a branch is no run of a table. A copy has the same
+    content. A run of the same name with other content is a repeat and is kept.
+    """
+    problems = [entry for entry in found if isinstance(entry, Problem)]
+    read = [entry for entry in found if not isinstance(entry, Problem)]
+    kept: dict[str, Record] = {}
+    for seal, record in sorted(read, key=lambda entry: file_key(entry[1]["file"])):
+        if "branch" in record and not branches:
+            problems.append(Problem(record["file"], MISPLACED))
+            continue
+        first = kept.setdefault(seal, record)
+        if first is not record:
+            problems.append(Problem(record["file"], f"a copy of {first['file']}"))
+    return sorted(kept.values(), key=stable_key), sorted(problems, key=lambda problem: problem.file)
+
+
+def file_key(name: str) -> tuple[int, str]:
+    """Return what file names are sorted by: `RUN.json` before `RUN.2.json`, that before `RUN.10.json`."""
+    return len(name), name
+
+
+def stable_key(record: Record) -> tuple[Any, ...]:
+    """Return what read records are sorted by: run, time of finishing, file (`RUN.json` before `RUN.2.json`)."""
+    return record["run"], parse_time(record["finished"]), *file_key(record["file"])
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises UnreadableError for a file that cannot be read, RecordError for one that is damaged, was edited or breaks a
+    rule.
+    """
+    data, record = read_json(path)
+    seal: Any = record.get("seal") if isinstance(record, dict) else None
+    untouched = DIGEST.accepts(seal) and is_sealed_text(data, seal)
+    faults = find_rule_faults(record) if untouched else find_faults(record)
+    if not faults and record["schema"] > 1 and seal is None:
+        faults = ["seal is missing"]
+    if faults:
+        raise RecordError(list_faults(faults))
+    assert isinstance(record, dict)
+    return record
+
+
+def read_json(path: Path) -> tuple[bytes, Any]:
+    """Return a file's bytes and the plain JSON in them.
+
+    Raises UnreadableError for a file that cannot be read, RecordError for one that has none.
+    """
+    try:
+        if not path.is_file():  # a folder, a broken link or a pipe, which would block
+            raise RecordError("not a file")
+        data = path.read_bytes()
+        return data, json.loads(data.decode("utf-8"), parse_constant=refuse_constant, parse_float=read_float)
+    except RecordError:
+        raise
+    except OSError as error:  # its full text names the folders of this machine
+        raise UnreadableError(f"not readable: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not readable as JSON: {error}") from error
+
+
+def read_float(text: str) -> float:
+    """Return the float a JSON number names. Raises RecordError for one beyond the largest, which would read as inf."""
+    value = float(text)
+    if value - value:  # inf - inf is not 0
+        raise RecordError(f"is not plain JSON: {text} is beyond the largest number")
+    return value
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Raise RecordError for NaN, Infinity and -Infinity, which are no JSON."""
+    raise RecordError(f"not readable as JSON: {name} is not a number")
+
+
+def list_faults(faults: list[str]) -> str:
+    """Return the first three of `faults` in one line, and how many more there are."""
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return "; ".join(faults[:3]) + more
+
+
+COLUMNS = ("epoch", "lr", "density", "train_share", "explored", "test_acc_pct", "validation_acc_pct")
+PROCESSES = 2
+WORTH_A_POOL = 500  # files; below it, starting processes costs more than it saves
+CHUNK = 200  # files that a process reads at a time, so that only few full records exist at once
+
+Found = tuple[str, Record] | Problem
+
+
+def load_store(folder: Path, branches: bool = False) -> tuple[list[Record], list[Problem]]:
+    """Read every record of `folder` as `leaderboard.store.records.read_records` does, but compact.
+
+    In place of `history` a record has `curves`, as the function of that name gives them. Records share their equal
+    parts, so they are for reading only. `branches` as there. Invariant: the records, the problems and their order are
+    those of `read_records`, whatever the number of files and of processes.
+    """
+    sharing = Sharing()
+    found: list[Found] = []
+    for chunk in read_chunks(list_files(folder)):
+        found += sharing.entries(chunk)
+    return sort_out(found, branches)
+
+
+def read_chunks(paths: list[Path]) -> Iterator[list[Found]]:
+    """Yield what is in the files at `paths`, in their order, a chunk at a time; two processes read many files."""
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    done = 0
+    # Forked processes start in milliseconds and import nothing. Forking is safe on Linux, where no other thread holds
+    # a lock at that instant; elsewhere everything is read here.
+    if len(paths) >= WORTH_A_POOL and sys.platform == "linux" and threading.active_count() == 1:
+        try:
+            with ProcessPoolExecutor(PROCESSES, mp_context=get_context("fork")) as pool:
+                for chunk in pool.map(read_chunk, chunks):
+                    yield chunk
+                    done += 1
+        except Exception:  # no processes to be had, or one was killed: what is left is read here
+            pass
+    yield from map(read_chunk, chunks[done:])
+
+
+def read_chunk(paths: list[Path]) -> list[Found]:
+    """Return what is in the files at `paths`, compact; equal parts are one, so they pass between processes once."""
+    sharing = Sharing()
+    found: list[Found] = []
+    for path in paths:
+        entry = read_file(path)
+        found.append(entry if isinstance(entry, Problem) else (entry[0], compact(entry[1])))
+    return sharing.entries(found)
+
+
+def curves(record: Record) -> dict[str, array[float]]:
+    """Return the history of a record, full or compact, as columns: one value for each epoch, NaN where unknown.
+
+    The columns are those of COLUMNS, of equal length; shares and per cent as in the record's history.
+    """
+    if "history" not in record:
+        ready: dict[str, array[float]] = record["curves"]
+        return ready
+    return {name: column(record["history"], name) for name in COLUMNS}
+
+
+def column(history: list[dict[str, Any]], name: str) -> array[float]:
+    """Return one value of every epoch of a history, NaN where it is null or absent."""
+    values = [row.get(name) for row in history]
+    return array("d", [math.nan if value is None else value for value in values])
+
+
+def compact(record: Record) -> Record:
+    """Return the record with `curves` in place of `history`."""
+    short = {key: value for key, value in record.items() if key != "history"}
+    return {**short, "curves": curves(record)}
+
+
+class Sharing:
+    """Keeps one of all equal parts of records. What it returns equals what it is given, but may be an older one."""
+
+    def __init__(self) -> None:
+        self.by_content: dict[bytes, Any] = {}
+        self.by_identity: dict[int, tuple[Any, Any]] = {}  # the part given, so that it lives, and the one kept
+
+    def entries(self, found: list[Found]) -> list[Found]:
+        """Return what was found in files, the records made of shared parts."""
+        shared: list[Found] = [
+            entry if isinstance(entry, Problem) else (entry[0], self.record(entry[1])) for entry in found
+        ]
+        self.by_identity.clear()
+        return shared
+
+    def record(self, record: Record) -> Record:
+        """Return a compact record made of shared parts."""
+        columns = {name: self.part(column) for name, column in record["curves"].items()}
+        try:
+            parts = {sys.intern(key): self.part(value) for key, value in record.items() if key != "curves"}
+        except RecursionError:  # settings nested hundreds deep are valid; such a record shares nothing
+            parts = record
+        return {**parts, "curves": columns}
+
+    def part(self, value: Any) -> Any:
+        """Return what `keep` returns; without a look at its content where this very value was given before."""
+        known = self.by_identity.get(id(value))
+        if known is None:
+            known = self.by_identity[id(value)] = (value, self.keep(value))
+        return known[1]
+
+    def keep(self, value: Any) -> Any:
+        """Return the one value kept of all that have the content of `value`: at first this, of kept parts itself."""
+        kind = type(value)
+        if kind is str:
+            return sys.intern(value)
+        if kind is array:
+            return self.by_content.setdefault(sha256(value).digest(), value)
+        if kind is not dict and kind is not list:
+            return value
+        key = marshal.dumps(value, 2)  # in this version equal bytes are equal values of equal types
+        kept = self.by_content.get(key)
+        if kept is None:
+            if kind is dict:
+                kept = {sys.intern(name): self.keep(inner) for name, inner in value.items()}
+            else:
+                kept = [self.keep(inner) for inner in value]
+            self.by_content[key] = kept
+        return kept
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give `path` the content `text` in one instant: readers see the old page or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = write_temporary(text, path.parent, "leaderboard")
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Rows, tables and statistics of records."""

@@ -1,0 +1,227 @@
+"""What may be said of the rows of a section: ranks that the seeds can carry, gains over controls, what went unseen.
+
+Everything is paired by seed: runs of one seed share initial weights and batches, so their difference has less noise
+than either accuracy.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from leaderboard.store.kinds import parse_time
+from leaderboard.store.records import stable_key
+from leaderboard.store.schema import Record
+from leaderboard.tables.table import BLANK, LEAST_SEEDS, Cell, Row, line, percent, sparsities_of
+
+Made = dict[tuple[str, str, int], Record]  # controls by the run, the masks and the seed they were made from
+Ranks = dict[tuple[int, float], tuple[int, int]]  # number of a row, sparsity: best and worst rank not excluded
+
+CONTROLS = {  # kind of donor: heading of the column
+    "densities": "less random masks of its own layer densities",
+    "masks": "less its own masks kept from the start",
+    "shuffled masks": "less its own masks, shuffled in each layer",
+    "shuffled filters": "less its own masks, shuffled in each filter",
+}
+
+
+def accuracies(cell: Cell) -> dict[int, float]:
+    """Return the accuracies of the last epoch by seed, of the counted runs that did not diverge."""
+    return {record["seed"]: record["accuracy_pct"]["last_epoch"] for record in cell.finished}
+
+
+def grain(cell: Cell) -> float:
+    """Return the step, in points, in which an accuracy can move: one test image; 0 where their number is unknown."""
+    images: int = cell.counted[0]["data"]["test"]
+    return 100 / images if images else 0.0
+
+
+def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
+    """Return the cells compared at a sparsity by number of their row: no dense row, no control made from another."""
+    return {
+        number: row.cells[sparsity]
+        for number, row in enumerate(rows)
+        if not row.dense and not row.made_from and sparsity in row.cells
+    }
+
+
+def certain(cell: Cell) -> dict[int, float]:
+    """Return the accuracies that may carry a verdict: none where a counted run diverged, for the others flatter it."""
+    return {} if cell.diverged else accuracies(cell)
+
+
+def make_ranks(rows: list[Row]) -> Ranks:
+    """Return the range of ranks of every row at every sparsity.
+
+    A rank of 2-5 of 7 says: one row is significantly better and two are significantly worse. Paired t-tests of all
+    pairs at a sparsity, Holm's correction over the whole section. Invariant: a row that shares fewer than LEAST_SEEDS
+    with the others, or of which a run diverged, may have any rank.
+    """
+    from leaderboard.tables.stats import rank_groups  # here, because scipy takes a second
+
+    groups = {sparsity: compared(rows, sparsity) for sparsity in sparsities_of(rows)}
+    groups = {sparsity: cells for sparsity, cells in groups.items() if len(cells) > 1}
+    if not groups:
+        return {}
+    known = {
+        sparsity: {str(number): certain(cell) for number, cell in cells.items()} for sparsity, cells in groups.items()
+    }
+    step = max(grain(cell) for cells in groups.values() for cell in cells.values())
+    found = rank_groups(known, step, LEAST_SEEDS)
+    return {(number, sparsity): found[sparsity][str(number)] for sparsity, cells in groups.items() for number in cells}
+
+
+def signed(value: float) -> str:
+    """Return a difference in points with its sign: `+0.12`, `−0.30`; what rounds to nothing is `+0.00`."""
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # the sum turns the zero below zero into the one above
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better a row is than a control, at a sparsity; `p` is not corrected yet."""
+
+    text: str
+    p: float | None
+
+
+def make_gain(row: Cell, control: Mapping[int, float], sound: bool) -> Gain | None:
+    """Return the gain of a row's runs over a control's, paired by seed; None where they share no seed.
+
+    Without p, so never bold, where fewer than LEAST_SEEDS are shared or, not `sound`, a counted run of either diverged.
+    """
+    from leaderboard.tables.stats import paired_difference
+
+    own = accuracies(row)
+    found = paired_difference(own, control, grain(row))
+    if found.mean is None:
+        return None
+    text = signed(found.mean)
+    if found.low is not None and found.high is not None:
+        text += f" [{signed(found.low)}, {signed(found.high)}]"
+    if found.n != len(own):
+        text += f" (n={found.n})"
+    return Gain(text, found.p if sound and found.n >= LEAST_SEEDS else None)
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a row is compared with: accuracies by seed, and whether every counted run finished."""
+
+    accuracies: dict[int, float]
+    sound: bool
+
+    @classmethod
+    def of(cls, cell: Cell) -> Control:
+        """Return the control that the runs of a cell are."""
+        return cls(accuracies(cell), not cell.diverged)
+
+
+def donor_controls(rows: list[Row]) -> dict[str, Made]:
+    """Return the counted runs of controls made from other runs, by kind and by what they were made from.
+
+    Of several versions of a control's file, those of the one that was run last: two would be two controls.
+    """
+    counted = [record for row in rows if row.made_from for cell in row.cells.values() for record in cell.counted]
+    found: dict[str, Made] = {}
+    for record in sorted(counted, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
+        donor, version = record["method"]["donor"], record["method"]["sha256"]
+        made = found.setdefault(donor["kind"], {})
+        if any(other["method"]["sha256"] != version for other in made.values()):
+            made.clear()
+        made.setdefault((donor["run"], donor["masks_sha256"], record["seed"]), record)
+    return found
+
+
+def paired_with(cell: Cell, made: Made) -> Control:
+    """Return the control that was made from the very runs of `cell`: same run, same masks, same seed."""
+    own = {record["seed"]: made.get((record["run"], record["masks_sha256"], record["seed"])) for record in cell.counted}
+    found = {seed: record for seed, record in own.items() if record is not None}
+    finished = {seed: record for seed, record in found.items() if record["status"] == "ok"}
+    return Control(
+        {seed: record["accuracy_pct"]["last_epoch"] for seed, record in finished.items()}, len(finished) == len(found)
+    )
+
+
+def controls_of(rows: list[Row], number: int, sparsity: float, made: Mapping[str, Made]) -> dict[str, Control]:
+    """Return the controls of row `number` at a sparsity, by heading of their column; `made` by `donor_controls`.
+
+    Those are dense rows, the narrower network of the same weight count, and what was made from the row's own runs.
+    """
+    found = {}
+    for place, other in enumerate(rows):
+        if other.dense and other.cells:
+            found[f"less {other.label}"] = Control.of(next(iter(other.cells.values())))
+        elif other.narrow and sparsity in other.cells and place != number:
+            found[f"less {other.label}"] = Control.of(other.cells[sparsity])
+    for kind, heading in CONTROLS.items():
+        found[heading] = paired_with(rows[number].cells[sparsity], made.get(kind, {}))
+    return found
+
+
+def gains_table(rows: list[Row]) -> list[str]:
+    """Return the lines of the table of gains over controls; none where no row has a control.
+
+    Differences in points, paired by seed, with 95 % intervals; bold where significant after Holm's correction over the
+    whole table.
+    """
+    from leaderboard.tables.stats import ALPHA, holm
+
+    gains: dict[tuple[int, float], dict[str, Gain]] = {}
+    headings: dict[str, None] = {}
+    made = donor_controls(rows)
+    for sparsity in sparsities_of(rows):
+        for number, cell in compared(rows, sparsity).items():
+            found = {
+                name: make_gain(cell, control.accuracies, control.sound and not cell.diverged)
+                for name, control in controls_of(rows, number, sparsity, made).items()
+            }
+            known = {name: gain for name, gain in found.items() if gain is not None}
+            if known:
+                gains[number, sparsity] = known
+                headings.update(dict.fromkeys(known))
+    if not gains:
+        return []
+    corrected = holm({(*key, name): gain.p for key, known in gains.items() for name, gain in known.items()})
+    order = [name for name in headings if name not in CONTROLS.values()]
+    order += [heading for heading in CONTROLS.values() if heading in headings]
+    lines = [line(["method", "sparsity", "accuracy, %", *order]), line(["---", "---:", "---:"] + ["---:"] * len(order))]
+    for (number, sparsity), of_row in sorted(gains.items()):
+        row = rows[number]
+        shown = [row.label, percent(sparsity), row.cells[sparsity].accuracy()]
+        for name in order:
+            p = corrected.get((number, sparsity, name))
+            text = of_row[name].text if name in of_row else BLANK
+            shown.append(f"**{text}**" if p is not None and p <= ALPHA else text)
+        lines.append(line(shown))
+    return lines
+
+
+def blind_spot(rows: list[Row], sparsity: float) -> str:
+    """Return what the seeds at hand could not see at a sparsity, in words; empty where no pair has two common seeds."""
+    from leaderboard.tables.stats import smallest_detectable, widen
+
+    spreads = []
+    counts = []
+    for one, other in combinations(compared(rows, sparsity).values(), 2):
+        a, b = accuracies(one), accuracies(other)
+        differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+        if len(differences) > 1:
+            spreads.append(float(widen(statistics.stdev(differences), grain(one), 2)))
+            counts.append(len(differences))
+    if not spreads:
+        return ""
+    smallest = smallest_detectable(int(statistics.median_low(counts)), statistics.median(spreads))
+    return "" if smallest is None else f"{smallest:.1f} points at {percent(sparsity)}"
+
+
+def blind_spots(rows: list[Row]) -> str:
+    """Return one sentence on the differences that the seeds at hand could find; empty where there are none."""
+    found = [spot for spot in (blind_spot(rows, sparsity) for sparsity in sparsities_of(rows)) if spot]
+    if not found:
+        return ""
+    return (
+        f"A single comparison of two rows finds a true difference of {', '.join(found)} in four of five cases "
+        "(for the median pair, with the seeds at hand, uncorrected); smaller ones may be there unseen."
+    )

@@ -1,0 +1,372 @@
+"""The main table: which records share a row, how rows are called, and what their cells say."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from leaderboard.store.kinds import parse_time
+from leaderboard.store.records import stable_key
+from leaderboard.store.schema import GROUPS, Record
+
+BLANK = "·"
+HEADINGS = {**{group: group for group in GROUPS}, "control": "controls"}
+LEAST_SEEDS = 3  # in common; two leave one degree of freedom, and nothing short of a gulf is seen
+LONGEST_TEXT = 200  # characters of any one text from a record
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def plain(text: object) -> str:
+    """Return `text` on one line without control characters, cut to LONGEST_TEXT: safe in a terminal."""
+    kept = printable(str(text))
+    return kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
+
+
+def escape(text: object) -> str:
+    """Return `text` on one line, without a meaning in Markdown or HTML, cut to LONGEST_TEXT characters."""
+    kept = plain(text)
+    kept = re.sub(r"([\\*\[\]$~#])", r"\\\1", kept)
+    kept = re.sub(r"^(\d*)([-+=.)])(?=[ =-]|$)", r"\1\\\2", kept)  # a list or a rule, at the start of a line
+    kept = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", kept)  # inside a word it has no meaning
+    return html.escape(kept, quote=False).replace("|", "&#124;").replace("`", "&#96;")
+
+
+def mean(values: Iterable[float | None], show: Callable[[float], str]) -> str:
+    """Return the mean of the `values` that are there, as `show` writes it, or BLANK when there are none."""
+    known = [value for value in values if value is not None]
+    return show(statistics.fmean(known)) if known else BLANK
+
+
+def mean_and_std(values: Iterable[float | None]) -> str:
+    """Return `93.10 ± 0.21`: mean and sample standard deviation (ddof = 1); no ± for one value, BLANK for none."""
+    known = [value for value in values if value is not None]
+    std = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
+    return mean(known, "{:.2f}".format) + std
+
+
+def multiple(share: float) -> str:
+    """Return a cost as a multiple of the dense network's: two decimals, or two digits when below 0.1."""
+    return f"{share:.2f}×" if share >= 0.0995 else f"{share:#.2g}×"
+
+
+def flops(macs: float) -> str:
+    """Return `macs` multiply-adds as FLOPs, two for each: `8.2e9`."""
+    digits, exponent = f"{2 * macs:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent without needless digits: 0.9 -> `90 %`."""
+    return f"{100 * share:.10g} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, in hours from two hours on."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one method at one sparsity: `counted` has one for each seed, in order; `repeats` are the others."""
+
+    counted: list[Record]
+    repeats: list[Record]
+
+    @property
+    def diverged(self) -> int:
+        """How many of the counted runs diverged."""
+        return len(self.counted) - len(self.finished)
+
+    @property
+    def finished(self) -> list[Record]:
+        """The counted runs that did not diverge: those whose numbers enter means."""
+        return [record for record in self.counted if record["status"] == "ok"]
+
+    def accuracy(self) -> str:
+        """Return `93.10 ± 0.21 (n=2, 1 diverged)`, of the last epoch."""
+        shown = mean_and_std(record["accuracy_pct"]["last_epoch"] for record in self.finished)
+        return f"{shown} (n={len(self.finished)}{f', {self.diverged} diverged' if self.diverged else ''})"
+
+    def cost(self, part: str, absolute: bool) -> str:
+        """Return the mean cost of `part` (inference or train), in FLOPs or as a multiple of the dense network's."""
+        if absolute:
+            return mean((record["macs"][part] for record in self.finished), flops)
+        return mean((record["macs"][f"{part}_share"] for record in self.finished), multiple)
+
+
+def gather(records: list[Record]) -> Cell:
+    """Sort the runs of one method at one sparsity: for each seed the first that finished counts, diverged or not.
+
+    Never the better one: a repeat must not be a second try.
+    """
+    counted: dict[int, Record] = {}
+    repeats = []
+    for record in sorted(records, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
+        if record["seed"] in counted:
+            repeats.append(record)
+        else:
+            counted[record["seed"]] = record
+    return Cell([counted[seed] for seed in sorted(counted)], repeats)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by sparsity asked.
+
+    `label` is harmless in Markdown, `name` the same as text, without the version of the file; `settings` are those to
+    ask for where they are not the defaults.
+    """
+
+    group: str
+    label: str
+    dense: bool
+    reference: str
+    cells: dict[float, Cell]
+    narrow: bool = False  # a narrower network: its weight count is the sparse networks', its layers are not
+    made_from: str = ""  # label of the row whose masks or layer densities it takes, for controls
+    name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sparsities_of(rows: list[Row]) -> list[float]:
+    """Return the sparsities at which some row that is not dense has runs, rising."""
+    return sorted({sparsity for row in rows for sparsity in row.cells if not row.dense})
+
+
+def make_rows(records: list[Record]) -> list[Row]:
+    """Return the rows of a section in the order of the table: by group, name, defaults first, label."""
+    rows = []
+    for found in split_rows(records):
+        method, weights = found.runs[0]["method"], found.runs[0]["weights"]
+        by_sparsity: dict[float, list[Record]] = {}
+        for run in found.runs:
+            by_sparsity.setdefault(float(run["sparsity"]), []).append(run)
+        rows.append(
+            Row(
+                found.group,
+                f"{escape(found.label)} {escape(found.version)}".rstrip(),
+                method["budget"] == "dense",
+                escape(method["reference"]),
+                {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)},
+                weights["prunable"] != weights["dense_prunable"],
+                found.donor if found.group == "control" else "",
+                found.label,
+                found.settings,
+            )
+        )
+    return rows
+
+
+def line(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def show_rank(rank: tuple[int, int] | None) -> str:
+    """Return `1–4`, or `2` where best and worst rank are the same; BLANK where there is nothing to rank against."""
+    if rank is None:
+        return BLANK
+    return str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}"
+
+
+def main_table(rows: list[Row], ranks: Mapping[tuple[int, float], tuple[int, int]]) -> list[str]:
+    """Return the lines of the main table: groups of methods down, sparsities asked across, four columns for each.
+
+    `ranks`: by number of the row and sparsity. Bold is an accuracy whose rank is 1 and nothing else. Controls made from
+    another row's runs have a table of their own.
+    """
+    sparsities = sparsities_of(rows)
+    head = ["method"]
+    for sparsity in sparsities:
+        head += [f"sparsity {percent(sparsity)}: accuracy, %", "rank", "inference FLOPs", "training FLOPs"]
+    if not sparsities:
+        head += ["accuracy, %", "inference FLOPs", "training FLOPs"]
+    lines = [line(head), line(["---"] + ["---:"] * (len(head) - 1))]
+    group = ""
+    for number, row in enumerate(rows):
+        if row.made_from:
+            continue
+        if row.group != group:
+            group = row.group
+            lines.append(line([f"*{HEADINGS[group]}*"] + [""] * (len(head) - 1)))
+        shown = [row.label]
+        for sparsity in row.cells if row.dense else sparsities:
+            shown += main_cells(row, sparsity, ranks.get((number, sparsity)), ranked=bool(sparsities))
+        lines.append(line(shown + [BLANK] * (len(head) - len(shown))))
+    return lines
+
+
+def main_cells(row: Row, sparsity: float, rank: tuple[int, int] | None, ranked: bool) -> list[str]:
+    """Return accuracy, rank (where the table has ranks) and costs of a row at a sparsity."""
+    cell = row.cells.get(sparsity)
+    if cell is None:
+        return [BLANK] * 4
+    accuracy = f"**{cell.accuracy()}**" if rank == (1, 1) else cell.accuracy()
+    costs = [cell.cost("inference", row.dense), cell.cost("train", row.dense)]
+    return [accuracy, *([show_rank(rank)] if ranked else []), *costs]
+
+
+def link(record: Record, folder: str, name: str) -> str:
+    """Return a link to the file of a record, named by its seed."""
+    return f"[{name} {record['seed']}]({quote(folder)}/{quote(record['file'], errors='replace')})"
+
+
+Names = Mapping[str, str]  # of rows, by the name of a run
+
+
+@dataclass(frozen=True)
+class RowRuns:
+    """The runs of one row, its label as text, and the settings to ask for to get it where they are not defaults.
+
+    `version` tells apart rows of one group and label with another file: `(file 1a2b3c4d)`; empty where there is one.
+    """
+
+    group: str
+    label: str
+    version: str
+    settings: dict[str, Any]
+    donor: str  # name of the row whose masks or layer densities its runs take; empty where they take none
+    runs: list[Record]
+
+    @property
+    def name(self) -> str:
+        """Label and version."""
+        return f"{self.label} {self.version}" if self.version else self.label
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a record says was asked of its method. `label` is empty where it follows from the name and the changes."""
+
+    record: Record
+    settings: dict[str, Any]
+    changed: tuple[str, ...]
+    label: str
+    donor: str
+
+    @classmethod
+    def of(cls, record: Record, donors: Names) -> Asked:
+        """Return it with the names of rows, in a control's settings, as these rows are called now."""
+        method, weights = record["method"], record["weights"]
+        settings = {**method["settings"], **method["changed"]}
+        if weights["prunable"] != weights["dense_prunable"] or settings.get("width") == 1:
+            settings.pop("width", None)  # of a narrower network: it follows from the sparsity
+        donor = method.get("donor") or {"run": "", "label": ""}
+        row = donors.get(donor["run"])
+        if row is not None:
+            settings.update({key: row for key, value in settings.items() if first_word(value) == first_word(row)})
+        changed, label = tuple(sorted(method["changed"])), "" if follows(method) else method["label"]
+        return cls(record, settings, changed, label, row or donor["label"])
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes a row: the group, the method, its file and its settings; a label that says otherwise as well."""
+        method = self.record["method"]
+        own = json.dumps(self.settings, sort_keys=True)
+        return method["group"], method["name"], method["sha256"], own, self.label
+
+    @property
+    def file(self) -> tuple[str, str]:
+        """The method and its file: what has defaults."""
+        return self.record["method"]["name"], self.record["method"]["sha256"]
+
+
+def first_word(value: Any) -> str:
+    """Return the method of a row's name; of anything else what no method is called."""
+    return re.split(r" ?[(:]", value)[0] if isinstance(value, str) and value else "-"
+
+
+def follows(method: Mapping[str, Any]) -> bool:
+    """Return whether a label is the method's name and the changed settings, in any order."""
+    name, label = method["name"], method["label"]
+    parts = [f"{key}={value}" for key, value in method["changed"].items()]
+    whole = f"{name} ({', '.join(parts)})" if parts else name
+    same = label == whole or sorted(label) == sorted(whole)
+    return bool(same and label.startswith(name) and all(part in label for part in parts))
+
+
+def split_rows(records: Iterable[Record]) -> list[RowRuns]:
+    """Return the rows of the records of a section, in the order of the table: by group, name, defaults first, label.
+
+    Invariant: no two rows have group, label and version in common, and the order of the records is irrelevant.
+    """
+    known = sorted(records, key=lambda record: (parse_time(record["finished"]), *stable_key(record)))
+    rows = group_runs([Asked.of(record, {}) for record in known])
+    names = {run["run"]: row.name for row in rows for run in row.runs if not run["method"].get("donor")}
+    if any(record["method"].get("donor", {}).get("run") in names for record in known):
+        rows = group_runs([Asked.of(record, names) for record in known])
+    return rows
+
+
+def group_runs(asked: list[Asked]) -> list[RowRuns]:
+    """Return the rows of runs in the order in which they finished."""
+    defaults = find_defaults(asked)
+    groups: dict[tuple[str, ...], list[Asked]] = {}
+    for one in asked:
+        groups.setdefault(one.key, []).append(one)
+    found = []
+    for key, group in groups.items():
+        usual = defaults[group[0].file]
+        changed = {k: v for k, v in sorted(group[0].settings.items()) if k not in usual or usual[k] != v}
+        label = key[-1] or write_label(group, changed)
+        moved = bool(changed) if not key[-1] else all(one.changed for one in group)
+        place = GROUPS.index(key[0]), key[1], moved, label, key[2], key[3]
+        runs = sorted((one.record for one in group), key=lambda run: (bool(run["method"]["changed"]), *stable_key(run)))
+        donor = group[0].donor if all(one.donor for one in group) else ""
+        found.append((place, label, changed, donor, runs))
+    return tell_apart(found)
+
+
+def tell_apart(found: list[tuple[Any, ...]]) -> list[RowRuns]:
+    """Return rows in their order; those of one label get the version of their file, or of their settings."""
+    ordered = sorted(found, key=lambda row: row[0])
+    labels = Counter((place[0], label) for place, label, *_ in ordered)
+    files = Counter((place[0], label, place[4]) for place, label, *_ in ordered)
+    rows = []
+    for place, label, changed, donor, runs in ordered:
+        number, sha256, settings = place[0], place[4], place[5]
+        version = f"(file {sha256[:8]})" if labels[number, label] > 1 else ""
+        if files[number, label, sha256] > 1:  # values that are written alike
+            version = f"(settings {hashlib.sha256(settings.encode()).hexdigest()[:8]}) {version}".rstrip()
+        rows.append(RowRuns(GROUPS[number], label, version, changed, donor, runs))
+    return rows
+
+
+def find_defaults(asked: Iterable[Asked]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the defaults of each method's file, as its newest runs had them.
+
+    Unknown is the default of a setting that no run left alone, or that was changed to what used to be the default.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in asked:
+        usual = found.setdefault(one.file, {})
+        for key, value in one.settings.items():
+            if key not in one.changed:
+                usual[key] = value
+            elif key in usual and usual[key] == value:
+                del usual[key]
+    return found
+
+
+def write_label(group: list[Asked], changed: Mapping[str, Any]) -> str:
+    """Return the label of a row: that of its newest run which changed these very settings, or one written like it."""
+    method = group[0].record["method"]
+    for one in reversed(group):
+        told = {key: one.record["method"]["changed"][key] for key in one.changed}
+        if told == changed:
+            return str(one.record["method"]["label"])
+    return f"{method['name']} ({', '.join(f'{key}={value}' for key, value in changed.items())})"

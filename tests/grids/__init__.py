@@ -1,0 +1,1 @@
+"""Tests of grids, plans, sweeps and workers."""

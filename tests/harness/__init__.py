@@ -1,0 +1,1 @@
+"""What tests share: small networks, records, runs, kills, faults, mutants and oracles."""

@@ -1,0 +1,347 @@
+"""Where a method first disagrees with the oracle it is held against."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmark.base.errors import UserError
+from benchmark.config.cells import Cell
+from benchmark.config.plugins import Plugin
+from benchmark.runs.run import set_up_masks
+from benchmark.training.masks import propose
+from benchmark.training.train import Training, train
+from methods.core import DenseGrads, Method, Timeline, View
+from tests.harness import oracles, small
+from tests.harness.oracles import ORACLES, Oracle
+
+EPOCH = small.IMAGES // small.BATCH  # steps
+LONGEST = 80  # epochs of a training; enough for five updates of RigL's 100 steps each
+
+
+class DisagreementError(Exception):
+    """A method and its oracle differ; the message says where and how."""
+
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+class LinearNet(nn.Module):
+    """Linear layers only, two of equal shape: 576 + 64 + 64 + 24 prunable weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        relu = nn.ReLU
+        body = [nn.Linear(72, 8), relu(), nn.Linear(8, 8, bias=False), relu(), nn.Linear(8, 8), relu(), nn.Linear(8, 3)]
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.flatten(1))
+
+
+class OddNet(nn.Module):
+    """A layer of one weight, and depthwise and grouped convolutions of equal shape: 2 + 1 + 3 x 54 + 2 x 162 + 18."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(2, 1, 1)
+        self.one = nn.Conv2d(1, 1, 1)
+        self.wide = nn.Conv2d(1, 6, 3, padding=1)
+        self.left = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.right = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
+        self.likewise = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(self.one(self.mix(x)))
+        x = torch.relu(self.left(x) + self.right(x))
+        x = torch.relu(self.norm(self.grouped(x) + self.likewise(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+NETS = (small.SmallNet, LinearNet, OddNet)
+
+
+# ---------------------------------------------------------------------------------------------------- the comparison
+
+
+def settings_of(method: Method, name: str) -> dict[str, Any]:
+    """Return the hyper-parameters of `method`; an interval it lacks is that of the small page."""
+    settings = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    return {"update_every": small.make_page().update_every, **ORACLES[name].defaults, **settings}
+
+
+def interval(method: Method) -> int:
+    """Return the steps between two updates, one small epoch where the method counts in epochs."""
+    return getattr(method, "update_every", 0) or EPOCH
+
+
+def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None:
+    """Return copies of the tensors as arrays."""
+    return None if tensors is None else {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
+
+
+def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
+    """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
+    oracle.last = view.last
+    return oracle.stages(
+        view.step,
+        arrays(view.weights),
+        arrays(view.masks),
+        arrays(view._gradients),
+        arrays(view._hessian_gradients),
+        lambda name, purpose: view.random(name, purpose).cpu().numpy(),
+    )
+
+
+def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None:
+    """Return how the proposal differs from the oracle's in the first layer that does, or None.
+
+    Compared are the last masks and, as stages may be cut otherwise, which weights no stage takes away.
+    """
+    given = [proposed] if isinstance(proposed, Mapping) else list(proposed or [None])
+    for name, mask in stages[-1].items():
+        tensors = [masks.get(name) if isinstance(masks, Mapping) else None for masks in given]
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool or tuple(tensor.shape) != mask.shape:
+                return f"layer {name}: no bool mask of shape {mask.shape}"
+        got = [tensor.cpu().numpy() for tensor in tensors if tensor is not None]
+        active = explain(got[-1], mask, "active")
+        untouched = np.logical_and.reduce(got), np.logical_and.reduce([masks[name] for masks in stages])
+        found = active or explain(*untouched, "never taken away")
+        if found:
+            return f"layer {name}: {found}"
+    return None
+
+
+def explain(got: np.ndarray, expected: np.ndarray, what: str) -> str | None:
+    """Return how one mask differs from the oracle's, or None."""
+    wrong = np.argwhere(got != expected)
+    if not len(wrong):
+        return None
+    index = tuple(int(i) for i in wrong[0])
+    method, oracle = ("has", "has not") if got[index] else ("has not", "has")
+    counts = f"{got.sum()} {what} where the oracle has {expected.sum()}"
+    return f"{len(wrong)} of {got.size} differ ({counts}); the method {method} {index}, the oracle {oracle}"
+
+
+class Watch:
+    """Stands in for `propose`: passes masks on while they are the oracle's, raises when they are not."""
+
+    def __init__(self, oracle: str, what: str) -> None:
+        self.oracle, self.what = oracle, what
+        self.steps: list[int] = []
+        self.last: dict[str, np.ndarray] | None = None
+
+    def __call__(self, method: Method, name: str, view: View) -> Any:
+        """Ask the oracle first, so that a method that writes to its inputs cannot mislead it."""
+        when = f"{self.what}, " + (f"update at step {view.step}" if view.step else "set-up")
+        if self.last is not None and difference(view.masks, [self.last]):
+            raise DisagreementError(f"{when}: masks changed between updates: {difference(view.masks, [self.last])}")
+        expected = ask(ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline), view)
+        self.last = expected[-1]
+        self.steps.append(view.step)
+        proposed = propose(method, name, view)
+        found = difference(proposed, expected)
+        if found:
+            raise DisagreementError(f"{when}: {found}")
+        return proposed
+
+
+def finish(run: Training) -> Training:
+    """Train to the end."""
+    train(run, small.Silent(), lambda _: None)
+    return run
+
+
+def start(method: Method, name: str, net: type[nn.Module], seed: int, **page: Any) -> Training:
+    """Return a run of `method` on a network, its first masks committed by the engine."""
+    with mock.patch.object(small, "SmallNet", net):
+        run = small.make_training(method, name, seed, allow_empty_layers=True, prune_depthwise=True, **page)
+    plugin = Plugin(name, type(method), "test", "0" * 64)
+    set_up_masks(Cell("small", run.page, {}, plugin, method, {}, method.sparsity, seed), run)
+    return run
+
+
+def poison(run: Training, steps: set[int]) -> None:
+    """Make the images of these training steps infinite, so that the engine skips them."""
+    original, seen = run.model.forward, [0]
+
+    def forward(x: Tensor) -> Tensor:
+        seen[0] += run.model.training
+        return original(x * math.inf if run.model.training and seen[0] in steps else x)
+
+    run.model.forward = forward  # type: ignore[method-assign]
+
+
+def compare_training(
+    method: Method, name: str, net: type[nn.Module], seed: int, skipped: frozenset[int] = frozenset(), **page: Any
+) -> list[int]:
+    """Train `method` through the engine; return its update steps. Raises DisagreementError at the first that differs.
+
+    skipped: steps made not finite, whose updates come late.
+    """
+    watch = Watch(name, f"{net.__name__}, seed {seed}")
+    with mock.patch("benchmark.training.train.propose", watch), mock.patch("benchmark.runs.run.propose", watch):
+        run = start(method, name, net, seed, **page)
+        poison(run, set(skipped))
+        finish(run)
+    due = ORACLES[name](settings_of(method, name), run.timeline).update_steps()
+    finite = [step for step in range(1, run.timeline.total_steps + 1) if step not in skipped]
+    late = {min(after) for step in due if (after := [s for s in finite if s >= step])}
+    if watch.steps != [0, *sorted(late)]:
+        raise DisagreementError(f"{watch.what}: masks asked at steps {watch.steps}, the oracle updates at {due}")
+    return watch.steps[1:]
+
+
+def compare_facts(method: Method, name: str) -> None:
+    """Raise DisagreementError unless the method asks the engine for what the paper needs."""
+    oracle = ORACLES[name](settings_of(method, name), Timeline(1000, 100))
+    if method.replaces_step != oracle.replaces_step:
+        raise DisagreementError(f"replaces_step is {method.replaces_step}, the oracle's {oracle.replaces_step}")
+    if method.dense_grads.value != oracle.dense_gradients:
+        raise DisagreementError(
+            f"dense gradients are read {method.dense_grads.value}, by the oracle {oracle.dense_gradients}"
+        )
+    wanted, expected = method.scoring(), oracle.scoring()
+    got = None if wanted is None or expected is None else {key: getattr(wanted, key) for key in expected}
+    if got != expected or (wanted is None) != (expected is None):
+        raise DisagreementError(f"asks to be scored by {wanted}, the oracle by {expected}")
+
+
+def compare_plan(method: Method, name: str, timeline: Timeline) -> None:
+    """Raise DisagreementError unless update steps and the planned sparsity after every step are the oracle's."""
+    oracle = ORACLES[name](settings_of(method, name), timeline)
+    steps = list(method.update_steps(timeline))
+    if steps != oracle.update_steps():
+        raise DisagreementError(f"{timeline}: updates at {steps}, the oracle's at {oracle.update_steps()}")
+    for step in range(timeline.total_steps + 1):
+        planned, expected = method.planned_sparsity(step, timeline), oracle.planned(step)
+        at_end = step in (0, timeline.total_steps)
+        if expected is not None and (abs(planned - expected) > 1e-12 or (at_end and planned != expected)):
+            raise DisagreementError(
+                f"{timeline}: plans sparsity {planned!r} after step {step}, the oracle {expected!r}"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------- hard views
+
+SHAPES = {
+    "conv": (6, 4, 3, 3),
+    "twin": (6, 4, 3, 3),
+    "one": (1, 1, 1, 1),
+    "depthwise": (5, 1, 3, 3),
+    "linear": (7, 9),
+    "equal": (7, 9),
+}
+SIZE = sum(math.prod(shape) for shape in SHAPES.values())
+
+WEIGHTS = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "tied": lambda rng, shape: rng.choice([-0.5, -0.25, 0.25, 0.5], shape),
+    "equal": lambda rng, shape: rng.choice([-0.5, 0.5], shape),
+    "zero": lambda rng, shape: rng.choice([0.0, -0.0], shape),
+    "freshly grown": lambda rng, shape: rng.choice([0.0, -0.0, -1.0, 1.0], shape) * rng.standard_normal(shape),
+    "a rounding apart": lambda rng, shape: 1 + rng.integers(0, 8, shape) * 2.0**-23,
+}
+GRADIENTS = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "tied": lambda rng, shape: rng.choice([-0.5, 0.25, 0.0, -0.0], shape),
+    "zero": lambda rng, shape: rng.choice([0.0, -0.0], shape),
+    "a rounding apart": lambda rng, shape: 1 + rng.integers(0, 8, shape) * 2.0**-23,
+}
+MASKS = ("scattered", "layers full and empty")
+
+
+def draw_layers(make: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return float32 arrays of every shape."""
+    return {name: make(rng, shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def draw_masks(kind: str, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return masks with `count` active weights in all: scattered, or layer by layer full, one in part, then empty."""
+    flat = rng.permutation(SIZE) < count
+    if kind == "scattered":
+        starts = np.cumsum([0, *(math.prod(shape) for shape in SHAPES.values())])
+        return {n: flat[a : a + math.prod(s)].reshape(s) for a, (n, s) in zip(starts, SHAPES.items(), strict=False)}
+    masks = {}
+    for name in rng.permutation(list(SHAPES)):
+        size = math.prod(SHAPES[str(name)])
+        masks[str(name)] = (rng.permutation(size) < count).reshape(SHAPES[str(name)])
+        count -= min(size, count)
+    return {name: masks[name] for name in SHAPES}
+
+
+def tensors(layers: dict[str, np.ndarray], channels_last: bool) -> dict[str, Tensor]:
+    """Return the arrays as tensors; those of convolutions in the memory format asked."""
+    result = {name: torch.from_numpy(array.copy()) for name, array in layers.items()}
+    if channels_last:
+        return {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in result.items()}
+    return result
+
+
+def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iterator[tuple[str, View]]:
+    """Yield crafted views, each with its description, of the set-up and of the first, a middle and the last update."""
+    oracle = ORACLES[name](settings_of(method, name), timeline)
+    steps = oracle.update_steps()
+    chosen = sorted({0, *steps[:1], *steps[len(steps) // 2 :][:1], *steps[-1:]})
+    rng = np.random.default_rng(seed)
+    kinds = [(w, g) for w in WEIGHTS for g in GRADIENTS]
+    for number, (step, (weight, gradient)) in enumerate((s, kind) for s in chosen for kind in kinds):
+        before = max([s for s in steps if s < step], default=0)
+        planned = oracle.planned(before) if step else 0.0
+        masks = draw_masks(MASKS[number % 2], oracles.budget(planned or 0.0, SIZE), rng)
+        layers = draw_layers(WEIGHTS[weight], rng)
+        layers = {n: np.where(masks[n], array, np.float32(0)) for n, array in layers.items()}
+        last = number % 3 == 0
+        reads = method.scoring() is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
+        second = step == 0 and oracle.scoring() is not None
+        view = View(
+            weights=tensors(layers, last),
+            masks=tensors(masks, last),
+            step=step,
+            timeline=timeline,
+            seed=seed,
+            gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if reads else None,
+            hessian_gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if second else None,
+            last="equal",
+        )
+        yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
+
+
+def compare_views(method: Method, name: str, seed: int = 0) -> int:
+    """Hold the method to its oracle on crafted views; return their number. Raises DisagreementError at the first."""
+    every, number = interval(method), 0
+    for what, view in hard_views(method, name, Timeline(8 * every, every), seed):
+        Watch(name, what)(method, name, view)
+        number += 1
+    return number
+
+
+def disagreement(method: Method, name: str) -> str | None:
+    """Return the first thing in which `method` differs from the oracle called `name`, or None where it is the same.
+
+    Compared are what it asks of the engine, its plan on some timelines, a training on each of three small networks,
+    and its masks on crafted views full of ties. A method that raises, or that the engine refuses, disagrees too.
+    """
+    every = interval(method)
+    epochs = min(LONGEST, max(4, math.ceil((5 * every + 1) / EPOCH)))
+    try:
+        compare_facts(method, name)
+        for total, per_epoch in ((8 * every, every), (10 * every, 2 * every), (11 * every + 1, every + 1)):
+            compare_plan(method, name, Timeline(total, per_epoch))
+        for seed, net in enumerate(NETS):
+            compare_training(method, name, net, seed, epochs=epochs)
+        compare_views(method, name)
+    except (DisagreementError, UserError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,1 @@
+"""Tests of speed and size of finished runs."""

@@ -1,0 +1,1 @@
+"""Tests of records, tables, pages and pictures."""

@@ -1,0 +1,231 @@
+"""Promises of the build: every page is what the records give, and `verify` finds whatever is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leaderboard import write_record
+from leaderboard.__main__ import main
+from leaderboard.board.build import PAPER, RESULTS, SITE, BuildError, build_all, build_site, find_stale
+from leaderboard.board.page import PICTURES
+from tests.harness.record_factory import make_record
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with some records and every page built from them."""
+    folder = tmp_path_factory.mktemp("board")
+    for name, sparsity, seed in [("granet", 0.9, 0), ("granet", 0.9, 1), ("set", 0.9, 0), ("dense", 0.0, 0)]:
+        write_record(make_record(sparsity=sparsity, seed=seed, method={"name": name}), folder / "records")
+    build_all(folder / "records", folder / "LEADERBOARD.md")
+    return folder
+
+
+@pytest.fixture
+def board(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of the built pages that a test may spoil."""
+    for path in made.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(made)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def faults(board: Path) -> list[str]:
+    return find_stale(board / "records", board / "LEADERBOARD.md")
+
+
+def command(name: str, board: Path, *more: str) -> int:
+    return main([name, "--records", str(board / "records"), "--output", str(board / "LEADERBOARD.md"), *more])
+
+
+def test_what_was_built_is_what_the_records_give(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert faults(board) == []
+    assert command("verify", board) == 0
+    assert "every page and picture is what the records give" in capsys.readouterr().out
+    assert {path.suffix for path in (board / PICTURES).iterdir()} == {".svg", ".png"}
+    text = (board / "LEADERBOARD.md").read_text()
+    for path in (board / PICTURES).glob("*.svg"):
+        assert f"({PICTURES}/{path.name})" in text
+
+
+def test_building_twice_changes_no_byte(board: Path) -> None:
+    before = {path: path.read_bytes() for path in board.rglob("*") if path.is_file()}
+    build_all(board / "records", board / "LEADERBOARD.md")
+    assert {path: path.read_bytes() for path in board.rglob("*") if path.is_file()} == before
+
+
+def edit_page(board: Path) -> None:
+    page = board / "LEADERBOARD.md"
+    page.write_text(page.read_text().replace("92.50", "99.50", 1))
+
+
+def edit_paper(board: Path) -> None:
+    (board / PAPER).write_text((board / PAPER).read_text().replace("93.73", "93.74", 1))
+
+
+def edit_results(board: Path) -> None:
+    (board / RESULTS).write_text((board / RESULTS).read_text().replace("**4 runs**", "**5 runs**", 1))
+
+
+def edit_record(board: Path) -> None:
+    path = sorted((board / "records").iterdir())[0]
+    record = json.loads(path.read_text())
+    record["time"]["train_s"] += 1
+    path.write_text(json.dumps(record))
+
+
+def edit_a_record_and_rebuild(board: Path) -> None:
+    edit_record(board)
+    build_all(board / "records", board / "LEADERBOARD.md")
+
+
+def truncate_record(board: Path) -> None:
+    path = sorted((board / "records").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def copy_record(board: Path) -> None:
+    path = sorted((board / "records").iterdir())[0]
+    (board / "records" / "another.json").write_bytes(path.read_bytes())
+
+
+def add_record(board: Path) -> None:
+    write_record(make_record(seed=7), board / "records")
+
+
+def remove_record(board: Path) -> None:
+    sorted((board / "records").iterdir())[0].unlink()
+
+
+def edit_picture(board: Path) -> None:
+    path = sorted((board / PICTURES).glob("*.svg"))[0]
+    path.write_text(path.read_text().replace("</svg>", "<rect/></svg>"))
+
+
+def remove_picture(board: Path) -> None:
+    sorted((board / PICTURES).glob("*.png"))[0].unlink()
+
+
+def add_picture(board: Path) -> None:
+    (board / PICTURES / "elsewhere.1a2b3c4d.accuracy.svg").write_text("<svg/>")
+
+
+def edit_site(board: Path) -> None:
+    target, _ = build_site(board / "records", board / "LEADERBOARD.md")
+    target.write_text(target.read_text().replace("92.50", "99.50", 1))
+
+
+SPOILERS = [
+    edit_site,
+    *[
+        edit_page,
+        edit_paper,
+        edit_results,
+        edit_record,
+        edit_a_record_and_rebuild,
+        truncate_record,
+        copy_record,
+        add_record,
+    ],
+    *[remove_record, edit_picture, remove_picture, add_picture],
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda spoil: spoil.__name__)
+def test_whatever_is_spoilt_fails_the_check(
+    board: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+) -> None:
+    spoil(board)
+    before = {path: path.read_bytes() for path in board.rglob("*") if path.is_file()}
+    assert command("verify", board) == 1
+    assert capsys.readouterr().err.strip()
+    assert {path: path.read_bytes() for path in board.rglob("*") if path.is_file()} == before  # it only looks
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_built(board: Path) -> None:
+    truncate_record(board)
+    summary, _ = build_all(board / "records", board / "LEADERBOARD.md")
+    assert "3 records in 1 table, 1 file skipped" in summary
+    name = sorted((board / "records").iterdir())[0].name
+    assert name in (board / "LEADERBOARD.md").read_text().split("## Skipped files")[1]
+    assert (board / "records" / name).exists()
+
+
+def test_pictures_of_sections_that_are_gone_are_removed_and_nothing_else(board: Path) -> None:
+    drawn = sorted((board / PICTURES).glob("*.svg"))[0]
+    gone = drawn.with_name("gone.1a2b3c4d.accuracy.svg")
+    gone.write_bytes(drawn.read_bytes())
+    (board / PICTURES / "notes.txt").write_text("mine")
+    (board / PICTURES / "mine.svg").write_text("<svg/>")
+    build_all(board / "records", board / "LEADERBOARD.md")
+    assert not gone.exists() and (board / PICTURES / "notes.txt").exists() and (board / PICTURES / "mine.svg").exists()
+    assert faults(board) == ["picture mine.svg belongs to no section: delete it"]
+
+
+def test_an_empty_store_has_pages_too(tmp_path: Path) -> None:
+    build_all(tmp_path / "records", tmp_path / "LEADERBOARD.md")
+    assert find_stale(tmp_path / "records", tmp_path / "LEADERBOARD.md") == []
+    assert (tmp_path / PAPER).exists()
+
+
+def test_an_unknown_wandb_mode_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("build", tmp_path, "--wandb", "on") == 2
+    assert "WANDB must be one of off, offline, online, got 'on'" in capsys.readouterr().err
+    assert not (tmp_path / "LEADERBOARD.md").exists()
+
+
+BREAKERS = {
+    "LEADERBOARD.md": "leaderboard.board.build.make_page",
+    PAPER: "leaderboard.board.build.paper_text",
+    RESULTS: "leaderboard.board.build.results_text",
+    "the pictures": "leaderboard.drawing.draw.draw_sections",
+}
+
+
+@pytest.mark.parametrize("broken", list(BREAKERS))
+def test_a_page_that_cannot_be_made_costs_no_other(
+    board: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    add_record(board)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("broken\x1b[2J")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BREAKERS[broken], fail)
+        with pytest.raises(BuildError, match=f"^{broken} could not be made: RuntimeError: broken"):
+            build_all(board / "records", board / "LEADERBOARD.md")
+        assert command("build", board) == 1
+        shown = capsys.readouterr().err
+        assert "\x1b" not in shown and "could not be made" in shown
+    left = faults(board)
+    assert bool(left) == (broken != PAPER)  # the new record is of none of the paper's pages
+    assert all(("picture" if broken == "the pictures" else broken) in fault for fault in left)
+
+
+def test_a_site_that_is_there_is_kept_up_to_date(board: Path) -> None:
+    target, summary = build_site(board / "records", board / "LEADERBOARD.md")
+    assert target == board / SITE and "4 records" in summary
+    add_record(board)
+    assert "index.html is not what the records give" in faults(board)
+    build_all(board / "records", board / "LEADERBOARD.md")
+    assert faults(board) == [] and "5 records" in target.read_text()
+
+
+def test_text_from_records_cannot_move_the_cursor(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (board / "records" / "bad\x1b]0;x.json").write_text('{"run": "\x1b[2J"}')
+    assert command("verify", board) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_another_process_may_delete_a_picture_first(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leaderboard.drawing.draw.list_files", lambda folder: ["gone.1a2b3c4d.accuracy.svg"])
+    assert "4 records in 1 table" in build_all(board / "records", board / "LEADERBOARD.md")[0]

@@ -1,0 +1,466 @@
+"""Promises of `make claim`: a winner is named where the runs carry one, and nowhere else; bad questions are refused."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from leaderboard.claims.claim import add_arguments, make_claims, render_claims, run
+from leaderboard.claims.lookup import ClaimError
+from leaderboard.tables import stats
+from leaderboard.tables.table import plain
+from tests.harness.record_factory import make_record
+
+BETTER, EQUAL = (93.0, 93.4, 93.1), (90.0, 90.5, 90.1)
+
+
+def make_runs(
+    name: str, accuracies: Any, label: str = "", sparsity: float = 0.9, **changes: Any
+) -> list[dict[str, Any]]:
+    """Return runs of a method, one for each accuracy; 10,000 test images, so a step is 0.01 points."""
+    by_seed = accuracies if isinstance(accuracies, dict) else dict(enumerate(accuracies))
+    method = {"name": name, "label": label or name, **changes.pop("method", {})}
+    data = {"test": 10_000, **changes.pop("data", {})}
+    return [
+        {
+            **make_record(
+                seed=seed,
+                sparsity=0.0 if name == "dense" else sparsity,
+                method=method,
+                data=data,
+                accuracy_pct={"last_epoch": value, "validation_selected": value - 1},
+                **changes,
+            ),
+            "file": f"{name}.{label}.{sparsity}.{seed}.{sorted(changes.items())}.json",
+        }
+        for seed, value in by_seed.items()
+    ]
+
+
+def claim(
+    records: list[dict[str, Any]], a: str = "granet", b: str = "rigl", sparsities: str | None = None, **more: Any
+):
+    (found,) = make_claims(records, a, b, more.pop("task", "auto"), sparsities, **more)
+    return found
+
+
+def two(a: Any = BETTER, b: Any = EQUAL, **changes: Any) -> list[dict[str, Any]]:
+    return make_runs("granet", a, **changes) + make_runs("rigl", b, **changes)
+
+
+# Verdicts
+
+
+def test_a_planted_strong_difference_is_found_and_named_from_either_side():
+    found = claim(two())
+    # differences 3.0, 2.9, 3.0
+    assert found.verdict == "A is better"
+    assert found.difference.mean == pytest.approx(8.9 / 3)
+    assert found.used == (0, 1, 2) and found.left_out == () and found.advice == ()
+    assert "A is better: granet, by 2.97 points" in render_claims([found])
+    turned = claim(two(), "rigl", "granet")
+    assert turned.verdict == "B is better"
+    assert "B is better: granet, by 2.97 points" in render_claims([turned])
+
+
+def test_a_planted_difference_of_none_shows_none_and_says_what_would_have_been_seen():
+    # differences 0.1, -0.3, 0.3: mean 0.0333, sd 0.3055; 3 seeds find 5.653 sd / sqrt(3) = 0.997 in four of five cases
+    found = claim(two((93.1, 92.9, 93.5), (93.0, 93.2, 93.2)))
+    assert found.verdict == "no difference shown"
+    assert "a difference of 1.00 points or more would have been found in 4 of 5 such comparisons" in found.reasons[0]
+    (help,) = found.advice
+    assert "more" in help and "make them all before asking again" in help
+
+
+def test_the_seeds_a_seen_difference_needs_come_with_the_commands_that_make_them():
+    # differences 1, 2, 3: mean 2, sd 1: 5 seeds find 3.761 / sqrt(5) = 1.68, 4 seeds 4.256 / 2 = 2.13
+    found = claim(two((91.0, 92.0, 93.0), (90.0, 90.0, 90.0)))
+    assert found.verdict == "no difference shown"
+    (help,) = found.advice
+    assert help.startswith("about 5 seeds, 2 more, would find a difference as large as the one seen (2.00 points)")
+    assert "make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.9 DEVICE=cpu SEED=3,4" in help
+    assert "make bench TASK=digits_resnet20 METHOD=rigl SPARSITY=0.9 DEVICE=cpu SEED=3,4" in help
+
+
+def test_equal_accuracies_show_no_difference_and_no_number_of_seeds_is_made_up():
+    found = claim(two(EQUAL, EQUAL))
+    assert found.verdict == "no difference shown"
+    assert "needs over 1000" in found.advice[0]
+
+
+def test_a_difference_of_one_image_at_every_seed_has_no_winner():
+    step = 100 / 360
+    found = claim(two((95 + step,) * 3, (95.0,) * 3, data={"test": 360}))
+    assert found.difference.sd == pytest.approx(0, abs=1e-9)
+    assert found.verdict == "no difference shown"
+
+
+def test_a_spread_of_zero_without_a_step_is_not_decided():
+    found = claim(two((95.0,) * 3, (93.0,) * 3, data={"test": 0}))
+    assert found.verdict == "not decided"
+    assert "no spread" in found.reasons[0]
+
+
+def test_two_common_seeds_carry_no_winner_however_large_the_difference():
+    found = claim(two((99.0, 99.1), (50.0, 50.1, 50.2)))
+    assert found.verdict == "not decided"
+    assert found.reasons == ("2 common seeds, at least 3 are needed",)
+    # rigl has seed 2 already
+    assert (
+        "make runs of 1 more:\n      make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.9 DEVICE=cpu SEED=2"
+        in (found.advice[0])
+    )
+    assert "METHOD=rigl" not in found.advice[0]
+
+
+def test_rows_without_a_common_seed_get_numbers_for_none():
+    found = claim(two({0: 93.0, 1: 93.1}, {5: 90.0, 6: 90.1}))
+    assert (found.verdict, found.used, found.difference.n, found.score_a.mean) == ("not decided", (), 0, None)
+    assert len(found.left_out) == 4
+    assert render_claims([found])
+
+
+@pytest.mark.parametrize("loser", [True, False])
+def test_a_diverged_run_of_either_row_leaves_it_undecided_and_is_named(loser):
+    runs = two({0: 93.0, 1: 93.4, 2: 93.1, 3: 93.2}, {0: 90.0, 1: 90.5, 2: 90.1, 3: 90.2})
+    which = "rigl" if loser else "granet"
+    kept = [r for r in runs if not (r["method"]["name"] == which and r["seed"] == 3)]
+    assert claim(kept).verdict == "A is better"  # without the diverged run there would be a winner
+    found = claim(kept + bad(which))
+    assert found.verdict == "not decided"
+    assert found.left_out == (f"seed 3: {which} diverged",)
+    assert any(f"{which} diverged at seed 3" in reason for reason in found.reasons)
+    assert "SEED=3" not in " ".join(found.advice)
+
+
+def bad(name: str, seed: int = 3) -> list[dict[str, Any]]:
+    """Return a diverged run."""
+    return [
+        {
+            **make_record(seed=seed, status="diverged", method={"name": name, "label": name}, data={"test": 10_000}),
+            "file": "x",
+        }
+    ]
+
+
+def test_a_diverged_seed_is_passed_over_when_more_are_asked_for():
+    found = claim(two({0: 93.0, 1: 93.4}, {0: 90.0, 1: 90.5}) + bad("granet", 2) + bad("rigl", 2))
+    assert found.left_out == ("seed 2: granet diverged, rigl diverged",)
+    assert "SEED=3" in found.advice[0] and "SEED=2" not in found.advice[0]
+
+
+def test_runs_of_different_devices_carry_no_winner():
+    one = make_runs("granet", BETTER, environment={"device_name": "chip one"})
+    other = make_runs("rigl", EQUAL, environment={"device_name": "chip two"})
+    found = claim(one + other)
+    assert found.verdict == "not decided"
+    assert found.reasons == (
+        "the runs of a seed were made on different devices: cpu (chip one) for A, cpu (chip two) for B",
+    )
+    same = make_runs("rigl", EQUAL, environment={"device_name": "chip one"})
+    assert claim(one + same).verdict == "A is better"
+    gpu = make_runs("rigl", EQUAL, environment={"device": "cuda", "device_name": "chip one"})
+    assert claim(one + gpu).verdict == "not decided"
+
+
+def test_pairs_may_be_made_on_different_devices_as_long_as_each_pair_shares_one():
+    records = two()
+    for record in records:
+        record["environment"] = {**record["environment"], "device_name": f"chip {record['seed']}"}
+    assert claim(records).verdict == "A is better"
+
+
+def test_two_versions_of_a_method_carry_no_winner_but_each_can_be_named():
+    older = make_runs("granet", {0: 93.0, 1: 93.4}, method={"sha256": "11" * 32})
+    newer = make_runs("granet", {1: 93.4, 2: 93.1, 3: 93.2}, method={"sha256": "22" * 32})
+    records = older + newer + make_runs("rigl", (*EQUAL, 90.2))
+    found = claim(records)
+    assert found.verdict == "not decided"
+    assert found.reasons == ("granet has runs of 2 versions of its method's file",)
+    assert "'granet (file 11111111)' or 'granet (file 22222222)'" in found.advice[0]
+    named = claim(records, "granet (file 22222222)")
+    assert (named.verdict, named.used) == ("A is better", (1, 2, 3))
+
+
+def test_a_repeat_by_another_version_of_the_file_counts_as_one():
+    again = make_runs("granet", {0: 93.0}, method={"sha256": "22" * 32}, finished="2025-02-28T12:00:00+00:00")
+    assert claim(two() + again).verdict == "not decided"
+
+
+def test_a_row_against_itself_is_not_decided():
+    found = claim(two(), "granet", "granet")
+    assert (found.verdict, found.reasons) == ("not decided", ("A and B are the same row",))
+
+
+# Numbers
+
+
+def test_a_seed_that_only_one_row_has_is_left_out_of_all_numbers():
+    found = claim(two({0: 93.0, 1: 93.4, 2: 93.1, 7: 10.0}, {0: 90.0, 1: 90.5, 2: 90.1, 9: 99.0}))
+    assert found.used == (0, 1, 2)
+    assert found.left_out == ("seed 7: rigl has no run", "seed 9: granet has no run")
+    assert found.score_a.mean == pytest.approx(279.5 / 3)
+    assert found.score_a.mean - found.score_b.mean == pytest.approx(found.difference.mean)
+
+
+def test_of_several_runs_of_a_seed_the_first_that_finished_counts():
+    repeat = make_runs("granet", {0: 10.0}, finished="2025-02-28T12:00:00+00:00")
+    assert claim(repeat + two()).difference == claim(two()).difference
+
+
+def test_the_order_of_records_does_not_matter():
+    records = (
+        two() + two((91.0, 92.0, 93.0), sparsity=0.8) + make_runs("granet", {0: 9.0}, finished="2025-03-01T00:00:00Z")
+    )
+    text = render_claims(make_claims(records, "granet", "rigl", "auto", None))
+    for trial in range(5):
+        random.Random(trial).shuffle(records)
+        assert render_claims(make_claims(records, "granet", "rigl", "auto", None)) == text
+
+
+def test_costs_stand_beside_accuracy():
+    # at sparsity 0.9 inference costs 2,800 of 10,000 multiply-adds
+    found = claim(two())
+    assert (found.score_a.inference_share, found.score_b.train_share) == (0.28, 0.28)
+    text = render_claims([found])
+    assert "inference FLOPs, A" in text and "0.28× dense" in text
+
+
+def test_p_is_corrected_over_the_sparsities_asked_and_no_others():
+    weak = two((91.0, 92.0, 92.7), (90.0, 90.5, 91.0), sparsity=0.9)  # 1, 1.5, 1.7: t = 6.7
+    records = (
+        weak
+        + two((91.0, 90.0, 92.0), (90.0, 91.0, 92.0), sparsity=0.8)
+        + two((91.0, 90, 92), (90, 91, 92), sparsity=0.5)
+    )
+    alone = claim(records, sparsities="0.9")
+    assert alone.adjusted_p == alone.difference.p
+    assert 0.05 / 3 < alone.difference.p <= 0.05 and alone.verdict == "A is better"
+    both = make_claims(records, "granet", "rigl", "auto", "0.5,0.9,0.8")
+    assert [one.sparsity for one in both] == [0.5, 0.9, 0.8]
+    assert both[1].adjusted_p == pytest.approx(3 * alone.difference.p)
+    assert both[1].verdict == "no difference shown"
+    assert "after Holm's correction over 3 sparsities" in both[1].reasons[0]
+    # what would help and what would have been seen are at a third of the level, as the correction asks
+    spread = float(stats.widen(alone.difference.sd, 0.01, 2))
+    assert f"{stats.smallest_detectable(3, spread, 0.05 / 3):.2f} points or more" in both[1].reasons[1]
+    assert both[1].advice[0].startswith(f"about {stats.seeds_needed(1.4, spread, 0.05 / 3)} seeds")
+    assert stats.seeds_needed(1.4, spread, 0.05 / 3) > stats.seeds_needed(1.4, spread)
+
+
+def test_selected_on_validation_can_be_asked_for_and_a_missing_one_is_left_out():
+    records = two((93.0, 93.4, 93.1, 93.3), (90.0, 90.5, 90.1, 90.2))
+    records[3]["accuracy_pct"]["validation_selected"] = None
+    found = claim(records, metric="validation_selected")
+    assert found.score_a.mean == pytest.approx(279.5 / 3 - 1)
+    assert found.left_out == ("seed 3: granet has no accuracy at the epoch selected on validation",)
+
+
+def test_a_dense_row_is_compared_at_the_sparsity_of_the_other():
+    found = claim(make_runs("dense", BETTER) + make_runs("rigl", EQUAL), "dense", "rigl")
+    assert (found.verdict, found.sparsity, found.score_a.inference_share) == ("A is better", 0.9, 1.0)
+    few = claim(make_runs("dense", (93.0, 93.4)) + make_runs("rigl", EQUAL), "dense", "rigl")
+    assert "METHOD=dense SPARSITY=0 DEVICE=cpu SEED=2" in few.advice[0]
+    dense = make_runs("dense", BETTER) + make_runs("dense", EQUAL, "dense (x=1)")
+    assert claim(dense, "dense", "dense:x=1").sparsity == 0.0
+
+
+# Questions
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "granet (start_sparsity=0.0)",
+        "granet:start_sparsity=0",
+        "granet:start_sparsity=0.0",
+        "granet ( start_sparsity = 0 )",
+    ],
+)
+def test_a_row_is_found_by_its_label_or_its_shorthand(asked):
+    records = two() + make_runs("granet", EQUAL, "granet (start_sparsity=0.0)")
+    assert claim(records, asked, "granet").a == "granet (start_sparsity=0.0)"
+
+
+def test_a_shorthand_that_fits_two_rows_is_refused_but_their_labels_are_not():
+    records = two() + make_runs("granet", EQUAL, "granet (x=0.0)") + make_runs("granet", EQUAL, "granet (x=0)")
+    with pytest.raises(ClaimError, match=r"granet \(x=0\), granet \(x=0.0\)"):
+        claim(records, "granet:x=0")
+    assert claim(records, "granet (x=0)").a == "granet (x=0)"
+
+
+def test_an_unknown_row_gets_the_nearest_and_the_list():
+    with pytest.raises(ClaimError, match=r"unknown row 'granett': did you mean 'granet'.*granet, rigl"):
+        claim(two(), "granett")
+
+
+def test_an_unknown_page_gets_the_nearest_and_the_list():
+    with pytest.raises(ClaimError, match="unknown page 'digits_resnet2': did you mean 'digits_resnet20'"):
+        claim(two(), task="digits_resnet2")
+    with pytest.raises(ClaimError, match="no record yet"):
+        claim([])
+
+
+def test_several_pages_are_not_chosen_among():
+    records = two() + two(page={"name": "other", "variant": "ffff0000", "title": "Other"})
+    with pytest.raises(ClaimError, match="TASK=digits_resnet20 or TASK=other"):
+        claim(records)
+    assert claim(records, task="other").section == "Other"
+    elsewhere = make_runs("set", EQUAL, page={"name": "other", "variant": "ffff0000"})
+    assert claim(two() + elsewhere).about.startswith("page digits_resnet20,")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": 2},
+        {"page": {"variant": "ffff0000"}},
+        {"data": {"fingerprint": "e2" * 32}},
+        {"environment": {"precision": "bf16"}},
+    ],
+)
+def test_sections_are_never_mixed(change):
+    records = make_runs("granet", BETTER) + make_runs("rigl", EQUAL, **change)
+    with pytest.raises(ClaimError, match="no table has both") as caught:
+        claim(records)
+    assert str(caught.value).count("make bench") == 2
+
+
+def test_the_unchanged_page_under_the_newest_protocol_counts_and_it_is_said():
+    changed = {"variant": "ffff0000", "changed": {"epochs": 9}}
+    records = two() + two(EQUAL, BETTER, protocol=2) + two((50.0, 51.0, 52.0), protocol=3, page=changed)
+    found = claim(records)
+    assert found.verdict == "B is better" and "protocol 2" in found.about
+    assert (
+        "3 tables of page 'digits_resnet20' have both rows: this one is the page as it comes, newest protocol"
+        in found.about
+    )
+    assert "TASK=digits_resnet20@p1@0a1b2c3d@" in found.about
+    assert claim(records, task="digits_resnet20@p1").verdict == "A is better"
+    assert claim(records, task="auto@ffff0000").difference.mean == pytest.approx(51 - 270.6 / 3)
+    with pytest.raises(ClaimError, match=r"unknown mark of page .*'nothing'"):
+        claim(records, task="digits_resnet20@nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [({"page": {"variant": "ffff0000"}}, "ffff0000"), ({"environment": {"precision": "bf16"}}, "bf16")],
+)
+def test_sections_that_only_a_mark_tells_apart_are_refused_with_the_mark(change, mark):
+    records = two() + two(EQUAL, BETTER, **change)
+    with pytest.raises(ClaimError, match="2 tables of page") as caught:
+        claim(records)
+    assert f"@{mark}" in str(caught.value).replace("@" + "d1" * 6, "")
+    assert claim(records, task=f"digits_resnet20@{mark}").verdict == "B is better"
+
+
+def test_a_sparsity_without_runs_gets_those_there_are_and_the_command():
+    records = two() + make_runs(
+        "granet", BETTER, "granet (start_sparsity=0.0)", method={"changed": {"start_sparsity": 0.0}}
+    )
+    with pytest.raises(ClaimError) as caught:
+        claim(records, "granet:start_sparsity=0", sparsities="0.9,0.95")
+    text = str(caught.value)
+    assert "granet (start_sparsity=0.0) at 0.95, rigl at 0.95" in text and "rigl has 0.9" in text
+    command = (
+        'make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.95 DEVICE=cpu SEED=0,1,2 ARGS="start_sparsity=0.0"'
+    )
+    assert command in text
+
+
+def test_rows_without_a_common_sparsity_are_refused():
+    with pytest.raises(ClaimError, match=r"no sparsity in common: granet has 0\.9; rigl has 0\.8"):
+        claim(make_runs("granet", BETTER) + make_runs("rigl", EQUAL, sparsity=0.8))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("90", "did you mean 0.9?"),
+        ("1", r"\[0, 1\)"),
+        ("-0.1", r"\[0, 1\)"),
+        ("nan", "nan"),
+        ("x", "'x'"),
+        ("0.9,", "''"),
+    ],
+)
+def test_what_is_no_sparsity_is_refused(asked, said):
+    with pytest.raises(ClaimError, match=said):
+        claim(two(), sparsities=asked)
+
+
+@pytest.mark.parametrize(("metric", "why"), [("best_on_test", "chosen on the test set"), ("speed", "no accuracy")])
+def test_a_metric_that_cannot_carry_a_claim_is_refused(metric, why):
+    with pytest.raises(ClaimError, match=why):
+        claim(two(), metric=metric)
+
+
+# Texts
+
+
+def test_texts_from_records_cannot_move_the_cursor():
+    evil = "granet\x1b[2J\r\n\u202eevil\ud800"
+    records = make_runs("granet", BETTER, evil, environment={"device_name": evil}, page={"title": evil, "name": evil})
+    records += make_runs("rigl", EQUAL, environment={"device_name": "b" + evil}, page={"title": evil, "name": evil})
+    name = plain(evil)
+    texts = [render_claims([claim(records, name)])]
+    for question in ({"a": "nobody"}, {"a": name, "sparsities": "0.5"}, {"a": name, "task": "nowhere"}):
+        with pytest.raises(ClaimError) as caught:
+            claim(records, **question)
+        texts.append(str(caught.value))
+    for text in texts:
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert "evil" in text
+    with pytest.raises(ClaimError) as caught:
+        claim(two(), evil)
+    assert str(caught.value).isprintable()
+
+
+def test_the_columns_are_aligned():
+    records = two() + two((91.0, 92.0, 93.0), sparsity=0.8)
+    table = render_claims(make_claims(records, "granet", "rigl", "auto", None)).split("\n\n")[1].splitlines()
+    starts = [table[0].index("sparsity 80 %"), table[0].index("sparsity 90 %")]
+    assert len(table) == 14
+    for line in table[1:]:
+        for start in starts:
+            assert line[start] != " " and line[start - 2 : start] == "  "
+
+
+def ask(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_an_answer_goes_to_the_terminal_and_a_bad_question_to_stderr(capsys):
+    assert run(ask("--a", "granet", "--b", "rigl"), two()) == 0
+    out, err = capsys.readouterr()
+    assert "A is better: granet" in out and err == ""
+    assert run(ask("--a", "granet", "--b", "rigl", "--sparsity", "0.5", "--task", "digits_resnet20"), two()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: there is no run of granet at 0.5")
+    assert run(ask("--a", "granet", "--b", "rigl", "--metric", "best_on_test"), two()) == 2
+
+
+def test_the_module_loads_without_scipy():
+    code = "import sys, leaderboard.claims.claim; sys.exit('scipy' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_row_of_an_older_setting_of_the_page_is_found_by_it_and_its_command_asks_for_it():
+    def runs(every: int, values: Any, month: int) -> list[dict[str, Any]]:
+        made = make_runs("rigl", values, method={"settings": {"update_every": every}})
+        stamp = f"2025-0{month}-01T00:00:00Z"
+        return [{**run, "started": stamp, "finished": stamp, "run": f"{every}.{run['seed']}"} for run in made]
+
+    records = [*runs(50, EQUAL, 3), *runs(140, BETTER, 4)]
+    found = claim(records, "rigl", "rigl:update_every=50")
+    assert (found.verdict, found.a, found.b) == ("A is better", "rigl", "rigl (update_every=50)")
+    found = claim([run for run in records if run["seed"] < 2], "rigl", "rigl (update_every=50)")
+    commands = [text for text in "\n".join(found.advice).splitlines() if "make bench" in text]
+    assert ["update_every=50" in text for text in commands] == [False, True]

@@ -1,0 +1,144 @@
+"""Promises of the page: text stays text, and the file is replaced whole by what the records give."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leaderboard.board.page as page_module
+from leaderboard import Problem, rebuild, render, write_record
+from leaderboard.tables.table import escape
+from tests.harness.record_factory import make_record, row, show, table
+
+# Text from records
+
+
+def test_text_from_records_is_only_text() -> None:
+    evil = "<script>|x`\n# [a](b) *c* _d_ $e$ \u202e\ud800"
+    text = show(
+        make_record(
+            run=evil,
+            command=evil,
+            page={"name": evil, "title": evil, "variant": evil, "changed": {evil: evil}},
+            method={"name": evil, "label": evil, "reference": evil, "sha256": evil},
+            data={"name": evil, "fingerprint": evil},
+            environment={"device": evil},
+        ),
+        problems=(Problem(evil, evil),),
+    )
+    assert "<script" not in text and "\u202e" not in text
+    text.encode("utf-8")
+    assert text.count("`") == show(make_record(), problems=(Problem("a", "b"),)).count("`")
+    assert {len(cells) for cells in table(text)} == {5} and {len(cells) for cells in table(text, 1)} == {14}
+    assert row(text, escape(evil))[1] == "92.50 (n=1)"
+    expected = r"&lt;script&gt;&#124;x&#96; \# \[a\](b) \*c\* \_d\_ \$e\$"
+    assert escape(evil) == expected
+    assert text.count("\n#") == show(make_record(), problems=(Problem("a", "b"),)).count("\n#")
+
+
+def test_labels_stay_readable_and_short() -> None:
+    assert escape("granet (start_sparsity=0.0)") == "granet (start_sparsity=0.0)"
+    assert escape("x" * 201) == "x" * 199 + "…"
+
+
+def test_links_lead_to_the_files(tmp_path: Path) -> None:
+    write_record(make_record(), tmp_path / "my records")
+    rebuild(tmp_path / "my records", tmp_path / "site" / "page.md")
+    text = (tmp_path / "site" / "page.md").read_text()
+    assert "[seed 0](../my%20records/digits_resnet20.granet.0.9.s0.3f9a1c2e.json)" in text
+
+
+# The page as a file
+
+
+def many_records() -> list[dict[str, Any]]:
+    runs = [
+        make_record(seed=seed, sparsity=sparsity, method={"name": name}, accuracy_pct={"last_epoch": 90.1 + seed / 7})
+        for seed in range(4)
+        for sparsity in (0.8, 0.9)
+        for name in ("granet", "set", "rigl")
+    ]
+    runs += [make_record(seed=1, page={"variant": "x", "changed": {"lr": 1}}, method={"sha256": s * 32}) for s in "ab"]
+    runs += [make_record(seed=1, updates=5), make_record(seed=2, status="diverged", protocol=0)]
+    return [{**run, "file": f"{place}.json"} for place, run in enumerate(runs)]
+
+
+def test_any_order_of_the_records_gives_the_same_page() -> None:
+    records, problems = many_records(), [Problem("a", "x"), Problem("b", "y"), Problem("b", "x")]
+    expected = render(records, problems)
+    for seed in range(20):
+        random.Random(seed).shuffle(records)
+        random.Random(seed).shuffle(problems)
+        assert render(records, problems) == expected
+
+
+def test_without_records_the_page_says_how_to_make_the_first(tmp_path: Path) -> None:
+    assert rebuild(tmp_path / "records", tmp_path / "L.md") == "0 records in 0 tables"
+    assert "`make bench METHOD=granet SPARSITY=0.9`" in (tmp_path / "L.md").read_text()
+
+
+def test_the_page_says_how_it_was_made_and_in_which_units() -> None:
+    text = show(make_record())
+    for promise in (
+        "`make leaderboard`",
+        "ddof = 1",
+        "2 × multiply-adds",
+        "after the last epoch",
+        "1 record, 1 table.",
+    ):
+        assert promise in text
+
+
+def test_a_failed_rebuild_leaves_the_old_page_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "L.md").write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk"):
+        rebuild(tmp_path / "records", tmp_path / "L.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["L.md"]
+    assert (tmp_path / "L.md").read_text() == "old"
+
+
+def test_a_record_that_arrives_during_a_rebuild_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, output = tmp_path / "records", tmp_path / "L.md"
+    write_record(make_record(), records)
+    make_page, late = page_module.make_page, [1]
+
+    def make_page_while_another_run_finishes(*paths: Path) -> tuple[str, str]:
+        page = make_page(*paths)
+        if late:
+            write_record(make_record(seed=late.pop()), records)
+            output.write_text(make_page(*paths)[0])  # the other run's rebuild, about to be replaced by an older page
+        return page
+
+    monkeypatch.setattr(page_module, "make_page", make_page_while_another_run_finishes)
+    rebuild(records, output)
+    assert "(n=2)" in output.read_text()
+
+
+def finish_runs(records: Path, output: Path, worker: int) -> None:
+    for seed in range(5):
+        write_record(make_record(seed=10 * worker + seed), records)
+        rebuild(records, output)
+
+
+def test_runs_that_finish_at_once_are_all_on_the_page(tmp_path: Path) -> None:
+    records, output = tmp_path / "records", tmp_path / "L.md"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=finish_runs, args=(records, output, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert "(n=15)" in output.read_text()
+    assert output.read_text() == page_module.make_page(records, output)[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["L.md", "records"]

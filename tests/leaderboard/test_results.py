@@ -1,0 +1,423 @@
+"""Promises of the results in short: counts and verdicts by hand, nothing said that the records do not carry."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import t as student
+
+from leaderboard.board.build import RESULTS, build_all, find_stale
+from leaderboard.paper.cells import compare_all
+from leaderboard.paper.published import load_tables
+from leaderboard.results import agreement
+from leaderboard.results.agreement import STATEMENTS, Printed, Weighed, find_printed, weigh_statements
+from leaderboard.results.markdown import NO_BRANCHES, NO_PAIR, NO_RUNS, render_results
+from leaderboard.results.scope import list_commands
+from leaderboard.store.records import write_record
+from tests.harness.prunings import as_the_paper, make_grid
+from tests.harness.record_factory import make_record, merge
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = load_tables()
+HIGH, LOW = (93.0, 93.4, 93.1), (90.0, 90.5, 90.1)  # apart by 3.0, 2.9, 3.0
+
+
+def make_runs(name: str, accuracies: Any, **changes: Any) -> list[dict[str, Any]]:
+    """Return runs of a method of the suite, one for each accuracy, None for one that diverged; 10,000 test images."""
+    found = []
+    for seed, value in enumerate(accuracies):
+        own = {
+            "seed": seed,
+            "sparsity": 0.0 if name == "dense" else 0.9,
+            "status": "diverged" if value is None else "ok",
+            "method": {"name": name, "source": f"methods/{name}.py"},
+            "data": {"test": 10_000},
+            "command": "sparse-bench sweep configs/grids/six.yaml --jobs 2",
+        }
+        accuracy = {} if value is None else {"accuracy_pct": {"last_epoch": value, "best_on_test": max(value, 95.0)}}
+        record = make_record(**merge(merge(own, accuracy), changes))
+        name_of_file = f"{name}.{record['sparsity']}.{record['seed']}.{sorted(changes.items())}.json"
+        found.append({**record, "file": name_of_file})
+    return found
+
+
+def weigh(runs: list[dict[str, Any]], a: str = "granet", b: str = "rigl_itop", sparsity: float = 0.9) -> Weighed:
+    """Return the one statement on two methods at a sparsity."""
+    (found,) = (t for t in weigh_statements(runs, TABLES) if (t.a, t.b, t.sparsity) == (a, b, sparsity))
+    return found
+
+
+def show(records: list[dict[str, Any]], branches: Any = (), skipped: int = 0) -> str:
+    return render_results(records, list(branches), skipped, TABLES, compare_all(records, TABLES))
+
+
+def lines_with(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+# What the paper says
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "sparsity", "above", "cells", "middle", "direction"),
+    [
+        # GraNet (s_i = 0.5) less RigL-ITOP at 90 %: 0.35, 0.17, 0.19, 1.39; at 98 %: 1.40, 2.22, 0.75, 2.08
+        ("granet", "rigl_itop", 0.9, 4, 4, 0.27, 1),
+        ("granet", "rigl_itop", 0.98, 4, 4, 1.74, 1),
+        # at 80 %, which Table 2 has not: all twelve, with 0.60, 1.04, 0.52, 1.13 at 95 %
+        ("granet", "rigl_itop", 0.8, 12, 12, 0.895, 1),
+        # less GMP at 90 %: 0.14, 0.20, 0.30, 0.98; at 98 %: -0.14, -0.03, -0.18, 1.56
+        ("granet", "gmp", 0.9, 4, 4, 0.25, 1),
+        ("granet", "gmp", 0.98, 1, 4, -0.085, -1),
+        # less SNIP at 90 %: 0.10, 0.46, 1.99, 4.75
+        ("granet", "snip", 0.9, 4, 4, 1.225, 1),
+        # RigL-ITOP less SET, which is in VGG-19's parts alone, at 98 %: 2.80, 3.88
+        ("rigl_itop", "set", 0.98, 2, 2, 3.34, 1),
+        # static is in Table 3 alone, with ERK at 80 and 90 %: GraNet is above by 3.9 and 6.8
+        ("granet", "static", 0.9, 1, 1, 6.8, 1),
+        ("granet", "static", 0.98, 2, 2, 5.35, 1),
+        ("granet", "nothing", 0.9, 0, 0, None, 0),
+    ],
+)
+def test_the_papers_cells_are_counted_as_by_hand(
+    a: str, b: str, sparsity: float, above: int, cells: int, middle: float | None, direction: int
+) -> None:
+    found = find_printed(TABLES, a, b, sparsity)
+    assert (found.above, found.cells, found.direction) == (above, cells, direction)
+    assert found.middle == (None if middle is None else pytest.approx(middle))
+
+
+def test_every_number_carries_the_marks_of_all_it_rests_on_and_copied_rows_are_called_so() -> None:
+    found = find_printed(TABLES, "granet", "rigl_itop", 0.9)
+    assert found.statuses == ("transcribed", "unconfirmed") and not found.cited and found.table == 2
+    found = find_printed(TABLES, "granet", "static", 0.9)
+    assert found.statuses == ("unconfirmed", "source-paper") and found.cited and found.table == 3
+    text = show(make_runs("granet", HIGH) + make_runs("static", LOW))
+    assert "| granet − static | 90 % | 1 of 1, +6.80 †‡ (Table 3, cited) |" in text
+    marks = [line[:18] for line in lines_with(text, "- ") if line[2] in "ᵗ§¶†‡"]
+    assert marks == ["- ᵗ *transcribed*,", "- † *unconfirmed*,", "- ‡ *source-paper*"]  # of all statements, not § and ¶
+
+
+def test_the_direction_needs_most_cells_and_their_median() -> None:
+    assert Printed(2, (90,), above=3, below=1, cells=4, middle=0.2).direction == 1
+    assert Printed(2, (90,), above=1, below=3, cells=4, middle=-0.2).direction == -1
+    assert Printed(2, (90,), above=2, below=2, cells=4, middle=0.2).direction == 0
+    assert Printed(2, (90,), above=2, below=1, cells=4, middle=0.1).direction == 0
+    assert Printed().direction == 0
+
+
+def test_every_statement_is_of_rows_that_the_paper_has() -> None:
+    assert all(find_printed(TABLES, a, b, 0.9).cells for a, b in STATEMENTS)
+    assert STATEMENTS[:4] == (("granet", "rigl_itop"), ("granet", "gmp"), ("granet", "snip"), ("granet", "static"))
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "verdict", "reason"),
+    [
+        (HIGH, LOW, "as in the paper", ""),
+        (LOW, HIGH, "the other way round", ""),
+        # differences 0.1, -0.3, 0.3: sd 0.3055, and one comparison: 3 seeds find 5.653 sd / sqrt(3)
+        ((93.1, 92.9, 93.5), (93.0, 93.2, 93.2), "not shown", "≥ 1.00"),
+        (HIGH[:2], LOW[:2], "too few seeds", "2 common seeds, at least 3 are needed"),
+        ((*HIGH, None), (*LOW, 90.2), "not decided", "granet diverged at seed 3"),
+        ((93.0, None, 93.1), LOW, "not decided", "granet diverged at seed 1"),
+    ],
+)
+def test_a_verdict_is_the_one_planted(one: Any, other: Any, verdict: str, reason: str) -> None:
+    found = weigh(make_runs("granet", one) + make_runs("rigl_itop", other))
+    assert found.verdict == verdict
+    assert reason in found.reason and bool(reason) == bool(found.reason)
+
+
+def test_where_the_paper_is_divided_a_significant_difference_is_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    divided = Printed(2, (90,), above=2, below=2, cells=4, middle=0.1)
+    monkeypatch.setattr(agreement, "find_printed", lambda *_: divided)
+    for one, other in ((HIGH, LOW), (LOW, HIGH)):
+        assert weigh(make_runs("granet", one) + make_runs("rigl_itop", other)).verdict == "the paper says neither"
+
+
+def test_where_the_paper_has_the_second_row_above_that_is_what_agrees() -> None:
+    runs = make_runs("granet", LOW, sparsity=0.98) + make_runs("gmp", HIGH, sparsity=0.98)
+    assert weigh(runs, b="gmp", sparsity=0.98).verdict == "as in the paper"
+
+
+def test_what_was_not_run_is_named() -> None:
+    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW) + make_runs("gmp", LOW, sparsity=0.98)
+    found = {(t.a, t.b): (t.verdict, t.reason) for t in weigh_statements(runs, TABLES)}
+    assert list(found) == list(STATEMENTS)
+    assert found["granet", "gmp"] == ("not run", "no run of gmp")  # at this sparsity
+    assert found["gmp", "snip"] == ("not run", "no run of gmp and snip")
+
+
+def test_p_is_corrected_over_all_comparisons_of_the_section() -> None:
+    """Two comparisons: of the smaller p twice itself counts. An oracle of the test itself: t of the mean by hand."""
+    mean, spread = 8.9 / 3, (2 / 3 * 0.1**2 / 2 + 0.01**2 / 6) ** 0.5  # differences 3.0, 2.9, 3.0; 0.01 a test image
+    p = 2 * student.sf(mean / (spread / 3**0.5), 2)
+    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW)
+    assert weigh(runs).adjusted_p == pytest.approx(p, rel=1e-6)
+    assert weigh(runs + make_runs("gmp", (93.1, 93.2, 93.2))).adjusted_p == pytest.approx(2 * p, rel=1e-6)
+    # at two sparsities as well, and what cannot be decided counts for nothing
+    more = runs + make_runs("gmp", (93.1, 93.2)) + make_runs("snip", (90.0, 90.1, None))
+    assert weigh(more).adjusted_p == pytest.approx(p, rel=1e-6)
+    again = [*make_runs("granet", (93.1, 92.9, 93.5), sparsity=0.98), *make_runs("rigl_itop", LOW, sparsity=0.98)]
+    assert weigh(runs + again).adjusted_p == pytest.approx(2 * p, rel=1e-6)
+
+
+def test_what_holds_alone_may_not_hold_among_all_comparisons() -> None:
+    """Differences 1.00, 1.30, 1.15 have p 0.0056: significant alone, and not among ten or more."""
+    one, other = (91.0, 91.3, 91.15), (90.0, 90.0, 90.0)
+    runs = make_runs("granet", one) + make_runs("rigl_itop", other)
+    assert weigh(runs).verdict == "as in the paper"
+    for name in ("gmp", "snip", "static", "set"):
+        for sparsity in (0.9, 0.98):
+            runs += make_runs(name, (90.4, 91.5, 90.7), sparsity=sparsity)
+    runs += make_runs("granet", (90.9, 90.1, 91.0), sparsity=0.98) + make_runs("rigl_itop", other, sparsity=0.98)
+    found = weigh(runs)
+    assert found.verdict == "as in the paper (asked alone)" and found.adjusted_p is not None and found.adjusted_p > 0.05
+    assert found.difference is not None and found.difference.p is not None and found.difference.p < 0.01
+    assert found.alone_p == pytest.approx(2 * found.difference.p)  # of two sparsities, as `make claim` has it
+    reversed_runs = [run for run in runs if run["method"]["label"] not in ("granet", "rigl_itop")]
+    reversed_runs += make_runs("granet", other) + make_runs("rigl_itop", one)
+    reversed_runs += make_runs("granet", other, sparsity=0.98)
+    reversed_runs += make_runs("rigl_itop", (90.9, 90.1, 91.0), sparsity=0.98)
+    assert weigh(reversed_runs).verdict == "the other way round (asked alone)"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": 0},
+        {"environment": {"precision": "bf16"}},
+        {"page": {"variant": "ffff", "changed": {"epochs": 9}}},
+        {"data": {"fingerprint": "d2" * 32}},
+        {"method": {"source": "elsewhere/rigl_itop.py"}},
+        {"method": {"label": "rigl_itop (update_every=5)", "changed": {"update_every": 5}}},
+    ],
+    ids=["protocol", "precision", "page", "data", "file", "settings"],
+)
+def test_runs_that_are_not_comparable_are_never_compared(changes: dict[str, Any]) -> None:
+    text = show(make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, **changes))
+    assert NO_PAIR in text and "as in the paper:" not in text
+    assert "comparison" not in text.split("## What was run")[0]
+
+
+def test_runs_of_an_older_setting_of_the_page_are_not_the_method_at_its_defaults() -> None:
+    new = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, method={"settings": {"update_every": 140}})
+    times = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
+    old = make_runs("rigl_itop", HIGH, method={"settings": {"update_every": 50}}, **times)
+    assert weigh(new + old) == weigh(old + new) == weigh(new) and weigh(new).difference is not None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": {"sha256": "ef" * 32}}, {"environment": {"device": "cuda"}}], ids=["version", "device"]
+)
+def test_runs_of_two_versions_or_machines_carry_no_verdict(changes: dict[str, Any]) -> None:
+    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW)
+    runs += make_runs("rigl_itop", LOW, **changes) if "method" in changes else []
+    if "environment" in changes:
+        runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, **changes)
+    assert weigh(runs).verdict == "not decided"
+
+
+# The page
+
+
+def small_store() -> list[dict[str, Any]]:
+    return [
+        *make_runs("dense", (95.0, 94.5, 94.75), time={"train_s": 3600.0}),
+        *make_runs("granet", HIGH, time={"train_s": 1800.0}),
+        *make_runs("rigl_itop", LOW, time={"train_s": 1800.0}, git={"dirty": True}),
+        *make_runs("gmp", (93.0, None, 93.1), time={"train_s": 600.0}),
+    ]
+
+
+def test_the_page_in_small() -> None:
+    text = show(small_store(), skipped=2)
+    head = text.split("## What was run")[0].splitlines()
+    # 3 h + 1.5 h + 1.5 h + 0.5 h
+    assert head[-2] == (
+        "**12 runs**, 6.50 h of training, 1 diverged. Of 7 comparisons with the paper: "
+        "1 as in the paper, 1 not decided, 5 not run."
+    )
+    assert lines_with(text, "| ResNet-20 on digits<br>") == [
+        "| ResNet-20 on digits<br>digits_resnet20 | digits: 100, 20, 10,000 | 3 | 12: 4 rows; at 90 %; 3 seeds each "
+        "| 1 | fp32; cpu, 2 threads; torch 2.0 | 1 commit; 3 runs with uncommitted code |"
+    ]
+    assert "- Diverged: ResNet-20 on digits, gmp at 90 %, seed 1.\n- 2 files set aside" in text
+    # dense costs 300 images x 3 x 10,000 multiply-adds, 9e6; sparse ones 0.28 of that: (3 + 9 x 0.28) / 12 of 12 x 9e6
+    assert "| ResNet-20 on digits | 6.50 h | 9.9e7 | 0.46× | 94.75 ± 0.25 (n=3), 94.50 to 95.00 |" in text
+    (row,) = lines_with(text, "| granet − rigl_itop | 90 % | 4 of 4, +0.27 ᵗ† |")
+    assert row.endswith("| +2.97 (n=3) | +2.82 to +3.11 | 0.000127 | 0.000127 | **as in the paper** |")
+    (row,) = lines_with(text, "| granet − gmp")
+    assert "| +0.00 (n=2) |" in row  # 93.0 and 93.1 of both
+    assert "| not decided (" in row and "gmp diverged at seed 1" in row
+    assert "Table 1: 0 of 6 cells run; Table 2: 0 of 102 cells run; Table 3: 0 of 21 cells run." in text
+    assert NO_BRANCHES in text and "](branches)" not in text
+    assert "```\nmake sweep GRID=configs/grids/six.yaml\nmake verify\n```" in text
+
+
+def test_the_findings_on_plasticity_are_those_of_their_page() -> None:
+    branches = [merge(branch, {"data": {"test": 10_000}}) for branch in make_grid(as_the_paper)]
+    text = show([], branches)
+    assert NO_RUNS in text and NO_PAIR in text and "](records)" not in text
+    assert "**72 branches**" in text and "findings on pruning plasticity: 3 supported." in text
+    (row,) = lines_with(text, "| ResNet-20 on digits: single weights over all layers; 3 epochs |")
+    assert [cell.split(",")[0].strip() for cell in row.split("|")[3:6]] == ["plasticity: **supported**"] * 3
+    assert ", +4.00," in row and ", +2.00," in row
+    assert "not enough runs" in show([], make_grid(as_the_paper, seeds=(0, 1)))
+
+
+def test_without_a_record_there_is_no_page(tmp_path: Path) -> None:
+    records, page = tmp_path / "records", tmp_path / "LEADERBOARD.md"
+    assert show([]) == ""
+    (tmp_path / RESULTS).write_text("left over")
+    build_all(records, page)
+    assert not (tmp_path / RESULTS).exists() and find_stale(records, page) == []
+    (tmp_path / RESULTS).write_text("left over")
+    assert find_stale(records, page) == [f"{RESULTS} is not what the records give"]
+    (tmp_path / RESULTS).unlink()
+    write_record(make_record(), records)
+    assert f"{RESULTS} is not what the records give" in find_stale(records, page)
+
+
+def test_any_order_of_the_records_gives_the_same_page() -> None:
+    records = small_store() + make_runs("granet", LOW, page={"variant": "x", "changed": {"lr": 1}})
+    records += make_runs("granet", LOW[:1], finished="2025-01-31T13:00:00+00:00")  # a repeat
+    branches = make_grid(as_the_paper)
+    expected = show(records, branches)
+    for seed in range(3):
+        random.Random(seed).shuffle(records)
+        random.Random(seed).shuffle(branches)
+        assert show(records, branches) == expected
+
+
+def test_every_line_of_a_table_has_as_many_cells_as_its_head() -> None:
+    evil = {"method": {"label": "a|b`<c>"}, "page": {"title": "x | y"}, "environment": {"device_name": "d | e"}}
+    for block in re.findall(r"(?:^\|.*\n)+", show(small_store() + make_runs("set", HIGH, **evil)), re.M):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+# What a reader may not conclude
+
+
+def caveats(*runs: dict[str, Any]) -> str:
+    return show(list(runs)).split("## What a reader may not conclude")[1].split("## Repeat it")[0]
+
+
+def test_a_jpeg_copy_is_called_one_and_nothing_else_is() -> None:
+    def on(kind: str, folder: str) -> str:
+        return caveats(*make_runs("set", HIGH, page={"settings": {"data": kind}}, data={"name": folder}))
+
+    assert "The images of ResNet-20 on digits are JPEG copies" in on("folder", "cifar10-jpeg")
+    assert "JPEG" not in on("folder", "cifar10") and "JPEG" not in on("cifar10", "cifar10")
+    small = make_runs("set", HIGH, page={"settings": {"data": "folder", "image_size": 16}}, data={"name": "x-jpeg"})
+    assert "They were read at 16 pixels a side, not at the paper's 32: lower still" in caveats(*small)
+    assert "pixels" not in on("folder", "cifar10-jpeg")
+    assert "JPEG" in caveats(*make_runs("set", HIGH, page={"settings": {"data": "folder", "data_dir": "x/a-jpeg"}}))
+
+
+def test_what_depends_on_the_records_is_worked_out() -> None:
+    text = caveats(*make_runs("dense", (99.0, 99.2, 98.8)), *make_runs("set", HIGH[:2], environment={"torch": "3"}))
+    assert "Training is short: 3 epochs, where the paper's pages have 100 to 160." in text
+    assert "The smallest test set has 10,000 images, each worth 0.01 points." in text
+    assert "On ResNet-20 on digits the dense network misses 100.0 images" in text  # 1 % of 10,000
+    assert "A cell has 2 to 3 seeds." in text
+    assert "All runs are of one kind of machine, cpu, 2 threads" in text and "No run used a GPU" in text
+    assert "uncommitted" not in text and "in no commit" not in text and "diverged" not in text
+
+
+def test_what_the_records_do_not_give_is_not_said() -> None:
+    runs = make_runs("dense", (90.0,), page={"settings": {"epochs": 160}}, environment={"device": "cuda"})
+    runs += make_runs("set", (90.0, None), page={"settings": {"epochs": 160}}, git={"dirty": True})
+    text = caveats(*runs)
+    for words in ("short", "GPU", "one kind of machine", "misses"):
+        assert words not in text
+    assert "2 runs ran with code that is in no commit" in text and "1 run diverged" in text
+
+
+def test_in_what_a_page_is_not_the_papers_is_told() -> None:
+    own = {"epochs": 8, "model": "cifar_resnet20", "mean": [0.5], "lr": 0.1, "title": "mine", "workers": 3}
+    page = {"settings": own, "variant": "v"}
+    text = show(make_runs("granet", HIGH, page=page) + make_runs("gmp", HIGH, page=page))
+    told = "data digits (there cifar10); model cifar_resnet20 (there cifar_vgg19_bn); epochs 8 (there 160); training"
+    assert f"The nearest is VGG-19 on CIFAR-10, and differs in {told}" in text
+    assert "mean" in text and "workers" not in text and "lr 0.1" not in text
+
+
+# Commands
+
+
+def test_commands_are_few_and_plain() -> None:
+    runs = make_runs("granet", HIGH, command="make bench") + make_runs("set", HIGH, command="make bench")
+    runs += make_runs("granet", HIGH, sparsity=0.98, command="make bench")
+    assert list_commands(runs, [])[0] == [
+        "make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.9,0.98 DEVICE=cpu SEED=0,1,2",
+        "make bench TASK=digits_resnet20 METHOD=set SPARSITY=0.9 DEVICE=cpu SEED=0,1,2",
+    ]
+    runs += make_runs("set", HIGH, sparsity=0.98, command="make bench")
+    assert list_commands(runs, [])[0] == [
+        "make bench TASK=digits_resnet20 METHOD=granet,set SPARSITY=0.9,0.98 DEVICE=cpu SEED=0,1,2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("sparse-bench grid configs/grids/digits.yaml", "make sweep GRID=configs/grids/digits.yaml"),
+        ("sparse-bench sweep configs/a.yaml --jobs 2 --device cpu", "make sweep GRID=configs/a.yaml"),
+        (
+            "sparse-bench sweep configs/a.yaml --seed 0,2 --method set",
+            "make sweep GRID=configs/a.yaml METHOD=set SEED=0,2",
+        ),
+        ("sparse-bench sweep configs/a.yaml --fresh 1", "make bench"),
+        ("sparse-bench sweep ../a.yaml", "make bench"),
+        ("sparse-bench sweep configs/../a.yaml", "make bench"),
+        ("sparse-bench sweep 'configs/a b.yaml'", "make bench"),
+        ("sparse-bench sweep 'configs/a.yaml", "make bench"),
+        ("sparse-bench sweep configs/a.yaml --jobs '2; rm x'", "make bench"),
+        ("sparse-bench sweep configs/a.yaml --jobs", "make bench"),
+    ],
+)
+def test_a_grid_file_is_named_with_what_narrowed_it(command: str, shown: str) -> None:
+    (found,), hidden = list_commands(make_runs("set", HIGH, command=command), [])
+    assert (found == shown or (shown == "make bench" and found.startswith("make bench TASK="))) and hidden == 0
+
+
+def test_a_grid_that_was_run_seed_by_seed_is_one_command() -> None:
+    one = [
+        merge(run, {"command": f"sparse-bench sweep configs/a.yaml --seed {s}"})
+        for s in (2, 10, 0)
+        for run in make_runs("set", HIGH)
+    ]
+    assert list_commands(one, [])[0] == ["make sweep GRID=configs/a.yaml SEED=0,2,10"]
+    assert list_commands(one + make_runs("set", HIGH, command="sparse-bench grid configs/a.yaml"), [])[0] == [
+        "make sweep GRID=configs/a.yaml"
+    ]
+
+
+def test_a_study_is_named_and_what_is_no_plain_word_is_only_counted() -> None:
+    branches = make_grid(as_the_paper, seeds=(0,))
+    commands = ("sparse-bench plasticity --scale small --seed 0,1 --jobs 2", "sparse-bench plasticity --seed '$(x)'")
+    asked = [{**branch, "command": commands[place % 2]} for place, branch in enumerate(branches)]
+    assert list_commands([], asked) == (["make plasticity SCALE=small SEED=0,1"], 1)
+    evil = make_runs("set", HIGH, command="x", page={"name": "a`\n```\n<b>"})
+    assert list_commands(evil, []) == ([], 1)
+    assert "1 further command left out here" in show(evil)
+
+
+# The committed page
+
+
+def test_what_the_committed_page_names_is_there() -> None:
+    text = (ROOT / "leaderboard" / RESULTS).read_text()
+    files = re.findall(r"\bconfigs/\S+\.yaml", text)
+    links = re.findall(r"\]\(([^)#:\s]+)\)", text)
+    assert files and [name for name in files if not (ROOT / name).exists()] == []
+    assert links and [name for name in links if not (ROOT / "leaderboard" / name).exists()] == []

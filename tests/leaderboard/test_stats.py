@@ -1,0 +1,494 @@
+"""Promises of the statistics: numbers worked by hand, independent oracles, and calibration found by simulation.
+
+Simulations have fixed seeds; tolerances are three standard errors of the number of draws. Planted faults show that the
+bounds can be missed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats as oracle
+from scipy.integrate import quad
+
+from leaderboard.tables import stats
+from leaderboard.tables.stats import (
+    ALPHA,
+    POWER,
+    difference_from_published,
+    holm,
+    mean_std,
+    paired_difference,
+    rank_groups,
+    seeds_needed,
+    smallest_detectable,
+)
+
+DRAWS = 6000
+GRAIN = 100 / 360  # the embedded digits have 360 test images
+
+
+def tolerance(share: float, draws: int) -> float:
+    """Return three standard errors of a share found in so many draws."""
+    return 3 * math.sqrt(share * (1 - share) / draws)
+
+
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+def compare(a, b, grain=0.0):
+    return paired_difference(by_seed(a), by_seed(b), grain)
+
+
+def share_found(a, b, grain=0.0):
+    """Return the share of the draws (rows of `a` and `b`) in which the paired test finds a difference."""
+    found = 0
+    for one, other in zip(a.tolist(), b.tolist(), strict=True):
+        p = compare(one, other, grain).p
+        found += p is not None and p <= ALPHA
+    return found / len(a)
+
+
+def rounded(values, grain=GRAIN):
+    return np.round(values / grain) * grain
+
+
+# Worked by hand
+
+
+def test_the_paired_test_is_the_one_worked_by_hand():
+    # differences 1, 2, 3: mean 2, sd 1, t = 2 sqrt(3) = 3.464 with 2 degrees of freedom
+    found = compare([91.0, 93.0, 95.0], [90.0, 91.0, 92.0])
+    assert (found.n, found.mean, found.sd) == (3, 2.0, 1.0)
+    assert found.p == pytest.approx(0.0742, abs=5e-5)
+    assert found.low == pytest.approx(2 - 4.3027 / math.sqrt(3), abs=1e-4)
+    assert found.high == pytest.approx(2 + 4.3027 / math.sqrt(3), abs=1e-4)
+
+
+def test_p_of_three_pairs_follows_the_closed_form():
+    # with 2 degrees of freedom the two-sided p is 1 - t / sqrt(t² + 2)
+    t = 2 * math.sqrt(3)
+    assert compare([1.0, 2.0, 3.0], [0.0, 0.0, 0.0]).p == pytest.approx(1 - t / math.sqrt(t * t + 2), rel=1e-12)
+
+
+def test_only_seeds_that_both_have_are_paired_whatever_their_order():
+    a = {7: 91.0, 0: 90.0, 3: 95.0, 2: 99.0}
+    b = {3: 92.0, 9: 10.0, 7: 90.5, 0: 90.0}
+    found = paired_difference(a, b)
+    assert found == compare([0.0, 3.0, 0.5], [0.0, 0.0, 0.0])
+    assert found == paired_difference(dict(sorted(a.items())), dict(sorted(b.items())))
+
+
+def test_the_other_way_round_is_the_same_with_the_other_sign():
+    one, other = compare([3.0, 1.0, 4.0], [1.0, 5.0, 9.0], 0.1), compare([1.0, 5.0, 9.0], [3.0, 1.0, 4.0], 0.1)
+    assert (one.mean, one.low, one.high) == (-other.mean, -other.high, -other.low)
+    assert (one.p, one.sd, one.detectable) == (other.p, other.sd, other.detectable)
+
+
+def test_mean_and_deviation_are_of_a_sample():
+    assert mean_std([90.0, 92.0, 97.0]) == (93.0, math.sqrt(13))  # 9 + 1 + 16 over 2
+    assert mean_std([90.0]) == (90.0, None)
+    assert mean_std([]) == (None, None)
+
+
+def test_too_few_pairs_give_no_interval():
+    assert paired_difference({0: 1.0}, {1: 2.0}) == stats.Difference(0, None, None, None, None, None, None)
+    assert compare([91.0], [90.0]) == stats.Difference(1, 1.0, None, None, None, None, None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, True])
+def test_a_value_that_is_no_finite_number_is_refused_even_where_it_has_no_partner(value):
+    for call in (
+        lambda: mean_std([1.0, value]),
+        lambda: paired_difference({0: 1.0, 5: value}, {0: 2.0}),
+        lambda: paired_difference({0: 1.0}, {0: 2.0, 5: value}),
+        lambda: difference_from_published([1.0, value], 1.0, 0.1),
+        lambda: difference_from_published([1.0, 2.0], value, 0.1),
+        lambda: rank_ranges({"a": {0: 1.0, 5: value}, "b": {0: 1.0}}),
+    ):
+        with pytest.raises(ValueError, match="finite number"):
+            call()
+
+
+@pytest.mark.parametrize("grain", [-0.1, math.nan, math.inf])
+def test_a_grain_that_is_no_step_is_refused(grain):
+    for call in (
+        lambda: compare([1.0], [2.0], grain),
+        lambda: difference_from_published([1.0], 1.0, 0.1, 3, grain),
+        lambda: rank_ranges({}, grain),
+    ):
+        with pytest.raises(ValueError, match="grain"):
+            call()
+
+
+# No verdict out of a spread of zero
+
+
+@pytest.mark.parametrize("step", [0.0, 0.1, 5.0])
+def test_equal_differences_without_a_grain_give_no_verdict(step):
+    found = compare([0.1 + step, 30.3 + step, 95.7 + step], [0.1, 30.3, 95.7])  # equal but for 1e-14
+    assert found.mean == pytest.approx(step)
+    assert found.sd == pytest.approx(0.0, abs=1e-12)
+    assert (found.low, found.high, found.p, found.detectable) == (None,) * 4
+
+
+def test_equal_differences_of_one_image_are_not_significant_at_three_seeds():
+    # three differences of one step: the error is step / sqrt(6) / sqrt(3), so t = sqrt(18), below the bound of 4.303
+    found = compare([95 + GRAIN] * 3, [95.0] * 3, GRAIN)
+    assert found.sd == pytest.approx(0.0, abs=1e-12)  # reported as it is
+    assert found.p == pytest.approx(1 - math.sqrt(18 / 20), rel=1e-9)
+    assert found.low < 0 < found.high
+
+
+def test_rounding_is_added_to_the_spread():
+    # sd 1, step sqrt(6): variance 1 + 1 = 2, so the half-width grows by sqrt(2)
+    plain, coarse = compare([1.0, 2.0, 3.0], [0.0] * 3), compare([1.0, 2.0, 3.0], [0.0] * 3, math.sqrt(6))
+    assert coarse.high - coarse.mean == pytest.approx(math.sqrt(2) * (plain.high - plain.mean))
+    assert coarse.detectable == pytest.approx(math.sqrt(2) * plain.detectable)
+    assert coarse.sd == plain.sd == 1.0
+
+
+def test_the_variance_of_rounding_is_a_twelfth_of_the_step_squared():
+    values = np.random.default_rng(0).normal(0, 5 * GRAIN, 200_000)
+    assert np.var(rounded(values) - values) == pytest.approx(GRAIN**2 / 12, rel=0.02)
+    assert float(stats.widen(0.0, GRAIN, 2)) == pytest.approx(GRAIN / math.sqrt(6))
+
+
+# Published numbers
+
+
+def test_the_published_comparison_is_the_one_worked_by_hand():
+    # ours 93, 94, 95: mean 94, variance 1; published 92 ± 1 over 3: difference 2, error sqrt(1/3 + 1/3), 4 degrees
+    found = difference_from_published([93.0, 94.0, 95.0], 92.0, 1.0)
+    assert (found.n, found.mean, found.sd) == (3, 2.0, pytest.approx(math.sqrt(2)))
+    assert found.high - found.mean == pytest.approx(2.7764 * math.sqrt(2 / 3), abs=1e-4)
+
+
+def test_a_published_mean_without_a_deviation_is_taken_as_exact():
+    found = difference_from_published([93.0, 94.0, 95.0], 92.0, None)
+    paired = compare([93.0, 94.0, 95.0], [92.0] * 3)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(paired))
+    assert found == difference_from_published([93.0, 94.0, 95.0], 92.0, 0.3, n=1)
+
+
+def test_published_comparisons_of_too_few_or_equal_runs_give_no_verdict():
+    assert difference_from_published([93.0], 92.0, 0.1) == stats.Difference(1, 1.0, None, None, None, None, None)
+    assert difference_from_published([], 92.0, 0.1).mean is None
+    for std in (0.0, None):
+        assert difference_from_published([93.0] * 3, 92.0, std).p is None
+        assert difference_from_published([93.0] * 3, 92.0, std, grain=0.01).p is not None
+    with pytest.raises(ValueError, match="at least 0"):
+        difference_from_published([93.0, 94.0], 92.0, -0.1)
+
+
+def test_tests_agree_with_the_textbook_where_nothing_is_rounded():
+    draw = np.random.default_rng(1)
+    for n in (2, 3, 5, 10):
+        a, b = draw.normal(93, 1, n), draw.normal(93, 2, n)
+        paired = oracle.ttest_rel(a, b)
+        found = compare(a.tolist(), b.tolist())
+        assert found.p == pytest.approx(paired.pvalue)
+        assert (found.low, found.high) == pytest.approx(tuple(paired.confidence_interval(0.95)))
+        welch = oracle.ttest_ind(a, b, equal_var=False)
+        found = difference_from_published(a.tolist(), float(b.mean()), float(b.std(ddof=1)), n)
+        assert found.p == pytest.approx(welch.pvalue)
+        assert (found.low, found.high) == pytest.approx(tuple(welch.confidence_interval(0.95)))
+
+
+# Calibration: false positives and coverage
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_paired_test_finds_a_difference_that_is_none_in_one_of_twenty(n):
+    draw = np.random.default_rng(n)
+    seed_effect = draw.normal(0, 1, (DRAWS, n))  # what a seed does to both: pairing takes it out
+    a, b = seed_effect + draw.normal(93, 0.3, (DRAWS, n)), seed_effect + draw.normal(93, 0.6, (DRAWS, n))
+    assert share_found(a, b) == pytest.approx(ALPHA, abs=tolerance(ALPHA, DRAWS))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_intervals_cover_the_true_difference(n):
+    draw = np.random.default_rng(100 + n)
+    a, b = draw.normal(94.5, 0.3, (DRAWS, n)), draw.normal(93.8, 0.5, (DRAWS, n))
+    found = [compare(one, other) for one, other in zip(a.tolist(), b.tolist(), strict=True)]
+    covered = sum(one.low <= 0.7 <= one.high for one in found) / DRAWS
+    assert 0.93 <= covered <= 0.97
+    assert covered == pytest.approx(0.95, abs=tolerance(0.95, DRAWS))
+
+
+def draws_of_equal_methods(n, sd, offset, draws=DRAWS):
+    """Return accuracies of two equally good methods, in steps of GRAIN; `offset` in steps says where between two."""
+    draw = np.random.default_rng([n, int(1000 * sd), int(100 * offset)])
+    true = 340 * GRAIN + offset * GRAIN
+    return rounded(draw.normal(true, sd, (draws, n))), rounded(draw.normal(true, sd, (draws, n)))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
+@pytest.mark.parametrize("sd", [0.03, 0.1, 0.17, 0.3, 0.5])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_false_positives_keep_their_bound_when_accuracies_are_coarse(n, sd, offset):
+    a, b = draws_of_equal_methods(n, sd, offset, 3000)
+    assert share_found(a, b, GRAIN) <= ALPHA + tolerance(ALPHA, 3000)
+
+
+def textbook_p(a, b):
+    """Return p of the paired t-test for each row, without a thought for rounding; 1 where nothing differs."""
+    steps, n = np.round((a - b) / GRAIN), a.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(steps.mean(axis=1)) / (steps.std(axis=1, ddof=1) / math.sqrt(n))
+    return np.nan_to_num(2 * oracle.t.sf(t, n - 1), nan=1.0)
+
+
+def test_the_textbook_test_breaks_the_bound_on_coarse_accuracies():
+    """The planted fault: equal differences have no spread, so the textbook's t is infinite. At two seeds it errs in one
+    of eight."""
+    a, b = draws_of_equal_methods(2, 0.1, 0.5)
+    assert (textbook_p(a, b) <= ALPHA).mean() > 0.10
+    assert share_found(a, b, GRAIN) < 0.01
+
+
+def test_to_assume_at_least_the_rounding_is_not_enough(monkeypatch):
+    """The planted fault: the rounding as the least spread, and not added to it, finds 6 % at eight seeds."""
+    a, b = draws_of_equal_methods(8, 0.6 * GRAIN, 0.5, 3 * DRAWS)
+    assert share_found(a, b, GRAIN) <= ALPHA + tolerance(ALPHA, 3 * DRAWS)
+    monkeypatch.setattr(stats, "widen", lambda sd, grain, k: np.maximum(sd, grain * math.sqrt(k / 12)))
+    assert share_found(a, b, GRAIN) > ALPHA + tolerance(ALPHA, 3 * DRAWS)
+
+
+def share_of_families_with_an_error(ps):
+    """Return the share of the rows of `ps`, families in which no difference is real, where Holm lets one pass."""
+    return sum(min(holm(by_seed(row)).values()) <= ALPHA for row in ps.tolist()) / len(ps)
+
+
+def test_a_table_of_coarse_accuracies_errs_in_at_most_one_of_twenty_and_without_the_rounding_in_a_third():
+    """A p of zero survives any correction: the planted fault finds something in a third of tables of nothing."""
+    a, b = draws_of_equal_methods(3, 0.1, 0.5, 15_000)
+    honest = np.array([compare(x, y, GRAIN).p for x, y in zip(a.tolist(), b.tolist(), strict=True)])
+    naive = textbook_p(a, b)
+    assert share_of_families_with_an_error(honest.reshape(1000, 15)) <= ALPHA + tolerance(ALPHA, 1000)
+    assert share_of_families_with_an_error(naive.reshape(1000, 15)) > 0.3
+
+
+def coverage_of_published(ours, published, ratio, draws=DRAWS):
+    """Return how often the interval covers, for so many runs, where the published spread is `ratio` times ours."""
+    draw = np.random.default_rng([ours, published, int(100 * ratio)])
+    a, b = draw.normal(0.4, 1, (draws, ours)), draw.normal(0, ratio, (draws, published))
+    covered = 0
+    for mine, theirs in zip(a.tolist(), b.tolist(), strict=True):
+        found = difference_from_published(mine, *mean_std(theirs), published)
+        covered += found.low <= 0.4 <= found.high
+    return covered / draws
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0])
+def test_three_runs_against_three_published_cover_the_true_difference_at_any_spreads(ratio):
+    assert 0.93 <= coverage_of_published(3, 3, ratio) <= 0.97
+
+
+@pytest.mark.parametrize(("ours", "ratio"), [(2, 0.15), (2, 1.5), (2, 5.0), (5, 0.2), (5, 3.0), (10, 1.5), (10, 5.0)])
+def test_other_numbers_of_runs_against_three_cover_in_93_to_98_percent(ours, ratio):
+    slack = tolerance(0.95, DRAWS)
+    assert 0.935 - slack <= coverage_of_published(ours, 3, ratio) <= 0.981 + slack
+
+
+def test_welch_without_rounding_down_would_not_cover_at_unequal_numbers(monkeypatch):
+    monkeypatch.setattr(stats.math, "floor", lambda value: value)
+    assert coverage_of_published(2, 3, 0.15) < 0.93
+
+
+# Power
+
+
+def power_by_integration(n, difference, sd):
+    """Return the power of the paired t-test from normal and chi-squared distributions alone."""
+    bound, shift = oracle.t.ppf(1 - ALPHA / 2, n - 1), difference * math.sqrt(n) / sd
+    spread = oracle.chi2(n - 1)
+    return quad(lambda u: oracle.norm.cdf(shift - bound * math.sqrt(spread.ppf(u) / (n - 1))), 0, 1, limit=300)[0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 100])
+def test_the_smallest_detectable_difference_has_the_stated_power(n):
+    difference = smallest_detectable(n, 0.7)
+    assert power_by_integration(n, difference, 0.7) == pytest.approx(POWER, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_smallest_detectable_difference_is_found_in_four_of_five_simulations(n):
+    draw = np.random.default_rng(200 + n)
+    a, b = draw.normal(smallest_detectable(n, 1.0), 1, (DRAWS, n)), np.zeros((DRAWS, n))
+    assert share_found(a, b) == pytest.approx(POWER, abs=tolerance(POWER, DRAWS))
+
+
+def test_many_seeds_need_the_shift_of_the_normal_distribution():
+    assert smallest_detectable(100_000, 1.0) * math.sqrt(100_000) == pytest.approx(1.959964 + 0.841621, rel=1e-4)
+
+
+def test_a_spread_of_zero_or_one_seed_detects_nothing():
+    assert smallest_detectable(1, 1.0) is None
+    assert smallest_detectable(3, 0.0) is None
+    assert seeds_needed(1.0, 0.0) is None
+
+
+@pytest.mark.parametrize("alpha", [ALPHA, ALPHA / 3])
+def test_the_seeds_needed_are_the_fewest_that_find_the_difference(alpha):
+    for difference in (0.3, 0.5, -1.0, 4.0):
+        n = seeds_needed(difference, 1.0, alpha)
+        assert smallest_detectable(n, 1.0, alpha) <= abs(difference)
+        assert n == 2 or smallest_detectable(n - 1, 1.0, alpha) > abs(difference)
+    assert seeds_needed(0.5, 1.0, alpha) >= seeds_needed(0.5, 1.0)
+    assert seeds_needed(1e-6, 1.0, alpha) is None
+    assert seeds_needed(0.0, 1.0, alpha) is None
+
+
+# Many comparisons
+
+
+def closed_testing(ps):
+    """Return p-values adjusted by testing every intersection of hypotheses with Bonferroni: the definition."""
+    adjusted = []
+    for which in range(len(ps)):
+        largest = 0.0
+        for size in range(1, len(ps) + 1):
+            for family in itertools.combinations(range(len(ps)), size):
+                if which in family:
+                    largest = max(largest, min(1.0, size * min(ps[member] for member in family)))
+        adjusted.append(largest)
+    return adjusted
+
+
+def test_holm_is_closed_testing_with_bonferroni():
+    draw = random.Random(0)
+    for _ in range(60):
+        ps = [draw.choice([0.0, 0.01, 0.02, 1.0, draw.random(), draw.random() ** 3]) for _ in range(draw.randint(1, 7))]
+        assert list(holm(by_seed(ps)).values()) == pytest.approx(closed_testing(ps))
+
+
+def test_holm_is_the_one_worked_by_hand():
+    # 4 x 0.005, then 3 x 0.01 = 0.03, 2 x 0.03 = 0.06, and 0.04 must not fall below it
+    ps = {"a": 0.01, "b": 0.04, "c": None, "d": 0.03, "e": 0.005}
+    assert holm(ps) == pytest.approx({"a": 0.03, "b": 0.06, "c": None, "d": 0.06, "e": 0.02})
+    assert holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+    assert holm({"a": None}) == {"a": None}
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_holm_refuses_what_is_no_probability(p):
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        holm({"a": 0.5, "b": p})
+
+
+def test_holm_over_fifteen_differences_that_are_none_errs_in_one_family_of_twenty_at_most():
+    draw = np.random.default_rng(5)
+    families = 1000
+    a, b = draw.normal(93, 0.3, (families, 15, 3)), draw.normal(93, 0.3, (families, 1, 3))  # one rival for all 15
+    ps = np.array([[compare(row, rivals[0]).p for row in rows] for rows, rivals in zip(a, b, strict=True)])
+    assert share_of_families_with_an_error(ps) <= ALPHA + tolerance(ALPHA, families)
+    assert (ps.min(axis=1) <= ALPHA).mean() > 0.2  # uncorrected: the planted fault
+
+
+# Ranks
+
+
+def rank_ranges(rows, grain=0.0, least=2):
+    """Return the ranks of a single group."""
+    return rank_groups({0: rows}, grain, least)[0]
+
+
+def rows_of(table):
+    return {f"row {place}": by_seed(values) for place, values in enumerate(table)}
+
+
+def test_ranks_part_what_is_far_apart_and_leave_the_rest_together():
+    low, middle, high = [90.0, 90.1, 90.2], [93.0, 93.1, 93.3], [97.0, 97.2, 97.1]
+    assert rank_ranges(rows_of([middle, low, high])) == {"row 0": (2, 2), "row 1": (3, 3), "row 2": (1, 1)}
+    near = [93.1, 92.9, 93.4]
+    assert rank_ranges(rows_of([middle, low, high, near])) == {
+        "row 0": (2, 3),
+        "row 1": (4, 4),
+        "row 2": (1, 1),
+        "row 3": (2, 3),
+    }
+
+
+def test_rows_with_fewer_than_two_common_seeds_are_not_different():
+    a, b = {0: 90.0, 1: 90.1, 2: 90.2}, {2: 99.0, 3: 99.1, 4: 99.2}
+    assert rank_ranges({"a": a, "b": b, "c": {}}) == dict.fromkeys("abc", (1, 3))
+    assert rank_ranges({}) == {}
+    assert rank_ranges({"a": {}}) == rank_ranges({"a": a}) == {"a": (1, 1)}
+
+
+def test_rows_whose_differences_have_no_spread_are_not_parted_without_a_grain():
+    rows = rows_of([[0.1, 30.3, 95.7], [0.2, 30.4, 95.8], [5.1, 35.3, 100.7]])
+    assert rank_ranges(rows) == dict.fromkeys(rows, (1, 3))
+    assert rank_ranges(rows, 0.01) == {"row 0": (3, 3), "row 1": (2, 2), "row 2": (1, 1)}
+
+
+def test_ranks_are_those_of_paired_differences_corrected_together():
+    draw = np.random.default_rng(6)
+    for trial in range(30):
+        names = "abcdef"
+        rows = {
+            name: {
+                seed: float(rounded(draw.normal(90 + 3 * place, 0.4)))
+                for seed in range(6)
+                if draw.random() < (0.4 if trial % 3 else 1)
+            }
+            for place, name in enumerate(names)
+        }
+        pairs = {
+            pair: paired_difference(rows[pair[0]], rows[pair[1]], GRAIN) for pair in itertools.permutations(names, 2)
+        }
+        adjusted = holm({pair: found.p for pair, found in pairs.items() if pair[0] < pair[1]})
+        above = {pair: p is not None and p <= ALPHA for pair, p in adjusted.items()}
+        for name in names:
+            rivals = [(min(name, other), max(name, other), other) for other in names if other != name]
+            sure = [other for one, two, other in rivals if above[one, two]]
+            better = sum(pairs[other, name].mean > 0 for other in sure)
+            expected = 1 + better, len(names) - (len(sure) - better)
+            assert rank_ranges(rows, GRAIN)[name] == expected
+        assert rank_ranges(dict(reversed(rows.items())), GRAIN) == rank_ranges(rows, GRAIN)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("step", [0.0, 0.2, 1.0])
+def test_all_ranges_hold_the_true_ranks_at_once(n, step):
+    """Fifteen methods, three of each quality, a coarse grain."""
+    draw = np.random.default_rng([n, int(10 * step)])
+    quality = np.repeat(np.arange(5), 3) * step
+    true = {
+        f"row {place}": (1 + (quality > one).sum(), 15 - (quality < one).sum()) for place, one in enumerate(quality)
+    }
+    draws, held, parted = 400, 0, 0
+    for _ in range(draws):
+        found = rank_ranges(rows_of(rounded(draw.normal(90 + quality[:, None], 0.3, (15, n))).tolist()), GRAIN)
+        held += all(found[name][0] <= true[name][0] and found[name][1] >= true[name][1] for name in found)
+        parted += any(span != (1, 15) for span in found.values())
+    assert held / draws >= 0.95 - tolerance(0.95, draws)
+    if step == 1.0 and n > 3:
+        assert parted / draws > 0.95  # ranges that never part anything would hold any ranks
+
+
+def test_the_ranks_of_several_groups_are_corrected_together():
+    """Equal rows at six sparsities: some rank is narrowed in at most 5 % of tables, and in more without pooling."""
+    draw, tables, pooled, alone = np.random.default_rng(7), 1500, 0, 0
+    for _ in range(tables):
+        values = draw.normal(90, 0.5, (6, 3, 5))
+        groups = {group: rows_of(values[group]) for group in range(6)}
+        whole = {(1, 3)}
+        pooled += any(set(found.values()) != whole for found in rank_groups(groups).values())
+        alone += any(set(rank_ranges(rows).values()) != whole for rows in groups.values())
+    assert pooled / tables <= 0.05 + tolerance(0.05, tables)
+    assert alone / tables > 0.12  # the fault that pooling mends
+
+
+def test_fewer_common_seeds_than_asked_for_part_nothing():
+    rows = {"a": {0: 90.0, 1: 91.1}, "b": {0: 80.0, 1: 81.0}}
+    assert rank_ranges(rows) == {"a": (1, 1), "b": (2, 2)}
+    assert rank_ranges(rows, least=3) == {"a": (1, 2), "b": (1, 2)}

@@ -1,0 +1,288 @@
+"""From the command line to cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+
+import pytest
+
+import benchmark.config.cells as cells_module
+from benchmark.base.errors import UserError
+from benchmark.config import pages
+from benchmark.config.cells import choose_task, parse_arguments, parse_seed, parse_sparsity, plan_cells
+from benchmark.config.pages import CONFIGS, Page, page_names
+from benchmark.config.plugins import METHODS, find_method
+from benchmark.runs.record import describe_page
+
+PAGE = "digits_resnet20"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("90", r"sparsity must be in \[0, 1\), got 90: did you mean 0.9\?"),
+        ("1.0", r"sparsity must be in \[0, 1\), got 1.0: a network without weights cannot be trained"),
+        ("-0.1", r"got -0.1"),
+        ("abc", "got 'abc'"),
+        ("nan", "got nan"),
+        ("inf", "got inf"),
+    ],
+)
+def test_an_impossible_sparsity_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_sparsity(text)
+
+
+def test_possible_sparsities_are_read():
+    assert [parse_sparsity(t) for t in ("0", "0.9", ".5", "9e-1")] == [0.0, 0.9, 0.5, 0.9]
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "x", "99999999999", "٣"])
+def test_an_impossible_seed_is_refused(text):
+    with pytest.raises(UserError, match="SEED must be a whole number"):
+        parse_seed(text)
+
+
+def test_dotted_arguments_are_nested_and_a_later_one_counts():
+    assert parse_arguments("epochs=2 model_args.width=0.5 model_args.a.b=x epochs=3") == {
+        "epochs": "3",
+        "model_args": {"width": "0.5", "a": {"b": "x"}},
+    }
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "epochs=2 'unclosed"])
+def test_arguments_that_are_no_pairs_are_refused(text):
+    with pytest.raises(UserError, match="ARGS"):
+        parse_arguments(text)
+
+
+def test_the_grid_is_every_combination_and_dense_appears_once_per_seed():
+    cells = plan_cells("dense,granet,set", "0.9,0.98", PAGE, "0,1", "")
+    assert len(cells) == 2 + 2 * 2 * 2
+    assert [c.sparsity for c in cells if c.plugin.name == "dense"] == [0.0, 0.0]
+
+
+def test_a_setting_the_method_has_is_the_methods_and_every_other_the_pages():
+    (cell,) = plan_cells("granet", "0.9", PAGE, "0", "start_sparsity=0 epochs=3 update_every=7")
+    assert cell.method.start_sparsity == 0.0
+    assert cell.page.epochs == 3
+    assert (cell.method.update_every, cell.page.update_every) == (7, 20)
+    assert cell.label == "granet (start_sparsity=0.0, update_every=7)"
+    assert cell.page_changes == {"epochs": 3}
+
+
+def test_a_page_sets_the_methods_it_names_and_arguments_outrank_it():
+    assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].method.update_every == 31
+    assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].label == "rigl"
+    assert plan_cells("rigl", "0.9", PAGE, "0", "update_every=9")[0].method.update_every == 9
+
+
+def test_a_value_equal_to_the_usual_one_changes_no_label():
+    (cell,) = plan_cells("granet", "0.9", PAGE, "0", "start_sparsity=0.5 epochs=30")
+    assert (cell.label, cell.page_changes) == ("granet", {})
+    assert cell.identity == plan_cells("granet", "0.9", PAGE, "0", "")[0].identity
+
+
+def test_identity_changes_with_everything_that_changes_numbers_and_with_nothing_else():
+    base = plan_cells("granet", "0.9", PAGE, "0", "")[0]
+    others = [
+        plan_cells("granet", "0.9", PAGE, "1", "")[0],
+        plan_cells("granet", "0.8", PAGE, "0", "")[0],
+        plan_cells("granet", "0.9", PAGE, "0", "start_sparsity=0")[0],
+        plan_cells("granet", "0.9", PAGE, "0", "epochs=3")[0],
+        plan_cells("gmp", "0.9", PAGE, "0", "")[0],
+    ]
+    assert len({c.identity for c in [base, *others]}) == 6
+    assert plan_cells("granet", "0.9", PAGE, "0", "workers=3 data_dir=x title=y")[0].variant == base.variant
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("grannet", "0.9", PAGE, "0", ""), "unknown method 'grannet': did you mean 'granet'\\? available: dense, "),
+        (("granet,nope", "0.9", PAGE, "0", ""), "unknown method 'nope'"),
+        (("granet", "0.9", "cifar", "0", ""), "unknown page 'cifar'"),
+        (("granet", "0.9", PAGE, "0", "epoch=2"), "setting 'epoch': did you mean 'epochs'"),
+        (("granet", "0.9", PAGE, "0", "start_sparsty=0"), "did you mean 'start_sparsity'"),
+        (("granet", "0.3", PAGE, "0", ""), r"start_sparsity must be in \[0, sparsity = 0.3\], got 0.5"),
+        (("granet", "0.9", PAGE, "0", "update_every=0"), "update_every must be at least 1"),
+        (("granet", "0.9", PAGE, "0", "prune_rate=2"), r"prune_rate must be in \[0, 1\], got 2.0"),
+        (("granet", "0.9", PAGE, "0", "update_every=often"), "'update_every'.*'often'"),
+        (("static", "0.9", PAGE, "0", "distribution=erq"), "distribution must be one of erk, er, uniform, got 'erq'"),
+        (("", "0.9", PAGE, "0", ""), "METHOD is empty"),
+        (("granet", ",", PAGE, "0", ""), "SPARSITY is empty"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_a_way_out(call, message):
+    with pytest.raises(UserError, match=message):
+        plan_cells(*call)
+
+
+def test_an_argument_of_one_method_of_the_grid_leaves_the_others_alone():
+    cells = plan_cells("granet,snip", "0.9", PAGE, "0", "start_sparsity=0")
+    assert [c.label for c in cells] == ["granet (start_sparsity=0.0)", "snip"]
+
+
+def test_a_method_setting_moves_no_method_of_the_grid_to_another_page():
+    cells = plan_cells("granet,snip,dense", "0.9", PAGE, "0", "update_every=7")
+    assert len({cell.variant for cell in cells}) == 1
+    assert [cell.page_changes for cell in cells] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments", "same"),
+    [
+        *((page, "", page != "folder_resnet20") for page in page_names()),  # of 10 epochs: the only one that moves
+        ("folder_resnet20", "epochs=8", True),
+        ("folder_resnet20", "lr_schedule=cosine", True),
+        ("cifar10_resnet20", "epochs=18", False),
+        ("cifar10_resnet20", "epochs=100 lr_drops=[0.29]", True),
+    ],
+)
+def test_runs_whose_rate_once_dropped_elsewhere_share_no_table(page, arguments, same):
+    """Drops were at the nearest epoch, 10 x 0.75 at 8, and are at 7; a variant says so only where the two differ."""
+    (cell,) = plan_cells("dense", "0", page, "0", arguments)
+    defaults = {f.name: f.default for f in dataclasses.fields(Page)}
+    settings = dataclasses.asdict(cell.page).items()
+    kept = {k: v for k, v in settings if k not in cells_module.NOT_PROTOCOL and v != defaults[k]}
+    assert (cell.variant == cells_module.short_hash(kept)) == same
+
+
+def test_settings_of_a_method_changed_through_the_page_are_in_the_label():
+    (cell,) = plan_cells("rigl", "0.9", PAGE, "0", "methods.rigl.update_every=3")
+    assert cell.label == "rigl (update_every=3)"
+
+
+def test_the_automatic_task_says_which_page_and_why():
+    assert choose_task("auto", has_gpu=True)[0] == "cifar10_vgg19"
+    page, reason = choose_task("auto", has_gpu=False)
+    assert page == "digits_resnet20"
+    assert "no GPU" in reason
+    assert choose_task("x", has_gpu=True) == ("x", "")
+
+
+def test_a_name_that_no_record_may_have_is_refused_before_anything_runs(monkeypatch):
+    found = find_method("static")
+    monkeypatch.setattr(cells_module, "find_method", lambda name: dataclasses.replace(found, name="<b>static"))
+    with pytest.raises(UserError, match="must not contain < or >, got '<b>static': rename it"):
+        plan_cells("static", "0.9", "digits_resnet20", "0", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["2024_01", "010", "1e3", "1.10", "on", "null", "~", "0x10", "2:4", "[a", "a: b", "#1"]
+)
+def test_text_stays_text(text, tmp_path, monkeypatch):
+    """On the command line, of a page or a method, and in a page's file."""
+    cell = plan_cells("static", "0.9", PAGE, "0", shlex.join([f"data_dir={text}", f"densities={text}"]))[0]
+    assert (cell.page.data_dir, cell.method_settings()["densities"]) == (text, text)
+    cell = plan_cells("static", "0.9", PAGE, "0", shlex.join([f"methods.static.masks={text}"]))[0]
+    assert cell.method_settings()["masks"] == text
+    if text not in ("[a", "a: b", "#1"):  # which are no plain text in YAML
+        page = (CONFIGS / f"{PAGE}.yaml").read_text()
+        monkeypatch.setattr(pages, "CONFIGS", tmp_path)
+        (tmp_path / "p.yaml").write_text(f"{page}\ndata_dir: {text}\n")
+        assert pages.load_page("p").data_dir == text
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("epochs=1e3", "epochs", 1000), ("epochs=7.0", "epochs", 7), ("lr=1", "lr", 1.0), ("lr=.5", "lr", 0.5),
+        ("flip=off", "flip", False), ("flip=TRUE", "flip", True), ("lr_drops=0.4,0.9", "lr_drops", [0.4, 0.9]),
+        ("lr_drops=[0.4, 0.9]", "lr_drops", [0.4, 0.9]), ("lr_drops=0.4", "lr_drops", [0.4]),
+        ("lr_drops=", "lr_drops", []),
+        ("keep_dense=010,on", "keep_dense", ["010", "on"]), ("model_args.x=1.5", "model_args", {"x": 1.5}),
+        ("model_args.x='1.5'", "model_args", {"x": "1.5"}), ("model_args.x=010", "model_args", {"x": "010"}),
+        ("model_args.x=no", "model_args", {"x": False}), ("model_args.x=~", "model_args", {"x": None}),
+        ("model_args={a: [1, b], c: 2e3}", "model_args", {"a": [1, "b"], "c": 2000.0}),
+        ("epochs='5'", "epochs", 5), ("weight_decay=-0", "weight_decay", 0.0),
+    ],
+)  # fmt: skip
+def test_a_setting_is_read_by_its_type(text, name, value):
+    (cell,) = plan_cells("static", "0.9", PAGE, "0", shlex.quote(text))
+    found = getattr(cell.page, name)
+    assert found == value and type(found) is type(value) and "-" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs=010", "'epochs' must be a whole number, got '010': did you mean 10?"),
+        ("epochs=1_000", "did you mean 1000?"),
+        ("epochs=1.5", "must be a whole number, got '1.5'"),
+        ("epochs=", "must be a whole number, got ''"),
+        ("epochs=٣", "must be a whole number"),
+        ("lr=0,05", "'lr' must be a number, got '0,05': did you mean 0.05?"),
+        ("lr=5%", "did you mean 0.05?"),
+        ("flip=maybe", "'flip' must be true or false, got 'maybe'"),
+        ("lr_drops=0.5,x", "'lr_drops' must be a number, got 'x'"),
+        ("prune_rate=0,3", "method 'granet'.*'prune_rate' must be a number, got '0,3': did you mean 0.3?"),
+        ("methods.granet.prune_rate=03", "method 'granet'.*did you mean 3?"),
+        ("epochs.x=3", "'epochs' has no parts"),
+        ("epochs=3 epochs.x=3", "epochs.x reaches into epochs, which is set to '3'"),
+        ("LR=1", "did you mean 'lr'?"),
+        ("optimizer=SGD", "did you mean 'sgd'?"),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_of_a_setting_s_type_is_refused_with_what_was_meant(text, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        plan_cells("granet", "0.9", PAGE, "0", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,9", "SPARSITY=0,9 has a decimal comma: did you mean 0.9?"),
+        ("0,9,0,95", "did you mean 0.9,0.95?"),
+        ("90%", "got '90%': did you mean 0.9?"),
+        ("0_9", "must be a number"),
+    ],
+)
+def test_a_sparsity_written_in_another_way_is_refused_with_the_one_that_was_meant(text, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        plan_cells("static", text, PAGE, "0", "")
+
+
+def test_no_sparsity_is_less_than_nothing_and_0_in_a_list_is_no_comma():
+    assert [cell.identity.split(".s0")[0] for cell in plan_cells("static", "-0,0.9", PAGE, "0", "")] == [
+        f"{PAGE}.static.0", f"{PAGE}.static.0.9",
+    ]  # fmt: skip
+    assert len(plan_cells("static", "0,0.5", PAGE, "0", "")) == 2
+
+
+def test_capitals_are_no_reason_for_want_of_a_hint():
+    with pytest.raises(UserError, match="unknown method 'SNIP': did you mean 'snip'"):
+        plan_cells("SNIP", "0.9", PAGE, "0", "")
+    with pytest.raises(UserError, match=f"unknown page '{PAGE.upper()}': did you mean '{PAGE}'"):
+        plan_cells("snip", "0.9", PAGE.upper(), "0", "")
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "title"),
+    [
+        (PAGE, "", "ResNet-20 on digits (8x8)"),
+        (PAGE, "epochs=1 lr=0.05 data_dir=x", "ResNet-20 on digits (8x8)"),
+        (PAGE, "model=resnet18", "resnet18 on digits (8x8)"),
+        (PAGE, "model=resnet18 title=mine", "mine"),
+        ("cifar10_resnet20", "data=cifar100", "cifar_resnet20 on CIFAR-100"),
+        ("folder_resnet20", "data_dir=/a/flowers", "cifar_resnet20 on flowers at 32x32"),
+        ("cifar10jpeg_resnet20_short", "image_size=32", "cifar_resnet20 on cifar10-jpeg at 32x32, 8 epochs"),
+        ("cifar10jpeg_resnet20_short", "epochs=1", "cifar_resnet20 on cifar10-jpeg at 16x16, 1 epoch"),
+        ("imagenet_resnet50", "model=resnet18", "resnet18 on ImageNet at 224x224"),
+    ],
+)
+def test_a_title_tells_what_is_trained_on_what_and_the_setting_stays_the_page_s(page, text, title):
+    (cell,) = plan_cells("dense", "0", page, "0", text)
+    described = describe_page(cell)
+    assert cell.title == described["title"] == title
+    assert described["settings"]["title"] == ("mine" if "mine" in text else pages.load_page(page).title)
+
+
+def test_a_method_s_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((METHODS / "set.py").read_text())
+    (cell,) = plan_cells("~/mine.py", "0.9", PAGE, "0", "")
+    assert (cell.plugin.name, cell.plugin.source) == ("mine", "~/mine.py")
+    with pytest.raises(UserError, match=r"~nosuchuser/mine\.py: there is no home folder of that user"):
+        plan_cells("~nosuchuser/mine.py", "0.9", PAGE, "0", "")

@@ -1,0 +1,237 @@
+"""The conformance kit over every method, and the kit itself: nothing it checks goes unproven."""
+
+from __future__ import annotations
+
+import functools
+import io
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from rich.console import Console
+
+from benchmark.base.errors import UserError
+from benchmark.config.listing import write_new_method
+from benchmark.config.plugins import built_in_names, find_method, method_names
+from benchmark.conformance import CHECKS, Kit
+from benchmark.conformance.checks import Outcome, run_check
+from benchmark.conformance.ranks import run_ranks
+from benchmark.conformance.report import check_method
+from tests.harness.mutant_methods import GlobalGenerator, ThresholdKeepsTies
+from tests.harness.mutants import MUTANTS, SHARED, Mutant, catch_by_oracle, examine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def ranks() -> dict:
+    """Train every method in two processes, started once for all of them."""
+    return run_ranks(method_names())
+
+
+@functools.cache
+def kit_of(name: str) -> Kit:
+    return Kit(find_method(name))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_keeps_every_promise(name, check):
+    kit = kit_of(name)
+    if check == "two-processes":
+        kit.ranks = ranks()
+    result = run_check(kit, check)
+    assert not result.bad, f"{result.verdict}: {result.seen}; expected: {result.check.expected}"
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(m, id=m.name) for m in MUTANTS])
+def test_every_planted_fault_is_caught_by_the_check_meant_for_it(mutant):
+    if mutant.caught_by.startswith("oracle:"):
+        assert catch_by_oracle(mutant), mutant.wrong
+    else:
+        assert examine(mutant, [mutant.caught_by]), mutant.wrong
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(m, id=m.name) for m in SHARED])
+@pytest.mark.slow
+def test_every_fault_between_processes_is_caught(mutant):
+    assert examine(mutant, ["two-processes"]), mutant.wrong
+
+
+def test_every_check_is_proven_by_a_fault_it_catches():
+    proven = {mutant.caught_by for mutant in [*MUTANTS, *SHARED]}
+    assert set(CHECKS) <= proven
+    assert {f"oracle:{name}" for name in built_in_names()} - proven <= {
+        f"oracle:{n}" for n in ("dense", "small_dense", "rigl_itop")
+    }
+    assert len(MUTANTS) + len(SHARED) >= 20
+
+
+def test_a_fault_planted_in_the_engine_is_gone_afterwards():
+    before = find_method("rigl")
+    for mutant in MUTANTS:
+        with mutant.plant():
+            pass
+    for check in ("budget-after-every-update", "training-cost", "inactive-weights", "clipping", "non-finite-step"):
+        assert not run_check(Kit(before), check).bad, check
+
+
+USES_GLOBAL = """from dataclasses import dataclass
+
+import torch
+
+from methods import static
+from methods.core import DISTRIBUTIONS, keep_top
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsesGlobal(static.Static):
+    def setup(self, view):
+        counts = DISTRIBUTIONS["erk"](view.shapes, view.count(self.sparsity))
+        return {name: keep_top(torch.rand(shape), counts[name]) for name, shape in view.shapes.items()}
+"""
+
+
+def report(name: str) -> tuple[bool, str]:
+    shown = io.StringIO()
+    return check_method(name, Console(file=shown, width=250)), shown.getvalue()
+
+
+def test_the_table_says_what_was_seen_what_was_expected_and_how_to_mend_it(tmp_path, monkeypatch):
+    import benchmark.conformance.engine as engine
+
+    monkeypatch.setattr(
+        engine, "run_ranks", lambda methods: {"uses_global": [{"error": "x", "masks": [], "weights": ""}] * 2}
+    )
+    source = tmp_path / "uses_global.py"
+    source.write_text(USES_GLOBAL)
+    kept, shown = report(str(source))
+    assert not kept
+    assert "repeatable" in shown and "other masks from step 0 on, with other global random states" in shown
+    assert "draw with view.random(name, purpose)" in shown
+    assert "how to mend" in shown
+    assert "uses_global" in shown and "breaks" in shown
+
+
+def test_a_new_methods_file_keeps_every_promise_as_it_is_written(tmp_path, monkeypatch):
+    import benchmark.conformance.engine as engine
+
+    write_new_method("fresh_one", tmp_path, Console(file=io.StringIO()))
+    file = str(tmp_path / "fresh_one.py")
+    kept, shown = report(file)
+    assert kept, shown
+    assert "keeps all" in shown
+    assert engine.run_ranks is run_ranks
+
+
+def test_a_run_that_breaks_off_lets_no_check_pass_on_it():
+    kit = Kit(Mutant("x", "", "runs", ThresholdKeepsTies).plugin())
+    kit.trial().error = "it broke"
+    result = run_check(kit, "inactive-average")
+    assert (result.verdict, result.seen) == ("not reached", "it broke")
+
+
+def test_a_check_that_fails_itself_is_no_pass(monkeypatch):
+    monkeypatch.setitem(CHECKS, "runs", type(CHECKS["runs"])("runs", "", "", lambda kit: Outcome(1 / 0 > 0, "")))
+    assert run_check(Kit(find_method("static")), "runs").verdict == "FAIL"
+
+
+def test_processes_that_cannot_train_are_told_and_named():
+    with pytest.raises(UserError, match=r"two processes could not train together: .*unknown method 'nosuch'"):
+        run_ranks(["nosuch"])
+
+
+def test_the_command_ends_with_1_for_a_broken_method_and_2_for_a_name_that_is_none():
+    source = ROOT / "tests" / "harness" / "mutant_methods.py"
+    asked = [sys.executable, "-m", "benchmark", "check"]
+    several = subprocess.run([*asked, str(source)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert several.returncode == 2
+    assert "must define exactly one subclass" in several.stderr
+    assert GlobalGenerator.__name__ in several.stderr
+
+
+BASE = """from dataclasses import dataclass
+from typing import ClassVar
+
+import sys
+import torch
+
+from methods import rigl_itop, set as plain, snip, static
+from methods.core import DenseGrads, Scoring, View, all_active
+
+
+@dataclass(frozen=True, kw_only=True)
+"""
+
+
+def judge(tmp_path: Path, code: str, *checks: str) -> dict[str, str]:
+    """Return the verdicts of the checks on a plugin written as a class body."""
+    file = tmp_path / "mine.py"
+    file.write_text(BASE + code)
+    kit = Kit(find_method(str(file)), str(file))
+    return {name: run_check(kit, name).verdict for name in checks}
+
+
+def test_a_method_whose_updates_never_come_in_the_kit_is_not_passed(tmp_path):
+    code = (
+        "class Rare(static.Static):\n    delta_t: int = 1000\n"
+        "    def update_steps(self, timeline):\n"
+        "        return range(self.delta_t, timeline.total_steps, self.delta_t)\n"
+        "    def update(self, view):\n        raise NotImplementedError\n"
+    )
+    assert judge(tmp_path, code, "runs") == {"runs": "FAIL"}
+
+
+def test_a_method_that_ends_the_program_is_caught(tmp_path):
+    code = "class Ends(static.Static):\n    def setup(self, view):\n        sys.exit(0)\n"
+    assert judge(tmp_path, code, "runs", "inactive-weights") == {"runs": "FAIL", "inactive-weights": "not reached"}
+
+
+def test_scoring_on_more_images_than_the_kit_has_is_no_fault(tmp_path):
+    code = "class Many(snip.SNIP):\n    score_batches: int = 8\n"
+    wanted = ("scoring-gradients", "training-cost", "declared-scoring")
+    assert judge(tmp_path, code, *wanted) == dict.fromkeys(wanted, "pass")
+
+
+def test_scores_by_running_statistics_are_held_to_them(tmp_path):
+    code = "class Running(snip.SNIP):\n    batch_norm: str = 'running'\n    augment: bool = False\n"
+    assert judge(tmp_path, code, "scoring-gradients") == {"scoring-gradients": "pass"}
+    with mock.patch("benchmark.training.scoring.set_mode", lambda model, wanted: model.train()):
+        assert judge(tmp_path, code, "scoring-gradients") == {"scoring-gradients": "FAIL"}
+
+
+def test_updates_at_every_step_are_no_fault(tmp_path):
+    code = (
+        "class Busy(rigl_itop.RigLITOP):\n    dense_grads: ClassVar[DenseGrads] = DenseGrads.EVERY_STEP\n"
+        "    def update_steps(self, timeline):\n        return range(1, timeline.total_steps + 1)\n"
+    )
+    seen = judge(tmp_path, code, *(name for name in CHECKS if name != "two-processes"))
+    assert not [name for name, verdict in seen.items() if verdict in ("FAIL", "not reached")], seen
+    assert seen["clipping"] == "n/a"
+
+
+def test_a_method_that_keeps_whole_outputs_is_no_fault(tmp_path):
+    code = (
+        "class Rows(snip.SNIP):\n    def setup(self, view):\n"
+        "        rows = {n: (g * view.weights[n]).abs().flatten(1).sum(1) for n, g in view.gradients.items()}\n"
+        "        return {n: (r >= r.median()).view(-1, *[1] * (view.weights[n].dim() - 1)).expand_as(view.weights[n])"
+        " for n, r in rows.items()}\n"
+    )
+    assert judge(tmp_path, code, "fine-scores") == {"fine-scores": "pass"}
+
+
+def test_a_setting_without_default_is_asked_for_by_name(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(BASE + "class Asks(static.Static):\n    depth: int\n")
+    result = run_check(Kit(find_method(str(file)), str(file)), "runs")
+    assert (result.verdict, "setting 'depth' has no default: give it with ARGS=depth=..." in result.seen) == (
+        "FAIL",
+        True,
+    )
+
+
+def test_a_built_in_is_checked_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_check(Kit(find_method("static"), "static"), "two-processes").verdict == "pass"

@@ -1,0 +1,316 @@
+"""The recount of the printed FLOPs: golden shares, verdicts that follow from them, a sheet made of these alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+
+import pytest
+import timm
+
+from benchmark.networks.costs import count_costs
+from benchmark.networks.narrow import narrow_arguments
+from benchmark.networks.prunable import find_layers
+from benchmark.recount import flops as command
+from benchmark.recount.counting import describe_network, narrow_as_rigl
+from benchmark.recount.figures import (
+    AGREES,
+    MISSED,
+    MIXED,
+    NEAREST,
+    ROUNDING,
+    UP,
+    PagePlanner,
+    count_printed,
+    find_part,
+    find_roundings,
+    judge,
+    judge_all,
+    printed_shares,
+    read_row,
+)
+from benchmark.recount.flops import main, make_files, make_sheet, read_given
+from benchmark.recount.sheets import DOCS
+from leaderboard.paper.published import load_tables
+from tests.harness.small import make_page
+
+GIVEN, TABLES = read_given(), load_tables()
+ROWS = {row.label: row for row in find_part(TABLES).rows}
+FIGURES = json.loads((DOCS / "flops.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The files of the sheet, worked out anew: some seconds."""
+    return make_files()
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return PagePlanner()
+
+
+@pytest.fixture(scope="module")
+def full(planner):
+    return planner.network(planner.find(ROWS["dense"].ours[0], 80))
+
+
+# The sheet is what engine, conventions and printed costs give
+
+
+def test_the_committed_sheet_and_figures_are_what_is_worked_out_anew(made):
+    for name, content in made.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == content, f"docs/{name}: run make flops"
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [("flops.md", "0.2241", "0.2251"), ("flops.json", "0.2241", "0.2251")])
+def test_an_edit_makes_the_check_fail_and_says_what_mends_it(name, old, new, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "DOCS", tmp_path)
+    monkeypatch.setattr(command, "make_files", lambda: made)
+    assert main([]) == 0 and main(["--check"]) == 0
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert main(["--check"]) == 1
+    said = capsys.readouterr().err
+    assert name in said and "run make flops" in said
+
+
+# Golden shares
+
+
+def share_of(row: str, cost: str, layers: str, counter: str, rule: str = "") -> list[float]:
+    (reading,) = (
+        reading
+        for reading in FIGURES["readings"][row][cost]
+        if (reading["layers"], reading["counter"]) == (layers, counter) and rule in ("", reading.get("rule"))
+    )
+    return [reading["shares"]["80"], reading["shares"]["90"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "cost", "layers", "rule", "expected"),
+    [
+        ("dense", "training", "dense", "", (1.0, 1.0)),
+        ("static, uniform", "inference", "first_dense", "", (0.2241, 0.1272)),
+        ("static, uniform", "training", "none_dense", "", (0.2011, 0.1012)),
+        ("SNIP", "training", "first_dense", "", (0.2241, 0.1272)),
+        ("SET", "training", "none_dense", "", (0.2011, 0.1012)),
+        ("small-dense", "inference", "rigls_width", "", (0.2214, 0.1206)),
+        ("static, ERK", "inference", "erk", "", (0.4146, 0.2429)),
+        ("DSR", "inference", "dsr", "", (0.4039, 0.2967)),
+        ("SNFS, ERK", "training", "erk", "snfs", (0.6097, 0.4952)),
+        ("RigL, ERK", "training", "erk", "rigl", (0.4165, 0.2454)),
+        ("GMP", "training", "first_dense", "gmp_points", (0.5596, 0.5045)),
+    ],
+)
+def test_golden_shares_by_rigls_own_counter(row, cost, layers, rule, expected):
+    assert share_of(row, cost, layers, "operations", rule) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "cost", "layers", "rule", "expected"),
+    [
+        ("static, uniform", "inference", "none_dense", "", (0.2, 0.1)),
+        ("GMP", "training", "first_dense", "gmp_steps", (0.5695, 0.5156)),
+        ("STR", "inference", "str", "", (0.1875, 0.0838)),
+    ],
+)
+def test_golden_shares_in_multiply_adds(row, cost, layers, rule, expected):
+    assert share_of(row, cost, layers, "macs", rule) == pytest.approx(expected, abs=1e-4)
+
+
+def test_rarer_updates_bring_rigls_cost_down_to_that_of_constant_masks():
+    (often, static), (rare, _) = (
+        (share_of("RigL-ITOP, ERK", "training", "erk", "macs", rule)[0], FIGURES["page"]["static, ERK"])
+        for rule in ("rigl", "itop")
+    )
+    constant = static[0]["columns"]["80"]["training"]
+    assert often - constant == pytest.approx((1 - constant) / (3 * 101), abs=2e-6)
+    assert rare - constant == pytest.approx((1 - constant) / (3 * 4001), abs=2e-6)
+
+
+def test_layer_sparsities_from_elsewhere_are_whole_and_give_the_sparsity_their_paper_states():
+    assert FIGURES["left_out_pct"]["str"] == {"80": 79.55, "90": 90.23}  # as STR names these two networks
+    for name in ("dsr", "str"):
+        assert [len(found) for found in GIVEN["layers"][name]["sparsities"].values()] == [
+            FIGURES["dense"]["layers"]
+        ] * 2
+
+
+def test_rigls_narrow_network_is_timms_but_for_the_stem(full):
+    assert narrow_as_rigl(full, 1.0) == full
+    model = timm.create_model("resnet50", **narrow_arguments("resnet50", {}, 0.5))
+    layers = find_layers(model, make_page())
+    timms, rigls = describe_network(model, layers, count_costs(model, layers, (3, 224, 224))), narrow_as_rigl(full, 0.5)
+    differing = {name for name in full.shapes if timms.shapes[name] != rigls.shapes[name]}
+    assert differing == {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.downsample.0.weight"}
+    assert all(timms.costs.layers[name] == rigls.costs.layers[name] for name in full.shapes if name not in differing)
+
+
+def test_what_our_page_would_cost_is_what_the_plan_of_the_grid_says():
+    scale = json.loads((DOCS / "scale.json").read_text(encoding="utf-8"))["tables"]["table3"]["imagenet_resnet50"]
+    compared = 0
+    for shown in (row for rows in FIGURES["page"].values() for row in rows):
+        for column, found in shown["columns"].items():
+            name = "dense at 0" if shown["row"] == "dense" else f"{shown['row']} at {int(column) / 100:g}"
+            assert found["training"] == pytest.approx(scale["rows"][name] / scale["dense_train_macs"], abs=1e-6)
+            compared += 1
+    assert compared == 2 * sum(len(row.ours) for row in ROWS.values()) == 22
+
+
+# Verdicts follow from shares
+
+
+def test_a_share_gives_what_is_printed_to_the_nearest_or_rounded_up():
+    assert find_roundings(0.2241, 0.23) == {UP}
+    assert find_roundings(0.2267, 0.23) == {NEAREST, UP}
+    assert find_roundings(0.1012, 0.10) == {NEAREST}
+    assert find_roundings(0.1272, 0.10) == find_roundings(0.2011, 0.23) == find_roundings(0.22, 0.23) == frozenset()
+    assert find_roundings(0.225, 0.22) == {NEAREST} and find_roundings(0.225, 0.23) == {NEAREST, UP}
+    assert find_roundings(0.23, 0.23) == {NEAREST, UP}
+
+
+@pytest.mark.parametrize(
+    ("shares", "kind", "rounding", "best"),
+    [
+        ([(0.231, 0.101), (0.226, 0.096)], AGREES, NEAREST, [0, 1]),
+        ([(0.224, 0.094), (0.226, 0.101)], AGREES, NEAREST, [1]),  # rounded up is not taken where another is nearest
+        ([(0.224, 0.094), (0.300, 0.101)], AGREES, UP, [0]),
+        ([(0.224, 0.101)], ROUNDING, "", [0]),
+        ([(0.224, 0.127), (0.201, 0.101)], MIXED, "", []),
+        ([(0.224, 0.127), (0.201, 0.120)], MISSED, "", []),
+    ],
+)
+def test_a_verdict_is_worked_by_hand(shares, kind, rounding, best):
+    readings = [{"number": number, "shares": {"80": s, "90": t}} for number, (s, t) in enumerate(shares)]
+    verdict = judge(readings, {"80": 0.23, "90": 0.10})
+    assert (verdict.kind, verdict.rounding, [reading["number"] for reading in verdict.best]) == (kind, rounding, best)
+
+
+def verdicts(given, full, planner, labels) -> dict[tuple[str, str], str]:
+    """The verdict over each printed cost of some rows, their readings worked out anew."""
+    rows = tuple(ROWS[label] for label in labels)
+    readings = {row.label: read_row(row, full, planner, given) for row in rows}
+    return {
+        (label, cost): entry.verdict.kind
+        for entry in judge_all(rows, readings)
+        for label, costs in entry.rows.items()
+        for cost in costs
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "row", "cost", "right", "then"),
+    [
+        # the first convolution counted as sparse: nothing gives 0.23 any more
+        ("layers.first_dense.formula", "uniform", "static, uniform", "inference", MIXED, MISSED),
+        ("layers.first_dense.formula", "uniform", "GMP", "inference", MIXED, MISSED),
+        # the first convolution kept dense where nothing is: nothing gives 0.10
+        ("layers.none_dense.formula", "first dense", "SNIP", "training", MIXED, MISSED),
+        ("layers.erk.formula", "uniform", "RigL, ERK", "training", AGREES, MISSED),
+        ("training.snfs.formula", "sparse", "SNFS, ERK", "training", AGREES, MISSED),
+        ("training.rigl.every", 10, "RigL, ERK", "training", AGREES, MISSED),
+        ("training.gmp_points.end", 30_000, "GMP", "training", AGREES, AGREES),  # the other reading still gives both
+        ("layers.dsr.sparsities", {80: [0.8] * 54, 90: [0.9] * 54}, "DSR", "inference", AGREES, MISSED),
+    ],
+)
+def test_a_wrong_convention_changes_the_verdict(path, wrong, row, cost, right, then, full, planner):
+    assert verdicts(GIVEN, full, planner, [row])[row, cost] == right
+    given = copy.deepcopy(GIVEN)
+    *above, last = path.split(".")
+    place = given
+    for key in above:
+        place = place[key]
+    assert place[last] != wrong
+    place[last] = wrong
+    assert verdicts(given, full, planner, [row])[row, cost] == then
+
+
+def sheet_of(changes: dict[str, dict[int, float]]) -> str:
+    """The sheet, were other shares printed: `changes` has those of both costs, by label and column."""
+    part = find_part(TABLES)
+    rows = []
+    for row in part.rows:
+        cells = {
+            column: dataclasses.replace(cell, train_share=share, inference_share=share)
+            if (share := changes.get(row.label, {}).get(column)) is not None
+            else cell
+            for column, cell in row.cells.items()
+        }
+        rows.append(dataclasses.replace(row, cells=cells))
+    table = dataclasses.replace(TABLES.tables[2], parts=(dataclasses.replace(part, rows=tuple(rows)),))
+    return make_sheet(FIGURES, GIVEN, dataclasses.replace(TABLES, tables=(*TABLES.tables[:2], table)))
+
+
+def test_which_rows_mix_two_conventions_follows_from_the_printed_shares():
+    text = " ".join(sheet_of({}).split())
+    found = text.split("**Two conventions in one row**")[1].split("**Not reproduced**")[0]
+    assert found.count("static, uniform; SNIP; SET; GMP (inference):") == 1 and found.count(" - ") == 1
+    assert "0.23 ‡ at 80 % is *uniform, first convolution dense* (0.2231 by multiply-adds, 0.2241 by" in found
+    assert "0.10 ‡ at 90 % is *uniform, no layer dense* (0.1000 by multiply-adds, 0.1012 by" in found
+    # as RigL's repository prints it, the row would be of one convention
+    mended = " ".join(sheet_of({"static, uniform": {90: 0.13}}).split())
+    assert "SNIP; SET; GMP (inference):" in mended.split("**Not reproduced**")[0]
+    assert "static, uniform: 0.23 ‡ at 80 % and 0.13 ‡ at 90 %, rounded up: *uniform, first" in mended
+
+
+def test_small_dense_is_given_at_one_sparsity_and_not_at_the_other():
+    text = " ".join(sheet_of({}).split()).split("**Not reproduced**")[1].split("**")[0]
+    assert text.count(" - ") == 1 and "small-dense: 0.20 ‡ at 80 % is none of those tried" in text
+    assert "0.12 ‡ at 90 % is *narrow, RigL's widths* (0.1203 by multiply-adds, 0.1206 by" in text
+
+
+def test_printed_shares_are_counted():
+    counts = count_printed(judge_all(tuple(ROWS.values()), FIGURES["readings"]))
+    printed = [
+        len(printed_shares(row, cost))
+        for row in ROWS.values()
+        for cost in ("inference", "training")
+        if "reason" not in GIVEN["rows"][row.label]
+    ]
+    assert sum(counts.values()) == sum(printed) == 46
+    assert counts == {NEAREST: 31, UP: 13, MISSED: 2}
+
+
+# The sheet says what there is, and where it is from
+
+
+def test_every_row_of_the_table_has_conventions_or_a_reason_and_every_convention_a_source():
+    assert set(GIVEN["rows"]) == set(ROWS)
+    for label, tried in GIVEN["rows"].items():
+        assert ("reason" in tried) != bool(tried.get("layers"))
+        if "reason" not in tried:
+            assert set(tried["layers"]) <= set(GIVEN["layers"]) and set(tried["training"]) <= set(GIVEN["training"])
+            assert bool(tried["training"]) == bool(printed_shares(ROWS[label], "training"))
+    assert {label for label, tried in GIVEN["rows"].items() if "reason" in tried} == {
+        "DNW",
+        "GraNet, s_i = 0.5",
+        "GraNet, s_i = 0",
+    }
+    sheet = " ".join(sheet_of({}).split())
+    for part in ("layers", "training", "counters"):
+        for entry in GIVEN[part].values():
+            assert f"*{entry['label']}*: {' '.join(entry['source'].split())}." in sheet
+
+
+def test_every_printed_share_is_in_the_sheet_with_its_mark():
+    sheet = sheet_of({})
+    for label, row in ROWS.items():
+        for cost in ("inference", "training"):
+            for column, share in printed_shares(row, cost).items():
+                mark = TABLES.marks[row.cells[int(column)].status]
+                shown = f"{share:.2f} {mark}".rstrip()
+                lines = [line for line in sheet.splitlines() if label in line and shown in line]
+                assert lines or f"{cost} {shown}" in " ".join(sheet.split()), (label, cost, column)
+    assert not re.search(r"0\.\d\d(?!\d)(?! [‡†%])(?=[ ;,.|])", sheet.split("## Conventions")[0])
+
+
+def test_the_sheet_stays_short_and_its_links_lead_somewhere():
+    sheet = (DOCS / "flops.md").read_text(encoding="utf-8")
+    text = [line for line in sheet.splitlines() if not line.startswith("|")]
+    assert sheet.count("\n") <= 130 and max(map(len, text)) <= 120
+    links = re.findall(r"\]\(([^)#:\s]+)\)", sheet)
+    assert links and all((DOCS / link).exists() for link in links)

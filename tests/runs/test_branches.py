@@ -1,0 +1,418 @@
+"""Promises of snapshots and branches: they change no bit, go on where the parent stood, and refuse what cannot be."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import benchmark.runs.checkpoints
+from benchmark.base.errors import UserError
+from benchmark.grids.grid import run_grid
+from benchmark.runs.branch import Branch, make_branch
+from benchmark.runs.branching import Stores, make_options, run_branch, take_snapshots
+from benchmark.runs.checkpoints import list_snapshots, load_checkpoint, save_checkpoint, snapshot_path
+from benchmark.runs.parents import find_parent
+from benchmark.training.masks import unpack
+from leaderboard import read_records
+from leaderboard.store.records import read_record
+
+PRUNABLE, KEPT = 371_280, 37_128  # weights, and those active at sparsity 0.9
+QUIET = Console(file=io.StringIO())
+SETTINGS = "epochs=4 update_every=8 lr_drops=[0.5] model=test_resnet"  # tiny, and quick
+# Keeps the largest weights of those in force: a stand-in for whatever prunes once.
+PRUNE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from methods.core import Group, Masks, Method, View, keep_top_global, magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Method):
+    reference: ClassVar[str] = "a test"
+    group: ClassVar[Group] = Group.CONTROL
+
+    def setup(self, view: View) -> Masks:
+        return keep_top_global(magnitude(view), view.count(self.sparsity), among=view.masks)
+"""
+
+
+@dataclass
+class Place:
+    """A folder with a run in it, and what makes runs and branches there."""
+
+    folder: Path
+
+    @property
+    def stores(self) -> Stores:
+        return Stores(self.folder / "records")
+
+    @property
+    def prune(self) -> str:
+        return str(self.folder / "prune.py")
+
+    def run(self, seed: int = 0, method: str = "granet", sparsity: str = "0.8", snapshots: str = "") -> dict[str, Any]:
+        """Make an ordinary run and return its record."""
+        places = {"records": self.stores.records, "page": self.folder / "LEADERBOARD.md", "runs": self.folder / "runs"}
+        run_grid(
+            methods=method,
+            sparsities=sparsity,
+            tasks="digits_resnet20",
+            seeds=str(seed),
+            arguments=SETTINGS,
+            device="cpu",
+            data_root=self.folder,
+            wandb="off",
+            fresh=False,
+            checkpoint_s=1e9,
+            places=places,
+            command="test",
+            console=QUIET,
+            tell=print,
+            snapshots=snapshots,
+        )
+        return read_records(self.stores.records)[0][-1]
+
+    def branch(self, name: str, checkpoint_s: float = 1e9, **asked: Any) -> dict[str, Any]:
+        """Make a branch and return its record."""
+        options = self.options(checkpoint_s)
+        return run_branch(name, self.stores, options, self.folder, QUIET, **asked)[0]
+
+    def options(self, checkpoint_s: float = 1e9) -> Any:
+        page = self.folder / "LEADERBOARD.md"
+        return make_options("cpu", self.stores, self.folder / "runs", page, checkpoint_s, "test")
+
+    def snapshot(self, name: str, epochs: str) -> list[Path]:
+        return take_snapshots(name, epochs, self.folder, self.stores.both, self.options(), QUIET)
+
+    def weights(self, run: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "runs" / run / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any]]:
+    """A run of GraNet with snapshots after its first and second epoch; tests that change its files copy it."""
+    place = Place(tmp_path_factory.mktemp("parent"))
+    Path(place.prune).write_text(PRUNE)
+    return place, place.run(snapshots="1,2")
+
+
+@pytest.fixture
+def copied(made: tuple[Place, dict[str, Any]], tmp_path: Path) -> tuple[Place, str]:
+    shutil.copytree(made[0].folder, tmp_path / "copy")
+    return Place(tmp_path / "copy"), made[1]["run"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without(rows: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in keys} for row in rows]
+
+
+def test_keeping_snapshots_changes_no_bit(made, tmp_path):
+    place, record = made
+    plain = Place(tmp_path)
+    other = plain.run()
+    assert list_snapshots(place.folder / "runs" / record["run"]) == [1, 2]
+    assert list_snapshots(tmp_path / "runs" / other["run"]) == []
+    assert other["history"] == record["history"] and other["masks_sha256"] == record["masks_sha256"]
+    assert same(plain.weights(other["run"]), place.weights(record["run"]))
+
+
+def test_a_branch_without_any_change_goes_on_to_the_bits_of_its_parent(made):
+    place, parent = made
+    record = place.branch(parent["run"], epoch=1)
+    assert without(record["history"], "train_share") == without(parent["history"][1:], "train_share")
+    assert record["masks_sha256"] == parent["masks_sha256"] and same(
+        *map(place.weights, (parent["run"], record["run"]))
+    )
+    assert record["branch"]["before"] == record["branch"]["after"]
+    assert record["branch"]["before"]["test_acc_pct"] == parent["history"][0]["test_acc_pct"]
+    assert record["branch"]["unpruned_acc_pct"] == parent["accuracy_pct"]["last_epoch"]
+    # it is charged its own three of four epochs: parent's cost to the end less that up to the branch
+    dense = parent["macs"]["train_dense"]
+    assert record["macs"]["train_dense"] * 4 == dense * 3
+    before = parent["history"][0]["train_share"] * dense / 4
+    assert record["macs"]["train"] == pytest.approx(parent["macs"]["train"] - before)
+
+
+def test_another_method_sees_the_trained_weights_and_the_masks_then_in_force(made):
+    place, parent = made
+    asked = {"epoch": 2, "method": place.prune, "sparsity": "0.9", "hold_lr": True, "more": 1}
+    record = place.branch(parent["run"], **asked)
+    state = load_checkpoint(snapshot_path(place.folder / "runs" / parent["run"], 2))
+    masks = {name: unpack(bits, state["model"][name].shape) for name, bits in state["masks"].items()}
+    scores = torch.cat([torch.where(mask, state["model"][n].abs(), -1.0).flatten() for n, mask in masks.items()])
+    kept = scores.topk(KEPT).values.min()
+    counts = {n: int((torch.where(mask, state["model"][n].abs(), -1.0) >= kept).sum()) for n, mask in masks.items()}
+    assert sum(counts.values()) == record["weights"]["active"] == round(0.1 * PRUNABLE)
+    assert {row["name"]: row["active"] for row in record["layers"] if row["prunable"]} == counts
+    branch = record["branch"]
+    assert branch["before"]["active"] == sum(int(mask.sum()) for mask in masks.values())
+    assert branch["after"]["active"] == KEPT
+    assert (branch["parent"], branch["epoch"], branch["step"]) == (parent["run"], 2, parent["history"][1]["step"])
+    assert branch["changed"] == {"page": {}, "method": {"name": "prune"}, "sparsity": 0.9}
+
+
+def test_the_learning_rate_of_the_next_epoch_is_held_and_epochs_go_beyond_the_end(made):
+    place, parent = made
+    held = place.branch(parent["run"], epoch=2, hold_lr=True, more=3, method="dense")
+    assert [row["lr"] for row in held["history"]] == [pytest.approx(0.01)] * 3
+    assert [row["epoch"] for row in held["history"]] == [3, 4, 5]
+    found = find_parent(parent["run"], place.stores.both, place.folder / "runs")
+    # the drop comes with epoch 2, so what is pruned there is after it, and what is pruned at the end too
+    rates = [make_branch(found, epoch=epoch, hold_lr=True, more=1).first_lr for epoch in (1, 2, 4)]
+    assert rates == [0.1, pytest.approx(0.01), pytest.approx(0.01)]
+
+
+def test_the_same_method_goes_on_with_other_settings(made):
+    place, parent = made
+    record = place.branch(parent["run"], epoch=2, arguments="epochs=3 lr=0.05 weight_decay=0 prune_rate=0.2")
+    assert [row["lr"] for row in record["history"]] == [pytest.approx(0.005)]  # the drop at half of three epochs
+    assert record["branch"]["changed"]["page"] == {"epochs": 3, "lr": 0.05, "weight_decay": 0.0}
+    assert record["branch"]["changed"]["method"] == {"prune_rate": 0.2}
+    assert record["run"] != parent["run"] and record["method"]["settings"]["prune_rate"] == 0.2
+
+
+class StoppedError(Exception):
+    """What stops a run in a test."""
+
+
+def test_a_branch_that_was_stopped_goes_on_to_the_same_bits(copied, made, monkeypatch):
+    place, parent = copied
+    asked = {"epoch": 2, "method": place.prune, "sparsity": "0.9"}
+    whole = place.branch(parent, **asked)
+    again = Place(place.folder.parent / "again")
+    shutil.copytree(made[0].folder, again.folder)
+    save, left = benchmark.runs.checkpoints.Saver.save, [0]
+
+    def save_or_stop(self: Any, run: Any) -> None:
+        if left[0] == 0:
+            raise StoppedError
+        save(self, run)
+        self.cost_s = 0.0  # the next step is saved too
+        left[0] -= 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark.runs.checkpoints.Saver, "save", save_or_stop)
+        for steps in (0, 1, 30):  # before the first checkpoint, within an epoch, in the next one
+            left[0] = steps
+            with pytest.raises(StoppedError):
+                again.branch(parent, checkpoint_s=0.0, **asked)
+    found = again.branch(parent, **asked)
+    for key in ("history", "masks_sha256", "layers", "macs", "accuracy_pct", "skipped_steps"):
+        assert found[key] == whole[key], key
+    hidden = "snapshot_sha256"
+    assert without([found["branch"]], hidden) == without([whole["branch"]], hidden)
+    assert same(again.weights(found["run"]), place.weights(whole["run"]))
+
+
+def test_missing_snapshots_are_made_again_with_the_same_bits(copied):
+    place, run = copied
+    folder = place.folder / "runs" / run
+    kept = load_checkpoint(snapshot_path(folder, 2))
+    snapshot_path(folder, 2).unlink()
+    assert place.snapshot(run, "1,2") == [snapshot_path(folder, 1), snapshot_path(folder, 2)]
+    again = load_checkpoint(snapshot_path(folder, 2))
+    assert same(again["model"], kept["model"]) and same(again["masks"], kept["masks"])
+    assert again["history"] == kept["history"] and again["counters"] == kept["counters"]
+    pairs = zip(again["optimizer"]["state"].values(), kept["optimizer"]["state"].values(), strict=True)
+    assert all(torch.equal(one["momentum_buffer"], other["momentum_buffer"]) for one, other in pairs)
+    assert not (folder / "snapshots" / "checkpoint").exists()
+
+
+def test_a_course_other_than_the_records_is_refused_and_leaves_no_snapshot(copied):
+    place, run = copied
+    path = place.stores.records / f"{run}.json"
+    record = json.loads(path.read_text())
+    record["history"][2]["loss"] += 1e-9
+    del record["seal"]
+    path.unlink()
+    from leaderboard import write_record
+
+    write_record(record, place.stores.records)
+    with pytest.raises(UserError, match="epoch 3 ends with another loss"):
+        place.snapshot(run, "3")
+    assert list_snapshots(place.folder / "runs" / run) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"epoch": 0}, "--epoch must be from 1 to 4"),
+        ({"epoch": 5}, "--epoch must be from 1 to 4, the end of digits_resnet20.granet.0.8"),
+        ({"epoch": 2, "more": 0}, "--more must be at least 1 epoch, got 0"),
+        ({"epoch": 2, "more": -3}, "--more must be at least 1 epoch, got -3"),
+        ({"epoch": 4}, "nothing is left to train after epoch 4"),
+        ({"epoch": 2, "more": 3}, "add --hold-lr, or --args epochs=5"),
+        ({"epoch": 3}, "no snapshot of epoch 3 .there: 1, 2.; make it again: sparse-bench snapshot"),
+        ({"epoch": 2, "arguments": "model=cifar_vgg19_bn"}, "model cannot change in a branch"),
+        ({"epoch": 2, "arguments": "batch_size=32"}, "batch_size cannot change in a branch"),
+        ({"epoch": 2, "arguments": "epoch=8"}, "has a setting 'epoch': did you mean 'epochs'"),
+        ({"epoch": 2, "method": "granett"}, "unknown method 'granett'"),
+        ({"epoch": 2, "method": "dense", "sparsity": "0.5"}, "method 'dense' prunes nothing"),
+        ({"epoch": 2, "method": "static", "arguments": "masks=granet"}, "starts from another run"),
+        ({"epoch": 2, "method": "small_dense"}, "narrower"),
+        ({"epoch": 2, "more": 1, "arguments": "prune_end=1.0"}, "asks for [0-9,]+: train longer"),
+    ],
+)
+def test_bad_branches_are_refused_with_the_reason(made, asked, reason):
+    place, parent = made
+    before = sorted(place.stores.branches.glob("*.json"))
+    with pytest.raises(UserError, match=reason):
+        place.branch(parent["run"], **asked)
+    assert sorted(place.stores.branches.glob("*.json")) == before
+
+
+def test_a_rate_that_empties_a_layer_is_refused_unless_the_page_allows_it(made):
+    place, parent = made
+    asked = {"epoch": 2, "method": place.prune, "sparsity": "0.9998", "hold_lr": True, "more": 1}
+    with pytest.raises(UserError, match=r"leaves no weight in layer .*allow_empty_layers=true"):
+        place.branch(parent["run"], **asked)
+    record = place.branch(parent["run"], **asked, arguments="allow_empty_layers=true")
+    assert record["weights"]["active"] == 74 and record["empty_layers"]
+
+
+def test_damaged_and_foreign_snapshots_and_unknown_runs_are_refused(copied):
+    place, run = copied
+    folder = place.folder / "runs" / run
+    path = snapshot_path(folder, 1)
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(UserError, match=r"damaged: .*snapshot .* --epochs 1"):
+        place.branch(run, epoch=1)
+    shutil.copy(snapshot_path(folder, 2), path)
+    with pytest.raises(UserError, match="was taken after epoch 2"):
+        place.branch(run, epoch=1)
+    state = load_checkpoint(path)
+    state["cell"] = {
+        **state["cell"],
+        "run": "cifar10_vgg19.x",
+        "page": {**state["cell"]["page"], "name": "cifar10_vgg19"},
+    }
+    save_checkpoint(path, state)
+    with pytest.raises(UserError, match=r"is of run cifar10_vgg19\.x on page cifar10_vgg19"):
+        place.branch(run, epoch=1)
+    save_checkpoint(path, {"cell": {"run": run}, "counters": []})
+    with pytest.raises(UserError, match=r"epoch-1 is no snapshot"):
+        place.branch(run, epoch=1)
+    with pytest.raises(UserError, match="no run 'nobody'"):
+        place.branch("nobody", epoch=1)
+    with pytest.raises(UserError, match="must be the name of a folder"):
+        place.branch("..", epoch=1)
+
+
+def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tmp_path):
+    place = Place(tmp_path)
+    Path(place.prune).write_text(PRUNE)
+    run = place.run(method=place.prune, snapshots="1")["run"]
+    assert place.branch(run, epoch=1)["run"].startswith("digits_resnet20.prune.0.8.s0.e1.")
+    Path(place.prune).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{PRUNE}")
+    with pytest.raises(UserError, match=r"the file of its method, .*prune\.py, is not there any more, or has changed"):
+        place.branch(run, epoch=1)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"protocol": 1}, "of protocol 1"), ({"status": "diverged"}, "diverged: there is nothing to go on from")],
+)
+def test_runs_of_another_protocol_and_diverged_ones_are_no_parents(copied, change, reason):
+    place, run = copied
+    path = place.stores.records / f"{run}.json"
+    record = {**json.loads(path.read_text()), **change}
+    del record["seal"]
+    path.unlink()
+    from leaderboard import write_record
+
+    write_record(record, place.stores.records)
+    with pytest.raises(UserError, match=reason):
+        place.branch(run, epoch=1)
+
+
+def test_a_run_that_goes_on_behind_a_snapshot_says_which_is_missing(tmp_path, monkeypatch, capsys):
+    place = Place(tmp_path)
+    save = benchmark.runs.checkpoints.Saver.save
+
+    def save_then_stop(self: Any, run: Any) -> None:
+        save(self, run)
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            benchmark.runs.checkpoints.Saver, "__call__", lambda self, run: run.step == 30 and save_then_stop(self, run)
+        )
+        with pytest.raises(StoppedError):
+            place.run()
+    out = io.StringIO()
+    monkeypatch.setattr("test_branches.QUIET", Console(file=out, width=200))
+    run = place.run(snapshots="1,2")["run"]
+    assert f"no snapshot of epoch 1 was kept: sparse-bench snapshot {run} --epochs 1" in out.getvalue()
+    assert list_snapshots(tmp_path / "runs" / run) == [2]
+
+
+def test_an_interrupted_run_is_branched_by_its_snapshots_alone(copied):
+    place, run = copied
+    (place.stores.records / f"{run}.json").unlink()
+    record = place.branch(run, epoch=1, hold_lr=True, more=1, method=place.prune)
+    assert record["branch"]["unpruned_acc_pct"] is None
+    (place.folder / "runs" / run / "snapshots" / "epoch-1").unlink()
+    assert place.snapshot(run, "1")[0].exists()
+
+
+def test_a_branch_is_no_parent_and_on_no_table(made):
+    place, parent = made
+    record = place.branch(parent["run"], epoch=2, hold_lr=True, more=1, method=place.prune)
+    with pytest.raises(UserError, match=f"is a branch of {parent['run']} and cannot be branched itself"):
+        place.branch(record["run"], epoch=2)
+    assert read_records(place.stores.records)[1] == []
+    records, problems = read_records(place.stores.branches)  # as if it lay among ordinary records
+    assert records == [] and all("store of branches" in problem.reason for problem in problems) and problems
+    assert len(read_records(place.stores.branches, branches=True)[0]) == len(problems)
+
+
+def test_the_epochs_of_a_branch_must_be_those_it_says(made):
+    from leaderboard import find_faults
+
+    place, parent = made
+    name = place.branch(parent["run"], epoch=1, hold_lr=True, more=1, method=place.prune)["run"]
+    record = read_record(place.stores.branches / f"{name}.json")
+    del record["seal"]
+    assert find_faults(record) == []
+    record["branch"] = {**record["branch"], "last_epoch": 3}
+    assert "history has epochs [2], the branch those after 1 to 3" in find_faults(record)[0]
+    record["branch"] = {**record["branch"], "last_epoch": 1}
+    assert "not after epoch 1" in find_faults(record)[0]
+
+
+def test_the_name_of_a_branch_follows_from_what_is_asked(made):
+    place, parent = made
+    found = find_parent(parent["run"], place.stores.both, place.folder / "runs")
+
+    def name(**asked: Any) -> str:
+        cell = make_branch(found, **{"epoch": 2, "method": place.prune, "sparsity": "0.9", **asked})
+        assert isinstance(cell, Branch)
+        return cell.identity
+
+    names = [
+        name(),
+        name(epoch=1),
+        name(sparsity="0.95"),
+        name(hold_lr=True),
+        name(hold_lr=True, more=1),
+        name(arguments="lr=0.2"),
+        name(method=""),
+    ]
+    assert len(set(names)) == len(names) and name() == names[0]
+    assert names[0].startswith("digits_resnet20.prune.0.9.s0.e2.")
+    assert name(arguments="workers=3") == names[0]  # how fast images are read changes no number

@@ -1,0 +1,516 @@
+"""Whole runs, from the command to the record and the leaderboard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file
+
+import benchmark.networks.cifar
+import benchmark.runs.run
+from benchmark.base.errors import UserError
+from benchmark.base.system import cuda_available
+from benchmark.config.cells import plan_cells
+from benchmark.config.plugins import method_names
+from benchmark.runs.checkpoints import FINISHED
+from benchmark.runs.export import MASKS, WEIGHTS
+from benchmark.runs.verify import verify_record
+from leaderboard import read_records, write_record
+
+ROOT = Path(__file__).resolve().parents[2]
+WANTS_GPU = pytest.mark.skipif(not cuda_available(), reason="no GPU here")
+
+
+def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
+    assert bench() == 0
+    (record,) = bench.records()
+    assert record["weights"]["active"] == round(0.1 * record["weights"]["prunable"]) == 27061
+    assert record["density"]["prunable"] == 27061 / 270608
+    assert (record["method"]["name"], record["sparsity"], record["seed"]) == ("granet", 0.9, 0)
+    assert len(record["history"]) == 2
+    assert 0 < record["macs"]["train_share"] < 1
+    assert record["page"]["changed"]["epochs"] == 2
+    assert "granet" in (bench.folder / "LEADERBOARD.md").read_text()
+    assert not list((bench.folder / "runs").rglob("checkpoint"))
+
+    # what was written is what was evaluated: the file loads strictly, holds the budget and gives the accuracy
+    weights = load_file(next((bench.folder / "runs").rglob("weights.safetensors")))
+    model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1)
+    model.load_state_dict(weights, strict=True)
+    layers = [layer for layer in record["layers"] if layer["prunable"]]
+    alive = sum(int((weights[layer["name"]] != 0).sum()) for layer in layers)
+    assert alive <= record["weights"]["active"]  # a grown weight may still be zero
+    from benchmark.config.pages import load_page
+    from benchmark.data.sets import load_data
+
+    data = load_data(load_page("digits_resnet20"), bench.folder, torch.device("cpu"))
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.batches(512, torch.device("cpu")))
+    assert record["accuracy_pct"]["last_epoch"] == pytest.approx(100 * right / len(data.test), abs=0.3)
+
+
+def test_every_method_and_control_fills_the_leaderboard(bench):
+    methods = "dense,static,set,rigl,rigl_itop,gmp,granet,snip,grasp,small_dense"
+    assert bench(methods, "0.9,0.98", "epochs=1 update_every=5 prune_rate=0.3") == 0
+    records = bench.records()
+    assert len(records) == 19
+    for record in records:
+        weights = record["weights"]
+        if record["method"]["budget"] == "exact":
+            assert weights["active"] == round((1 - record["sparsity"]) * weights["prunable"])
+    dense = next(r for r in records if r["method"]["name"] == "dense")
+    small = next(r for r in records if r["method"]["name"] == "small_dense" and r["sparsity"] == 0.9)
+    assert small["weights"]["dense_prunable"] == dense["weights"]["prunable"]
+    assert abs(small["density"]["prunable"] - 0.1) < 0.005
+    assert small["macs"]["inference"] < dense["macs"]["inference"]
+    assert dense["macs"]["train_share"] == 1.0
+    shares = {r["method"]["name"]: r["macs"]["train_share"] for r in records if r["sparsity"] == 0.9}
+    assert shares["static"] < shares["rigl_itop"] < shares["gmp"]  # dense gradients and dense phases are charged
+    page = (bench.folder / "LEADERBOARD.md").read_text()
+    for name in methods.split(","):
+        assert name in page
+
+
+def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(bench, monkeypatch):
+    import benchmark.runs.run as module
+    import benchmark.training.train as loop
+
+    seen = {}
+    prepare, step = module.prepare, loop.train_step
+
+    def note_weights(*rest):
+        run = prepare(*rest)
+        seen[run.name] = hashlib.sha256()
+        for tensor in run.model.state_dict().values():
+            seen[run.name].update(tensor.numpy().tobytes())
+        return run
+
+    def note_batch(run, images, labels, *rest):
+        seen[run.name].update(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
+        return step(run, images, labels, *rest)
+
+    monkeypatch.setattr(module, "prepare", note_weights)
+    monkeypatch.setattr(loop, "train_step", note_batch)
+    methods = "dense,granet,snip,grasp,set,rigl"
+    bench(methods, arguments="epochs=2 update_every=5 prune_rate=0.3")
+    assert set(seen) == set(methods.split(","))
+    assert len({digest.hexdigest() for digest in seen.values()}) == 1
+
+
+def test_a_repeat_is_a_record_of_its_own_and_gives_the_same_masks(bench):
+    bench()
+    bench()
+    first, second = bench.records()
+    assert first["masks_sha256"] == second["masks_sha256"]
+    assert first["accuracy_pct"] == second["accuracy_pct"]
+    assert sum(name.startswith("records/") and name.endswith(".2.json") for name in bench.written()) == 1
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
+    command = [sys.executable, "-m", "benchmark", "run", "--task", "digits_resnet20", *places, *more]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ask(folder: Path, *more: str) -> tuple[int, str]:
+    process = start(folder, *more)
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out + error
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, WANTS_GPU])])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, device):
+    options = ["--method", "granet", "--args", "epochs=2 update_every=8", "--checkpoint-s", "0", "--device", device]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    assert ask(whole, *options)[0] == 0
+    process = start(broken, *options)
+    deadline = time.monotonic() + 120
+    while not list(broken.rglob("checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((broken / "records").glob("*.json"))
+    status, said = ask(broken, *options)
+    assert status == 0, said
+    assert "continuing" in said
+    (one,), (two,) = read_records(whole / "records")[0], read_records(broken / "records")[0]
+    for key in ("masks_sha256", "accuracy_pct", "history", "updates", "layers"):
+        assert one[key] == two[key], key
+    assert one["macs"] == two["macs"]
+    a, b = (load_file(next(folder.rglob("weights.safetensors"))) for folder in (whole, broken))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_corrupt_checkpoint_is_set_aside_with_a_warning_and_the_run_starts_over(tmp_path):
+    options = ["--method", "static", "--args", "epochs=3", "--checkpoint-s", "0"]
+    process = start(tmp_path, *options)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    checkpoint = next(tmp_path.rglob("checkpoint"))
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    status, said = ask(tmp_path, *options)
+    assert status == 0
+    said = " ".join(said.split())
+    assert "damaged: its content does not match its checksum: it was renamed to checkpoint.damaged" in said
+    assert "continuing" not in said
+    assert checkpoint.with_name("checkpoint.damaged").read_bytes() == content
+    assert len(list((tmp_path / "records").iterdir())) == 1
+
+
+def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
+    import benchmark.runs.run as module
+
+    kept = []
+    monkeypatch.setattr(module, "export_network", lambda *_: kept.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench("static", arguments="epochs=2")
+    monkeypatch.undo()
+    import benchmark.runs.checkpoints as resume
+
+    original = resume.surroundings
+    monkeypatch.setattr(resume, "surroundings", lambda run: {**original(run), "data": "other"})
+    with pytest.raises(UserError, match=r"was made with data .*, now it is other: .*FRESH=1"):
+        bench("static", arguments="epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"methods": "grannet"}, "did you mean 'granet'?"),
+        ({"tasks": "digit_resnet20"}, "did you mean 'digits_resnet20'?"),
+        ({"sparsities": "90"}, "did you mean 0.9?"),
+        ({"sparsities": "1.0"}, "[0, 1)"),
+        ({"sparsities": "-0.1"}, "[0, 1)"),
+        ({"sparsities": "abc"}, "'abc'"),
+        ({"arguments": "epoch=3"}, "did you mean 'epochs'?"),
+        ({"arguments": "epochs=0"}, "epochs must be at least 1"),
+        ({"arguments": "model=cifar_resnet21"}, "did you mean 'cifar_resnet20'"),
+        ({"arguments": "model=resnet18.typo"}, "'typo' is no tag of resnet18; timm's tags of it are a1_in1k,"),
+        ({"arguments": "model=resnet18."}, "'' is no tag of resnet18"),
+        ({"arguments": "model=resnet18.tv_in1"}, "did you mean 'tv_in1k'"),
+        ({"arguments": "model=cifar_resnet20.tag"}, "'tag' is no tag of cifar_resnet20; it has none"),
+        ({"arguments": "model_args.depth=3"}, "cannot be built with"),
+        ({"arguments": "update_every=100000"}, "makes no update"),
+        ({"arguments": "batch_size=5000 drop_last=true"}, "batch_size must be at most"),
+        ({"arguments": "keep_dense=[stem.*]"}, "'stem.*' matches no weight"),
+        ({"arguments": "batch_size=4 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
+        ({"arguments": "model=convnext_atto"}, "takes images of 32x32: try ARGS=image_size=32"),
+        ({"arguments": "allow_dense=[blocks.*]"}, "allow_dense: 'blocks.*' matches no parameter of the backbone"),
+        ({"arguments": "batch_size=1 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
+        ({"arguments": "keep_dense=@first"}, "ARGS cannot be read"),
+        ({"arguments": "epochs=[1"}, "ARGS cannot be read"),
+        ({"arguments": "title=${oc.env:HOME}"}, "plain values"),
+        ({"arguments": "methods.rigl=3"}, "methods must be a map of settings"),
+        ({"arguments": "methods.rigll.update_every=3"}, "unknown method 'rigll': did you mean 'rigl'"),
+        ({"arguments": "methods.rigl.update_evry=3"}, "has no setting 'update_evry': did you mean 'update_every'"),
+        ({"arguments": "lr_drops=0.5"}, "'lr_drops': must be a list, such as [0.5]"),
+        ({"methods": "set", "arguments": "epochs=1"}, "it updates once per epoch: train longer with ARGS=epochs=N"),
+        ({"arguments": "std=[.nan]"}, "std must be above 0"),
+        ({"arguments": "mean=[.inf]"}, "mean must be a finite number"),
+        ({"arguments": "lr=2e30"}, "'lr' must be within ±1e+30, as numbers of records are, got 2e+30"),
+        ({"methods": "grasp", "arguments": "temperature=inf"}, "'temperature' must be finite"),
+        ({"arguments": "ema_decay=1"}, "ema_decay must be below 1"),
+        ({"arguments": "model=resnetv2_50x1_bit image_size=32"}, "computes with another weight than it stores"),
+        ({"seeds": "x"}, "SEED must be a whole number"),
+        ({"device": "tpu"}, "DEVICE must be auto, cpu or cuda"),
+        ({"wandb": "maybe"}, "WANDB must be one of off, offline, online"),
+        ({"tasks": "folder_resnet20", "arguments": ""}, "no image folder at"),
+        ({"methods": "no/such.py"}, "does not exist"),
+        ({"methods": "static", "sparsities": "0.9999"}, "leaves no weight in layer"),
+        ({"methods": "snip", "sparsities": "0.99999"}, "for 22 layers, so a layer must stay empty (body.conv.weight"),
+        ({"methods": "small_dense", "arguments": "model=mobilenetv3_small_050 image_size=32"}, "narrow"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_batch_and_writes_nothing(bench, asked, message, monkeypatch):
+    import benchmark.runs.run as module
+
+    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("a batch was trained"))
+    with pytest.raises(UserError) as caught:
+        bench(**asked)
+    assert message in str(caught.value)
+    assert not [name for name in bench.written() if name.endswith((".json", ".md"))]
+
+
+def test_an_error_is_one_message_and_status_2_without_a_traceback(tmp_path):
+    status, said = ask(tmp_path, "--method", "grannet")
+    assert status == 2
+    names = ", ".join(method_names())
+    assert said.strip() == f"error: unknown method 'grannet': did you mean 'granet'? available: {names}"
+
+
+def test_a_layer_collapse_decided_by_scores_is_a_result_told_and_recorded(bench):
+    assert bench("snip", "0.98", "epochs=1") == 0
+    (record,) = bench.records()
+    assert record["empty_layers"]
+    assert record["weights"]["active"] == round(0.02 * record["weights"]["prunable"])
+    assert f"snip leaves no weight in layer {', '.join(record['empty_layers'])}" in bench.shown.getvalue()
+    assert "empty layers" in (bench.folder / "LEADERBOARD.md").read_text()
+
+
+@pytest.mark.skipif(cuda_available(), reason="there is a GPU here")
+def test_a_gpu_asked_for_and_absent_is_refused(bench):
+    with pytest.raises(UserError, match="DEVICE=cuda was asked for"):
+        bench(device="cuda")
+    assert bench.written() == []
+
+
+def test_cifar_absent_without_network_says_what_to_put_where(bench, monkeypatch):
+    import torchvision
+
+    def fail(*args, **more):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz.*TASK=digits_resnet20"):
+        bench(tasks="cifar10_resnet20", arguments="")
+    assert not any("records" in name for name in bench.written())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_refused(bench, tmp_path):
+    (tmp_path / "records").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot write to"):
+        bench()
+
+
+def test_a_place_that_is_a_file_is_refused(bench, tmp_path):
+    (tmp_path / "records").write_text("not a folder")
+    with pytest.raises(UserError, match=r"cannot write to .*records"):
+        bench()
+
+
+def test_a_disk_without_room_is_refused_before_training(bench, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(bench.folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="MiB free and this run's checkpoints need"):
+        bench()
+
+
+def test_a_grid_is_checked_whole_before_its_first_batch(bench):
+    with pytest.raises(UserError, match="leaves no weight in layer"):
+        bench("static", "0.9,0.9999", "epochs=1")
+    assert bench.written() == []
+    assert bench("static", "0.9999", "epochs=1 allow_empty_layers=true") == 0
+
+
+@pytest.mark.parametrize("fault", [UserError("it broke"), RuntimeError("it broke")])
+def test_one_failing_cell_leaves_the_others(bench, monkeypatch, fault):
+    import benchmark.runs.run as module
+
+    original = module.train
+
+    def fail_once(run, *rest):
+        if run.method.sparsity == 0.5:
+            raise fault
+        original(run, *rest)
+
+    monkeypatch.setattr(module, "train", fail_once)
+    assert bench("static", "0.5,0.9", "epochs=1") == 1
+    assert [record["sparsity"] for record in bench.records()] == [0.9]
+    assert any("it broke" in said for said in bench.said)
+
+
+def test_a_damaged_record_is_skipped_told_and_costs_nothing(bench):
+    (bench.folder / "records").mkdir()
+    (bench.folder / "records" / "broken.json").write_text('{"schema": 1')
+    assert bench("static", arguments="epochs=1") == 0
+    assert any("broken.json was skipped" in said for said in bench.said)
+    assert "static" in (bench.folder / "LEADERBOARD.md").read_text()
+
+
+def test_what_a_skipped_record_says_has_no_control_characters(bench):
+    (bench.folder / "records").mkdir()
+    (bench.folder / "records" / "a\x1b[2Jb.json").write_text('{"schema": "\\u001b[31m"}')
+    assert bench("static", arguments="epochs=1") == 0
+    (said,) = bench.said
+    assert "was skipped" in said and said.isprintable()
+
+
+def test_a_page_that_cannot_be_made_costs_one_warning_and_no_result(bench, monkeypatch):
+    import benchmark.runs.run as module
+
+    def fail(*_):
+        raise KeyError("a record \x1b[2J breaks it")
+
+    monkeypatch.setattr(module, "rebuild", fail)
+    assert bench("dense,static", arguments="epochs=1") == 0
+    assert [record["method"]["name"] for record in bench.records()] == ["dense", "static"]
+    shown = bench.shown.getvalue()
+    assert shown.count("LEADERBOARD.md was not rebuilt (KeyError: ") == shown.count("`make leaderboard`") == 1
+    assert "\x1b" not in shown
+    assert not [name for name in bench.written() if name.endswith((f"/{FINISHED}", "/checkpoint"))]
+    monkeypatch.undo()
+    bench("small_dense", arguments="epochs=1")
+    assert all(name in (bench.folder / "LEADERBOARD.md").read_text() for name in ("dense", "static", "small_dense"))
+
+
+def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
+    from filelock import FileLock
+
+    from benchmark.config.cells import plan_cells
+
+    identity = plan_cells("static", "0.9", "digits_resnet20", "0", "epochs=1")[0].identity
+    folder = bench.folder / "runs" / identity
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"), pytest.raises(UserError, match="already running in another process"):
+        bench("static", arguments="epochs=1")
+
+
+def write_images(folder: Path, seed: int) -> Path:
+    """Write a folder of 3 classes with 8 training and 2 test images each, of random pixels."""
+    draw = np.random.RandomState(seed)
+    for part, count in (("train", 8), ("test", 2)):
+        for name in "abc":
+            (folder / part / name).mkdir(parents=True)
+            for k in range(count):
+                image = Image.fromarray(draw.randint(0, 256, (8, 8, 3)).astype(np.uint8))
+                image.save(folder / part / name / f"{k}.png")
+    return folder
+
+
+def on_folder(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Return what a bench is asked for to train on a folder of its own."""
+    path = write_images(folder, seed) if not folder.exists() else folder
+    return {
+        "methods": "static",
+        "tasks": "folder_resnet20",
+        "arguments": f"epochs=1 batch_size=8 image_size=8 split=full data_dir={path}",
+    }
+
+
+def test_runs_on_two_folders_share_neither_name_nor_files(bench):
+    one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
+    bench(**one)
+    (first,) = bench.records()
+    folder = bench.folder / "runs" / first["run"]
+    with FileLock(folder / "lock"):  # as while the first is running
+        bench(**two)
+    runs = {record["data"]["name"]: record["run"] for record in bench.records()}
+    assert len(set(runs.values())) == 2
+    path = next((bench.folder / "records").glob(f"{first['run']}.*json"))
+    assert all(agrees for *_, agrees in verify_record(path, bench.folder / "runs", bench.folder))
+    shutil.copyfile(bench.folder / "runs" / runs["two"] / WEIGHTS, folder / WEIGHTS)
+    assert first["files_sha256"][MASKS] == hashlib.sha256((folder / MASKS).read_bytes()).hexdigest()
+    assert first["files_sha256"][WEIGHTS] != hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def name_without_data(bench, record: dict) -> Path:
+    """Give a finished run the name that an earlier version gave it, and return the folder of its files."""
+    asked = on_folder(bench.folder / record["data"]["name"])
+    (cell,) = plan_cells(asked["methods"], "0.9", asked["tasks"], "0", asked["arguments"])
+    assert cell.identity != record["run"] in cell.names(record["data"]["fingerprint"])
+    for path in (bench.folder / "records").glob(f"{record['run']}.*json"):
+        path.unlink()
+    old = {key: value for key, value in record.items() if key not in ("file", "seal")}
+    write_record({**old, "run": cell.identity}, bench.folder / "records")
+    return (bench.folder / "runs" / record["run"]).rename(bench.folder / "runs" / cell.identity)
+
+
+def test_a_run_named_without_its_data_is_found_by_its_data_alone(bench):
+    one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
+    bench(**one)
+    folder = name_without_data(bench, bench.records()[0])
+    bench(**one)
+    assert [record["run"] for record in bench.records()] == [folder.name] * 2  # a repeat
+    bench(**two)
+    assert sorted(record["run"] == folder.name for record in bench.records()) == [False, True, True]
+
+
+def test_an_interrupted_run_named_without_its_data_goes_on_and_blocks_no_other(bench, monkeypatch):
+    one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark.runs.run, "export_network", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bench(**one)
+    (begun,) = (bench.folder / "runs").glob("*/checkpoint")
+    (cell,) = plan_cells("static", "0.9", one["tasks"], "0", one["arguments"])
+    folder = begun.parent.rename(begun.parent.with_name(cell.identity))
+    kept = (folder / "checkpoint").read_bytes()
+    bench(**two, fresh=True)
+    assert (folder / "checkpoint").read_bytes() == kept
+    bench(**one)
+    assert bench.shown.getvalue().count("continuing") == 1
+    assert {record["data"]["name"]: record["run"] == folder.name for record in bench.records()} == {
+        "one": True,
+        "two": False,
+    }
+
+
+def test_a_run_that_diverges_is_recorded_as_such(bench):
+    bench("static", arguments="epochs=2 lr=1e20 eval_every=1")
+    records = bench.records()
+    assert [record["status"] for record in records] == ["diverged"]
+    assert "diverged" in (bench.folder / "LEADERBOARD.md").read_text()
+
+
+def test_selection_waits_for_the_target_sparsity(bench):
+    bench("gmp", arguments="epochs=4 update_every=10 prune_end=0.6")
+    (record,) = bench.records()
+    final = record["history"][-1]["density"]
+    eligible = [row for row in record["history"] if row["density"] == final]
+    assert 1 <= len(eligible) < 4
+    best = max(row["test_acc_pct"] for row in eligible)
+    assert record["accuracy_pct"]["best_on_test"] == best
+    assert record["selected"]["test_epoch"] in [row["epoch"] for row in eligible]
+    assert record["accuracy_pct"]["last_epoch"] == record["history"][-1]["test_acc_pct"]
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("vit_tiny_patch16_224", "model_args={patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3} optimizer=adamw"),
+        ("mobilenetv3_small_050", ""),
+        ("convnext_atto", "model_args={depths: [1, 1, 1, 1], dims: [8, 16, 32, 64], ls_init_value: 1.0}"),
+        ("resnet18", "model_args={zero_init_last: false, channels: [8, 16, 32, 64], stem_width: 8}"),
+    ],
+)
+def test_any_timm_backbone_trains_sparse(bench, model, more):
+    more = more.replace("model_args={", "'model_args={").replace("}", "}'")
+    arguments = f"epochs=1 image_size=32 batch_size=256 update_every=2 model={model} {more}"
+    assert bench("granet,snip,grasp" if model != "mobilenetv3_small_050" else "granet,snip", "0.8", arguments) == 0
+    for record in bench.records():
+        assert record["weights"]["active"] == round((1 - 0.8) * record["weights"]["prunable"])
+        assert 0.15 < record["macs"]["inference_share"] < 1
+
+
+def test_a_backbone_without_second_derivatives_is_refused_by_name(bench):
+    with pytest.raises(UserError, match=r"cannot be scored by second derivatives: .*hardsigmoid"):
+        bench("grasp", "0.8", "epochs=1 image_size=32 batch_size=256 model=mobilenetv3_small_050")
+
+
+def test_a_gpu_style_precision_keeps_the_promises_too(bench):
+    assert bench("granet,rigl", arguments="epochs=1 update_every=5 precision=bf16") == 0
+    for record in bench.records():
+        assert record["environment"]["precision"] == "bf16"
+        assert record["weights"]["active"] == 27061
+
+
+def test_records_hold_no_environment_and_no_secret(bench, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key-of-forty-characters-xxxxxxxx")
+    bench("static", arguments="epochs=1")
+    assert "a-secret-key" not in json.dumps(bench.records())

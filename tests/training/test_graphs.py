@@ -1,0 +1,200 @@
+"""A run whose passes are recorded and replayed has the bits of one that computes them each time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from benchmark.base.errors import UserError
+from benchmark.base.system import cuda_available
+from benchmark.config.cells import Cell
+from benchmark.config.pages import load_page
+from benchmark.config.plugins import built_in_names, find_method
+from benchmark.conformance.trial import Silent, snapshot
+from benchmark.data.sets import load_data
+from benchmark.networks.build import build, place
+from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
+from benchmark.runs.run import prepare, set_up_masks
+from benchmark.training import cuda_graphs
+from benchmark.training.precision import set_determinism
+from benchmark.training.train import Training, train
+from tests.harness.small import BATCH, IMAGES, SmallNet, make_page, make_training
+
+
+def record_by_hand(compute):
+    """Stand in for a GPU: a replay computes anew, into the very tensors of the recording, and sees no other input.
+
+    As with a graph, a recording runs the passes more than once (the warm-up) before the first replay.
+    """
+    for _ in range(cuda_graphs.WARM_UP):
+        compute()
+    parameters = compute.func.__self__.parameters  # of the GraphedPasses that asks
+    logits, loss = (result.detach().clone() for result in compute())
+    gradients = [parameter.grad for parameter in parameters]
+
+    def replay():
+        new = compute()
+        logits.copy_(new[0].detach())
+        loss.copy_(new[1].detach())
+        for gradient, parameter in zip(gradients, parameters, strict=True):
+            if gradient is not None:
+                gradient.copy_(parameter.grad)
+
+    return (logits, loss), replay
+
+
+class DropNet(SmallNet):
+    """The small network with dropout before its classifier, and a layer that never gets a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.fc(self.drop(x.mean((2, 3))))
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "record_on_gpu", record_by_hand)
+
+
+def make_run(name: str, recorded: bool, bad: set[int] = frozenset(), net=None, **page) -> Training:
+    """Return a run in which the images of the steps `bad` are infinite."""
+    plugin = find_method(name)
+    method = plugin.build(make_page(**page), 0.5, {})
+    run = make_training(method, name, 0, **page)
+    run.waits = False
+    set_up_masks(Cell("small", run.page, {}, plugin, method, {}, 0.5, 0), run)
+    if net is not None:
+        run.model.__class__ = net
+        run.model.drop = nn.Dropout(0.3)
+    run.graphs = recorded
+    if bad:
+        images = run.data.train
+        usual = images.epoch
+
+        def epoch(*arguments):
+            for number, (batch, labels) in enumerate(usual(*arguments)):
+                yield (
+                    (batch * math.inf if run.epoch * len(range(0, IMAGES, BATCH)) + number + 1 in bad else batch),
+                    labels,
+                )
+
+        images.epoch = epoch
+    return run
+
+
+def run_both(name: str, **settings) -> tuple[Training, Training]:
+    plain, recorded = make_run(name, False, **settings), make_run(name, True, **settings)
+    for run in (plain, recorded):
+        train(run, Silent(), lambda _: None)
+    assert recorded.graphed is not None and recorded.graphed.recording is not None
+    return plain, recorded
+
+
+METHODS = [name for name in built_in_names() if name != "small_dense"]  # which narrows networks of timm only
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gets_the_same_bits(name, by_hand):
+    plain, recorded = run_both(name)
+    assert snapshot(recorded).differences(snapshot(plain)) == []
+    assert recorded.history == plain.history
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{"batch_size": 20}, {"clip_norm": 0.1}, {"optimizer": "adamw", "lr": 0.01}, {"momentum": 0.0, "nesterov": False}],
+    ids=["a smaller last batch", "clipped", "AdamW", "no momentum"],
+)
+def test_every_recipe_gets_the_same_bits(page, by_hand):
+    plain, recorded = run_both("granet", drop_last=False, **page)
+    assert snapshot(recorded).differences(snapshot(plain)) == []
+
+
+def test_dropout_draws_the_same_numbers(by_hand):
+    plain, recorded = run_both("rigl", net=DropNet)
+    assert snapshot(recorded).differences(snapshot(plain)) == []
+
+
+def test_steps_that_are_not_finite_leave_no_trace(by_hand):
+    plain, recorded = run_both("granet", bad={1, 3, 8})
+    assert snapshot(recorded).differences(snapshot(plain)) == []
+    assert recorded.skipped_steps == plain.skipped_steps == 3
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(by_hand, tmp_path):
+    whole = make_run("granet", True)
+    train(whole, Silent(), lambda _: None, lambda run: save_checkpoint(tmp_path / str(run.step), run.state()))
+    for step, recorded in ((4, True), (11, True), (11, False)):
+        again = make_run("granet", recorded)
+        again.load_state(load_checkpoint(tmp_path / str(step)))
+        train(again, Silent(), lambda _: None)
+        assert snapshot(again).differences(snapshot(whole)) == []
+
+
+def test_a_recording_that_forgot_to_restore_the_buffers_is_seen(by_hand, monkeypatch):
+    """The comparison can fail: the warm-up's batch statistics must not stay."""
+    usual = cuda_graphs.GraphedPasses.start
+
+    def careless(self, images, labels):
+        kept, self.buffers = self.buffers, []
+        try:
+            return usual(self, images, labels)
+        finally:
+            self.buffers = kept
+
+    monkeypatch.setattr(cuda_graphs.GraphedPasses, "start", careless)
+    plain, recorded = run_both("granet")
+    assert snapshot(recorded).differences(snapshot(plain)) != []
+
+
+def test_a_network_that_cannot_be_recorded_is_refused_with_the_way_out(monkeypatch):
+    def fail(compute):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graphs, "record_on_gpu", fail)
+    with pytest.raises(UserError, match=r"not permitted when stream is capturing.*unset SPARSE_BENCH_GRAPHS"):
+        train(make_run("set", True), Silent(), lambda _: None)
+
+
+def test_asking_is_refused_where_there_can_be_no_recording(monkeypatch):
+    cuda = torch.device("cuda")
+    assert not cuda_graphs.wants_graphs(make_page(), torch.device("cpu"))
+    monkeypatch.setenv(cuda_graphs.ASKED, "1")
+    assert cuda_graphs.wants_graphs(make_page(), cuda)
+    with pytest.raises(UserError, match="this run is on the cpu; unset SPARSE_BENCH_GRAPHS"):
+        cuda_graphs.wants_graphs(make_page(), torch.device("cpu"))
+    with pytest.raises(UserError, match="compile=true makes graphs of its own"):
+        cuda_graphs.wants_graphs(make_page(compile=True), cuda)
+    monkeypatch.setattr(cuda_graphs, "count_ranks", lambda: 2)
+    with pytest.raises(UserError, match="several processes"):
+        cuda_graphs.wants_graphs(make_page(), cuda)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not cuda_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["granet", "rigl", "gmp", "static"])
+def test_on_a_gpu_a_real_graph_gives_the_same_bits(name, monkeypatch, tmp_path):
+    device = torch.device("cuda")
+    page = load_page("digits_resnet20", {"epochs": 2})
+    data = load_data(page, tmp_path, device)
+    runs = []
+    for asked in ("", "1"):
+        monkeypatch.setenv(cuda_graphs.ASKED, asked)
+        set_determinism(page)
+        plugin = find_method(name)
+        cell = Cell("digits_resnet20", page, {}, plugin, plugin.build(page, 0.9, {}), {}, 0.9, 0)
+        run = prepare(cell, place(build(cell, data), cell.page, device), data, device)
+        set_up_masks(cell, run)
+        train(run, Silent(), lambda _: None)
+        runs.append(run)
+    assert runs[1].graphed is not None and runs[1].graphed.recording is not None
+    assert snapshot(runs[1]).differences(snapshot(runs[0])) == []

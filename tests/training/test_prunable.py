@@ -1,0 +1,205 @@
+"""Which weights are prunable: by layer type, never by shape."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from benchmark.base.errors import UserError
+from benchmark.config.cells import plan_cells
+from benchmark.networks.build import refuse_transposed
+from benchmark.networks.costs import count_costs
+from benchmark.networks.prunable import find_layers, prunable_weights, suggest, tell_unmasked
+from benchmark.networks.witness import recount
+from methods.core import erk
+from tests.harness.small import SmallNet, make_page
+
+
+def prunable(model: nn.Module, **changes) -> list[str]:
+    return [layer.name for layer in find_layers(model, make_page(**changes)) if layer.prunable]
+
+
+def test_convolutions_and_linear_layers_are_prunable_and_nothing_else():
+    assert prunable(SmallNet()) == ["conv1.weight", "conv2.weight", "fc.weight"]
+
+
+def test_position_embeddings_and_tokens_are_not():
+    model = timm.create_model("vit_tiny_patch16_224")
+    names = prunable(model)
+    assert {"pos_embed", "cls_token"} <= {n for n, _ in model.named_parameters()}
+    assert len(names) == 1 + 12 * 4 + 1  # patches; qkv, proj, fc1, fc2 of each block; head
+    assert all(name.endswith(".weight") and "norm" not in name for name in names)
+
+
+def test_swin_bias_tables_are_not():
+    model = timm.create_model("swin_tiny_patch4_window7_224")
+    assert not any("relative_position" in name for name in prunable(model))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        (["first"], ["conv2.weight", "fc.weight"]),
+        (["last"], ["conv1.weight", "conv2.weight"]),
+        (["first", "last"], ["conv2.weight"]),
+        (["conv*"], ["fc.weight"]),
+    ],
+)
+def test_a_page_keeps_layers_dense(patterns, left):
+    assert prunable(SmallNet(), keep_dense=patterns) == left
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(UserError, match=r"'stem' matches no weight; the weights are conv1.weight, conv2.weight"):
+        prunable(SmallNet(), keep_dense=["stem"])
+
+
+def test_a_page_that_leaves_nothing_to_prune_is_refused():
+    with pytest.raises(UserError, match="leaves nothing to prune"):
+        prunable(SmallNet(), keep_dense=["*"])
+
+
+def test_frozen_weights_are_not_pruned():
+    model = SmallNet()
+    model.conv1.weight.requires_grad_(False)
+    assert prunable(model) == ["conv2.weight", "fc.weight"]
+
+
+def test_packed_attention_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    with pytest.raises(UserError, match=r"module '1' is torch.nn.MultiheadAttention"):
+        prunable(model)
+
+
+def test_a_layer_that_computes_with_other_weights_than_it_stores_is_refused():
+    standardised = nn.Sequential(timm.layers.StdConv2d(3, 4, 3))
+    normed = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    for model, name in ((standardised, "StdConv2d"), (normed, "ParametrizedLinear")):
+        with pytest.raises(UserError, match=f"layer '0' is a {name}: it computes with another weight than it stores"):
+            prunable(model)
+
+
+def test_grouped_convolutions_are_pruned_and_depthwise_ones_stay_dense():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=8))
+    assert prunable(model) == ["0.weight"]
+    assert prunable(model, prune_depthwise=True) == ["0.weight", "1.weight"]
+
+
+class Upsampler(nn.Module):
+    """A convolution, a transposed one in two groups, and a classifier: 216 + 144 + 24 prunable weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.up = nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, groups=2, bias=False)
+        self.head = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(torch.relu(self.down(x))).mean((2, 3)))
+
+
+def test_transposed_convolutions_are_pruned_and_cost_their_input_positions():
+    model = Upsampler()
+    layers = find_layers(model, make_page())
+    assert [(layer.name, layer.prunable, layer.transposed) for layer in layers] == [
+        ("down.weight", True, False),
+        ("up.weight", True, True),
+        ("head.weight", True, False),
+    ]
+    costs = count_costs(model, layers, (3, 6, 6))
+    assert costs.per_weight == {"down.weight": 9, "up.weight": 9, "head.weight": 1}
+    assert recount(model, (3, 6, 6)).forward({"up.weight": 10}) == 9 * 216 + 9 * 10 + 24
+    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(model, layers).items()}
+    assert sum(erk(shapes, 100).values()) == 100
+
+
+def test_depthwise_transposed_convolutions_stay_dense_like_others():
+    model = nn.Sequential(nn.ConvTranspose1d(4, 8, 3, groups=4), nn.ConvTranspose3d(8, 8, 3))
+    assert prunable(model) == ["1.weight"]
+    assert prunable(model, prune_depthwise=True) == ["0.weight", "1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "refused"),
+    [
+        ("gmp_structured", "", True),
+        ("granet_structured", "pattern=2:4", True),
+        ("one_shot", "pattern=filters", True),
+        ("one_shot", "", False),
+        ("granet", "", False),
+        ("static", "", False),
+    ],
+)
+def test_patterns_over_the_rows_of_a_weight_are_refused_where_rows_are_inputs(method, arguments, refused):
+    (cell,) = plan_cells(method, "0.5", "digits_resnet20", "0", arguments)
+    layers = find_layers(Upsampler(), make_page())
+    if refused:
+        with pytest.raises(UserError, match=r"pattern=.* its inputs \(up\.weight\): .* ARGS=keep_dense=\[up\.weight\]"):
+            refuse_transposed(cell, layers)
+    else:
+        refuse_transposed(cell, layers)
+    refuse_transposed(cell, find_layers(Upsampler(), make_page(keep_dense=["up.weight"])))
+
+
+class Mixed(nn.Module):
+    """Weights of many kinds: a free matrix that computes, and embeddings, tokens, tables and scales that do not."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(width, width))
+        self.position = nn.Parameter(torch.randn(1, 4, width))
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.table = nn.Parameter(torch.randn(9, 5))
+        self.scale = nn.Parameter(torch.ones(width, 1))
+        self.stem = nn.Linear(9, width)
+        self.depth = nn.Conv1d(width, width, 3, padding=1, groups=width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x.flatten(2))
+        x = torch.cat([self.token, x], 1) + self.position
+        x = x + self.table[0].sum()
+        x = x @ self.matrix
+        return self.head(self.depth(x.transpose(1, 2) * self.scale).mean(2))
+
+
+def tell(model: nn.Module, **changes) -> list[str]:
+    page = make_page(**changes)
+    return tell_unmasked(model, find_layers(model, page), recount(model, (3, 3, 3)).factors, page)
+
+
+def test_weights_that_compute_under_no_mask_are_told_with_their_share():
+    model = Mixed(16)
+    total = sum(p.numel() for p in model.parameters())
+    kept, free = tell(model, allow_dense=["matrix"])
+    assert kept.startswith(f"depth.weight (48 weights, {48 / total:.1%} of all parameters) stay dense as the page asks")
+    assert free == f"matrix (256 weights, {256 / total:.1%} of all parameters) compute under no mask"
+
+
+def test_many_weights_under_no_mask_are_refused_unless_the_page_allows_them():
+    with pytest.raises(UserError, match=r"no mask reaches: matrix \(256 weights, .*ARGS=allow_dense=\[matrix\]"):
+        tell(Mixed(16))
+    assert tell(Mixed(16), allow_dense=["mat*"])
+    with pytest.raises(UserError, match=r"'matrx' matches no parameter of the backbone: did you mean 'matrix'"):
+        tell(Mixed(16), allow_dense=["matrx"])
+
+
+def test_the_permission_that_is_offered_can_be_given():
+    page = make_page(allow_dense=suggest({"blocks.0.a.weight": 3, "blocks.1.b": 2, "matrix": 1}))
+    assert page.allow_dense == ["blocks.*", "matrix"]
+    (cell,) = plan_cells("static", "0.5", "digits_resnet20", "0", f"allow_dense=[{','.join(page.allow_dense)}]")
+    assert cell.page.allow_dense == page.allow_dense
+
+
+def test_the_permission_makes_no_other_page():
+    plain, allowed = (plan_cells("static", "0.5", "digits_resnet20", "0", a)[0] for a in ("", "allow_dense=[x]"))
+    assert (plain.variant, plain.identity) == (allowed.variant, allowed.identity)
+
+
+def test_what_the_page_keeps_dense_is_told_and_never_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(27, 30), nn.Linear(30, 3))
+    assert tell(model) == []
+    (told,) = tell(model, keep_dense=["1.weight"])
+    assert told.startswith("1.weight (810 weights, 86.8% of all parameters) stay dense as the page asks")
