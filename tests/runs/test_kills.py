@@ -58,7 +58,7 @@ def is_whole(ending: Ending) -> bool:
     """Return whether a killed run ended as an undisturbed one does and no file was ever seen in part."""
     # A writer killed among records or beside the page leaves a hidden file there, which no reader looks at and git
     # ignores: those folders belong to several processes, so nobody may sweep them.
-    strange = [name for name in ending.litter if not name.startswith((".record-", ".leaderboard-"))]
+    strange = [name for name in ending.litter if not name.startswith(".partial-")]
     return not ending.differences and not ending.torn and not strange
 
 
