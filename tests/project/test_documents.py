@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from benchmark.base.console import print_result
-from benchmark.cli import app
+from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
 from benchmark.config.grids import read_yaml
 from benchmark.config.pages import SETTINGS, Page, page_names
