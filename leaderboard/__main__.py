@@ -24,7 +24,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Pages and answers from the records.")
     places = argparse.ArgumentParser(add_help=False)
     places.add_argument("--records", type=Path, default=HERE / "records", help="folder of the records")
-    places.add_argument("--output", type=Path, default=HERE / "LEADERBOARD.md", help="the sheet to write; others beside it")
+    places.add_argument(
+        "--output", type=Path, default=HERE / "LEADERBOARD.md", help="the sheet to write; others beside it"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("build", parents=[places], help="rebuild every sheet and picture")
     made.add_argument("--wandb", default="off", help="off, offline or online: log tables and pictures to W&B")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from benchmark import ROOT
 from benchmark.base.errors import UserError
 from leaderboard.board.page import shows_records
+from leaderboard.store.files import write_atomically
 from leaderboard.store.records import is_reserved
 from leaderboard.tables.table import plain
 
@@ -108,10 +108,8 @@ def check_places(places: Places) -> None:
 
 
 def write_note(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file as a whole. It outlives the process, not a power cut: it is not forced onto the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    """Replace a small JSON file as a whole. It outlives the process, not a power cut."""
+    write_atomically(path, json.dumps(content).encode(), durable=False)
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
@@ -121,21 +119,6 @@ def read_note(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any instant, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def sweep(folder: Path) -> None:

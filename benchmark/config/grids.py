@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -218,21 +217,26 @@ class Reader:
         self, where: str, method: str, task: str, sparsity: float, seed: int, arguments: dict[str, Any]
     ) -> list[Cell]:
         """Return the cell of a row; where it is refused, leave out the setting at fault to find the next fault."""
-        left = dict(arguments)
-        refused = False
-        while True:
+
+        def attempt(arguments: dict[str, Any]) -> list[Cell] | UserError:
             try:
-                cells = plan_cells(method, repr(sparsity), task, str(seed), left)
+                cells = plan_cells(method, repr(sparsity), task, str(seed), arguments)
                 for cell in cells:
                     ask_donor(cell)  # the grid asks again; report a plugin that fails there here
-                return [] if refused else cells
+                return cells
             except UserError as error:
-                refused = True
-                self.fault(where, error)
-                named = [name for name in left if re.search(rf"\b{re.escape(str(name))}\b", str(error))]
-                if not named:
-                    return []
-                del left[max(named, key=len)]
+                return error
+
+        left, found = dict(arguments), attempt(arguments)
+        while isinstance(found, UserError):
+            self.fault(where, found)
+            without = {name: attempt({key: value for key, value in left.items() if key != name}) for name in left}
+            at_fault = [name for name, other in without.items() if str(other) != str(found)]
+            if not at_fault:
+                return []
+            del left[at_fault[0]]
+            found = without[at_fault[0]]
+        return found if left == arguments else []
 
     def make_control(self, where: str, control: str, cell: Cell) -> Cell | None:
         """Return the control of a cell, on the cell's own page, at its sparsity and seed; None where it needs none.

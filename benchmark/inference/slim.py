@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
 from benchmark.base.errors import UserError, reason
-from benchmark.base.files import Places, refuse_links, run_folder, write_atomically
+from benchmark.base.files import Places, refuse_links, run_folder
 from benchmark.base.system import describe_environment
 from benchmark.config.pages import Page, merge_settings
 from benchmark.data.sets import load_data
@@ -30,6 +30,7 @@ from benchmark.networks.filters import Removal, count_network, describe_removal,
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.runs.export import read_tensors
 from benchmark.runs.verify import stay_home
+from leaderboard.store.files import write_atomically
 
 COMPARED = 256  # test images on which outputs are compared, or as many as there are
 

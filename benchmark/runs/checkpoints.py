@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from benchmark.base.errors import UserError
-from benchmark.base.files import write_atomically
 from benchmark.base.stopping import obey, stop_asked
 from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.training.train import Training
 from leaderboard import Record, RecordError, UnreadableError, read_record
+from leaderboard.store.files import write_atomically
 from leaderboard.store.records import file_text
 from leaderboard.tables.table import plain
 

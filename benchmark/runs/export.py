@@ -14,9 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from benchmark.base.errors import UserError
-from benchmark.base.files import refuse_links, run_folder, write_atomically
+from benchmark.base.files import refuse_links, run_folder
 from benchmark.runs.checkpoints import load_checkpoint
 from benchmark.training.masks import hash_masks, pack, unpack
+from leaderboard.store.files import write_atomically
 from methods.core import count_active
 
 WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"

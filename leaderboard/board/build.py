@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaderboard.board.page import PICTURES, Store, make_page, relative, store_state
+from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import folder_of, load_measurements
-from leaderboard.store.records import load_store, replace_text
+from leaderboard.store.records import load_store
 from leaderboard.store.schema import Record
 from leaderboard.tables.sections import amount, make_sections, section_name
 
@@ -62,7 +63,9 @@ def build_pages(store: Store, records_dir: Path, page: Path) -> str:
         drawing = aside.submit(draw_pictures, store, branches, page.parent / PICTURES)
         steps: dict[str, Callable[[], object]] = {
             page.name: lambda: said.append(write_page(store, records_dir, page)),
-            PAPER: lambda: replace_text(page.parent / PAPER, paper_text(store, records_dir, page, compared)),
+            PAPER: lambda: write_atomically(
+                page.parent / PAPER, paper_text(store, records_dir, page, compared).encode()
+            ),
             PLASTICITY: lambda: replace_or_delete(
                 page.parent / PLASTICITY, plasticity_text(branches, records_dir, page)
             ),
@@ -86,7 +89,7 @@ def build_pages(store: Store, records_dir: Path, page: Path) -> str:
 def write_page(store: Store, records_dir: Path, page: Path) -> str:
     """Write the leaderboard; return a line that sums it up."""
     text, summary = make_page(records_dir, page, store)
-    replace_text(page, text)
+    write_atomically(page, text.encode())
     return summary
 
 
@@ -132,7 +135,7 @@ def results_text(store: Store, branches: Store, records_dir: Path, page: Path, c
 def replace_or_delete(path: Path, text: str) -> None:
     """Give `path` the content `text`, in one instant; an empty text has no file."""
     if text:
-        replace_text(path, text)
+        write_atomically(path, text.encode())
     else:
         path.unlink(missing_ok=True)
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import Measurement, folder_of, load_measurements
 from leaderboard.store.records import (
     Problem,
     list_files,
     load_store,
-    replace_text,
 )
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import blind_spots, gains_table, make_ranks
@@ -162,7 +162,7 @@ def rebuild(records_dir: Path, output: Path) -> str:
     while True:
         before = store_state(records_dir)
         text, summary = make_page(records_dir, output)
-        replace_text(output, text)
+        write_atomically(output, text.encode())
         # A record that arrived meanwhile may be on a page that another process wrote and this one has just replaced.
         if store_state(records_dir) == before:
             return summary

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
-import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +24,7 @@ from matplotlib.figure import Figure
 from leaderboard.drawing.figures import make_figure
 from leaderboard.drawing.pictures import Picture, list_pictures
 from leaderboard.drawing.style import SETTINGS
+from leaderboard.store.files import write_atomically
 from leaderboard.store.schema import Record
 
 DRAWING = 1  # raise it when the same numbers are drawn differently: then every picture is drawn again
@@ -81,13 +80,7 @@ def file_of(stem: Path, form: str) -> Path:
 def write_picture(stem: Path, picture: Picture) -> None:
     """Write one picture to STEM.svg and STEM.png, each replaced in one instant."""
     for form, data in render(picture).items():
-        path = file_of(stem, form)
-        temporary = path.with_name(f".leaderboard-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(file_of(stem, form), data, durable=False)  # the records make it again
 
 
 def render(picture: Picture, forms: Iterable[str] = FORMATS) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from leaderboard.store.files import hidden_file
 from leaderboard.store.kinds import (
     ABOVE_0,
     AT_LEAST_0,
@@ -34,7 +35,6 @@ from leaderboard.store.records import (
     list_files,
     publish,
     read_json,
-    write_temporary,
 )
 from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, lay_out, seal_of
 
@@ -141,12 +141,9 @@ def write_measurement(measurement: Measurement, folder: Path) -> Path:
         raise RecordError(f"measurement of '{measurement.get('run')}' was not written: {list_faults(faults)}")
     folder.mkdir(parents=True, exist_ok=True)
     text = lay_out({**content, "seal": seal_of(content)})
-    temporary = write_temporary(text, folder, "record")
-    try:
-        name = f"{content['run']}.{content['hardware'].replace('.', '_')}.t{content['threads']}"
-        return publish(temporary, folder, file_stem(name))
-    finally:
-        temporary.unlink(missing_ok=True)
+    name = f"{content['run']}.{content['hardware'].replace('.', '_')}.t{content['threads']}"
+    with hidden_file(text.encode(), folder) as hidden:
+        return publish(hidden, folder, file_stem(name))
 
 
 def read_measurement(path: Path) -> Measurement:

@@ -9,7 +9,6 @@ import marshal
 import math
 import os
 import re
-import secrets
 import sys
 import threading
 from array import array
@@ -21,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
+from leaderboard.store.files import hidden_file
 from leaderboard.store.kinds import DIGEST, parse_time
 from leaderboard.store.schema import (
     Record,
@@ -59,11 +59,8 @@ def write_record(record: Record, folder: Path) -> Path:
         run = record.get("run") if isinstance(record, dict) else None
         raise RecordError(f"record '{run}' is invalid and was not written: {list_faults(faults)}")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = write_temporary(file_text(record), folder, "record")
-    try:
-        return publish(temporary, folder, file_stem(record["run"]))
-    finally:
-        temporary.unlink(missing_ok=True)
+    with hidden_file(file_text(record).encode(), folder) as hidden:
+        return publish(hidden, folder, file_stem(record["run"]))
 
 
 def file_text(record: Record) -> str:
@@ -115,20 +112,6 @@ def file_stem(run: str) -> str:
 def is_reserved(name: str) -> bool:
     """Return whether Windows keeps a file name for a device, whatever its suffix: no checkout there could have it."""
     return re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)", name.partition(".")[0].rstrip(), re.I) is not None
-
-
-def write_temporary(text: str, folder: Path, purpose: str) -> Path:
-    """Write `text` to a new hidden file in `folder`, down to the disk, and return its path; the name is unique."""
-    path = folder / f".{purpose}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
-    try:
-        with open(path, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def publish(temporary: Path, folder: Path, stem: str) -> Path:
@@ -406,13 +389,3 @@ class Sharing:
                 kept = [self.keep(inner) for inner in value]
             self.by_content[key] = kept
         return kept
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Give `path` the content `text` in one instant: readers see the old page or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = write_temporary(text, path.parent, "leaderboard")
-    try:
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

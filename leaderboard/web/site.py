@@ -17,7 +17,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from leaderboard.store.records import Problem, replace_text
+from leaderboard.store.files import write_atomically
+from leaderboard.store.records import Problem
 from leaderboard.store.schema import Record
 from leaderboard.tables.sections import FIRST, amount, description, section_name
 from leaderboard.web.rows import COLUMNS, LABELS, make_lines, unescape, visible
@@ -44,7 +45,7 @@ def write_site(
     """
     files = read_pictures(pictures) if pictures is not None else {}
     text = render_site(sections, problems, files, records)
-    replace_text(output, text)
+    write_atomically(output, text.encode())
     return f"{summary(sections)}, {amount(text.count('<figure>'), 'picture')}, {len(text) / 1e6:.1f} MB"
 
 

@@ -32,7 +32,7 @@ def theatre() -> Iterator[Theatre]:
         yield theatre
 
 
-@pytest.mark.parametrize("number", QUICK)
+@pytest.mark.parametrize("number", [QUICK[0], *(pytest.param(n, marks=pytest.mark.slow) for n in QUICK[1:])])
 def test_a_grid_survives_a_scenario_of_faults(theatre, number):
     report = theatre((0, number))
     assert report.faults == [], draw_scenario(0, number, COUNTS)
@@ -71,7 +71,9 @@ CATCHES = {
 }
 
 
-@pytest.mark.parametrize("plant", CATCHES)
+@pytest.mark.parametrize(
+    "plant", [pytest.param(p, marks=[] if p == "no lock is taken" else pytest.mark.slow) for p in CATCHES]
+)
 def test_a_planted_bug_is_seen(theatre, plant):
     scenario, shown = CATCHES[plant]
     faults = theatre(scenario, plant).faults

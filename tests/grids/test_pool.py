@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 from benchmark.base.files import read_note
 from benchmark.workers import Pool
 from benchmark.workers.book import SWEEPS
-from tests.harness.grids import BROKEN, DENSE, HEAD, ROOT, SET, Grid
+from tests.harness.benches import BROKEN, DENSE, HEAD, SET, Grid, start
 
 LONG = "  - {method: set, args: {epochs: 5, update_every: 8}}\n"
 
@@ -107,20 +105,13 @@ def test_a_cell_that_always_takes_its_process_down_fails_after_the_bound_and_the
     assert len(re.findall(r"worker \d was lost", grid.shown)) == 2
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data", "--device", "cpu"]
-    command = [sys.executable, "-m", "benchmark", "sweep", "grid.yaml", *places, *more]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on_to_the_same_records(grid, tmp_path, how):
     text = HEAD.replace("seeds: [0]", "seeds: [0, 1]") + LONG
     alone = run_alone(tmp_path / "alone", text)
     grid.write(text)
-    driver = start(grid.folder, "--jobs", "2", "--checkpoint-s", "3600")
+    driver = start(grid.folder, "sweep", "grid.yaml", "--jobs", "2", "--checkpoint-s", "3600")
     folder = grid.folder / "runs" / SWEEPS
     wait_for(lambda: len(list(folder.glob("*/progress/*.json"))) == 2)
     pids = worker_pids(grid.folder)
@@ -135,7 +126,7 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on_to_the_sa
         assert not [pid for pid in pids if is_alive(pid)]
     wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 15)
     assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 2  # though none was due for an hour
-    again = start(grid.folder, "--jobs", "2")
+    again = start(grid.folder, "sweep", "grid.yaml", "--jobs", "2")
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0, said
     assert essence(grid.records()) == alone

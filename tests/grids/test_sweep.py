@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -14,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from typer.testing import CliRunner
 
 import benchmark.base.stopping
 import benchmark.data.sets
@@ -25,18 +21,12 @@ import benchmark.runs.donors
 import benchmark.runs.run
 import benchmark.training.train
 from benchmark.base.errors import UserError
-from benchmark.cli import app
 from benchmark.config.grids import read_grid
 from benchmark.grids.states import LOCK
 from benchmark.runs.checkpoints import FINISHED
 from benchmark.runs.export import export_network, read_export
 from leaderboard import write_record
-from tests.harness.grids import BROKEN, CONTROLS, DENSE, HEAD, ROOT, SET, Grid
-
-
-@pytest.fixture
-def grid(tmp_path) -> Grid:
-    return Grid(tmp_path)
+from tests.harness.benches import BROKEN, CONTROLS, DENSE, HEAD, NARROW, PLACES, SET, SHORT, ask, start
 
 
 def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(grid):
@@ -65,7 +55,7 @@ def test_a_finished_grid_reads_no_images(grid, monkeypatch):
 
 
 def test_an_interrupted_cell_goes_on_where_it_stopped(grid, monkeypatch):
-    text = HEAD + "  - {method: set, args: {epochs: 3, update_every: 8}}\n"
+    text = HEAD + SET.replace("epochs: 1", "epochs: 3")
     evaluate = benchmark.training.train.evaluate_epoch
 
     def stop(run, *rest):
@@ -87,7 +77,7 @@ def test_an_interrupted_cell_goes_on_where_it_stopped(grid, monkeypatch):
 def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_error(grid):
     plugin = grid.folder / "broken.py"
     plugin.write_text(BROKEN)
-    text = HEAD + f"  - {{method: {plugin}, args: {{epochs: 1}}}}\n" + DENSE + CONTROLS
+    text = HEAD + f"  - {{method: {plugin}, args: {{{SHORT}}}}}\n" + DENSE + CONTROLS
     assert grid(text) == 2
     assert [record["method"]["name"] for record in grid.records()] == ["dense"]
     listed = [line for line in grid.said if line.startswith("failed: ")]
@@ -129,7 +119,7 @@ def test_a_cell_that_was_stopped_is_not_counted_as_tried(grid, monkeypatch):
 
     def stop(run, *rest):
         steps.append(run.step)
-        if len(steps) == 4:
+        if len(steps) == 3:
             benchmark.base.stopping.ask_to_stop()
         return train_step(run, *rest)
 
@@ -138,22 +128,22 @@ def test_a_cell_that_was_stopped_is_not_counted_as_tried(grid, monkeypatch):
     grid.checkpoint_s = 3600.0
     with pytest.raises(KeyboardInterrupt):
         grid(HEAD + SET)
-    assert steps == [1, 2, 3, 4]
+    assert steps == [1, 2, 3]
     assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 1
     benchmark.base.stopping.Wish.asked = False
     assert grid(HEAD + SET) == 0
-    assert steps[4] == 5 and "after step 4 of" in grid.shown
+    assert steps[3] == 4 and "after step 3 of" in grid.shown
 
 
 def test_two_grids_that_disagree_about_a_page_share_a_folder_of_runs_and_keep_their_records_apart(grid):
     """A page's settings are part of a run's name, so neither finds, continues or overwrites what the other made."""
-    texts = [HEAD + f"  - {{method: dense, args: {{epochs: 1, batch_size: {size}}}}}\n" for size in (64, 128)]
+    texts = [HEAD + f"  - {{method: dense, args: {{{SHORT.replace('400', size)}}}}}\n" for size in ("300", "400")]
     for text in texts:
         assert grid(text) == 0 and "1 made, 0 finished already" in grid.shown
     for text in texts:
         assert grid(text) == 0 and "0 made, 1 finished already" in grid.shown
     records = grid.records()
-    assert sorted(record["page"]["settings"]["batch_size"] for record in records) == [64, 128]
+    assert sorted(record["page"]["settings"]["batch_size"] for record in records) == [300, 400]
     assert len({record["run"] for record in records}) == len({record["page"]["variant"] for record in records}) == 2
 
 
@@ -192,7 +182,7 @@ def test_the_controls_of_a_grid_do_not_read_the_whole_store(grid, monkeypatch):
     assert len(grid.records()) == 2
 
 
-DIVERGES = "  - {method: set, args: {epochs: 2, update_every: 8, lr: 1.0e+20}}\n"
+DIVERGES = SET.replace("epochs: 1", "epochs: 2, lr: 1.0e+20")
 
 
 def test_a_control_of_a_run_that_diverged_is_passed_over_and_does_not_count_as_failed(grid):
@@ -200,7 +190,7 @@ def test_a_control_of_a_run_that_diverged_is_passed_over_and_does_not_count_as_f
     assert grid(text) == 0
     assert {r["method"]["name"]: r["status"] for r in grid.records()} == {"set": "diverged", "dense": "ok"}
     assert "Small: 2 made, 0 finished already, 1 without a run to be made from, 0 failed" in grid.shown
-    told = "no control possible (its run diverged): static (densities=set (update_every=8)) at sparsity 0.9, seed 0"
+    told = "no control possible (its run diverged): static (densities=set (update_every=2)) at sparsity 0.9, seed 0"
     assert told in grid.shown
     assert grid(text) == 0
     assert "0 made, 2 finished already, 1 without a run to be made from, 0 failed" in grid.shown
@@ -215,7 +205,7 @@ ALL_CONTROLS = "controls: [densities, masks, shuffled]\n"
 def test_controls_of_the_masks_need_the_runs_files_when_they_are_made_and_never_after(grid):
     text = HEAD + SET + ALL_CONTROLS
     assert grid(text) == 0, grid.said
-    donor = "set (update_every=8)"
+    donor = "set (update_every=2)"
     kinds = {
         f"static (densities={donor})": "densities",
         f"static (masks={donor})": "masks",
@@ -239,7 +229,7 @@ def test_controls_of_the_masks_need_the_runs_files_when_they_are_made_and_never_
     assert grid(text) == 0, grid.said
     assert "1 made, 2 finished already, 1 without a run to be made from, 0 failed" in grid.shown
     assert re.search(
-        r"no control possible \(the masks .* FRESH=1\): static \(masks=set \(update_every=8\)\)", grid.shown
+        r"no control possible \(the masks .* FRESH=1\): static \(masks=set \(update_every=2\)\)", grid.shown
     )
 
 
@@ -259,7 +249,7 @@ def test_masks_of_a_repeat_that_ended_otherwise_are_not_the_run_s(grid):
 
 
 def test_a_finished_control_that_the_file_names_outright_needs_no_file_of_its_donor(grid):
-    text = HEAD + SET + "  - {method: static, args: {epochs: 1, masks: set (update_every=8)}}\n"
+    text = HEAD + SET + "  - {method: static, args: {" + SHORT + ", masks: set (update_every=2)}}\n"
     assert grid(text) == 0, grid.said
     shutil.rmtree(grid.folder / "runs")
     assert grid(text) == 0, grid.said
@@ -326,9 +316,9 @@ def test_data_are_loaded_when_a_cell_is_due_and_only_one_page_at_a_time(grid, mo
 
     monkeypatch.setattr(benchmark.grids.sweep.Sweep, "load", note_sweep)
     monkeypatch.setattr(benchmark.grids.sweep, "load_data", note_page)
-    small = "  - {method: dense, args: {epochs: 1, batch_size: 128}, seeds: [0, 1]}\n"
+    small = DENSE.replace("400", "300").replace("}}", "}, seeds: [0, 1]}")
     assert grid(HEAD + small + DENSE + SET) == 0
-    assert len(sweeps) == 4 and batches == [128, 64]
+    assert len(sweeps) == 4 and batches == [300, 400]
     assert sweeps[-1].loaded is None
 
 
@@ -396,16 +386,10 @@ def test_a_record_that_appears_while_a_cell_is_due_is_not_made_twice(grid, monke
     assert len(grid.records()) == 1 and grid.done() == []
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen:
-    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
-    command = [sys.executable, "-m", "benchmark", "sweep", "grid.yaml", *places, *more]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
+@pytest.mark.slow
 def test_two_processes_share_a_grid_and_leave_one_record_of_each_cell(grid):
     grid.write(HEAD.replace("seeds: [0]", "seeds: [0, 1]") + SET + CONTROLS)
-    both = [start(grid.folder, "--device", "cpu") for _ in range(2)]
+    both = [start(grid.folder, "sweep", "grid.yaml") for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     records = grid.records()
@@ -417,15 +401,10 @@ def test_two_processes_share_a_grid_and_leave_one_record_of_each_cell(grid):
 
 @pytest.fixture
 def command(grid, monkeypatch):
-    """Run the command line in this process on small grids; return (exit status, what it printed)."""
+    """Run the command line in this process on small grids; return its exit status."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data", "--device", "cpu"]
     monkeypatch.chdir(grid.folder)
-
-    def run(*arguments: str) -> int:
-        return CliRunner().invoke(app, [*arguments, *places]).exit_code
-
-    return run
+    return lambda *words: ask(*words, *PLACES, "--device", "cpu").exit_code
 
 
 @pytest.mark.parametrize("asked", ["run", "sweep"])
@@ -446,15 +425,15 @@ def test_all_pages_are_rebuilt_once_when_records_came_and_a_failing_picture_cost
     broken = grid.folder / "broken.py"
     broken.write_text(BROKEN)
     grid.write(HEAD + DENSE + DENSE.replace("}}", "}, seeds: [1]}"))
-    arguments = ["run", "--method", "dense", "--seed", "0,1", "--task", "digits_resnet20", "--args", "epochs=1"]
-    arguments = arguments if asked == "run" else ["sweep", "grid.yaml"]
-    assert command(*arguments) == 0
+    short = f"epochs=1 {NARROW}"
+    run = ["run", "--method", "dense", "--seed", "0,1", "--task", "digits_resnet20", "--args", short]
+    assert command(*(run if asked == "run" else ["sweep", "grid.yaml"])) == 0
     assert built == [(Path("records"), Path("L.md"))]
     assert any("no picture today" in text and "make leaderboard" in text for text in told)
     if asked == "sweep":
         assert command("sweep", "grid.yaml") == 0
         assert len(built) == 1  # nothing new
-        grid.write(HEAD + f"  - {{method: {broken}, args: {{epochs: 1}}}}\n" + DENSE.replace("}}", "}, seeds: [2]}"))
+        grid.write(HEAD + f"  - {{method: {broken}, args: {{{SHORT}}}}}\n" + DENSE.replace("}}", "}, seeds: [2]}"))
         assert command("sweep", "grid.yaml") == 1
         assert len(built) == 2  # also when a cell failed
 

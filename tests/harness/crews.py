@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import benchmark.base.system
-import benchmark.grids.grid
 import benchmark.runs.record
 import benchmark.runs.run
 import benchmark.training.train as loop
@@ -41,6 +40,7 @@ from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.runs.checkpoints import Saver
 from benchmark.training.precision import make_autocast, measure_accuracy
 from methods.core import View
+from tests.harness.benches import run_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120
@@ -165,11 +165,6 @@ def run_bench(
     """Make a whole run, saving after every step; `die`: the rank that kills itself, and after which step."""
     if fault:
         FAULTS[fault]()
-    places = {
-        "records": Path(folder) / "records",
-        "page": Path(folder) / "LEADERBOARD.md",
-        "runs": Path(folder) / "runs",
-    }
 
     def save_often(saver: Saver, training: loop.Training) -> None:
         if own_rank() == 0:
@@ -179,18 +174,11 @@ def run_bench(
 
     Saver.__call__ = save_often  # type: ignore[method-assign]
     said = io.StringIO()
-    failed = benchmark.grids.grid.run_grid(
+    failed = run_cells(
+        Path(folder),
         methods=method,
         sparsities="0.8",
-        tasks="digits_resnet20",
-        seeds="0",
         arguments=arguments,
-        device="cpu",
-        data_root=Path(folder) / "data",
-        wandb="off",
-        fresh=False,
-        checkpoint_s=0.0,
-        places=dict(places),
         command="crews",
         console=Console(file=said, width=200),
         tell=lambda message: said.write(f"{message}\n"),

@@ -17,7 +17,7 @@ from benchmark.config.cells import Cell
 from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
 from benchmark.training.masks import propose
-from benchmark.training.train import Training, train
+from benchmark.training.train import Training
 from methods.core import DenseGrads, Method, Timeline, View
 from tests.harness import oracles, small
 from tests.harness.oracles import ORACLES, Oracle
@@ -157,12 +157,6 @@ class Watch:
         return proposed
 
 
-def finish(run: Training) -> Training:
-    """Train to the end."""
-    train(run, small.Silent(), lambda _: None)
-    return run
-
-
 def start(method: Method, name: str, net: type[nn.Module], seed: int, **page: Any) -> Training:
     """Return a run of `method` on a network, its first masks committed by the engine."""
     with mock.patch.object(small, "SmallNet", net):
@@ -170,17 +164,6 @@ def start(method: Method, name: str, net: type[nn.Module], seed: int, **page: An
     plugin = Plugin(name, type(method), "test", "0" * 64)
     set_up_masks(Cell("small", run.page, {}, plugin, method, {}, method.sparsity, seed), run)
     return run
-
-
-def poison(run: Training, steps: set[int]) -> None:
-    """Make the images of these training steps infinite, so that the engine skips them."""
-    original, seen = run.model.forward, [0]
-
-    def forward(x: Tensor) -> Tensor:
-        seen[0] += run.model.training
-        return original(x * math.inf if run.model.training and seen[0] in steps else x)
-
-    run.model.forward = forward  # type: ignore[method-assign]
 
 
 def compare_training(
@@ -193,8 +176,7 @@ def compare_training(
     watch = Watch(name, f"{net.__name__}, seed {seed}")
     with mock.patch("benchmark.training.train.propose", watch), mock.patch("benchmark.runs.run.propose", watch):
         run = start(method, name, net, seed, **page)
-        poison(run, set(skipped))
-        finish(run)
+        small.finish(small.poison(run, set(skipped)))
     due = ORACLES[name](settings_of(method, name), run.timeline).update_steps()
     finite = [step for step in range(1, run.timeline.total_steps + 1) if step not in skipped]
     late = {min(after) for step in due if (after := [s for s in finite if s >= step])}

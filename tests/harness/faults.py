@@ -323,7 +323,7 @@ class Play:
             for path in [folder / name for folder in cells for name in ("lock", "grid.lock")]:
                 path.write_text("12345\n")
         elif damage.what == "hidden file":
-            for path in [self.folder / "records" / ".record-1-ab.tmp", *(f / ".checkpoint.ab" for f in cells)]:
+            for path in [self.folder / "records" / ".partial-1-ab.tmp", *(f / ".checkpoint.ab" for f in cells)]:
                 if path.parent.exists():
                     path.write_text('{"run": "half of it')
         else:

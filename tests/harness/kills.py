@@ -50,6 +50,7 @@ from benchmark.training.train import Training
 from leaderboard import read_records
 from leaderboard.board.page import make_page
 from methods.core import View
+from tests.harness.benches import run_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACED = tuple(str(ROOT / room) + os.sep for room in ("benchmark", "methods", "leaderboard"))
@@ -215,18 +216,11 @@ def call_branch(run: Run) -> None:
 def call_grid(run: Run) -> None:
     """Run the grid as the command line does."""
     folder, said = Path(run.folder), io.StringIO()
-    failed = benchmark.grids.grid.run_grid(
+    failed = run_cells(
+        folder,
         methods=run.method,
         sparsities="0.8",
-        tasks="digits_resnet20",
-        seeds="0",
         arguments=run.arguments,
-        device="cpu",
-        data_root=folder / "data",
-        wandb="off",
-        fresh=False,
-        checkpoint_s=0.0,
-        places={"records": folder / "records", "page": folder / PAGE, "runs": folder / "runs"},
         command="kills",
         console=Console(file=said, width=200),
         tell=lambda message: said.write(f"{message}\n"),

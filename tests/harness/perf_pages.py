@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+from leaderboard.store.records import file_text
+from tests.harness.record_factory import make_record
 
-from leaderboard.store.records import file_text  # noqa: E402
-from tests.harness.record_factory import make_record  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 GOAL_S, GOAL_MB = 10, 500
 EPOCHS = {"digits_resnet20": 30, "digits_long": 45, "cifar10_resnet20": 60, "cifar10_full": 160}

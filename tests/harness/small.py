@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +20,11 @@ from benchmark.runs.run import set_up_masks
 from benchmark.training.masks import MaskSet
 from benchmark.training.optim import make_average, make_optimizer
 from benchmark.training.train import Training, train
-from methods.core import (
-    Method,
-    Timeline,
-)
+from methods.core import Method, Timeline
 
 IMAGES, BATCH, SIZE = 48, 8, 6
-__all__ = ["BATCH", "IMAGES", "PRUNABLE", "SIZE", "Silent", "SmallImages", "SmallNet", "make_page", "make_training"]
+__all__ = ["BATCH", "IMAGES", "PRUNABLE", "SIZE", "Silent", "SmallImages", "SmallNet"]
+__all__ += ["finish", "make_page", "make_run", "make_training", "poison"]
 
 
 class SmallImages:
@@ -123,8 +122,10 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
     )
 
 
-def make_run(name: str, sparsity: float = 0.8, seed: int = 0, changes: dict | None = None, **page) -> Training:
-    """Return a run of the method `name`, its first masks committed."""
+def make_run(
+    name: str, sparsity: float = 0.8, seed: int = 0, changes: dict[str, Any] | None = None, **page: Any
+) -> Training:
+    """Return a run of the suite's method `name`, its first masks committed."""
     plugin = find_method(name)
     settings = {"update_every": 4} if name == "rigl" else {}
     method = plugin.build(make_page(**page), sparsity, {**settings, **(changes or {})})
@@ -134,5 +135,18 @@ def make_run(name: str, sparsity: float = 0.8, seed: int = 0, changes: dict | No
 
 
 def finish(run: Training) -> Training:
+    """Train to the end."""
     train(run, Silent(), lambda _: None)
+    return run
+
+
+def poison(run: Training, steps: set[int]) -> Training:
+    """Make the images of these training steps infinite, so that the engine skips them."""
+    original = run.model.forward
+
+    def forward(x: Tensor) -> Tensor:
+        # run.step counts the step in progress; evaluation is left alone
+        return original(x * math.inf if run.model.training and run.step in steps else x)
+
+    run.model.forward = forward  # type: ignore[method-assign]
     return run

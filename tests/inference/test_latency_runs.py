@@ -18,9 +18,9 @@ from benchmark.runs.export import MASKS, WEIGHTS
 from leaderboard.board.build import find_stale
 from leaderboard.store.measurements import read_measurement
 from leaderboard.store.schema import lay_out, seal_of
-from tests.harness.bench import Bench
+from tests.harness.benches import Bench
 
-TINY = "epochs=1 update_every=2 batch_size=256 model_args.width=0.5 prune_end=1.0"
+TINY = "epochs=1 update_every=2 batch_size=400 model_args.width=0.25 prune_end=1.0"
 
 
 @pytest.fixture(scope="module")

@@ -404,6 +404,7 @@ def test_another_version_of_the_drawing_code_draws_again(files: Path, monkeypatc
     assert faults(files) == []
 
 
+@pytest.mark.slow
 def test_many_pictures_are_drawn_by_other_processes_to_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
     paths = draw.draw_sections({"page.1": make_section(), "page.2": make_section()}, tmp_path)
     assert len(paths) == 20 and all(path.is_file() for path in paths)

@@ -242,7 +242,7 @@ class Bench:
         self.folder, self.said, self.shown = folder, [], io.StringIO()
         self.stores = Stores(folder / "records")
         self.options = make_options("cpu", self.stores, folder / "runs", folder / "LEADERBOARD.md", 1e9, "test")
-        self.study = study(epochs="1", more=1, arguments="epochs=2 model=test_resnet")
+        self.study = study(epochs="1", more=1, arguments="epochs=2 batch_size=400 model=test_resnet")
 
     def __call__(self) -> int:
         console = Console(file=self.shown, width=200)

@@ -198,8 +198,9 @@ def places_shown(number: int) -> set[Place]:
     }
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_the_grid_of_a_table_makes_every_cell_of_it_and_no_other(number: int) -> None:
+# Controls of pages x rows x sparsities x seeds: SET is on two pages; static rows and small_dense are controls.
+@pytest.mark.parametrize(("number", "controls"), [(1, 0), (2, (4 * 8 + 2 * 1) * 3 * 3), (3, 7 * 2 * 3)])
+def test_the_grid_of_a_table_makes_every_cell_of_it_and_no_other(number: int, controls: int) -> None:
     """Beside them it may have what rows are compared with: the dense network, controls, the small dense network."""
     items = read_grid(ROOT / "configs" / "paper" / f"table{number}.yaml").items
     seeds: dict[Place, set[int]] = {}
@@ -208,9 +209,13 @@ def test_the_grid_of_a_table_makes_every_cell_of_it_and_no_other(number: int) ->
             assert item.cell.page_changes == {}, item.cell.identity
             seeds.setdefault(place_of(item.cell), set()).add(item.cell.seed)
     shown = places_shown(number)
-    assert [place for place in shown if len(seeds.get(place, ())) < LEAST_SEEDS] == []
+    assert [place for place in seeds if len(seeds[place]) < LEAST_SEEDS] == [] == [p for p in shown if p not in seeds]
     beside = {place for place in seeds if place[1] in ("dense", "small_dense")}
     assert seeds.keys() - beside - shown == set()
+    pages = {place[0] for place in seeds}
+    assert {place[0] for place in seeds if place[1] == "small_dense"} == (pages if number > 1 else set())
+    assert sum(item.is_control for item in items) == controls
+    assert len({item.cell.identity for item in items}) == len(items)
 
 
 def test_a_dense_start_has_two_readings_on_cifar_and_one_on_imagenet() -> None:

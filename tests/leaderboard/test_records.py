@@ -127,7 +127,6 @@ def test_concurrent_writers_lose_and_damage_nothing(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, "tests")
 from tests.harness.record_factory import make_record
 from leaderboard import write_record
 def die(*_):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -30,11 +29,6 @@ controls: [densities]
 """
 
 
-@functools.cache
-def committed(name: str) -> Grid:
-    return read_grid(CONFIGS / f"{name}.yaml")
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Grid:
     path = tmp_path_factory.mktemp("grid") / "small.yaml"
@@ -55,50 +49,18 @@ def grid_of(tmp_path):
 @pytest.mark.parametrize(
     ("name", "dense", "rows", "controls"),
     [
-        ("paper/table1", 6 * 3, 0, 0),
-        # pages x rows x sparsities x seeds; SET on two pages alone, small_dense is a control itself
-        ("paper/table2", 4 * 3, (4 * 8 + 2 * 1 + 4 * 1) * 3 * 3, (4 * 8 + 2 * 1) * 3 * 3),
-        ("paper/table3", 3, 10 * 2 * 3, 7 * 2 * 3),  # two static rows and small_dense are controls themselves
+        # rows x sparsities x seeds; the paper's grids are held to its tables
         ("grids/digits", 5, 10 * 2 * 5, 8 * 2 * 5),
         ("grids/digits_masks", 0, 2 * 5, 2 * 2 * 5),  # two controls beside the one row
     ],
 )
 def test_the_committed_grids_hold_every_row_at_every_sparsity_and_seed(name, dense, rows, controls):
-    grid = committed(name)
+    grid = read_grid(CONFIGS / f"{name}.yaml")
     kinds = Counter(
         "control" if item.is_control else "dense" if item.method == "dense" else "row" for item in grid.items
     )
     assert (kinds["dense"], kinds["row"], kinds["control"]) == (dense, rows, controls)
     assert len({item.cell.identity for item in grid.items}) == len(grid.items)
-
-
-def test_table_2_runs_dense_starts_with_both_ends_of_pruning():
-    items = committed("paper/table2").items
-    labels = {item.cell.label for item in items if not item.is_control}
-    assert labels == {
-        "dense",
-        "small_dense",
-        "snip",
-        "grasp",
-        "set",
-        "rigl_itop",
-        "granet",
-        "gmp",
-        "gmp (prune_end=0.6875)",
-        "granet (start_sparsity=0.0)",
-        "granet (start_sparsity=0.0, prune_end=0.6875)",
-    }
-    ends = {item.cell.method_settings().get("prune_end") for item in items if item.method == "gmp"} - {None}
-    assert {end * 160 for end in ends} == {80, 110}
-
-
-def test_table_2_has_set_on_the_pages_of_the_paper_and_the_small_dense_network_on_all():
-    pages = {
-        method: {item.cell.page_name for item in committed("paper/table2").items if item.method == method}
-        for method in ("set", "small_dense", "snip")
-    }
-    assert pages["set"] == {"cifar10_vgg19", "cifar100_vgg19"}
-    assert pages["small_dense"] == pages["snip"] == pages["set"] | {"cifar10_resnet50", "cifar100_resnet50"}
 
 
 def test_grid_files_are_no_pages():

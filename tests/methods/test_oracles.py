@@ -192,15 +192,24 @@ def make(name: str, sparsity: float, changes: dict[str, Any]) -> Method:
 
 
 def cases(names: list[str], all_of: tuple[float, ...], some_of: tuple[float, ...]) -> list[Any]:
-    """Return (name, sparsity, settings, number): the defaults at the sparsities `all_of`, variants at `some_of`."""
-    rows = []
+    """Return (name, sparsity, settings, number): the defaults at the sparsities `all_of`, variants at `some_of`.
+
+    Every day the defaults at two sparsities and each variant at one, the others in the slow tests.
+    """
+    rows, slow = [], set()
     for name in names:
         for i, changes in enumerate(VARIANTS.get(name, [{}])):
             chosen = (changes["sparsity"],) if "sparsity" in changes else some_of if i else all_of
             filters = "pattern" in {**ORACLES[name].defaults, **changes} and changes.get("pattern") in (None, "filters")
             most = 0.9 if filters else 1.0  # whole filters of these small networks reach no more
-            rows += [(name, sparsity, changes) for sparsity in chosen if sparsity <= most]
-    return [pytest.param(*row, number, id=f"{row[0]}-{row[1]:g}-{number}") for number, row in enumerate(rows)]
+            new = [(name, sparsity, changes) for sparsity in chosen if sparsity <= most]
+            slow |= {len(rows) + place for place in range(len(new) - (1 if i else 2))}
+            rows += new
+    marks = [[pytest.mark.slow] if number in slow else [] for number in range(len(rows))]
+    return [
+        pytest.param(*row, number, id=f"{row[0]}-{row[1]:g}-{number}", marks=mark)
+        for number, (row, mark) in enumerate(zip(rows, marks, strict=True))
+    ]
 
 
 @pytest.mark.parametrize(("name", "sparsity", "changes", "number"), cases(NAMES, SPARSITIES, (0.5, 0.9, 0.98)))

@@ -18,6 +18,7 @@ from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, digest, find_method, method_names
 from benchmark.training.rehearsal import rehearse
 from methods.core import Timeline
+from tests.harness.benches import ask
 
 GOOD = """
 from dataclasses import dataclass
@@ -91,13 +92,13 @@ def test_an_entry_point_of_an_installed_package_is_a_door(tmp_path, monkeypatch)
 
 
 def test_a_new_method_file_works_as_it_is(tmp_path):
-    command = [sys.executable, "-m", "benchmark", "new-method", "zz_fresh_method", "--folder", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=120)
+    command = ["new-method", "zz_fresh_method", "--folder", str(tmp_path)]
+    assert ask(*command).exit_code == 0
     path = str(tmp_path / "zz_fresh_method.py")
     assert find_method(path).cls.__name__ == "ZzFreshMethod"
     rehearse_file(path, steps=60)
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 2
+    again = ask(*command)
+    assert again.exit_code == 2
     assert "already there" in again.stderr
 
 

@@ -42,12 +42,6 @@ FIGURES = json.loads((DOCS / "flops.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def made():
-    """The files of the sheet, worked out anew: some seconds."""
-    return make_files()
-
-
-@pytest.fixture(scope="module")
 def planner():
     return PagePlanner()
 
@@ -60,13 +54,15 @@ def full(planner):
 # The sheet is what engine, conventions and printed costs give
 
 
-def test_the_committed_sheet_and_figures_are_what_is_worked_out_anew(made):
-    for name, content in made.items():
+@pytest.mark.slow
+def test_the_committed_sheet_and_figures_are_what_is_worked_out_anew():
+    for name, content in make_files().items():
         assert (DOCS / name).read_text(encoding="utf-8") == content, f"docs/{name}: run make flops"
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [("flops.md", "0.2241", "0.2251"), ("flops.json", "0.2241", "0.2251")])
-def test_an_edit_makes_the_check_fail_and_says_what_mends_it(name, old, new, made, tmp_path, monkeypatch, capsys):
+def test_an_edit_makes_the_check_fail_and_says_what_mends_it(name, old, new, tmp_path, monkeypatch, capsys):
+    made = {file: (DOCS / file).read_text(encoding="utf-8") for file in ("flops.md", "flops.json")}
     monkeypatch.setattr(command, "DOCS", tmp_path)
     monkeypatch.setattr(command, "make_files", lambda: made)
     assert main([]) == 0 and main(["--check"]) == 0

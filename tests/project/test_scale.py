@@ -43,7 +43,6 @@ def test_the_committed_sheet_is_made_from_figures_of_the_runs_that_the_grids_ask
 @pytest.mark.parametrize(
     ("table", "page", "row", "method", "sparsity", "arguments"),
     [
-        ("table2", "cifar10_vgg19", "dense at 0", "dense", "0", ""),
         ("table2", "cifar100_vgg19", "gmp (prune_end=0.6875) at 0.95", "gmp", "0.95", "prune_end=0.6875"),
         # a control of a run with ERK's densities costs what random masks of these do
         ("table2", "cifar10_resnet50", "static (densities=rigl_itop) at 0.9", "static", "0.9", ""),

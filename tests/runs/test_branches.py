@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 import benchmark.runs.checkpoints
 from benchmark.base.errors import UserError
-from benchmark.grids.grid import run_grid
 from benchmark.runs.branch import Branch, make_branch
 from benchmark.runs.branching import Stores, make_options, run_branch, take_snapshots
 from benchmark.runs.checkpoints import list_snapshots, load_checkpoint, save_checkpoint, snapshot_path
@@ -24,10 +23,11 @@ from benchmark.runs.parents import find_parent
 from benchmark.training.masks import unpack
 from leaderboard import read_records
 from leaderboard.store.records import read_record
+from tests.harness.benches import run_cells
 
 PRUNABLE, KEPT = 371_280, 37_128  # weights, and those active at sparsity 0.9
 QUIET = Console(file=io.StringIO())
-SETTINGS = "epochs=4 update_every=8 lr_drops=[0.5] model=test_resnet"  # tiny, and quick
+SETTINGS = "epochs=4 update_every=2 batch_size=400 lr_drops=[0.5] model=test_resnet"  # tiny, and quick
 # Keeps the largest weights of those in force: a stand-in for whatever prunes once.
 PRUNE = """
 from dataclasses import dataclass
@@ -61,24 +61,8 @@ class Place:
 
     def run(self, seed: int = 0, method: str = "granet", sparsity: str = "0.8", snapshots: str = "") -> dict[str, Any]:
         """Make an ordinary run and return its record."""
-        places = {"records": self.stores.records, "page": self.folder / "LEADERBOARD.md", "runs": self.folder / "runs"}
-        run_grid(
-            methods=method,
-            sparsities=sparsity,
-            tasks="digits_resnet20",
-            seeds=str(seed),
-            arguments=SETTINGS,
-            device="cpu",
-            data_root=self.folder,
-            wandb="off",
-            fresh=False,
-            checkpoint_s=1e9,
-            places=places,
-            command="test",
-            console=QUIET,
-            tell=print,
-            snapshots=snapshots,
-        )
+        asked = {"methods": method, "sparsities": sparsity, "seeds": str(seed), "arguments": SETTINGS}
+        run_cells(self.folder, **asked, checkpoint_s=1e9, snapshots=snapshots, console=QUIET)
         return read_records(self.stores.records)[0][-1]
 
     def branch(self, name: str, checkpoint_s: float = 1e9, **asked: Any) -> dict[str, Any]:
@@ -205,7 +189,7 @@ def test_a_branch_that_was_stopped_goes_on_to_the_same_bits(copied, made, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(benchmark.runs.checkpoints.Saver, "save", save_or_stop)
-        for steps in (0, 1, 30):  # before the first checkpoint, within an epoch, in the next one
+        for steps in (0, 1, 5):  # before the first checkpoint, within an epoch, in the next one
             left[0] = steps
             with pytest.raises(StoppedError):
                 again.branch(parent, checkpoint_s=0.0, **asked)
@@ -350,7 +334,7 @@ def test_a_run_that_goes_on_behind_a_snapshot_says_which_is_missing(tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            benchmark.runs.checkpoints.Saver, "__call__", lambda self, run: run.step == 30 and save_then_stop(self, run)
+            benchmark.runs.checkpoints.Saver, "__call__", lambda self, run: run.step == 6 and save_then_stop(self, run)
         )
         with pytest.raises(StoppedError):
             place.run()

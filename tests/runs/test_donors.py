@@ -26,21 +26,21 @@ from benchmark.training.masks import hash_masks, pack_all, propose, show_donor
 from benchmark.training.rehearsal import rehearse, stand_in_donor
 from leaderboard import read_record, read_records, write_record
 from methods.core import ContractError, Donor, Group, Masks, Method, Timeline, View, all_active, random_masks
-from tests.harness.bench import Bench
+from tests.harness.benches import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "digits_resnet20"
-PAGE = "epochs=2 batch_size=128 model_args.width=0.25"
-GRANET, START = "granet (update_every=5)", "granet (start_sparsity=0.0, update_every=5)"
-SPELLED = "granet:update_every=5"
+PAGE = "epochs=2 batch_size=400 model_args.width=0.25"
+GRANET, START = "granet (update_every=2)", "granet (start_sparsity=0.0, update_every=2)"
+SPELLED = "granet:update_every=2"
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Bench:
     """Donors that were trained once: GraNet from two starts at two seeds, SNIP with a collapsed layer, dense nets."""
     bench = Bench(tmp_path_factory.mktemp("done"))
-    assert bench("granet", arguments=f"{PAGE} update_every=5", seeds="0,1") == 0
-    assert bench("granet", arguments=f"{PAGE} update_every=5 start_sparsity=0") == 0
+    assert bench("granet", arguments=f"{PAGE} update_every=2", seeds="0,1") == 0
+    assert bench("granet", arguments=f"{PAGE} update_every=2 start_sparsity=0") == 0
     assert bench("snip,dense,small_dense", "0.99", arguments=PAGE) == 0
     return bench
 
@@ -364,8 +364,8 @@ def test_every_way_to_name_a_run_finds_it_and_none_leaves_a_path_in_cell_or_reco
         file.name: record["run"],
         record["run"]: record["run"],
         START: START,
-        "granet:start_sparsity=0,update_every=5": START,
-        "granet:update_every=5.0,start_sparsity=0.0": START,
+        "granet:start_sparsity=0,update_every=2": START,
+        "granet:update_every=2.0,start_sparsity=0.0": START,
     }
     for asked, name in runs.items():
         for setting in ("densities", "masks"):
@@ -741,6 +741,7 @@ class Halves(Method):
 '''
 
 
+@pytest.mark.slow
 def test_a_method_that_always_has_a_donor_keeps_every_promise_of_the_kit(tmp_path):
     from benchmark.conformance import CHECKS, Kit
     from benchmark.conformance.checks import run_check

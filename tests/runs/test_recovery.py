@@ -25,12 +25,11 @@ from benchmark.runs.checkpoints import FINISHED, OLDER, read_checkpoint, read_fi
 from benchmark.runs.run import warner
 from benchmark.workers.book import Book
 from leaderboard import UnreadableError, find_same, read_records, rebuild, write_record
-from tests.harness.grids import CONTROLS, HEAD, Grid
+from tests.harness.benches import CONTROLS, HEAD, SET, Grid
 from tests.harness.record_factory import make_record
 from tests.harness.troubles import Trouble, make_clock
 
 ROOT = Path(__file__).resolve().parents[2]
-SET = "  - {method: set, args: {epochs: 1, update_every: 2, batch_size: 400, model_args.width: 0.1}}\n"
 
 
 def test_a_finished_record_waits_sealed_and_one_of_which_a_byte_changed_is_set_aside(tmp_path):

@@ -6,10 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +13,32 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
 import benchmark.networks.cifar
+import benchmark.runs.checkpoints
 import benchmark.runs.run
+import benchmark.training.train
 from benchmark.base.errors import UserError
 from benchmark.base.system import cuda_available
 from benchmark.config.cells import plan_cells
+from benchmark.config.pages import load_page
 from benchmark.config.plugins import method_names
+from benchmark.data.sets import load_data
 from benchmark.runs.checkpoints import FINISHED
 from benchmark.runs.export import MASKS, WEIGHTS
 from benchmark.runs.verify import verify_record
-from leaderboard import read_records, write_record
+from leaderboard import write_record
+from tests.harness.benches import NARROW, TINY, Bench, ask
 
-ROOT = Path(__file__).resolve().parents[2]
 WANTS_GPU = pytest.mark.skipif(not cuda_available(), reason="no GPU here")
 
 
 def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
-    assert bench() == 0
+    assert bench(arguments="epochs=2 update_every=8") == 0
     (record,) = bench.records()
     assert record["weights"]["active"] == round(0.1 * record["weights"]["prunable"]) == 27061
     assert record["density"]["prunable"] == 27061 / 270608
@@ -55,9 +56,6 @@ def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
     layers = [layer for layer in record["layers"] if layer["prunable"]]
     alive = sum(int((weights[layer["name"]] != 0).sum()) for layer in layers)
     assert alive <= record["weights"]["active"]  # a grown weight may still be zero
-    from benchmark.config.pages import load_page
-    from benchmark.data.sets import load_data
-
     data = load_data(load_page("digits_resnet20"), bench.folder, torch.device("cpu"))
     model.eval()
     with torch.no_grad():
@@ -66,33 +64,32 @@ def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
 
 
 def test_every_method_and_control_fills_the_leaderboard(bench):
-    methods = "dense,static,set,rigl,rigl_itop,gmp,granet,snip,grasp,small_dense"
-    assert bench(methods, "0.9,0.98", "epochs=1 update_every=5 prune_rate=0.3") == 0
+    whole, narrow = "dense,small_dense", "static,set,rigl,rigl_itop,gmp,granet,snip,grasp"
+    assert bench(whole, arguments="epochs=1 batch_size=400") == 0
+    short = "epochs=1 update_every=2 prune_rate=0.3 batch_size=200 model_args.width=0.25"
+    assert bench(narrow, arguments=short) == 0
     records = bench.records()
-    assert len(records) == 19
+    assert len(records) == 10
     for record in records:
         weights = record["weights"]
         if record["method"]["budget"] == "exact":
             assert weights["active"] == round((1 - record["sparsity"]) * weights["prunable"])
     dense = next(r for r in records if r["method"]["name"] == "dense")
-    small = next(r for r in records if r["method"]["name"] == "small_dense" and r["sparsity"] == 0.9)
+    small = next(r for r in records if r["method"]["name"] == "small_dense")
     assert small["weights"]["dense_prunable"] == dense["weights"]["prunable"]
     assert abs(small["density"]["prunable"] - 0.1) < 0.005
     assert small["macs"]["inference"] < dense["macs"]["inference"]
     assert dense["macs"]["train_share"] == 1.0
-    shares = {r["method"]["name"]: r["macs"]["train_share"] for r in records if r["sparsity"] == 0.9}
+    shares = {r["method"]["name"]: r["macs"]["train_share"] for r in records}
     assert shares["static"] < shares["rigl_itop"] < shares["gmp"]  # dense gradients and dense phases are charged
     page = (bench.folder / "LEADERBOARD.md").read_text()
-    for name in methods.split(","):
-        assert name in page
+    assert all(name in page for name in f"{whole},{narrow}".split(","))
 
 
 def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(bench, monkeypatch):
-    import benchmark.runs.run as module
-    import benchmark.training.train as loop
 
     seen = {}
-    prepare, step = module.prepare, loop.train_step
+    prepare, step = benchmark.runs.run.prepare, benchmark.training.train.train_step
 
     def note_weights(*rest):
         run = prepare(*rest)
@@ -105,10 +102,10 @@ def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(bench,
         seen[run.name].update(images.contiguous().numpy().tobytes() + labels.numpy().tobytes())
         return step(run, images, labels, *rest)
 
-    monkeypatch.setattr(module, "prepare", note_weights)
-    monkeypatch.setattr(loop, "train_step", note_batch)
-    methods = "dense,granet,snip,grasp,set,rigl"
-    bench(methods, arguments="epochs=2 update_every=5 prune_rate=0.3")
+    monkeypatch.setattr(benchmark.runs.run, "prepare", note_weights)
+    monkeypatch.setattr(benchmark.training.train, "train_step", note_batch)
+    methods = "dense,granet,snip,rigl"
+    bench(methods, arguments=TINY)
     assert set(seen) == set(methods.split(","))
     assert len({digest.hexdigest() for digest in seen.values()}) == 1
 
@@ -122,78 +119,56 @@ def test_a_repeat_is_a_record_of_its_own_and_gives_the_same_masks(bench):
     assert sum(name.startswith("records/") and name.endswith(".2.json") for name in bench.written()) == 1
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen:
-    places = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
-    command = [sys.executable, "-m", "benchmark", "run", "--task", "digits_resnet20", *places, *more]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def interrupted(bench, monkeypatch, arguments: str) -> Path:
+    """Run to the end of training and no further; return the checkpoint that is left."""
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(benchmark.runs.run, "export_network", lambda *_: 1 / 0)
+        bench("static", arguments=arguments)
+    (checkpoint,) = bench.folder.glob("runs/*/checkpoint")
+    return checkpoint
 
 
-def ask(folder: Path, *more: str) -> tuple[int, str]:
-    process = start(folder, *more)
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out + error
+@pytest.mark.gpu
+@WANTS_GPU
+def test_on_a_gpu_a_run_that_broke_off_goes_on_to_the_same_bits(bench, tmp_path_factory, monkeypatch):
+    whole = Bench(tmp_path_factory.mktemp("whole"))
+    whole("static", device="cuda")
+    train_step, seen = benchmark.training.train.train_step, []
 
+    def stop(run, *rest):
+        seen.append(run.step)
+        return 1 / 0 if run.step == 6 else train_step(run, *rest)
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, WANTS_GPU])])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, device):
-    options = ["--method", "granet", "--args", "epochs=2 update_every=8", "--checkpoint-s", "0", "--device", device]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
-    assert ask(whole, *options)[0] == 0
-    process = start(broken, *options)
-    deadline = time.monotonic() + 120
-    while not list(broken.rglob("checkpoint")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not list((broken / "records").glob("*.json"))
-    status, said = ask(broken, *options)
-    assert status == 0, said
-    assert "continuing" in said
-    (one,), (two,) = read_records(whole / "records")[0], read_records(broken / "records")[0]
-    for key in ("masks_sha256", "accuracy_pct", "history", "updates", "layers"):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(benchmark.training.train, "train_step", stop)
+        bench("static", device="cuda")
+    assert bench("static", device="cuda") == 0 and "continuing" in bench.shown.getvalue()
+    (one,), (two,) = whole.records(), bench.records()
+    for key in ("masks_sha256", "accuracy_pct", "history", "updates", "layers", "macs"):
         assert one[key] == two[key], key
-    assert one["macs"] == two["macs"]
-    a, b = (load_file(next(folder.rglob("weights.safetensors"))) for folder in (whole, broken))
+    a, b = (load_file(next(folder.rglob("weights.safetensors"))) for folder in (whole.folder, bench.folder))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_corrupt_checkpoint_is_set_aside_with_a_warning_and_the_run_starts_over(tmp_path):
-    options = ["--method", "static", "--args", "epochs=3", "--checkpoint-s", "0"]
-    process = start(tmp_path, *options)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("checkpoint")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    checkpoint = next(tmp_path.rglob("checkpoint"))
+def test_a_corrupt_checkpoint_is_set_aside_with_a_warning_and_the_run_starts_over(bench, monkeypatch):
+    checkpoint = interrupted(bench, monkeypatch, TINY)
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)
-    status, said = ask(tmp_path, *options)
-    assert status == 0
-    said = " ".join(said.split())
+    assert bench("static") == 0
+    said = " ".join(bench.shown.getvalue().split())
     assert "damaged: its content does not match its checksum: it was renamed to checkpoint.damaged" in said
     assert "continuing" not in said
     assert checkpoint.with_name("checkpoint.damaged").read_bytes() == content
-    assert len(list((tmp_path / "records").iterdir())) == 1
+    assert len(bench.records()) == 1
 
 
 def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
-    import benchmark.runs.run as module
-
-    kept = []
-    monkeypatch.setattr(module, "export_network", lambda *_: kept.append(1) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        bench("static", arguments="epochs=2")
-    monkeypatch.undo()
-    import benchmark.runs.checkpoints as resume
-
-    original = resume.surroundings
-    monkeypatch.setattr(resume, "surroundings", lambda run: {**original(run), "data": "other"})
+    interrupted(bench, monkeypatch, TINY)
+    original = benchmark.runs.checkpoints.surroundings
+    monkeypatch.setattr(benchmark.runs.checkpoints, "surroundings", lambda run: {**original(run), "data": "other"})
     with pytest.raises(UserError, match=r"was made with data .*, now it is other: .*FRESH=1"):
-        bench("static", arguments="epochs=2")
+        bench("static")
 
 
 @pytest.mark.parametrize(
@@ -245,20 +220,19 @@ def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_the_first_batch_and_writes_nothing(bench, asked, message, monkeypatch):
-    import benchmark.runs.run as module
 
-    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("a batch was trained"))
+    monkeypatch.setattr(benchmark.runs.run, "train", lambda *_: pytest.fail("a batch was trained"))
     with pytest.raises(UserError) as caught:
-        bench(**asked)
+        bench(**{"arguments": "epochs=2 update_every=8", **asked})
     assert message in str(caught.value)
     assert not [name for name in bench.written() if name.endswith((".json", ".md"))]
 
 
-def test_an_error_is_one_message_and_status_2_without_a_traceback(tmp_path):
-    status, said = ask(tmp_path, "--method", "grannet")
-    assert status == 2
+def test_an_error_is_one_message_and_status_2_without_a_traceback():
+    said = ask("run", "--method", "grannet")
+    assert said.exit_code == 2
     names = ", ".join(method_names())
-    assert said.strip() == f"error: unknown method 'grannet': did you mean 'granet'? available: {names}"
+    assert said.stderr.strip() == f"error: unknown method 'grannet': did you mean 'granet'? available: {names}"
 
 
 def test_a_layer_collapse_decided_by_scores_is_a_result_told_and_recorded(bench):
@@ -278,8 +252,6 @@ def test_a_gpu_asked_for_and_absent_is_refused(bench):
 
 
 def test_cifar_absent_without_network_says_what_to_put_where(bench, monkeypatch):
-    import torchvision
-
     def fail(*args, **more):
         raise RuntimeError("no network")
 
@@ -303,8 +275,6 @@ def test_a_place_that_is_a_file_is_refused(bench, tmp_path):
 
 
 def test_a_disk_without_room_is_refused_before_training(bench, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(bench.folder)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="MiB free and this run's checkpoints need"):
@@ -313,24 +283,23 @@ def test_a_disk_without_room_is_refused_before_training(bench, monkeypatch):
 
 def test_a_grid_is_checked_whole_before_its_first_batch(bench):
     with pytest.raises(UserError, match="leaves no weight in layer"):
-        bench("static", "0.9,0.9999", "epochs=1")
+        bench("static", "0.9,0.9999", "epochs=1 batch_size=400")
     assert bench.written() == []
-    assert bench("static", "0.9999", "epochs=1 allow_empty_layers=true") == 0
+    assert bench("static", "0.9999", "epochs=1 batch_size=400 allow_empty_layers=true") == 0
 
 
 @pytest.mark.parametrize("fault", [UserError("it broke"), RuntimeError("it broke")])
 def test_one_failing_cell_leaves_the_others(bench, monkeypatch, fault):
-    import benchmark.runs.run as module
 
-    original = module.train
+    original = benchmark.training.train.train
 
     def fail_once(run, *rest):
         if run.method.sparsity == 0.5:
             raise fault
         original(run, *rest)
 
-    monkeypatch.setattr(module, "train", fail_once)
-    assert bench("static", "0.5,0.9", "epochs=1") == 1
+    monkeypatch.setattr(benchmark.runs.run, "train", fail_once)
+    assert bench("static", "0.5,0.9") == 1
     assert [record["sparsity"] for record in bench.records()] == [0.9]
     assert any("it broke" in said for said in bench.said)
 
@@ -338,47 +307,34 @@ def test_one_failing_cell_leaves_the_others(bench, monkeypatch, fault):
 def test_a_damaged_record_is_skipped_told_and_costs_nothing(bench):
     (bench.folder / "records").mkdir()
     (bench.folder / "records" / "broken.json").write_text('{"schema": 1')
-    assert bench("static", arguments="epochs=1") == 0
+    assert bench("static") == 0
     assert any("broken.json was skipped" in said for said in bench.said)
     assert "static" in (bench.folder / "LEADERBOARD.md").read_text()
 
 
-def test_what_a_skipped_record_says_has_no_control_characters(bench):
-    (bench.folder / "records").mkdir()
-    (bench.folder / "records" / "a\x1b[2Jb.json").write_text('{"schema": "\\u001b[31m"}')
-    assert bench("static", arguments="epochs=1") == 0
-    (said,) = bench.said
-    assert "was skipped" in said and said.isprintable()
-
-
 def test_a_page_that_cannot_be_made_costs_one_warning_and_no_result(bench, monkeypatch):
-    import benchmark.runs.run as module
 
     def fail(*_):
         raise KeyError("a record \x1b[2J breaks it")
 
-    monkeypatch.setattr(module, "rebuild", fail)
-    assert bench("dense,static", arguments="epochs=1") == 0
+    monkeypatch.setattr(benchmark.runs.run, "rebuild", fail)
+    assert bench("dense,static") == 0
     assert [record["method"]["name"] for record in bench.records()] == ["dense", "static"]
     shown = bench.shown.getvalue()
     assert shown.count("LEADERBOARD.md was not rebuilt (KeyError: ") == shown.count("`make leaderboard`") == 1
     assert "\x1b" not in shown
     assert not [name for name in bench.written() if name.endswith((f"/{FINISHED}", "/checkpoint"))]
     monkeypatch.undo()
-    bench("small_dense", arguments="epochs=1")
+    bench("small_dense")
     assert all(name in (bench.folder / "LEADERBOARD.md").read_text() for name in ("dense", "static", "small_dense"))
 
 
 def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
-    from filelock import FileLock
-
-    from benchmark.config.cells import plan_cells
-
-    identity = plan_cells("static", "0.9", "digits_resnet20", "0", "epochs=1")[0].identity
+    identity = plan_cells("static", "0.9", "digits_resnet20", "0", TINY)[0].identity
     folder = bench.folder / "runs" / identity
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"), pytest.raises(UserError, match="already running in another process"):
-        bench("static", arguments="epochs=1")
+        bench("static")
 
 
 def write_images(folder: Path, seed: int) -> Path:
@@ -462,14 +418,14 @@ def test_an_interrupted_run_named_without_its_data_goes_on_and_blocks_no_other(b
 
 
 def test_a_run_that_diverges_is_recorded_as_such(bench):
-    bench("static", arguments="epochs=2 lr=1e20 eval_every=1")
+    bench("static", arguments=f"{TINY} lr=1e20 eval_every=1")
     records = bench.records()
     assert [record["status"] for record in records] == ["diverged"]
     assert "diverged" in (bench.folder / "LEADERBOARD.md").read_text()
 
 
 def test_selection_waits_for_the_target_sparsity(bench):
-    bench("gmp", arguments="epochs=4 update_every=10 prune_end=0.6")
+    bench("gmp", arguments=f"epochs=4 update_every=2 prune_end=0.6 {NARROW}")
     (record,) = bench.records()
     final = record["history"][-1]["density"]
     eligible = [row for row in record["history"] if row["density"] == final]
@@ -492,7 +448,7 @@ def test_selection_waits_for_the_target_sparsity(bench):
 def test_any_timm_backbone_trains_sparse(bench, model, more):
     more = more.replace("model_args={", "'model_args={").replace("}", "}'")
     arguments = f"epochs=1 image_size=32 batch_size=256 update_every=2 model={model} {more}"
-    assert bench("granet,snip,grasp" if model != "mobilenetv3_small_050" else "granet,snip", "0.8", arguments) == 0
+    assert bench("granet,snip,grasp" if model.startswith("vit") else "granet", "0.8", arguments) == 0
     for record in bench.records():
         assert record["weights"]["active"] == round((1 - 0.8) * record["weights"]["prunable"])
         assert 0.15 < record["macs"]["inference_share"] < 1
@@ -504,13 +460,13 @@ def test_a_backbone_without_second_derivatives_is_refused_by_name(bench):
 
 
 def test_a_gpu_style_precision_keeps_the_promises_too(bench):
-    assert bench("granet,rigl", arguments="epochs=1 update_every=5 precision=bf16") == 0
+    assert bench("granet,rigl", arguments=f"{TINY} precision=bf16") == 0
     for record in bench.records():
         assert record["environment"]["precision"] == "bf16"
-        assert record["weights"]["active"] == 27061
+        assert record["weights"]["active"] == round(0.1 * record["weights"]["prunable"])
 
 
 def test_records_hold_no_environment_and_no_secret(bench, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a-secret-key-of-forty-characters-xxxxxxxx")
-    bench("static", arguments="epochs=1")
+    bench("static")
     assert "a-secret-key" not in json.dumps(bench.records())

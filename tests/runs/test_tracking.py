@@ -13,7 +13,7 @@ import pytest
 from benchmark.base.errors import UserError
 from benchmark.base.tracking import Tracker
 from leaderboard.web import wandb_session as session
-from tests.harness.bench import Bench  # noqa: F401 (a fixture)
+from tests.harness.benches import TINY
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
@@ -62,8 +62,8 @@ class Fake(types.ModuleType):
 def test_curves_and_summary_are_logged(bench, monkeypatch):
     fake = Fake()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    assert bench("static", arguments="epochs=2", wandb="offline") == 0
-    assert [step for step, _ in fake.logged] == [21, 42]
+    assert bench("static", arguments=TINY, wandb="offline") == 0
+    assert [step for step, _ in fake.logged] == [4, 8]
     assert {"loss", "test_acc_pct", "density", "train_share"} <= set(fake.logged[0][1])
     assert fake.summary["status"] == "ok"
     assert fake.summary["accuracy_pct"] == bench.records()[0]["accuracy_pct"]
@@ -73,7 +73,7 @@ def test_curves_and_summary_are_logged(bench, monkeypatch):
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
 def test_a_failing_tracker_costs_no_result_and_warns_once(bench, monkeypatch, where):
     monkeypatch.setitem(sys.modules, "wandb", Fake(fail=where))
-    assert bench("static", arguments="epochs=2", wandb="offline") == 0
+    assert bench("static", arguments=TINY, wandb="offline") == 0
     assert len(bench.records()) == 1
     assert bench.shown.getvalue().count("W&B failed and is off for this run") == 1
 

@@ -22,7 +22,7 @@ from benchmark.runs.verify import NOT_RECORDED, verify_record
 from benchmark.training.masks import hash_masks
 from leaderboard import write_record
 from methods.static import Static
-from tests.harness.bench import Bench
+from tests.harness.benches import Bench
 from tests.harness.small import make_training
 
 TINY = "epochs=2 update_every=5 batch_size=256 ema_decay=0.9 model_args.width=0.5"

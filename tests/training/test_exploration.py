@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import benchmark.training.train as loop
-from benchmark.config.plugins import built_in_names
-from benchmark.conformance.trial import Silent
-from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
 from benchmark.training.masks import MaskSet, pack_all
-from benchmark.training.train import train
-from tests.harness.bench import Bench
+from tests.harness.benches import TINY, Bench
 from tests.harness.small import PRUNABLE, finish, make_run
-
-STATIONARY = ("static", "snip", "grasp", "one_shot")
 
 
 def make_set(weights: int) -> MaskSet:
@@ -77,35 +70,6 @@ def test_exploration_is_kept_as_bits_and_comes_back():
     assert torch.equal(second.explored["w"], first.explored["w"])
 
 
-def masks_of(run) -> np.ndarray:
-    return np.concatenate([mask.numpy().ravel() for mask in run.maskset.masks.values()])
-
-
-@pytest.mark.parametrize("name", built_in_names())
-def test_the_share_of_every_epoch_is_that_counted_again_from_the_masks_after_every_step(name, monkeypatch):
-    run = make_run(name)
-    seen, original = [masks_of(run)], loop.train_step
-
-    def noted(run, *rest):
-        result = original(run, *rest)
-        seen.append(masks_of(run))
-        return result
-
-    monkeypatch.setattr(loop, "train_step", noted)
-    finish(run)
-    assert len(seen) == run.timeline.total_steps + 1
-    shares = [row["explored"] for row in run.history]
-    assert shares == [np.logical_or.reduce(seen[: row["step"] + 1]).sum() / PRUNABLE for row in run.history]
-    assert all(row["density"] <= row["explored"] <= 1 for row in run.history)
-    assert shares == sorted(shares)
-    if name in STATIONARY:
-        assert set(shares) == {run.maskset.active() / PRUNABLE}
-    elif name in ("dense", "small_dense", "gmp"):
-        assert set(shares) == {1.0}
-    else:
-        assert shares[-1] > run.maskset.active() / PRUNABLE  # else nothing above would tell it from density
-
-
 def test_a_missed_update_explores_nothing_until_it_is_made_up_for(monkeypatch):
     """The first update, due at step 3, falls on a step that is not finite: the share changes at step 4."""
     run = make_run("rigl_itop", epochs=1)
@@ -124,27 +88,9 @@ def test_a_missed_update_explores_nothing_until_it_is_made_up_for(monkeypatch):
     assert shares[3] > start
 
 
-@pytest.mark.parametrize("name", ["rigl_itop", "set", "granet"])
-def test_a_run_continued_from_a_checkpoint_has_the_exploration_of_an_undisturbed_one(name, tmp_path):
-    whole = make_run(name)
-    path = tmp_path / "checkpoint"
-
-    def save(run):
-        if run.step == 13:  # within an epoch, after updates
-            save_checkpoint(path, run.state())
-
-    train(whole, Silent(), lambda _: None, save)
-    other = make_run(name, seed=0)
-    other.load_state(load_checkpoint(path))
-    assert other.maskset.explored_share() > other.maskset.active() / PRUNABLE
-    finish(other)
-    assert [row["explored"] for row in other.history] == [row["explored"] for row in whole.history]
-    assert all(torch.equal(other.maskset.explored[n], mask) for n, mask in whole.maskset.explored.items())
-
-
 def test_a_record_has_the_share_of_every_epoch_and_a_narrowed_network_has_explored_all_of_itself(tmp_path):
     bench = Bench(tmp_path)
-    assert bench("rigl,small_dense", arguments="epochs=2 update_every=8 model_args.width=0.25") == 0
+    assert bench("rigl,small_dense", arguments=TINY) == 0
     by_name = {record["method"]["name"]: [row["explored"] for row in record["history"]] for record in bench.records()}
     assert by_name["small_dense"] == [1.0, 1.0]
     assert 0.1 < by_name["rigl"][0] <= by_name["rigl"][1] < 1

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from benchmark.config.cells import Cell
-from benchmark.config.plugins import find_method
 from benchmark.conformance.trial import Silent, snapshot
 from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
-from benchmark.runs.run import set_up_masks
 from benchmark.training.train import Training, train
-from tests.harness.small import make_page, make_training
+from tests.harness.small import finish, make_run, poison
 
 
-def make_run(name: str, waits: bool, bad: set[int], **page) -> Training:
+def start(name: str, waits: bool, bad: set[int], **page) -> Training:
     """Return a run in which the images of the steps `bad` are infinite."""
-    plugin = find_method(name)
-    method = plugin.build(make_page(**page), 0.8, {"update_every": 4} if name == "rigl" else {})
-    run = make_training(method, name, 0, **page)
-    set_up_masks(Cell("small", run.page, {}, plugin, method, {}, 0.8, 0), run)
+    run = poison(make_run(name, **page), bad)
     run.waits = waits
-    original = run.model.forward
-
-    def forward(images):
-        # run.step counts the step in progress; evaluation is left alone
-        return original(images * math.inf if run.model.training and run.step in bad else images)
-
-    run.model.forward = forward
     return run
 
 
@@ -42,22 +27,28 @@ OPTIMIZERS = {
 }
 
 
+SOME = {2, 3, 4, 5, 12}  # two of them with updates
+
+
 @pytest.mark.parametrize(
-    "bad", [set(), {1}, {2, 3, 4, 5, 12}], ids=["all finite", "the first", "some, two with updates"]
+    ("name", "bad", "page"),
+    [
+        *(("granet", SOME, page) for page in OPTIMIZERS.values()),
+        ("rigl", SOME, {}),
+        ("granet", {1}, {}),
+        ("rigl", set(), {}),
+    ],
+    ids=[*OPTIMIZERS, "rigl", "the first step", "all finite"],
 )
-@pytest.mark.parametrize("page", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("name", ["granet", "rigl"])
-def test_a_run_that_does_not_wait_has_the_bits_of_one_that_does(name, page, bad):
-    waiting, other = make_run(name, True, bad, **page), make_run(name, False, bad, **page)
-    for run in (waiting, other):
-        train(run, Silent(), lambda _: None)
+def test_a_run_that_does_not_wait_has_the_bits_of_one_that_does(name, bad, page):
+    waiting, other = (finish(start(name, waits, bad, **page)) for waits in (True, False))
     assert snapshot(other).differences(snapshot(waiting)) == []
     assert other.skipped_steps == waiting.skipped_steps == len(bad)
     assert (other.history, other.updates) == (waiting.history, waiting.updates)
 
 
 def test_a_checkpoint_counts_the_steps_skipped_so_far(tmp_path):
-    whole, seen = make_run("granet", False, {2, 9}), []
+    whole, seen = start("granet", False, {2, 9}), []
 
     def save(run):
         save_checkpoint(tmp_path / str(run.step), run.state())
@@ -66,9 +57,9 @@ def test_a_checkpoint_counts_the_steps_skipped_so_far(tmp_path):
     train(whole, Silent(), lambda _: None, save)
     assert seen[:3] == [(1, 0), (2, 1), (3, 1)] and seen[-1] == (24, 2)
     for step in (2, 5, 9, 13):
-        again = make_run("granet", False, {2, 9})
+        again = start("granet", False, {2, 9})
         again.load_state(load_checkpoint(tmp_path / str(step)))
-        train(again, Silent(), lambda _: None)
+        finish(again)
         assert snapshot(again).differences(snapshot(whole)) == []
         assert again.skipped_steps == 2
 
@@ -77,7 +68,7 @@ def test_without_waiting_the_host_asks_the_device_for_nothing_between_updates(mo
     """Every question to the device goes through item(), bool() or int(): none is asked in a step without an update."""
     import benchmark.training.train as module
 
-    run, asked = make_run("granet", False, set(), epochs=1), []  # an update at step 3, none at the last step
+    run, asked = start("granet", False, set(), epochs=1), []  # an update at step 3, none at the last step
     original = module.train_step
 
     def counted(run, images, labels, criterion, due):
@@ -88,5 +79,5 @@ def test_without_waiting_the_host_asks_the_device_for_nothing_between_updates(mo
             return original(run, images, labels, criterion, due)
 
     monkeypatch.setattr(module, "train_step", counted)
-    train(run, Silent(), lambda _: None)
+    finish(run)
     assert set(asked) == {3}

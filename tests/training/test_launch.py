@@ -109,6 +109,7 @@ def test_errors_of_the_network_between_processes_are_told_from_others(monkeypatc
     assert not is_lost(RuntimeError("shapes do not fit")) and not is_lost(ValueError("gloo"))
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_in_one_of_two_processes_is_told_once_and_named(tmp_path):
     (tmp_path / "fails_alone.py").write_text(FAILS_ALONE)
     words = [*RUN, "--ranks", "2", "--method", "fails_alone.py", "--args", "epochs=2"]

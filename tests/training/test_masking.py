@@ -6,13 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.config.cells import Cell
-from benchmark.config.plugins import find_method
-from benchmark.conformance.trial import Silent
-from benchmark.runs.run import set_up_masks
 from benchmark.training.optim import learning_rate, make_optimizer
-from benchmark.training.train import Training, train
-from tests.harness.small import BATCH, make_page, make_training
+from benchmark.training.train import Training
+from tests.harness.small import BATCH, finish, make_run
 
 SETTINGS = {
     "sgd": {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
@@ -24,16 +20,6 @@ SETTINGS = {
     "adamw": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 5e-2},
     "adamw, clipped": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 5e-2, "clip_norm": 0.5},
 }
-
-
-def make_run(settings: dict) -> Training:
-    """Return a run of RigL-ITOP, which drops and grows in 15 updates, over 48 steps."""
-    page = {"epochs": 8, **settings}
-    plugin = find_method("rigl_itop")
-    method = plugin.build(make_page(**page), 0.8, {})
-    run = make_training(method, "rigl_itop", 0, **page)
-    set_up_masks(Cell("small", run.page, {}, plugin, method, {}, 0.8, 0), run)
-    return run
 
 
 def mask_everything(run: Training, masks: dict) -> None:
@@ -53,7 +39,7 @@ def test_masked_gradients_alone_give_the_bits_of_masking_everything_at_every_ste
     The second run is written out here: mask, clip by the norm of what is left, step, mask again. Its masks are those
     the first run committed, in the same steps.
     """
-    ours, theirs = make_run(settings), make_run(settings)
+    ours, theirs = (make_run("rigl_itop", epochs=8, **settings) for _ in range(2))
     committed: dict[int, dict] = {}
     original = ours.maskset.commit
 
@@ -62,7 +48,7 @@ def test_masked_gradients_alone_give_the_bits_of_masking_everything_at_every_ste
         committed[ours.step] = {name: mask.clone() for name, mask in ours.maskset.masks.items()}
 
     ours.maskset.commit = commit
-    train(ours, Silent(), lambda _: None)
+    finish(ours)
     assert len(committed) >= 4 and ours.timeline.total_steps == 48
 
     page, masks, step = theirs.page, {n: m.clone() for n, m in theirs.maskset.masks.items()}, 0

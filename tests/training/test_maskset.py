@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.training.masks import MaskSet, pack, unpack, zero_outside
+from benchmark.training.masks import MaskSet, zero_outside
 from methods.core import ContractError
 
 
@@ -29,19 +29,6 @@ def test_commit_zeroes_exactly_the_inactive_weights():
     assert masks.active() == 4
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_commit_zeroes_every_optimiser_state_of_inactive_weights_and_keeps_the_rest(kind):
-    masks, a, _ = make_set()
-    optimizer = kind([a], lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
-    a.grad = torch.ones_like(a)
-    optimizer.step()
-    before = {k: v.clone() for k, v in optimizer.state[a].items() if v.shape == a.shape}
-    assert before
-    masks.commit(proposal([[1, 0, 1], [0, 0, 1]], [1, 1, 1, 1]), None, optimizer)
-    for key, old in before.items():
-        assert torch.equal(optimizer.state[a][key], old * masks.masks["a"]), key
-
-
 def test_a_grown_weight_starts_at_zero_with_zero_momentum_and_a_regrown_one_keeps_both():
     masks, a, _ = make_set()
     optimizer = torch.optim.SGD([a], lr=0.1, momentum=0.9)
@@ -55,14 +42,6 @@ def test_a_grown_weight_starts_at_zero_with_zero_momentum_and_a_regrown_one_keep
     assert a[0, 0].item() == value
     assert optimizer.state[a]["momentum_buffer"][0].tolist() == [momentum, 0.0, 0.0]
     assert a[0].tolist() == [value, 0.0, 0.0]
-
-
-def test_commit_zeroes_the_average():
-    model = nn.Linear(3, 2, bias=False)
-    average = nn.Linear(3, 2, bias=False)
-    masks = MaskSet({"weight": model.weight})
-    masks.commit({"weight": torch.tensor([[1, 0, 1], [0, 0, 1]], dtype=torch.bool)}, 3, average=average)
-    assert torch.equal(average.weight != 0, masks.masks["weight"])
 
 
 @pytest.mark.parametrize(
@@ -85,22 +64,6 @@ def test_a_broken_proposal_is_refused_and_changes_nothing(fault, message):
     assert (a.tolist(), b.tolist(), masks.sha256()) == before
 
 
-def test_packed_masks_come_back_bit_for_bit():
-    for n in (1, 7, 8, 9, 1000):
-        mask = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5
-        assert pack(mask).numel() == -(-n // 8)
-        assert torch.equal(unpack(pack(mask), mask.shape), mask)
-
-
-def test_the_hash_depends_on_the_masks_alone():
-    first, second = make_set()[0], make_set()[0]
-    assert first.sha256() == second.sha256()
-    first.commit(proposal([[1, 0, 1], [0, 0, 1]], [1, 1, 1, 1]), None)
-    assert first.sha256() != second.sha256()
-    second.load_packed(first.packed())
-    assert first.sha256() == second.sha256()
-
-
 def test_masks_for_arithmetic_have_the_weights_memory_format():
     weight = nn.Parameter(torch.randn(8, 4, 3, 3).contiguous(memory_format=torch.channels_last))
     factor = MaskSet({"w": weight}).factors[0]
@@ -114,8 +77,3 @@ def test_whatever_stood_at_an_inactive_weight_becomes_plain_zero(dtype):
     zero_outside(torch.tensor([False, False, False, False, True, True]), tensor)
     assert tensor.tolist() == [0, 0, 0, 0, -2, 0]
     assert torch.signbit(tensor).tolist() == [False] * 4 + [True, True]
-
-
-def test_packed_masks_are_row_major_in_every_memory_format():
-    mask = torch.rand(3, 5, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert torch.equal(pack(mask.contiguous(memory_format=torch.channels_last)), pack(mask))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmark.base.errors import UserError
-from benchmark.cli import app
 from benchmark.config.plugins import method_names
 from benchmark.conformance.nets import CLASSES, IMAGES, make_data, make_kit_page, make_network
 from benchmark.data import images as folders
@@ -22,6 +21,7 @@ from benchmark.distributed.ranks import check_shares, count_norm_shares, digest,
 from benchmark.grids.grid import check_sharing
 from benchmark.networks.build import check_network
 from benchmark.runs.checkpoints import check_same, load_checkpoint
+from tests.harness.benches import ask
 from tests.harness.crews import Crew
 from tests.harness.images import write_folder
 from tests.harness.kills import find_differences, read_outcome
@@ -37,9 +37,10 @@ def crew() -> Iterator[Crew]:
         yield crew
 
 
-def test_every_method_has_the_masks_costs_and_accuracies_of_one_process_in_four(crew):
-    (alone,), four = crew(1, "train_methods", names=method_names()), crew(4, "train_methods", names=method_names())
-    for name in method_names():
+@pytest.mark.parametrize("names", [["granet", "snip"], pytest.param(method_names(), marks=pytest.mark.slow)], ids=len)
+def test_methods_have_the_masks_costs_and_accuracies_of_one_process_in_four(crew, names):
+    (alone,), four = crew(1, "train_methods", names=names), crew(4, "train_methods", names=names)
+    for name in names:
         assert len({seen[name]["weights"] for seen in four}) == 1, name
         for seen in four:
             for key in ("error", "masks", "macs", "accuracy", "names"):
@@ -48,7 +49,7 @@ def test_every_method_has_the_masks_costs_and_accuracies_of_one_process_in_four(
         assert alone[name]["masks"] and not alone[name]["error"], name
 
 
-@pytest.mark.parametrize(("network", "unused"), [("odd", False), ("unused", True)])
+@pytest.mark.parametrize(("network", "unused"), [pytest.param("odd", False, marks=pytest.mark.slow), ("unused", True)])
 def test_odd_networks_stay_the_same_in_both_processes(crew, network, unused):
     """Frozen, tied and idle parameters, batch norm and dropout; unused ones are looked for only where there are any."""
     one, other = crew(2, "train_network", network=network)
@@ -61,7 +62,10 @@ def test_odd_networks_stay_the_same_in_both_processes(crew, network, unused):
     ("fault", "message"),
     [
         ("a weight drifts", "rank 1 no longer has rank 0's weights of layer 'conv2.weight' after epoch 2"),
-        ("a mask drifts", "rank 1 no longer has rank 0's mask of layer 'fc.weight' after epoch 2"),
+        pytest.param(
+            *("a mask drifts", "rank 1 no longer has rank 0's mask of layer 'fc.weight' after epoch 2"),
+            marks=pytest.mark.slow,
+        ),
         ("an update fails", "rank 1: method 'rigl_itop' fails in the update at step 6: ArithmeticError: here alone"),
     ],
 )
@@ -234,6 +238,4 @@ def test_only_an_unsynchronised_batch_norm_divides_a_batch(monkeypatch):
 
 
 def test_the_command_offers_ranks():
-    from typer.testing import CliRunner
-
-    assert "--ranks" in CliRunner().invoke(app, ["run", "--help"]).stdout
+    assert "--ranks" in ask("run", "--help").stdout

