@@ -1,4 +1,4 @@
-"""The commands on finished runs: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
+"""The commands on what a run left: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def verify(
     runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
     data: DataRoot = Path("data"),
 ) -> None:
-    """Compare a record with the network its run exported: files, masks, density, costs and accuracy, measured again."""
+    """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
     from benchmark.base.files import Places
     from benchmark.runs.verify import print_findings, verify_record
 

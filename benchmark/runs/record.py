@@ -283,7 +283,7 @@ def count_again(record: Record, run: Training) -> int | None:
     found = count_slim(network, masks, page, (data.channels, data.image_size, data.image_size))
     dense = record["macs"]["inference_dense"]
     if found is not None and found > dense:
-        raise UserError(f"{found:,} multiply-adds were counted, more than the dense network's {dense:,}")
+        raise UserError(f"counted are {found:,} multiply-adds, more than the dense network's {dense:,}")
     return found
 
 

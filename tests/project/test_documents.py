@@ -18,10 +18,9 @@ import typer
 import yaml
 from rich.console import Console
 
+import benchmark.cli.targets as makefile
 from benchmark.base.console import print_result
 from benchmark.cli import app
-from benchmark.cli.targets import TARGETS as COMMANDS_OF_MAKE
-from benchmark.cli.targets import variables
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
 from benchmark.config.grids import read_yaml
 from benchmark.config.pages import SETTINGS, Page, page_names
@@ -35,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "methods" / "README.md", *ROOT.glob("docs/*.md")]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = {*COMMANDS_OF_MAKE, *re.findall(r"^([a-z-]+):(?!=)", MAKEFILE, re.M)}
-VARIABLES = {name for target in COMMANDS_OF_MAKE for name in variables(target)} | {"PYTHON"}
+TARGETS = {*makefile.TARGETS, *re.findall(r"^([a-z-]+):(?!=)", MAKEFILE, re.M)}
+VARIABLES = {name for target in makefile.TARGETS for name in makefile.variables(target)} | {"PYTHON"}
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCUMENTS)}
 # Names that stand for what a reader writes there.
 STAND_INS = re.compile(r"…|\bmy_|\b(RUN|NAME|FOLDER|FILE|CLASS|SECONDS)\b|^path/|^file$|^folder$|^name$")
