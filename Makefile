@@ -12,7 +12,7 @@ override TARGET := $(PY) -m benchmark.cli.targets
 
 # each a command of benchmark/cli/targets.py
 override COMMANDS := bench sweep table1 table2 table3 plasticity test test-slow format-check lint types leaderboard \
-    verify claim latency slim site perf-pages deviations scale flops check-method mutants perf faults methods pages \
+    verify claim latency slim site perf-pages deviations flops check-method mutants perf faults methods pages \
     new-method
 
 .DEFAULT_GOAL := help
@@ -106,7 +106,6 @@ format: $(READY) ## rewrite the code in the project's format
 board-check: $(READY)
 	@$(PY) -m leaderboard verify
 	@$(PY) -m benchmark.recount.deviations --check
-	@$(PY) -m benchmark.recount.scale --check
 	@$(PY) -m benchmark.recount.flops --check
 leaderboard: ## rebuild every sheet and picture from the records alone; WANDB=offline or online logs them
 verify: ## check that every record is whole, and every sheet what the records give
@@ -116,7 +115,6 @@ slim: ## RUN=name: write the smaller network of a structured run, count and time
 site: ## write the leaderboard for a browser, one HTML file
 perf-pages: ## time and memory of all sheets from 10,000 records
 deviations: ## rebuild methods/DEVIATIONS.md from the methods' docstrings
-scale: ## rebuild docs/scale.md, what the paper's tables cost on many GPUs, from predictions and docs/scale.yaml
 flops: ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table prints, recounted without ImageNet
 check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute
 mutants: ## plant every known fault and show which check catches it

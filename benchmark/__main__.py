@@ -6,7 +6,7 @@ from benchmark.cli.ctrl_c import guard_imports
 def main() -> None:
     """Run the command line."""
     guard_imports()
-    from benchmark.cli import main as run  # half a second
+    from benchmark.cli.app import main as run  # half a second
 
     run()
 

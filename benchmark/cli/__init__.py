@@ -1,8 +1,1 @@
 """The command line: `sparse-bench run | sweep | export | verify | latency | slim | methods | pages | check ...`."""
-
-from __future__ import annotations
-
-from benchmark.cli import run, methods, artifacts  # noqa: F401  # isort: skip (each adds its commands, in the order of --help)
-from benchmark.cli.shell import app, main
-
-__all__ = ["app", "main"]

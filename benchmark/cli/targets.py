@@ -51,7 +51,6 @@ TARGETS = {
     "site": ("python -m leaderboard site", ""),
     "perf-pages": ("python -m tests.harness.perf_pages", ""),
     "deviations": ("python -m benchmark.recount.deviations", ""),
-    "scale": ("python -m benchmark.recount.scale", ""),
     "flops": ("python -m benchmark.recount.flops", ""),
     "mutants": ("python -m tests.harness.mutants", ""),
     "perf": ("python -m benchmark.perf", "QUICK KEEP"),

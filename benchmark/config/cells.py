@@ -40,6 +40,7 @@ from methods.core import Budget, Donor, Method
 FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # data sets of one size
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
+ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # in a table's name at their defaults too, as in its first runs
 # Where a file lies, how fast it is read and what is allowed change no number, so these do not make another page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
 
@@ -111,11 +112,12 @@ class Cell:
     @property
     def variant(self) -> str:
         """A hash of the page's protocol; equal for runs that may share a table."""
-        defaults = {f.name: f.default for f in dataclasses.fields(Page)}
+        made = {f.name: f.default_factory() for f in dataclasses.fields(Page) if callable(f.default_factory)}
+        defaults = {**{f.name: f.default for f in dataclasses.fields(Page)}, **made}
         settings = {
             name: value
             for name, value in dataclasses.asdict(self.page).items()
-            if name not in NOT_PROTOCOL and value != defaults.get(name, dataclasses.MISSING)
+            if name not in NOT_PROTOCOL and (name in ALWAYS_NAMED or value != defaults[name])
         }
         drops = drop_epochs(self.page.lr_drops, self.page.epochs)
         nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]

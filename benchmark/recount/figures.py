@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmark.config.cells import Cell, plan_cells
 from benchmark.config.grids import read_grid
+from benchmark.config.pages import CONFIGS
 from benchmark.data.standin import stand_in
 from benchmark.grids.plan import group_items
 from benchmark.grids.predict import Networks, Prediction, predict
@@ -23,10 +25,10 @@ from benchmark.recount.counting import (
     inference_share,
     train_share,
 )
-from benchmark.recount.plans import NOWHERE, grid_file
 from leaderboard.paper.published import SPARSITIES, Match, PaperRow, Part, Tables
 
 TABLE, NUMBER = "table3", 3
+NOWHERE = Path("no data")  # data sets by their published sizes, whatever is on this machine
 COLUMNS = SPARSITIES[NUMBER]  # sparsities of the table's columns, in percent
 DIGITS = 6  # of a share, in the file of figures
 Figures = dict[str, Any]
@@ -106,7 +108,7 @@ class PagePlanner:
 
     def __init__(self) -> None:
         self.networks = Networks()
-        groups = group_items(read_grid(grid_file(TABLE)).items)
+        groups = group_items(read_grid(CONFIGS / "paper" / f"{TABLE}.yaml").items)
         self.cells = [items[0].cell for items in groups if items[0].donor is None]
 
     def find(self, match: Match, column: int) -> Cell:

@@ -23,7 +23,6 @@ from benchmark.data.sets import Data
 from benchmark.distributed.ranks import DriftError, announce, do_together, own_rank, share_tensors
 from benchmark.networks.build import Built, build, place
 from benchmark.networks.costs import Meter
-from benchmark.networks.filters import holds_whole_filters
 from benchmark.networks.prunable import prunable_weights
 from benchmark.runs.checkpoints import (
     FINISHED,
@@ -36,7 +35,7 @@ from benchmark.runs.checkpoints import (
     write_finished,
 )
 from benchmark.runs.export import export_network
-from benchmark.runs.record import describe_start, make_record, refuse_invalid
+from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet, commit, propose, show_donor
 from benchmark.training.optim import make_average, make_optimizer
@@ -232,10 +231,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             return {}
         files = export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = {**make_record(cell, built, run, options.command, started), "files_sha256": files, **begun}
-        if holds_whole_filters(run.maskset.masks):
-            from benchmark.runs.record import price_slim  # torch.fx, for the few runs whose filters were removed
-
-            price_slim(record, run, warner(console))
+        price_slim(record, run, warner(console))
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
     except DriftError:

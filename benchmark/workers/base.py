@@ -22,7 +22,7 @@ ENGINES = ("local", "ray", "slurm")
 QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
 GRACE_S = 60.0  # that workers have to save a checkpoint before they are killed
 # Runs this suite's worker, whatever `benchmark` lies in the working folder: it is put before that on the path.
-BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli import main; main()"
+BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app import main; main()"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from benchmark.cli import app
+from benchmark.cli.app import app
 from benchmark.grids.grid import run_grid
 from benchmark.grids.sweep import run_sweep
 from benchmark.workers import Pool
@@ -123,7 +123,7 @@ class Grid:
 
     def __call__(self, text: str, plan: bool = False, **wanted: str) -> int:
         self.out, self.said = io.StringIO(), []
-        return run_sweep(
+        failed = run_sweep(
             file=self.write(text),
             lists=wanted,
             arguments="",
@@ -138,6 +138,9 @@ class Grid:
             console=Console(file=self.out, width=200),
             tell=lambda message: self.said.append(str(message)),
         )
+        if not plan and (self.folder / "records").exists():
+            rebuild(self.folder / "records", self.folder / "L.md")
+        return failed
 
     @property
     def shown(self) -> str:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 import benchmark.base.system
+import benchmark.cli.app
 import benchmark.cli.shell
 import benchmark.config.cells
 import benchmark.config.pages
@@ -182,7 +183,7 @@ def live(start: Start, folder: Path, log: Path, plant: str, counts: Path | None 
     maker = Troublemaker(folder, start.troubles, log.with_suffix(".hits"))
     maker.install()
     try:
-        benchmark.cli.main()
+        benchmark.cli.app.main()
     except SystemExit as ending:
         if counts is not None:
             touches = {f"touches of {place}": number for place, number in maker.touches.items()}

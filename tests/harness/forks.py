@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import benchmark.cli.app
 import benchmark.cli.shell
 
 
@@ -77,7 +78,7 @@ class Forks:
         os.environ.update(env)
         sys.argv = ["sparse-bench", *words]
         try:
-            benchmark.cli.main()
+            benchmark.cli.app.main()
         except SystemExit as ending:
             return ending.code if isinstance(ending.code, int) else 0
         return 0

@@ -438,7 +438,7 @@ def draw_kills(lines: dict[str, int], number: int, random: Random) -> list[list[
     spots += [ANYWHERE] * (number - len(spots))
     drawn = [[(spot, random.randint(1, lines[spot]))] for spot in spots[:number]]
     for kills in drawn[::3]:
-        spot = random.choice([ANYWHERE, "load", "checkpoint!", "export!", "record!", "page!", "publish"])
+        spot = random.choice([ANYWHERE, "load", "checkpoint!", "export!", "record!", "publish"])
         kills.append((spot, random.randint(1, lines.get(spot, LOADED) // 2)))
     return drawn
 

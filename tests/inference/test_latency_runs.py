@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmark.base.errors import UserError
-from benchmark.cli import app
+from benchmark.cli.app import app
 from benchmark.inference import kernels, passes
 from benchmark.inference.subject import load_subject
 from benchmark.runs.export import MASKS, WEIGHTS

@@ -17,7 +17,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from benchmark.base.errors import UserError
-from benchmark.cli import app
+from benchmark.cli.app import app
 from benchmark.data.readers import load_digits
 from benchmark.inference import kernels, passes
 from benchmark.inference.slim import LAYOUT, WEIGHTS, load_slim, page_of, slim_down

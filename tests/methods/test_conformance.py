@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import benchmark.conformance.engine as engine
 from benchmark.base.errors import UserError
-from benchmark.cli import app
+from benchmark.cli.app import app
 from benchmark.config.listing import write_new_method
 from benchmark.config.plugins import built_in_names, find_method, method_names
 from benchmark.conformance import CHECKS, Kit

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import benchmark.cli.targets as makefile
 from benchmark.base.console import print_result
-from benchmark.cli import app
+from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
 from benchmark.config.grids import read_yaml
 from benchmark.config.pages import SETTINGS, Page, page_names

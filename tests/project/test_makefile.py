@@ -101,7 +101,7 @@ def test_a_value_from_the_environment_is_as_harmless(place):
 @pytest.mark.parametrize("name", [*VARIABLES, "PYTHON", "UNKNOWN", "unknown"])
 def test_no_variable_is_read_by_make_or_by_the_shell(name, place):
     """Also where a target has no use for it, and says so."""
-    targets = ["help", "bench", "table1", "leaderboard", "perf", "scale", "sweep", "latency", "slim", "clean"]
+    targets = ["help", "bench", "table1", "leaderboard", "perf", "flops", "sweep", "latency", "slim", "clean"]
     for number, value in enumerate(HOSTILE):
         make(place, targets[number % len(targets)], f"{name}={value}")
     assert not (place / "canary").exists()

@@ -339,7 +339,7 @@ def test_a_run_that_goes_on_behind_a_snapshot_says_which_is_missing(tmp_path, mo
         with pytest.raises(StoppedError):
             place.run()
     out = io.StringIO()
-    monkeypatch.setattr("test_branches.QUIET", Console(file=out, width=200))
+    monkeypatch.setattr(f"{__name__}.QUIET", Console(file=out, width=200))
     run = place.run(snapshots="1,2")["run"]
     assert f"no snapshot of epoch 1 was kept: sparse-bench snapshot {run} --epochs 1" in out.getvalue()
     assert list_snapshots(tmp_path / "runs" / run) == [2]

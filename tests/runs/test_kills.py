@@ -42,7 +42,7 @@ DROPOUT = (
 # Every spot once, shared among methods to save time, and how often these save: a run that saves at each third step has
 # steps to do again. A spot with ! is a line at which files change, such as between fsync and rename.
 SHARES = {
-    "granet": (1, ["update", "checkpoint!", "epoch end", "page!", "record!", "publish"]),
+    "granet": (1, ["update", "checkpoint!", "epoch end", "record!", "publish"]),
     "rigl": (3, ["step", "epoch end!", "export!", "publish!", "cell"]),
     "snip": (1, ["setup", "checkpoint", "export", "record", "page"]),
 }
@@ -103,7 +103,7 @@ def test_a_restarted_run_may_be_killed_again(trials):
     lines = trials.reference(run)[1]
     for kills in (
         [("step", lines["step"] // 2), ("load", 30), ("checkpoint!", 5)],
-        [("record!", 3), ("publish", lines["publish"] // 3), ("page!", 2)],
+        [("record!", 3), ("publish", lines["publish"] // 3)],
     ):
         ending = trials.kill(run, kills)
         assert ending.kills == len(kills)
@@ -177,7 +177,7 @@ def fault(name: str, shown: str, spot: str = "step", share: float = 0.6, argumen
         fault("the epoch begins anew", "record: history", share=0.7),
         fault("random state is lost", "weights.safetensors", share=0.7, arguments=DROPOUT),
         fault("files are written in place", "checkpoint", "checkpoint!", 0.2),
-        fault("a published record is not found again", "2 records", "page!"),
+        fault("a published record is not found again", "2 records", "publish"),
         fault("nothing is swept", ".weights.safetensors.", "export!", 0.4),
         fault("masks are drawn anew", "masks.safetensors"),
         fault("the average is lost", "weights.safetensors"),

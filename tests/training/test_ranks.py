@@ -203,7 +203,7 @@ def test_synchronised_batch_norm_is_refused_on_a_cpu_with_the_reason():
 
 def test_a_compiled_step_is_refused_for_several_processes(monkeypatch):
     check_sharing(make_page(compile=True), CPU)
-    monkeypatch.setattr("benchmark.distributed.ranks.count_ranks", lambda: 2)
+    monkeypatch.setattr("benchmark.grids.grid.count_ranks", lambda: 2)
     with pytest.raises(UserError, match="compile=true is for one process, and 2 were asked for"):
         check_sharing(make_page(compile=True), CPU)
 
