@@ -50,7 +50,7 @@ help: ## this text
 #:
 #: of make plasticity (TASK, SEED, ARGS, JOBS and PLAN as above; SEED=0,1,2 where not given):
 #:   SCALE=small      paper or small; small on the embedded digits where not given
-#:   EPOCHS=4,7       epochs after which is pruned; MORE=3: those in which a network may recover
+#:   EPOCHS=4,7       epochs after which to prune; MORE=3: those in which a network may recover
 #:   SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters
 #:
 #: of make claim (TASK and SPARSITY as above):
@@ -91,7 +91,7 @@ $(COMMANDS): $(READY)
 	@$(TARGET) $@
 bench: ## train, price, update the leaderboard
 sweep: ## run what is not finished of a grid, GRID=file or lists, on JOBS workers; PLAN=1: what it costs
-table1: ## run what is not finished of the GraNet paper's dense baselines, rebuild all pages; PLAN=1: the cost
+table1: ## run what is not finished of the GraNet paper's dense baselines, rebuild all sheets; PLAN=1: the cost
 table2: ## likewise its CIFAR table
 table3: ## likewise its ImageNet table
 plasticity: ## how well networks recover from pruning at different epochs (GraNet paper, Section 3); PLAN=1: the runs
@@ -107,16 +107,16 @@ board-check: $(READY)
 	@$(PY) -m leaderboard verify
 	@$(PY) -m benchmark.recount.deviations --check
 	@$(PY) -m benchmark.recount.flops --check
-leaderboard: ## rebuild every page and picture from the records alone; WANDB=offline or online logs them
-verify: ## whether every record is whole, and every page what the records give
+leaderboard: ## rebuild every sheet and picture from the records alone; WANDB=offline or online logs them
+verify: ## check that every record is whole, and every sheet what the records give
 claim: ## A=granet B=gmp: whether one row is better than another, and how sure that is
-latency: ## RUN=name: measure what a finished run's sparsity is worth on this machine, by several engines
-slim: ## RUN=name: write the really smaller network of a structured run, count and time it; TO=folder
+latency: ## RUN=name: measure what a finished run's sparsity is worth on this machine, with several kernels
+slim: ## RUN=name: write the smaller network of a structured run, count and time it; TO=folder
 site: ## write the leaderboard for a browser, one HTML file
-perf-pages: ## time and memory of all pages from 10,000 records
+perf-pages: ## time and memory of all sheets from 10,000 records
 deviations: ## rebuild methods/DEVIATIONS.md from the methods' docstrings
 flops: ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table prints, recounted without ImageNet
-check-method: ## METHOD=name-or-path: hold a method to every promise, in under a minute
+check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute
 mutants: ## plant every known fault and show which check catches it
 perf: ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
 faults: ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on

@@ -31,7 +31,7 @@ def refuse_foreign() -> None:
         if module is not None and str(ROOT / name) not in [str(Path(place).resolve()) for place in places]:
             raise ImportError(
                 f"sparse-bench has a package '{name}' ({ROOT / name}), and another one was imported before it: "
-                f"{places[-1] or places[0]}. Import benchmark first, or give the other one another name"
+                f"{places[-1] or places[0]}. Import benchmark first, or rename the other one"
             )
 
 

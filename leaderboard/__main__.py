@@ -24,13 +24,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Pages and answers from the records.")
     places = argparse.ArgumentParser(add_help=False)
     places.add_argument("--records", type=Path, default=HERE / "records", help="folder of the records")
-    places.add_argument("--output", type=Path, default=HERE / "LEADERBOARD.md", help="the page; others lie beside it")
+    places.add_argument(
+        "--output", type=Path, default=HERE / "LEADERBOARD.md", help="the sheet to write; others beside it"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("build", parents=[places], help="rebuild every page and picture")
+    made = commands.add_parser("build", parents=[places], help="rebuild every sheet and picture")
     made.add_argument("--wandb", default="off", help="off, offline or online: log tables and pictures to W&B")
     made.add_argument("--runs", type=Path, default=HERE.parent / "runs", help="where W&B writes its files")
     commands.add_parser(
-        "verify", parents=[places], help="write nothing; fail where a page is not what the records give"
+        "verify", parents=[places], help="write nothing; fail where a sheet is not what the records give"
     )
     add_arguments(commands.add_parser("claim", parents=[places], help="whether one row is better than another"))
     site = commands.add_parser("site", parents=[places], help="write the leaderboard for a browser, one HTML file")
@@ -73,9 +75,9 @@ def report_faults(faults: list[str]) -> int:
     for fault in faults:
         print(printable(fault), file=sys.stderr)
     if faults:
-        print("a page is rebuilt by `make leaderboard`; a record is never edited: restore it, or run it again")
+        print("a sheet is rebuilt by `make leaderboard`; a record is never edited: restore it, or run it again")
         return 1
-    print("every record is whole, and every page and picture is what the records give")
+    print("every record is whole, and every sheet and picture is what the records give")
     return 0
 
 

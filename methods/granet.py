@@ -26,7 +26,7 @@ Deviations (point | paper | authors' code | here | why):
 - new weights | not stated | zero, with zero momentum | the same | as the code
 - dropped (Eq. 2), regrown at once | not stated | keeps its value and momentum | keeps both | as the code
 - pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | the same | as
-  the code: both masks are put in force in turn
+  the code: both masks are applied in turn
 - update and step | right after a pruning step | follows the weight update, which is not skipped | the same | as the
   code
 - drop rate r | not stated | 0.5, by a cosine to 0.005 over the whole run | the same | as the code

@@ -24,7 +24,7 @@ Deviations (point | paper | authors' code | here | why):
   dropped; each group grows as many as it lost, by gradient magnitude, the just dropped included | no group may lose the
   pattern
 - weights pruned (Eq. 1) and regrown at once, N:M | pruned weights are set to zero | start at zero with zero momentum |
-  the same | as `granet`: both masks are put in force in turn
+  the same | as `granet`: both masks are applied in turn
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Deviations (point | paper | authors' code | here | why):
 - end of pruning, t_f | first learning-rate drop for s_i = 0.5; not stated for s_i = 0 | epoch 80 of 160 in the script,
   110 by default; 30 on ImageNet | the page's prune_end for both starts | as `granet`
 - pruned (Eq. 1), regrown at once | pruned weights are set to zero | starts at zero with zero momentum | the same | as
-  the code: both masks are put in force in turn
+  the code: both masks are applied in turn
 - end of regeneration | not stated | none, until the last epoch | the last multiple of ΔT below the last step | weights
   grown at the last step would never be trained
 """

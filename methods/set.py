@@ -21,7 +21,7 @@ Deviations (point | paper | authors' code | here | why):
 - new weights | not stated | random normal in the code with sparse data structures; RigL's and ITOP's versions: zero |
   zero | the engine starts every new weight at zero, for all methods alike
 - removed and drawn again in one update | a new connection like the others | starts at zero; RigL's and ITOP's versions:
-  keeps its value | starts at zero with zero momentum: both masks are put in force in turn | the paper's
+  keeps its value | starts at zero with zero momentum: both masks are applied in turn | the paper's
 - momentum of the weights that stay | not stated | lost after every epoch: the optimiser is made anew | kept | what
   stays goes on as it was; one optimiser for every method
 - last layer | not stated | dense, as it has few outputs | as sparse as the page's distribution says; keep_dense=[last]

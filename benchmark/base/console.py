@@ -1,4 +1,4 @@
-"""What a run says while it trains and when it ends, and the file that says how far it is."""
+"""What a run prints while it trains and when it ends, and the file with its progress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def format_flops(macs: float) -> str:
 class Reporter:
     """Tells how a run goes. A context manager: the bar is closed whatever happens.
 
-    `done` is the step it goes on from; `progress` a file to write it to as well.
+    `done` is the step it continues from; `progress` a file to write it to as well.
     """
 
     def __init__(

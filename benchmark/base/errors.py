@@ -1,4 +1,4 @@
-"""Errors a user can mend: they name the thing, the rule, the value and the way out."""
+"""Errors a user can fix: they name the thing, the rule, the value and the way out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what was asked, told in one message and shown without a traceback.
+    """A mistake in what was asked, reported in one message and shown without a traceback.
 
     Raised before the first batch wherever possible; nothing has been written to the records when it is raised.
     """

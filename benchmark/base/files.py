@@ -82,7 +82,7 @@ def expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: there is no home of user '{path.parts[0][1:]}' here: write the path out") from error
+        raise UserError(f"{path}: user '{path.parts[0][1:]}' has no home folder here: write the path out") from error
 
 
 def check_places(places: Places) -> None:
@@ -92,7 +92,7 @@ def check_places(places: Places) -> None:
     """
     if not places.records.exists() and shows_records(places.page, places.records):
         raise UserError(
-            f"the folder of records {places.records} is gone, and {places.page} shows records of it: bring it back, or "
+            f"the folder of records {places.records} is gone, and {places.page} shows records of it: restore it, or "
             "delete the page to begin a new one; nothing was run"
         )
     for folder in (places.records, places.runs, places.page.parent):

@@ -21,7 +21,7 @@ def check_mode(mode: str) -> None:
 
 
 def derive_id(name: str, started: datetime, alone: bool) -> str:
-    """Return the W&B id of a run: equal each time it goes on, another one when it is asked for again.
+    """Return the W&B id of a run: the same each time it continues, another one when it is asked for again.
 
     WANDB_RUN_ID is taken as it is where the command trains one run, and begins the ids of several.
     """
@@ -52,7 +52,7 @@ class Tracker:
     def start(
         self, name: str, group: str, config: dict[str, Any], started: datetime, history: Sequence[dict[str, Any]] = ()
     ) -> None:
-        """Open a W&B run, or go on with that of a run which was interrupted; `history` is what it had logged.
+        """Open a W&B run, or continue that of a run which was interrupted; `history` is what it had logged.
 
         Offline each start has a folder of its own with the same id: the last of them has the whole curve.
         """
@@ -79,7 +79,7 @@ class Tracker:
             config=config,
         )
         for row in history:
-            if row["step"] >= getattr(self.run, "step", 0):  # earlier ones are there, of a run that goes on online
+            if row["step"] >= getattr(self.run, "step", 0):  # a run that continues online has the earlier ones
                 self.run.log(row, step=row["step"])
 
     def log(self, values: dict[str, Any], step: int) -> None:

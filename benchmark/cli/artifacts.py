@@ -39,7 +39,7 @@ def latency(
     leaderboard: LeaderboardPage = None,
     runs: Runs = None,
 ) -> None:
-    """Measure what a run's sparsity is worth on this machine, by several engines; the leaderboard shows it."""
+    """Measure what a run's sparsity is worth on this machine, with several kernels; the leaderboard shows it."""
     from benchmark.inference.latency import measure_run, read_request
 
     places = {"records": records, "page": leaderboard, "runs": runs}
@@ -57,7 +57,7 @@ def slim(
     runs: Runs = None,
     data: DataRoot = Path("data"),
 ) -> None:
-    """Write the really smaller network of a run, without its dead filters; same outputs, counted and timed."""
+    """Write the smaller network of a structured run, without its dead filters: compared, counted and timed."""
     from benchmark.inference.latency import read_request
     from benchmark.inference.slim import slim_run
 
@@ -80,7 +80,7 @@ def snapshot(
     runs: Runs = None,
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
-    """Make snapshots that a run lacks: train its first epochs again, to the same bits, and compare them."""
+    """Make a run's missing snapshots: train its first epochs again, to the same bits, and compare them."""
     from benchmark.runs.branching import Stores, make_options, take_snapshots
 
     def action() -> None:
@@ -95,11 +95,11 @@ def snapshot(
 @app.command()
 def branch(
     run: Run,
-    epoch: Annotated[int, typer.Option(help="the epoch after which to branch; its snapshot must be there")],
-    method: Annotated[str, typer.Option(help="another method, which sees weights and masks of then")] = "",
+    epoch: Annotated[int, typer.Option(help="the epoch after which to branch; its snapshot must exist")],
+    method: Annotated[str, typer.Option(help="another method; it sees the snapshot's weights and masks")] = "",
     sparsity: Annotated[str, typer.Option(help="another sparsity, in [0, 1)")] = "",
     args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
-    hold_lr: Annotated[bool, typer.Option(help="keep the learning rate then in force")] = False,
+    hold_lr: Annotated[bool, typer.Option(help="keep the learning rate of that epoch")] = False,
     more: Annotated[int | None, typer.Option(help="epochs to train (default: to the page's last)")] = None,
     device: Device = "auto",
     data: DataRoot = Path("data"),
@@ -110,7 +110,7 @@ def branch(
     runs: Runs = None,
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
-    """Go on from a snapshot of a run with other settings of page or method; the branch has a record of its own."""
+    """Continue from a snapshot of a run with other settings of page or method; the branch has a record of its own."""
     from benchmark.runs.branching import Stores, make_options, run_branch
 
     stores = Stores(records, branches)
@@ -137,17 +137,17 @@ def branch(
 
 @app.command()
 def plasticity(
-    task: Annotated[str, typer.Option(help="a page of configs/ (default: what the scale says)")] = "",
+    task: Annotated[str, typer.Option(help="a page of configs/ (default: the scale's)")] = "",
     scale: Annotated[str, typer.Option(help="paper, small, or auto: small on the embedded digits")] = "auto",
-    epochs: Annotated[str, typer.Option(help="epochs after which is pruned (default: what the scale says)")] = "",
-    seed: Annotated[str, typer.Option(help="whole numbers, comma-separated; three carry a verdict")] = "0,1,2",
+    epochs: Annotated[str, typer.Option(help="epochs after which to prune (default: the scale's)")] = "",
+    seed: Annotated[str, typer.Option(help="whole numbers, comma-separated; a verdict needs three")] = "0,1,2",
     more: Annotated[
         int | None, typer.Option(help="epochs in which plasticity is measured (default: the scale's)")
     ] = None,
     scope: Annotated[str, typer.Option(help="global or layer: what is ranked together")] = "global",
     pattern: Annotated[str, typer.Option(help="none, or filters: whole filters are pruned")] = "none",
     args: Annotated[str, typer.Option(help="name=value settings of the page")] = "",
-    plan: Annotated[bool, typer.Option(help="print what there is to run, and run nothing")] = False,
+    plan: Annotated[bool, typer.Option(help="print what would be run, and run nothing")] = False,
     jobs: Annotated[int, typer.Option(help="processes that share the runs")] = 1,
     device: Device = "auto",
     data: DataRoot = Path("data"),

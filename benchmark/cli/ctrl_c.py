@@ -1,4 +1,4 @@
-"""Who handles Ctrl-C, and when. It imports next to nothing, for it is in force before anything else is imported."""
+"""Who handles Ctrl-C, and when. It imports next to nothing, because it is set before anything else is imported."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import signal
 
 
 def leave_at_once(number: int, frame: object) -> None:
-    """Handle Ctrl-C while a command starts or ends: nothing is under way, and an import cut short would say much."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the launcher speaks for its ranks
+    """Handle Ctrl-C while a command starts or ends: nothing is under way, and an interrupted import
+    would print a long traceback."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the launcher reports for its ranks
         os.write(2, b"error: stopped\n")
     os._exit(130)
 
 
 def guard_imports() -> None:
-    """Have Ctrl-C end this process at once, until `allow_cleanup`; a handler of somebody else stays."""
+    """Have Ctrl-C end this process at once, until `allow_cleanup`; a handler that somebody else set stays."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave_at_once)
 
 
 def allow_cleanup() -> None:
-    """Have Ctrl-C raise KeyboardInterrupt again: from here on there may be something to put in order."""
+    """Have Ctrl-C raise KeyboardInterrupt again: from here on there may be something to clean up."""
     if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

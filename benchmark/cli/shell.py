@@ -40,7 +40,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 DataRoot = Annotated[Path, typer.Option(help="root folder of data sets")]
 Wandb = Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")]
 Records = Annotated[Path | None, typer.Option(help="folder of records")]
-LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown page to rebuild; others lie beside it")]
+LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown sheet to rebuild; others lie beside it")]
 Runs = Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")]
 Fresh = Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")]
 CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
@@ -52,28 +52,28 @@ def typed() -> str:
 
 
 def harmless(message: object) -> str:
-    """Return a message without secrets, and without what a terminal obeys; its lines stay lines."""
+    """Return a message without secrets, and without control characters; line breaks stay."""
     text = hide_secrets(str(message))
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
 class Output:
-    """Standard output or standard error, for as long as somebody takes it: a run is worth more than its log.
+    """Standard output or standard error, as long as it can be written: a run is worth more than its log.
 
-    Where it cannot be written, as in `sparse-bench run | head -1` or to a full disk, that is said once and the rest is
-    thrown away.
+    Where it cannot be written, as in `sparse-bench run | head -1` or to a full disk, one warning says so and the rest
+    is dropped.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        """Whatever else is asked, the stream answers."""
+        """Return any other attribute from the stream itself."""
         stream = getattr(sys, self.name)
         return getattr(getattr(stream, "rich_proxied_file", stream), attribute)
 
     def write(self, text: str) -> int:
-        """Write text, or throw it away."""
+        """Write text, or drop it."""
         try:
             self.__getattr__("write")(text)
         except (OSError, AttributeError) as error:  # it is None where the shell has closed it
@@ -81,20 +81,20 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written, or throw it away."""
+        """Flush what was written, or drop it."""
         try:
             self.__getattr__("flush")()
         except (OSError, AttributeError) as error:
             self.lose(error)
 
     def lose(self, error: Exception) -> None:
-        """Throw away all that is written from now on, and say so where it is still heard."""
+        """Drop all output from now on, and warn where somebody can still read it."""
         setattr(sys, self.name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
         with contextlib.suppress(OSError):
             os.dup2(getattr(sys, self.name).fileno(), 1 if self.name == "stdout" else 2)
         if self.name == "stdout":
             reason = getattr(error, "strerror", None) or "it is closed"
-            say(f"what is printed cannot be written ({reason}); the command goes on without it", "warning:", "yellow")
+            say(f"output cannot be written ({reason}); the command continues without it", "warning:", "yellow")
 
 
 console = Console(file=cast(IO[str], Output("stdout")))
@@ -104,7 +104,7 @@ if not console.is_terminal:  # a log file should not be folded at 80 columns
 
 
 def tell(message: object) -> None:
-    """Print an error a user can mend, in one paragraph and without a traceback; of several ranks the first speaks."""
+    """Print an error that a user can fix, in one paragraph without a traceback; of several ranks the first reports."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return say(message)
     from benchmark.distributed.launch import tell_once
@@ -119,7 +119,7 @@ def say(message: object, head: str = "error:", style: str = "bold red") -> None:
 
 
 def guarded(action: Callable[[], Any]) -> Any:
-    """Run `action` as `attempt` does; end with status 130 and a word for Ctrl-C."""
+    """Run `action` as `attempt` does; end with status 130 and one line on Ctrl-C."""
     try:
         return attempt(action)
     except KeyboardInterrupt:
@@ -128,7 +128,7 @@ def guarded(action: Callable[[], Any]) -> Any:
 
 
 def attempt(action: Callable[[], Any]) -> Any:
-    """Run `action`; end with status 2 and one message for a UserError or a disk that refuses."""
+    """Run `action`; end with status 2 and one message on a UserError or a failing disk."""
     allow_cleanup()
     try:
         return action()
@@ -144,12 +144,12 @@ def attempt(action: Callable[[], Any]) -> Any:
 def train_then_rebuild(
     action: Callable[[], int], records: Path | None, leaderboard: Path | None, store: Path | None = None
 ) -> None:
-    """Run `action`, which trains and returns how many runs failed, then rebuild every page if records came of it.
+    """Run `action`, which trains and returns how many runs failed, then rebuild every page if it wrote records.
 
-    They come to `store`, where it is another than that of the leaderboard's records. Or if the leaderboard is not what
-    the records give, because a process was killed before it could. A page or picture that cannot be made costs a
-    warning, for the records are what counts. Ends with status 1 when a run failed, 130 when stopped; stopped once more
-    while the pages are rebuilt, it ends at once.
+    `store`: where it writes them, if that is not the folder of the leaderboard's records. Pages are also rebuilt if
+    they are not what the records give, because an earlier process was killed before it rebuilt them. A page or picture
+    that cannot be made costs a warning only, because the records are what counts. Ends with status 1 when a run failed,
+    130 when stopped; stopped again while pages are rebuilt, it ends at once.
     """
     from benchmark.base.files import Places, expand
     from benchmark.distributed.ranks import own_rank
@@ -163,7 +163,7 @@ def train_then_rebuild(
     try:
         failed = attempt(action)
     except KeyboardInterrupt:
-        tell("stopped; the same command goes on from the last checkpoint")
+        tell("stopped; the same command continues from the last checkpoint")
         with contextlib.suppress(KeyboardInterrupt, OSError):
             if set(list_files(store)) - before:
                 rebuild_all(folder, page)
@@ -175,7 +175,7 @@ def train_then_rebuild(
 
 
 def rebuild_all(records: Path, page: Path) -> None:
-    """Rebuild every page and picture; a failure is told and costs nothing else."""
+    """Rebuild every page and picture; a failure is reported and costs nothing else."""
     try:
         from leaderboard.board.build import build_all
 
@@ -183,13 +183,13 @@ def rebuild_all(records: Path, page: Path) -> None:
             tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
     except Exception as error:
         reason = printable(str(error))
-        tell(f"every record is kept, but not every page was rebuilt ({reason}): `make leaderboard` tries again")
+        tell(f"every record is kept, but not every sheet was rebuilt ({reason}): `make leaderboard` tries again")
 
 
 def end(action: Callable[[], Any]) -> None:
     """Run `action`, a whole command, and end the process; an unforeseen error keeps its traceback.
 
-    It is a fault of this program, unless another rank's end is all that it tells of.
+    It is a bug, unless it only reports that another rank ended.
     """
     status, at_first = 0, signal.getsignal(signal.SIGINT)
     try:
@@ -202,7 +202,7 @@ def end(action: Callable[[], Any]) -> None:
         status = LOST if is_lost(error) else 70
         if status == 70:
             print(hide_secrets(traceback.format_exc()), end="", file=sys.stderr)
-            tell("this is a fault of sparse-bench, not of what you asked; please report it with the lines above")
+            tell("internal error; please report it with the lines above")
     if at_first is leave_at_once:
         guard_imports()
     if "TORCHELASTIC_RUN_ID" in os.environ:

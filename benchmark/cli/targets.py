@@ -1,6 +1,6 @@
 """`make TARGET NAME=value`: the command each target is, the variables it reads, and a refusal of every other one.
 
-It needs the standard library alone, for it answers before anything is installed. What was typed comes from MAKEFLAGS,
+It needs the standard library alone, because it runs before anything is installed. What was typed comes from MAKEFLAGS,
 where make leaves it as it was given, so neither make nor the shell reads a value.
 """
 
@@ -81,7 +81,7 @@ def variables(target: str) -> list[str]:
 
 
 def find_unread(given: dict[str, str], goals: list[str]) -> str:
-    """Return what to say of variables that no goal reads, with the way out; nothing where each is read."""
+    """Return the error for variables that no goal reads, with how to fix it; empty where each is read."""
     known = sorted({name for goal in goals for name in variables(goal)})
     unread = [name for name in given if name not in EVERYWHERE.union(known)]
     if not unread:
@@ -143,7 +143,7 @@ def make_words(target: str, given: dict[str, str]) -> list[str]:
 
 
 def run(words: list[str], environment: dict[str, str]) -> NoReturn:
-    """Go on as the command; what make was told is no wish of a make that the command starts."""
+    """Become the command; a make that it starts must not inherit these variables."""
     sys.stdout.flush()
     os.execve(BIN / words[0], [str(BIN / words[0]), *words[1:]], environment)
 
@@ -163,7 +163,7 @@ def main(target: str = "") -> int:
     ours = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ASKED_GOALS", "ASKED_PYTHON", *variables(target))
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     if target.startswith("table") and "--plan" not in words:  # whose pages depend on more than new records
-        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the sweep, which ends in its own time
+        signal.signal(signal.SIGINT, lambda *_: None)  # the sweep handles Ctrl-C and ends when it is ready
         status = subprocess.run([BIN / words[0], *words[1:]], env=environment).returncode
         built = 0 if status == 130 else subprocess.run([BIN / "python", "-m", "leaderboard", "build"]).returncode
         return built or status

@@ -40,8 +40,8 @@ from methods.core import Budget, Donor, Method
 FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # data sets of one size
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
-# Where a file lies and how fast it is read changes no number, so these do not make another page.
 ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # in a table's name at their defaults too, as in its first runs
+# Where a file lies, how fast it is read and what is allowed change no number, so these do not make another page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
 
 
@@ -121,7 +121,7 @@ class Cell:
         }
         drops = drop_epochs(self.page.lr_drops, self.page.epochs)
         nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
-        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # as older runs of the same settings dropped
+        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # where older runs dropped
             settings["drop_epochs"] = drops
         return short_hash(settings)
 
@@ -252,7 +252,7 @@ def make_cell(
 ) -> Cell:
     """Return one cell. A setting that a method of the grid has is the methods', every other one the page's.
 
-    So all cells of a grid stay on one page, and what a method has otherwise than usual is in its label.
+    So all cells of a grid stay on one page, and what a method's settings change is in its label.
     """
     refuse_name(task)
     refuse_name(plugin.name)
@@ -281,7 +281,7 @@ def check_values(settings: dict[str, Any]) -> None:
             raise UserError(f"setting '{name}' must be within ±{LARGEST:.0e}, as numbers of records are, got {value!r}")
         secret = name_secret(json.dumps(value, ensure_ascii=False))
         if secret:
-            raise UserError(f"setting '{name}' holds the secret of the environment's {secret}, and records are public")
+            raise UserError(f"setting '{name}' holds the secret in the environment's {secret}, and records are public")
 
 
 def check_methods(page: Page) -> None:

@@ -81,7 +81,7 @@ def read_text(path: Path) -> str:
     path = expand(path)
     if not path.is_file():
         known = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.glob("*/*.yaml"))
-        raise UserError(f"no grid file {path}: name one with GRID=file; there are {', '.join(known)}")
+        raise UserError(f"no grid file {path}: name one with GRID=file; available: {', '.join(known)}")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -147,7 +147,7 @@ class Reader:
     ) -> list[Value]:
         """Return the parsed values of a list, in order and without repeats; a fault for each that is refused."""
         if not isinstance(values, list) or not (values or empty):
-            self.fault(where, f"{name} must be a list with an entry at least, got {values!r}")
+            self.fault(where, f"{name} must be a list with at least one entry, got {values!r}")
             return []
         parsed: dict[Value, None] = {}
         for value in values:
@@ -222,7 +222,7 @@ class Reader:
             try:
                 cells = plan_cells(method, repr(sparsity), task, str(seed), arguments)
                 for cell in cells:
-                    ask_donor(cell)  # the grid asks again, and a plugin that fails there is at fault here
+                    ask_donor(cell)  # the grid asks again; report a plugin that fails there here
                 return cells
             except UserError as error:
                 return error
@@ -281,7 +281,7 @@ def narrow(grid: Grid, wanted: dict[str, str]) -> Grid:
                 raise UserError(f"{name}: {value} is not in {grid.file}; it has {there}")
         items = [item for item in items if VALUES[name][1](item) in (*values, None)]
     if not items:
-        raise UserError(f"nothing of {grid.file} is left by {', '.join(f'{k}={v}' for k, v in wanted.items() if v)}")
+        raise UserError(f"nothing in {grid.file} matches {', '.join(f'{k}={v}' for k, v in wanted.items() if v)}")
     return dataclasses.replace(grid, items=items)
 
 
@@ -290,7 +290,7 @@ def sparsity_of(item: Item) -> float | None:
     return None if item.cell.plugin.cls.budget is Budget.DENSE else item.cell.sparsity
 
 
-# How a list that narrows a grid is read, and what of an item it speaks of; None is never left out.
+# How a list that narrows a grid is read, and the value of an item that it selects by; None is always kept.
 VALUES: dict[str, tuple[Callable[[str], Any], Callable[[Item], Any]]] = {
     "METHOD": (str, lambda item: item.method),
     "SPARSITY": (parse_sparsity, sparsity_of),

@@ -125,7 +125,7 @@ def write_new_method(name: str, folder: Path | None, console: Console) -> None:
         raise UserError(f"NAME must be a Python name in lower case, such as my_method, got '{name}'")
     target = (folder or METHODS) / f"{name}.py"
     if name in method_names() or target.exists():
-        raise UserError(f"a method called '{name}' is already there: choose another NAME")
+        raise UserError(f"a method called '{name}' already exists: choose another NAME")
     if not target.parent.is_dir():
         raise UserError(f"folder {target.parent} does not exist")
 

@@ -147,7 +147,7 @@ def merge_settings(settings: dict[str, Any], source: str) -> Page:
             raise UserError(f"{source}: settings must be plain values, without ${{...}}: write the value itself")
         page = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Page), read_settings(settings, KINDS, source)))
     except RecursionError as error:
-        raise UserError(f"{source}: settings are nested too deep") from error
+        raise UserError(f"{source}: settings are nested too deeply") from error
     except OmegaConfBaseException as error:
         setting = getattr(error, "full_key", None) or "?"
         reason = str(error).splitlines()[0]

@@ -199,7 +199,7 @@ def check_class(cls: Any, source: str) -> type[Method]:
         plain = isinstance(value, bool | int | float | str | list | dict)
         if plain and not name.startswith("_") and name not in cls.__annotations__ and not hasattr(Method, name):
             raise UserError(
-                f"method {source}: '{name} = {value!r}' in class {cls.__name__} is no hyper-parameter without a type: "
+                f"method {source}: '{name} = {value!r}' in class {cls.__name__} needs a type to be a hyper-parameter: "
                 f"write '{name}: {type(value).__name__} = {value!r}'"
             )
     checked: type[Method] = cls

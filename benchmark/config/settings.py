@@ -1,7 +1,7 @@
 """Settings as they are written, in YAML files and on the command line, read by the type that each one has.
 
-YAML guesses types from the text: 010 becomes 8, 2024_01 a number, on a truth. Here what is written stays text until the
-setting says what it is. Free-form values, of model_args say, are read as plain scalars; quotes force text.
+YAML guesses types from the text: 010 becomes 8, 2024_01 a number, on a truth. Here text stays text until the type of
+its setting is known. Free-form values, of model_args say, are read as plain scalars; quotes force text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ QUOTED = re.compile(r"""("|').*\1""", re.S)
 
 
 class Written(str):
-    """A value as it was written without quotes: its setting says what it is."""
+    """A value as it was written without quotes, still without a type."""
 
     __slots__ = ()
 
 
 class Loader(yaml.SafeLoader):
-    """Reads YAML and takes no plain scalar for anything but what is written there."""
+    """Reads YAML and leaves every plain scalar as it is written."""
 
     yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("^<<$"))]}  # noqa: RUF012 (as in yaml)
 
@@ -84,7 +84,7 @@ def is_decimal(text: str) -> bool:
 
 
 def read_value(kind: Any, value: Any) -> Any:
-    """Return a value as the type of its setting; what is no text is left for whoever checks types.
+    """Return a value as the type of its setting; what is not text is left to whoever checks types.
 
     Raises ValueError with the rule and what may have been meant.
     """
@@ -102,7 +102,7 @@ def read_value(kind: Any, value: Any) -> Any:
     if isinstance(value, str) and kind in READERS:
         return READERS[kind](str(value))
     if isinstance(value, dict) and kind in READERS:
-        raise ValueError(f"has no parts to be set, got {value}")
+        raise ValueError(f"is a single value and has no parts to set, got {value}")
     if isinstance(value, float) and kind is float:
         return value + 0.0  # no -0
     return {} if isinstance(value, Written) and value == "" and get_origin(kind) is dict else resolve(value)

@@ -37,7 +37,7 @@ def promise(kit: Kit) -> Budget:
 
 
 def find_wrong_counts(trial: Trial) -> list[str]:
-    """Return where the method proposed, or the engine put in force, another number of weights than planned."""
+    """Return where the method proposed, or the engine applied, another number of weights than planned."""
     wrong, run = [], trial.run
     for call in trial.calls:
         planned = budget_of(run.method, call.step, run.timeline, run.maskset.total)
@@ -48,7 +48,7 @@ def find_wrong_counts(trial: Trial) -> list[str]:
     for commit in {commit.step: commit for commit in trial.commits}.values():  # the last stage of each
         planned = budget_of(run.method, commit.step, run.timeline, run.maskset.total)
         if planned is not None and not count_active(commit.after.masks) == sum(commit.counts.values()) == planned:
-            wrong.append(f"{trial.setting.network} step {commit.step}: {count_active(commit.after.masks)} in force")
+            wrong.append(f"{trial.setting.network} step {commit.step}: {count_active(commit.after.masks)} applied")
     return wrong
 
 
@@ -77,7 +77,7 @@ def check_every_update(kit: Kit) -> Outcome:
 
 @check("sparsities", HOW_TO_COUNT)
 def check_sparsities(kit: Kit) -> Outcome:
-    """0, 0.5 and 0.99 are delivered to the weight as well."""
+    """0, 0.5 and 0.99 are hit exactly as well."""
     if promise(kit) is not Budget.EXACT:
         return Outcome(None, f"the count is {promise(kit).value}")
     trials = [kit.trial(network=network, sparsity=sparsity) for network in NETS for sparsity in (0.0, 0.5, 0.99)]
@@ -185,7 +185,7 @@ def check_export(kit: Kit) -> Outcome:
     for name, mask in trial.steps[-1].state.masks.items():
         stored = numpy.unpackbits(bits[name].numpy())[: mask.numel()].reshape(mask.shape).astype(bool)
         if not (stored == mask.numpy()).all():
-            return Outcome(False, f"the masks of {name} in the file are not those in force")
+            return Outcome(False, f"the masks of {name} in the file are not the run's")
         if bool((weights[name][~mask] != 0).any()):
             return Outcome(False, f"{name} is not zero off its mask in the file")
         kept += int(stored.sum())

@@ -21,7 +21,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """A promise, under a name: what is expected, and how to mend a method that breaks it."""
+    """A promise, under a name: what is expected, and how to fix a method that breaks it."""
 
     name: str
     expected: str

@@ -38,10 +38,10 @@ def check_method(name: str, console: Console) -> bool:
 
 
 def print_results(console: Console, results: Sequence[Result]) -> None:
-    """Print check, verdict, what was seen, what was expected and, where a promise is broken, how to mend it."""
+    """Print check, verdict, what was seen, what was expected and, where a promise is broken, how to fix it."""
     table = Table(pad_edge=False, box=None)
     columns = ["check", "verdict", "seen", "expected"]
-    for column in [*columns, "how to mend"] if any(result.bad for result in results) else columns:
+    for column in [*columns, "how to fix it"] if any(result.bad for result in results) else columns:
         table.add_column(column, overflow="fold", no_wrap=column in ("check", "verdict"))
     for result in results:
         colour = COLOURS[result.verdict]

@@ -152,7 +152,7 @@ def stir(noise: int) -> None:
 
 
 def set_up(trial: Trial) -> None:
-    """Have the engine put the first masks in force."""
+    """Have the engine apply the first masks."""
     engine.set_up_masks(trial.cell, trial.run)
 
 

@@ -51,7 +51,7 @@ def list_part(part: Path) -> Part:
         listed.fill(part)
     except OSError as error:
         raise UserError(
-            f"{write_path(error.filename or part)}: cannot be read ({error.strerror}); mend or remove it"
+            f"{write_path(error.filename or part)}: cannot be read ({error.strerror}); fix or remove it"
         ) from error
     there = set(listed.labels)
     empty = [name for label, name in enumerate(listed.classes) if label not in there]

@@ -92,7 +92,7 @@ def load_shard(folder: Path, layout: Layout, size: int) -> Shard | None:
             found = slot.read(read)
     if found is None:
         tell(
-            f"images are resized anew each time they are used, to the same bits: resized={size} is slow without a file"
+            f"images are resized again each time they are used, to the same bits: resized={size} is slow without a file"
         )
     return found
 

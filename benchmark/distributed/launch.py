@@ -31,7 +31,7 @@ LOST = 75  # exit status of a rank that could not go on because another one had 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SIGNS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "timeout caused")
 EXCHANGES = ("torch/distributed/*.py", "torch/nn/parallel/distributed.py")
-GO_ON = "what was finished is kept, and the same command goes on from the last checkpoint"
+GO_ON = "what was finished is kept, and the same command continues from the last checkpoint"
 stores: list[Store] = []  # of the group this process has joined; the launcher holds it, so it outlives a rank
 
 
@@ -68,7 +68,7 @@ def launch(ranks: int, device: str, arguments: list[str], tell: Callable[[object
             tell(message)
         return status
     except SignalException as stopped:
-        tell("stopped; the same command goes on from the last checkpoint")
+        tell("stopped; the same command continues from the last checkpoint")
         return 128 + stopped.sigval
     return 0
 

@@ -29,8 +29,8 @@ FEW, SOME = 2, 4  # images of the two batches that tell what an image saves from
 class Memory:
     """What a run holds, in bytes. `activations`: what a whole batch saves for the backward pass, the largest part.
 
-    `network`: weights and buffers, their average and the copy of the buffers. `masks`: the masks in force, those ever
-    in force and the factors of the gradients. `images`: the data set, where it is held in memory.
+    `network`: weights and buffers, their average and the copy of the buffers. `masks`: the masks, those ever
+    active and the factors of the gradients. `images`: the data set, where it is held in memory.
     """
 
     network: int

@@ -261,7 +261,7 @@ class Sweep:
         """Return an item's cell with its donor: the very run of this grid, or the one that the file names outright."""
         known = self.ledger.find(item.donor, data) if item.donor is not None else None
         if item.donor is not None and known is None:
-            raise UserError("the record of the run it is made from is not there any more: run the grid again")
+            raise UserError("the record of the run it is made from is gone: run the grid again")
         loaded = {item.cell.page_name: data}
         cell = find_donors([item.cell], loaded, self.options.places, self.options.device, known)[0]
         return self.ledger.place(cell, data)

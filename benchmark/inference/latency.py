@@ -67,7 +67,7 @@ def measure_run(
 ) -> None:
     """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's page.
 
-    `folders`: records, page and runs where they are not the usual ones. Raises UserError for anything a user can mend,
+    `folders`: records, page and runs where they are not the usual ones. Raises UserError for anything a user can fix,
     before the first pass.
     """
     places = Places(**{key: path for key, path in folders.items() if path is not None})

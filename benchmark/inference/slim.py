@@ -40,7 +40,7 @@ def slim_run(
 ) -> None:
     """Write the really smaller network of a run to `target` (default: `slim` in the run's folder) and show what it is.
 
-    `folders`: records and runs where they are not the usual ones. Raises UserError for anything a user can mend: an
+    `folders`: records and runs where they are not the usual ones. Raises UserError for anything a user can fix: an
     unknown run, one without files, a page whose images are not here, a network that cannot be followed.
     """
     places = Places(**{key: path for key, path in folders.items() if path is not None})

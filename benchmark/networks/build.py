@@ -38,7 +38,7 @@ TRY_S = 20.0  # seconds that trying them may take
 class Built:
     """A network with its layers and costs; `reference` and the dense counts are those of the full-width network.
 
-    `remarks` is what a user should hear of it before training.
+    `remarks` is what a user should know about it before training.
     """
 
     model: nn.Module
@@ -93,7 +93,7 @@ def check_name(name: str) -> None:
     if dot and tag not in tags:
         there = f"timm's tags of it are {', '.join(tags)}" if tags else "it has none"
         raise UserError(
-            f"model '{name}': '{tag}' is no tag of {family}{nearest(tag, tags)}; {there}. A tag names pretrained "
+            f"model '{name}': '{tag}' is not a tag of {family}{nearest(tag, tags)}; {there}. A tag names pretrained "
             f"weights, which are not loaded here: model={family} is the same network"
         )
 

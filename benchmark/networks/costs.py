@@ -143,7 +143,7 @@ def scoring_cost(scoring: Scoring | None, dense: int, images: int) -> int:
 
 
 class Meter:
-    """Charges every training step with the masks then in force.
+    """Charges every training step with the masks it was done with.
 
     A step on one image costs a forward f, a backward through the inputs f, and weight gradients f, or f_D where the
     method reads dense gradients (RigL, Appendix H). Invariant: `train` is an exact integer, the sum over all steps.
@@ -158,7 +158,7 @@ class Meter:
         self.scoring = 0
 
     def on_commit(self, counts: Mapping[str, int]) -> None:
-        """Take note of the masks now in force."""
+        """Take note of the masks now applied."""
         self.forward = self.costs.forward(counts)
 
     def charge_scoring(self, scoring: Scoring | None, images: int) -> None:

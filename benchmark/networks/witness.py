@@ -2,7 +2,7 @@
 
 `benchmark.networks.costs` reads a trace by module; this one watches a pass from below PyTorch's operators, where a call
 of a function is seen like a call of a layer and fused attention like its parts. It also sees which parameters are
-factors of multiply-adds, whatever is made of them before: `benchmark.networks.dense` tells which of these no mask
+factors of multiply-adds, whatever is made of them before: `benchmark.networks.prunable` tells which of these no mask
 reaches.
 """
 

@@ -70,7 +70,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def sparsify(model: nn.Module, sparsity: float) -> MaskSet:
-    """Return a mask set on the model with ERK counts, drawn at random, in force."""
+    """Return a mask set on the model with ERK counts, drawn at random and applied."""
     maskset = MaskSet(prunable(model))
     counts = erk({name: tuple(w.shape) for name, w in maskset.weights.items()}, count_kept(sparsity, maskset.total))
     generator = torch.Generator().manual_seed(1)

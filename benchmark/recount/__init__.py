@@ -1,1 +1,1 @@
-"""Sheets made from predictions: the paper's printed costs recounted, its tables on many GPUs, deviations."""
+"""Sheets made from the code: the paper's printed costs recounted, and deviations."""

@@ -1,4 +1,4 @@
-"""Branches: runs that go on from a snapshot of another run, with other settings of page or method."""
+"""Branches: runs that continue from a snapshot of another run, with other settings of page or method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmark.training.optim import learning_rate
 from benchmark.training.train import Training, accuracy_pct
 from methods.core import Budget, Method, Timeline, count_kept
 
-# Settings of a page that a branch may change; by all others its snapshot would not fit, or epochs would be other ones.
+# Settings of a page that a branch may change; with others its snapshot would not fit, or epochs would mean other ones.
 FREE = {
     *("title", "epochs", "lr", "lr_schedule", "lr_drops", "lr_gamma", "warmup_epochs", "momentum", "weight_decay"),
     *("label_smoothing", "clip_norm", "distribution", "prune_end", "update_every", "allow_empty_layers", "methods"),
@@ -34,8 +34,8 @@ FREE = {
 class Branch(Cell):
     """A cell that starts from a snapshot of `parent` after `epoch` epochs and trains up to epoch `end`.
 
-    Epochs, steps, batches and the optimiser's state go on as in the parent. `goes_on`: the parent's method does too,
-    with the masks then in force; another method is asked for masks anew and sees the trained weights and these masks.
+    Epochs, steps, batches and the optimiser's state continue as in the parent. `goes_on`: so does the parent's method,
+    with the snapshot's masks; another method is asked for new masks and sees the trained weights and these masks.
     `hold_lr`: the learning rate of the first epoch stays; else it is that of `page`, whose epochs count from the
     parent's start. `changed`: what differs from the parent, for the record.
     """
@@ -63,7 +63,7 @@ class Branch(Cell):
 
     @property
     def first_lr(self) -> float:
-        """The learning rate in force at its start: that of the next epoch; at the page's end, of the last."""
+        """The learning rate at its start: that of the next epoch; at the page's end, of the last."""
         return learning_rate(self.page, min(self.epoch, self.page.epochs - 1))
 
     @property
@@ -181,7 +181,7 @@ def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | 
 
 @dataclass
 class FromSnapshot(Start):
-    """A run that goes on from the snapshot of another: weights, masks, optimiser and place are its parent's.
+    """A run that continues from the snapshot of another: weights, masks, optimiser and place are its parent's.
 
     Costs, history, times and skipped steps are its own from then on.
     """

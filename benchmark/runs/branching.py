@@ -43,7 +43,7 @@ BRANCHES = "branches"  # beside the folder of records
 
 
 class Stores:
-    """Where records are: those of ordinary runs, and those of branches, beside them unless said otherwise."""
+    """Where records are: those of ordinary runs, and those of branches, by default beside them."""
 
     def __init__(self, records: Path | None = None, branches: Path | None = None) -> None:
         self.records = records or Places.records
@@ -139,12 +139,12 @@ def is_there(folder: Path, epoch: int) -> bool:
 def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, console: Console) -> None:
     """Train a run's first epochs again and keep snapshots after `epochs`.
 
-    Killed and called again, it goes on. Raises UserError where another process has the run, and at the first epoch that
-    comes out otherwise than the run's history says, or whose end has other masks than its record: then machine,
-    versions or code are not those of the run. Invariant: no snapshot of another course than the run's is kept.
+    Killed and called again, it continues. Raises UserError where another process has the run, and at the first epoch
+    that does not come out as the run's history says, or whose end has other masks than its record: then machine,
+    versions or code are not those of the run. Invariant: only snapshots that agree with the run's history are kept.
     """
     if parent.fingerprint != data.fingerprint:
-        raise UserError(f"run {parent.name} was made on other data than there is now: its epochs cannot be made again")
+        raise UserError(f"run {parent.name} was trained on other data than there is now: its epochs cannot be repeated")
     (cell,) = resolve_donors([parent.cell], {parent.cell.page_name: data}, options.places, options.device)
     cell = cell.with_name(parent.name, data.fingerprint)  # its donor, which is part of it, is known only now
     refuse_links(parent.folder, options.places.runs)
@@ -199,6 +199,6 @@ def compare(run: Training, parent: Parent) -> None:
         key = differing[0]
         seen = f" ({again.get(key)} now, {known[key]} then)" if key in known else ""
         raise UserError(
-            f"run {parent.name} cannot be made again here: epoch {run.epoch} ends with another {key}{seen}; machine, "
-            "threads, versions or code differ from those of the run, so make it anew with --snapshots"
+            f"run {parent.name} cannot be repeated here: epoch {run.epoch} ends with another {key}{seen}; machine, "
+            "threads, versions or code differ from those of the run, so run it again with --snapshots"
         )

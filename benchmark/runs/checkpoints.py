@@ -64,10 +64,10 @@ def load_checkpoint(path: Path, way_out: str = START_OVER) -> dict[str, Any]:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # of a pickle that asks for code, or of no pickle: torch raises many kinds
         raise UserError(
-            f"checkpoint {path} holds more than tensors and plain values, or none, and was not loaded; {way_out}"
+            f"checkpoint {path} holds something other than tensors and plain values and was not loaded; {way_out}"
         ) from error
     if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} is none of sparse-bench's: it must hold a dict; {way_out}")
+        raise UserError(f"checkpoint {path} was not written by sparse-bench: it must hold a dict; {way_out}")
     return state
 
 
@@ -82,7 +82,7 @@ def write_finished(path: Path, record: Record) -> None:
 def read_finished(path: Path, warn: Callable[[str], None]) -> Record | None:
     """Return the record of a run that ended but may not have been published, or None.
 
-    A damaged one is set aside with a warning: the run goes on from its checkpoint to the same record.
+    A damaged one is set aside with a warning: the run continues from its checkpoint to the same record.
     """
     if not path.exists():
         return None
@@ -96,9 +96,9 @@ def read_finished(path: Path, warn: Callable[[str], None]) -> Record | None:
 
 
 def read_checkpoint(path: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the state that a run goes on from, or None where it has to start.
+    """Return the state that a run continues from, or None where it has to start.
 
-    A damaged checkpoint is set aside with a warning, for nothing is lost but time. Raises UserError for one that is
+    A damaged checkpoint is set aside with a warning, because nothing is lost but time. Raises UserError for one that is
     whole and cannot be used, see `load_checkpoint`.
     """
     if not path.exists():
@@ -111,20 +111,20 @@ def read_checkpoint(path: Path, warn: Callable[[str], None]) -> dict[str, Any] |
 
 
 def set_aside(path: Path, warn: Callable[[str], None], reason: str) -> None:
-    """Rename a damaged file so that nothing is read from it, and tell of it."""
+    """Rename a damaged file so that nothing is read from it, and warn."""
     damaged = path.with_name(f"{path.name}.damaged")
     os.replace(path, damaged)
-    warn(f"{reason}: it was renamed to {damaged.name}, and the run goes on without it")
+    warn(f"{reason}: it was renamed to {damaged.name}, and the run continues without it")
 
 
 def set_aside_drifted(checkpoint: Path) -> None:
-    """Rename a checkpoint that may hold what no undisturbed run had, so that the same command starts over."""
+    """Rename a checkpoint whose ranks had drifted apart, so that the same command starts over."""
     if own_rank() == 0 and checkpoint.exists():
         os.replace(checkpoint, checkpoint.with_name("checkpoint.drifted"))
 
 
 def surroundings(run: Training) -> dict[str, str]:
-    """Return what must be the same for a run to go on where it stopped, apart from what its name says."""
+    """Return what must be the same for a run to continue where it stopped, apart from what its name says."""
     about = {"data": run.data.fingerprint, "precision": run.precision, "device": run.device.type}
     return {**about, "ranks": str(count_ranks())}
 
@@ -132,12 +132,12 @@ def surroundings(run: Training) -> dict[str, str]:
 def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
     """Raise UserError when a checkpoint was made on other data or another kind of device, in another precision.
 
-    Likewise for another number of ranks: they add up gradients in another order, to other last bits.
+    Likewise for another number of ranks, which sum gradients in another order, to other last bits.
     """
     for key, now in surroundings(run).items():
         if (then := state.get(key, "1" if key == "ranks" else None)) != now:  # no ranks: it was made by one process
             raise UserError(
-                f"checkpoint {checkpoint} was made with {key} {then}, now it is {now}: go on as it was begun, or start "
+                f"checkpoint {checkpoint} was made with {key} {then}, now it is {now}: continue as it began, or start "
                 "over with FRESH=1 (sparse-bench run --fresh)"
             )
 
@@ -163,7 +163,7 @@ class Saver:
     """Saves checkpoints of a run, after a step or an epoch, when the last is old enough.
 
     A run long enough to have checkpoints has one of its end too, so a disk that is full when the record is due costs
-    nothing: the same command goes on from there.
+    nothing: the same command continues from there.
     """
 
     def __init__(self, path: Path, every_s: float, facts: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def check_fits(record: Record, search: Search, shapes: Shapes) -> None:
     """Refuse a record whose counts or masks cannot be those of the cell's network at its sparsity."""
     weights, run = record["weights"], record["run"]
     if record["status"] != "ok":
-        raise search.fault(f"its run {run} {record['status']}, so its masks are no result: name another run")
+        raise search.fault(f"its run {run} {record['status']}, so its masks are not a result: name another run")
     if record["method"]["budget"] == "dense":
         raise search.fault(f"its run {run} is dense, and a control needs one that pruned: name another run")
     if weights["prunable"] != weights["dense_prunable"]:
@@ -170,7 +170,7 @@ def take_masks(cell: Cell, runs: Path) -> Cell:
         folder = run_folder(runs, donor.run)
         masks = read_export(folder)[1]
     except UserError as error:
-        raise fault(cell, wanted, f"its masks are wanted and {error}; or run it again: {donor.again}") from error
+        raise fault(cell, wanted, f"its masks are needed, and {error}; or run it again: {donor.again}") from error
     if hash_masks(masks) != donor.masks_sha256:
         raise fault(
             cell,
@@ -217,9 +217,7 @@ class Search:
         if runs:
             return runs[0], asked
         if is_path:
-            raise self.fault(
-                f"there is no such record, neither here nor in {folder}: name a file, a run or a row of a table"
-            )
+            raise self.fault(f"there is no such record here or in {folder}: name a file, a run or a row of a table")
         return self.find_in_row()
 
     def read(self, path: Path) -> Record:
@@ -271,7 +269,7 @@ class Search:
         else:
             hint = nearest(self.wanted.run, {*rows, *method_names()}) or ";"
         return self.fault(
-            f"no record, no run and no row of {self.cell.page_name} with these settings is called so{hint} "
+            f"no record, run or row of {self.cell.page_name} with these settings has this name{hint} "
             f"rows there: {', '.join(rows) or 'none yet'}"
         )
 

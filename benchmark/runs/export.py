@@ -43,7 +43,7 @@ def export_network(
     write_atomically(folder / MASKS, serialise(bits, {**about, **digest, **shapes}))
     written = read_export(folder)[1]
     if hash_masks(written) != digest["masks_sha256"]:
-        raise UserError(f"{folder / MASKS}: holds other masks than those in force; the run is invalid")
+        raise UserError(f"{folder / MASKS}: holds other masks than the run's; the run is invalid")
     return hash_export(folder)
 
 
@@ -71,7 +71,7 @@ def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     bits, about_masks = read_tensors(folder / MASKS)
     masks = unpack_masks(folder / MASKS, bits, about_masks)
     if any(name not in weights or weights[name].shape != mask.shape for name, mask in masks.items()):
-        raise UserError(f"{folder / MASKS} is no file of masks for the weights in {folder / WEIGHTS}")
+        raise UserError(f"{folder / MASKS} holds no masks for the weights in {folder / WEIGHTS}")
     digest = hash_masks(masks)
     if {about.get("masks_sha256"), about_masks.get("masks_sha256")} != {digest}:
         raise UserError(f"{folder / MASKS}: its masks are not those that {WEIGHTS} was written with")
@@ -93,7 +93,7 @@ def unpack_masks(path: Path, bits: Mapping[str, Tensor], about: Mapping[str, str
     except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError):
         fits = False
     if not fits or not bits:
-        raise UserError(f"{path} is no file of masks: its bits are not of the shapes that it names")
+        raise UserError(f"{path} is not a file of masks: its bits do not fit the shapes that it names")
     return {name: unpack(bits[name], shape) for name, shape in shapes.items()}
 
 
@@ -106,7 +106,7 @@ def read_interrupted(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], 
         about = {**saved["about"], "interrupted_at_step": str(saved["counters"][0])}
         return state, masks, {str(key): str(value) for key, value in about.items()}
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path} is none of a run ({type(error).__name__}): name another run") from error
+        raise UserError(f"checkpoint {path} is not that of a run ({type(error).__name__}): name another run") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -52,7 +52,7 @@ def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
     if record is not None:
         about, history, fingerprint = record, record["history"], record["data"]["fingerprint"]
         if record["status"] != "ok":
-            raise UserError(f"run {run} {record['status']}: there is nothing to go on from; name another run")
+            raise UserError(f"run {run} {record['status']}: there is nothing to continue from; name another run")
     else:
         state = read_state(folder)
         about, history, fingerprint = state["cell"], state["history"], state["data"]
@@ -62,7 +62,7 @@ def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
             raise UserError(f"run {run} is a branch of {parent} and cannot be branched itself: branch {parent}")
         return Parent(rebuild_cell(about, fingerprint), folder, record, history, fingerprint)
     except (LookupError, TypeError, AttributeError) as error:  # of a checkpoint that was not written here
-        raise UserError(f"run {run}: its checkpoint does not say what was asked of it: {error!r}") from error
+        raise UserError(f"run {run}: its checkpoint does not say what the run was asked to do: {error!r}") from error
 
 
 def find_record(name: str, run: str, stores: Iterable[Path]) -> Record | None:
@@ -97,8 +97,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = load_checkpoint(folder / "checkpoint")
         if not {"cell", "history", "data"} <= state.keys():
             raise UserError(
-                f"checkpoint {folder / 'checkpoint'} does not say what run it is of, for an earlier version of "
-                "sparse-bench wrote it: let the run go on for a while, or finish"
+                f"checkpoint {folder / 'checkpoint'} does not say which run it is of, because an earlier version of "
+                "sparse-bench wrote it: let the run continue for a while, or finish"
             )
         return state
     there = list_snapshots(folder)
@@ -130,7 +130,7 @@ def rebuild_cell(about: dict[str, Any], fingerprint: str) -> Cell:
     # what decides how a record's method is called where it is neither built in nor installed
     called = repeat_words({**about, "environment": {"device": ""}})[1]
     if called.endswith(".py") and (not Path(called).is_file() or digest(Path(called)) != method["sha256"]):
-        raise UserError(f"run {run}: the file of its method, {plain(called)}, is not there any more, or has changed")
+        raise UserError(f"run {run}: the file of its method, {plain(called)}, is gone or has changed")
     plugin = find_method(called)  # a file is not run because a record names it: it is the one that was run before
     if plugin.sha256 != method["sha256"]:
         raise UserError(f"run {run}: the file of its method, {plugin.source}, has changed since; run it again")

@@ -40,7 +40,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "protocol": PROTOCOL,
         "run": cell.identity,
         "started": stamp(started),
-        "finished": stamp(max(datetime.now(timezone.utc), started)),  # a clock may be set back meanwhile
+        "finished": stamp(max(datetime.now(timezone.utc), started)),  # the clock may have been set back
         "command": command,
         "status": "diverged" if has_diverged(run) else "ok",
         "skipped_steps": run.skipped_steps,
@@ -193,8 +193,8 @@ def describe_data(run: Training) -> dict[str, Any]:
 def describe_accuracy(history: list[dict[str, Any]], ties: str = "last") -> dict[str, Any]:
     """Return the three accuracies, kept apart, and the epochs they belong to.
 
-    Only epochs at which the final density was in force can be selected; among equals the one that `ties` says is taken,
-    "first" or "last". The last has trained longest; records without `ties` took the first.
+    Only epochs with the final density can be selected; among equals `ties` says which is taken, "first" or "last". The
+    last has trained longest; records without `ties` took the first.
     """
     final = history[-1]
     eligible = [row for row in history if row["density"] == final["density"] and row["test_acc_pct"] is not None]

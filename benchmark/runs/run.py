@@ -125,7 +125,7 @@ def run_cell(
     """Train one cell and publish its record; return the record and its file. `start`: None = afresh.
 
     Continues an interrupted run of the same cell: from its checkpoint, or with publishing its record where training
-    was over. Raises UserError for anything a user can mend. Several ranks train together; rank 0 alone reads and writes
+    was over. Raises UserError for anything a user can fix. Several ranks train together; rank 0 alone reads and writes
     files, and tells the others. Invariants: a record is written only after the exported file was read back and found to
     hold its budget; killed at any instant and called again, a run leaves one record.
     """
@@ -186,7 +186,7 @@ def warner(console: Console) -> Warn:
 
 
 def tell(remarks: tuple[str, ...], options: Options, console: Console) -> None:
-    """Print what a user should hear of a network, once for all runs of a grid."""
+    """Print what a user should know about a network, once for all runs of a grid."""
     for remark in remarks:
         if remark not in options.told:
             options.told.add(remark)
@@ -205,7 +205,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     state = announce(read_checkpoint(checkpoint, warner(console)) if own_rank() == 0 else None)
     run = prepare(cell, built, data, options.device)
     start.arrange(run)
-    if cell.page.precision == "fastest":  # a run that goes on keeps what was chosen, whatever is faster now
+    if cell.page.precision == "fastest":  # a continued run keeps what was chosen, whatever is faster now
         run.precision = str(state.get("precision")) if state else announce(probe_precision(run))
     if state is None:
         begun = start.begin(cell, run, warner(console))
@@ -214,19 +214,18 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
     warn_slow(run, options.told, warner(console))
     tracker = start_tracker(cell, run, options, folder, started, console)
-    title = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}"
+    shown = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}", run.page.epochs, run.timeline.steps_per_epoch
     facts = {**describe_start(cell, built, started, begun), "about": about(cell)}
     saver = Saver(checkpoint, options.checkpoint_s, facts)
 
     def after_epoch(run: Training) -> None:
         tracker.log(run.history[-1], run.step)
-        keep_snapshot(run, options.snapshots, folder, facts)  # before the checkpoint, which goes on after it
+        keep_snapshot(run, options.snapshots, folder, facts)  # before the checkpoint, which continues after it
         saver(run)
 
     summary: dict[str, Any] = {"status": "failed"}
     try:
-        length = run.page.epochs, run.timeline.steps_per_epoch
-        with Reporter(console, title, *length, run.step, options.progress) as reporter:
+        with Reporter(console, *shown, run.step, options.progress) as reporter:
             train(run, reporter, after_epoch, saver)
         if own_rank():
             return {}
@@ -246,7 +245,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
 def start_tracker(
     cell: Cell, run: Training, options: Options, folder: Path, started: datetime, console: Console
 ) -> Tracker:
-    """Return the log of a run that starts or goes on; only rank 0 has one."""
+    """Return the log of a run that starts or continues; only rank 0 has one."""
     mode = "off" if own_rank() else options.wandb
     tracker = Tracker(mode, folder, partial(console.print, style="yellow", markup=False, soft_wrap=True), options.alone)
     config = {"page": vars(cell.page), "method": cell.method_settings()}

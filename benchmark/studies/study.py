@@ -147,7 +147,7 @@ class Runner:
             raise BusyError
         parent = self.parents[job.parent.identity]
         if parent is None:
-            raise UserError("the run it goes on from failed")
+            raise UserError("the run it starts from failed")
         cell = make_branch(parent, **job.asked)
         record = self.make(cell, self.options, FromSnapshot(branch=cell))
         for file in (WEIGHTS, MASKS) if record is not None else ():

@@ -1,1 +1,1 @@
-"""Training under masks: the loop, masks in force, scores, the optimiser, precision."""
+"""Training under masks: the loop, the masks, scores, the optimiser, precision."""

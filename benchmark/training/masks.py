@@ -1,4 +1,4 @@
-"""Masks in force: those that a method proposes, held to its contract and committed to the network's weights."""
+"""Masks: those that a method proposes, checked against its contract and applied to the network's weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class MaskSet:
         optimizer: Optimizer | None = None,
         average: nn.Module | None = None,
     ) -> None:
-        """Put the proposed masks in force and zero weights, optimiser state and average where they are inactive.
+        """Apply the proposed masks: zero weights, optimiser state and average where they are inactive.
 
         planned: the exact number of active weights, or None where the count is an outcome. Raises ContractError, and
         changes nothing, for missing or unknown names, another dtype or shape, another count, or other masks than rank
@@ -138,17 +138,17 @@ class MaskSet:
             )
 
     def take_leading(self, proposed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the masks that rank 0 proposed, on every rank: what is in force is rank 0's whatever was compared."""
+        """Return the masks that rank 0 proposed, on every rank: rank 0's are applied, whatever was compared."""
         if self.ranks == 1:
             return proposed
         bits = announce(pack_all({name: proposed[name] for name in self.masks}))
         return {name: unpack(bits[name], mask.shape).to(mask.device) for name, mask in self.masks.items()}
 
     def check_in_force(self) -> None:
-        """Raise ContractError, on every rank alike, unless all have rank 0's masks in force."""
+        """Raise ContractError, on every rank alike, unless all have applied rank 0's masks."""
         differing = differing_ranks(self.sha256()) if self.ranks > 1 else []
         if differing:
-            raise ContractError(f"was put in force with other masks on rank {differing} than on rank 0: report this")
+            raise ContractError(f"was applied with other masks on rank {differing} than on rank 0: please report this")
 
     def find_fault(self, proposed: Mapping[str, Tensor], planned: int | None) -> str:
         """Return what is wrong with the proposed masks, or nothing."""
@@ -245,7 +245,7 @@ def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timelin
 
 
 def propose(method: Method, name: str, view: View) -> list[Masks]:
-    """Ask `method` for masks, to be put in force in turn; most methods return one set.
+    """Ask `method` for masks, to be applied in turn; most methods return one set.
 
     Raises UserError, naming method, moment and promise, when it fails or writes to its inputs.
     """

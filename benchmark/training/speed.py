@@ -81,7 +81,7 @@ def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> Non
     warn(
         f"{what} has no bf16 instructions: the {steps:,} steps of this run take about {bf16} in bf16, {fp32} in fp32. "
         "PRECISION=fp32 (ARGS=precision=fp32) trains in fp32: that is a table of its own, whose runs are not compared "
-        "with those in bf16, so all runs to be compared need it. Going on in bf16"
+        "with those in bf16, so all runs to be compared need it. Continuing in bf16"
     )
 
 
@@ -117,7 +117,7 @@ def time_precisions(run: Training, rounds: int) -> dict[str, float]:
 
 
 def try_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile cannot work here, for want of a C++ compiler, say: before training."""
+    """Raise UserError where torch.compile cannot work here, for example without a C++ compiler: before training."""
     key = str(device)
     if key in TRIED:
         return

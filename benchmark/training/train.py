@@ -120,7 +120,7 @@ class Training:
             torch._foreach_copy_(self.saved, self.buffers)
 
     def restore_buffers(self) -> None:
-        """Put the remembered buffers back: a step that is not finite must leave no trace."""
+        """Put the remembered buffers back: skip non-finite steps without side effects."""
         if self.saved:
             torch._foreach_copy_(self.buffers, self.saved)
 

@@ -142,7 +142,7 @@ class Book:
         """Return the message for a cell that loses its process again and again."""
         often = f"{times} time{'' if times == 1 else 's'}"
         return (
-            f"its process was lost {often} without getting any further, perhaps for want of "
+            f"its process was lost {often} without getting any further, possibly out of "
             f"memory: see {self.log(last.get('worker', 0))}; the same command tries again, fewer JOBS leave it more"
         )
 

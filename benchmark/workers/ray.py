@@ -63,7 +63,7 @@ def check_health(host: str, port: int, client: bool, way_out: str) -> None:
     try:
         subprocess.run(command, capture_output=True, timeout=HEALTH_S, check=True)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        raise UserError(f"what answers at {host}:{port} is no healthy Ray cluster: {way_out}") from error
+        raise UserError(f"what answers at {host}:{port} is not a healthy Ray cluster: {way_out}") from error
 
 
 class Ray:

@@ -65,7 +65,7 @@ class Slurm:
 
     def capacity(self) -> int:
         """Raise UserError: a queue takes any number."""
-        raise UserError("JOBS=auto: a queue has no number of its own; say how many workers with JOBS=")
+        raise UserError("JOBS=auto: a queue has no fixed number of workers; give one with JOBS=")
 
     def executor(self, order: Order) -> Any:
         """Return submitit's executor with the job's settings."""

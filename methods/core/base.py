@@ -18,7 +18,7 @@ from methods.core.errors import ContractError
 from methods.core.ranges import check_ranges
 
 Masks = dict[str, Tensor]  # by parameter name; bool, True = active
-# One set of masks, or several that are put in force one after the other: what any of them leaves out starts at zero.
+# One set of masks, or several that are applied one after the other: what any of them leaves out starts at zero.
 Stages = Masks | tuple[Masks, ...]
 
 
@@ -295,13 +295,13 @@ class Method(ABC):
     def setup(self, view: View) -> Stages:
         """Return the masks in force from the first step on; `view.masks` are all True unless the run is a branch.
 
-        Several are put in force in turn, as those of `update`.
+        Several are applied in turn, as those of `update`.
         """
 
     def update(self, view: View) -> Stages:
         """Return the masks in force after the update at `view.step`.
 
         A weight active before and after keeps its value and optimiser state. Where it must start anew because a part
-        of the update took it away, return a tuple of masks: each is put in force in turn, the last one stays.
+        of the update took it away, return a tuple of masks: each is applied in turn, the last one stays.
         """
         raise ContractError("declares update steps but defines no update()")

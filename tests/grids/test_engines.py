@@ -120,7 +120,7 @@ def test_a_ray_address_that_answers_and_is_no_cluster_is_refused_in_under_30_sec
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         began = time.monotonic()
-        with pytest.raises(UserError, match="is no healthy Ray cluster"):
+        with pytest.raises(UserError, match="is not a healthy Ray cluster"):
             open_engine(Pool("ray", arguments=f"address=127.0.0.1:{mute.getsockname()[1]}"), "cpu")
     assert time.monotonic() - began < 30
 

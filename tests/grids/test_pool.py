@@ -122,7 +122,7 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on_to_the_sa
         assert driver.returncode == -signal.SIGKILL
     else:
         assert driver.returncode == 130
-        assert "the same command goes on" in said
+        assert "the same command continues" in said
         assert not [pid for pid in pids if is_alive(pid)]
     wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 15)
     assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 2  # though none was due for an hour

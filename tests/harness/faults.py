@@ -305,7 +305,7 @@ class Play:
     def check_log(self, start: Start, log: Path) -> None:
         """Look for what no process may say, and count what struck."""
         text = log.read_text() if log.exists() else ""
-        for word in ("Traceback", "fault of sparse-bench"):
+        for word in ("Traceback", "internal error"):
             if word in text:
                 self.faults.append(f"{start.command} said: {self.tail(log)}")
                 break

@@ -47,7 +47,7 @@ def command(name: str, board: Path, *more: str) -> int:
 def test_what_was_built_is_what_the_records_give(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert faults(board) == []
     assert command("verify", board) == 0
-    assert "every page and picture is what the records give" in capsys.readouterr().out
+    assert "every sheet and picture is what the records give" in capsys.readouterr().out
     assert {path.suffix for path in (board / PICTURES).iterdir()} == {".svg", ".png"}
     text = (board / "LEADERBOARD.md").read_text()
     for path in (board / PICTURES).glob("*.svg"):

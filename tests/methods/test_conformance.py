@@ -120,7 +120,7 @@ def test_the_table_says_what_was_seen_what_was_expected_and_how_to_mend_it(tmp_p
     assert not kept
     assert "repeatable" in shown and "other masks from step 0 on, with other global random states" in shown
     assert "draw with view.random(name, purpose)" in shown
-    assert "how to mend" in shown
+    assert "how to fix it" in shown
     assert "uses_global" in shown and "breaks" in shown
 
 

@@ -18,6 +18,7 @@ import typer
 import yaml
 from rich.console import Console
 
+import benchmark.cli.targets as makefile
 from benchmark.base.console import print_result
 from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
@@ -33,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "methods" / "README.md", *ROOT.glob("docs/*.md")]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = {name for line in re.findall(r"^([a-z0-9 -]+):(?!=)", MAKEFILE, re.M) for name in line.split()}
-VARIABLES = set(re.findall(r"^([A-Z_]+) *\?=", MAKEFILE, re.M))
+TARGETS = {*makefile.TARGETS, *re.findall(r"^([a-z-]+):(?!=)", MAKEFILE, re.M)}
+VARIABLES = {name for target in makefile.TARGETS for name in makefile.variables(target)} | {"PYTHON"}
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCUMENTS)}
 # Names that stand for what a reader writes there.
 STAND_INS = re.compile(r"…|\bmy_|\b(RUN|NAME|FOLDER|FILE|CLASS|SECONDS)\b|^path/|^file$|^folder$|^name$")
@@ -97,7 +98,7 @@ def check_make(words: list[str]) -> None:
     """Hold the words after `make` to the Makefile and what its commands take."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     targets = [word for word in words if "=" not in word]
-    assert set(targets) <= TARGETS and set(given) <= VARIABLES
+    assert set(targets) <= TARGETS
     for name, value in given.items():
         for part in names(value) if name in KNOWN else ():
             KNOWN[name](part)
@@ -109,7 +110,7 @@ def check_make(words: list[str]) -> None:
     if "plasticity" in targets:
         asked = {name.lower(): given.get(name, usual) for name, usual in STUDY.items()}
         make_study(**asked, seeds=given.get("SEED", "0"), more=None, arguments=given.get("ARGS", ""))
-    said = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)  # runs nothing
+    said = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)  # refuses, runs nothing
     assert said.returncode == 0, said.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_every_room_says_what_it_is():
         if path.name == "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []
+
+
+def test_contributing_lists_the_rooms_in_the_order_of_their_imports(graph):
+    told = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    places = {f"benchmark.{room}": place for place, room in enumerate(told)}
+    upward = [
+        (room, other)
+        for room, others in between_rooms(graph).items()
+        for other in others & places.keys()
+        if room in places and places[other] <= places[room]
+    ]
+    assert upward == []
 
 
 def test_tests_share_by_the_harness():

@@ -324,7 +324,7 @@ def test_nothing_that_a_run_writes_or_prints_holds_a_secret(secret, tmp_path, mo
     assert ask(monkeypatch, "export", record["run"], "--runs", "runs") == 0
     said = capsys.readouterr()
     assert CANARY not in said.out + said.err
-    assert "setting 'title' holds the secret of the environment's HF_TOKEN" in " ".join(said.err.split())
+    assert "setting 'title' holds the secret in the environment's HF_TOKEN" in " ".join(said.err.split())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8 and any(path.suffix == ".wandb" for path in files)
     assert [str(path) for path in files if CANARY.encode() in path.read_bytes()] == []
@@ -411,7 +411,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_runs_nothing(kind, tmp_pa
         "empty": b"",
     }
     path = seal_checkpoint(tmp_path / "checkpoint", payloads[kind])
-    with pytest.raises(UserError, match=r"checkpoint .* holds more than tensors and plain values, or none.*FRESH=1"):
+    with pytest.raises(UserError, match=r"checkpoint .* holds something other than tensors and plain values.*FRESH=1"):
         load_checkpoint(path)
     assert not (tmp_path / "exploded").exists()
     pickle.loads(payloads["plain pickle"])
@@ -437,7 +437,7 @@ def test_a_checkpoint_of_something_else_ends_in_a_message_and_the_run_can_start_
     if isinstance(state, dict) and state:
         state = {**state, "data": data.fingerprint, "precision": "fp32", "device": "cpu"}
     path = seal_checkpoint(places.runs / cell.identity / "checkpoint", saved(state))
-    with pytest.raises(UserError, match=r"checkpoint .*(FRESH=1|go on as it was begun)"):
+    with pytest.raises(UserError, match=r"checkpoint .*(FRESH=1|continue as it began)"):
         run_cell(cell, data, options, QUIET)
     with pytest.raises(UserError, match="checkpoint"):
         export_run(cell.identity, places.runs, tmp_path / "out")

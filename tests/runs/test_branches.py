@@ -302,14 +302,14 @@ def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tm
     run = place.run(method=place.prune, snapshots="1")["run"]
     assert place.branch(run, epoch=1)["run"].startswith("digits_resnet20.prune.0.8.s0.e1.")
     Path(place.prune).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{PRUNE}")
-    with pytest.raises(UserError, match=r"the file of its method, .*prune\.py, is not there any more, or has changed"):
+    with pytest.raises(UserError, match=r"the file of its method, .*prune\.py, is gone or has changed"):
         place.branch(run, epoch=1)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"protocol": 1}, "of protocol 1"), ({"status": "diverged"}, "diverged: there is nothing to go on from")],
+    [({"protocol": 1}, "of protocol 1"), ({"status": "diverged"}, "diverged: there is nothing to continue from")],
 )
 def test_runs_of_another_protocol_and_diverged_ones_are_no_parents(copied, change, reason):
     place, run = copied

@@ -529,7 +529,7 @@ def test_a_diverged_donor_is_refused(done, tmp_path):
     change(record_of(done, GRANET), tmp_path, status="diverged")
     places = Places(records=tmp_path / "records", runs=done.folder / "runs")
     for asked in (SPELLED, record_of(done, GRANET)["run"]):
-        assert "diverged, so its masks are no result" in refusal(done, f"densities={asked}", places=places)
+        assert "diverged, so its masks are not a result" in refusal(done, f"densities={asked}", places=places)
 
 
 def test_a_diverged_run_is_not_passed_over_for_a_later_one(done, tmp_path):

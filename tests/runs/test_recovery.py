@@ -261,7 +261,7 @@ def test_output_that_nobody_takes_costs_a_warning_and_no_run(error, monkeypatch,
     for _ in range(3):
         shell.console.print("epoch 1")
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("warning: what is printed cannot be written")
+    assert said.count("\n") == 1 and said.startswith("warning: output cannot be written")
     assert (error.strerror if error else "it is closed") in said
     sys.stdout.close()
 

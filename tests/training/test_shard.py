@@ -185,7 +185,7 @@ def test_images_are_the_same_without_the_file_and_none_is_resized_with_it(
     monkeypatch.setenv("SPARSE_BENCH_CACHE", "off")
     without = load(folder)
     slow = served(without)
-    assert "resized anew each time" in capsys.readouterr().err
+    assert "resized again each time" in capsys.readouterr().err
     monkeypatch.delenv("SPARSE_BENCH_CACHE")
     first = load(folder)
     assert torch.equal(served(first), slow) and first.fingerprint == without.fingerprint
@@ -355,7 +355,7 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
     data = load(folder)
     assert torch.equal(served(data), good) and made(folder) == []
     reason = "GiB are needed" if when == "foreseen" else "No space left"
-    assert "was not written: " in (said := capsys.readouterr().err) and reason in said and "resized anew" in said
+    assert "was not written: " in (said := capsys.readouterr().err) and reason in said and "resized again" in said
 
 
 def test_progress_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
