@@ -288,5 +288,5 @@ def test_a_method_s_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text((METHODS / "set.py").read_text())
     (cell,) = plan_cells("~/mine.py", "0.9", PAGE, "0", "")
     assert (cell.plugin.name, cell.plugin.source) == ("mine", "~/mine.py")
-    with pytest.raises(UserError, match=r"~nosuchuser/mine\.py: there is no home folder of that user"):
+    with pytest.raises(UserError, match=r"~nosuchuser/mine\.py: there is no home of user 'nosuchuser' here"):
         plan_cells("~nosuchuser/mine.py", "0.9", PAGE, "0", "")
