@@ -223,7 +223,7 @@ def test_a_setting_is_read_by_its_type(text, name, value):
         ("lr_drops=0.5,x", "'lr_drops' must be a number, got 'x'"),
         ("prune_rate=0,3", "method 'granet'.*'prune_rate' must be a number, got '0,3': did you mean 0.3?"),
         ("methods.granet.prune_rate=03", "method 'granet'.*did you mean 3?"),
-        ("epochs.x=3", "'epochs' has no parts"),
+        ("epochs.x=3", "'epochs' is a single value and has no parts"),
         ("epochs=3 epochs.x=3", "epochs.x reaches into epochs, which is set to '3'"),
         ("LR=1", "did you mean 'lr'?"),
         ("optimizer=SGD", "did you mean 'sgd'?"),

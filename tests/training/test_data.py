@@ -499,7 +499,7 @@ def test_a_name_that_is_not_text_is_refused(tmp_path: Path, where: str) -> None:
 def test_the_home_of_a_user_who_is_not_known_is_refused(settings: dict[str, str]) -> None:
     root = Path("nowhere") if settings else Path("~nosuchuser/data")
     for load in (lambda: load_data(page(**settings), root, CPU), lambda: stand_in(page(**settings), root)):
-        with pytest.raises(UserError, match="user 'nosuchuser' has no home folder here: write the path out"):
+        with pytest.raises(UserError, match="there is no home of user 'nosuchuser' here: write the path out"):
             load()
 
 
