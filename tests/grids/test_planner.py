@@ -85,10 +85,10 @@ def train(cell: Cell, folder: Path) -> dict:
     ("method", "arguments"),
     [
         ("dense", ""),
-        ("static", "distribution=uniform"),
+        pytest.param("static", "distribution=uniform", marks=pytest.mark.slow),
         ("small_dense", ""),
         ("set", "update_every=4"),
-        ("rigl", ""),
+        pytest.param("rigl", "", marks=pytest.mark.slow),
         ("rigl", "drop_last=true update_every=5"),
         ("rigl_itop", "update_every=7"),  # updates at the ends of epochs, whose last batch is smaller
         ("greedy.py", ""),

@@ -229,8 +229,8 @@ def draws_of_equal_methods(n, sd, offset, draws=DRAWS):
     return rounded(draw.normal(true, sd, (draws, n))), rounded(draw.normal(true, sd, (draws, n)))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
-@pytest.mark.parametrize("sd", [0.03, 0.1, 0.17, 0.3, 0.5])
+@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize("sd", [0.03, 0.17, 0.5])
 @pytest.mark.parametrize("offset", [0.0, 0.5])
 def test_false_positives_keep_their_bound_when_accuracies_are_coarse(n, sd, offset):
     a, b = draws_of_equal_methods(n, sd, offset, 3000)
@@ -286,12 +286,12 @@ def coverage_of_published(ours, published, ratio, draws=DRAWS):
     return covered / draws
 
 
-@pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0])
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 1.0, 5.0])
 def test_three_runs_against_three_published_cover_the_true_difference_at_any_spreads(ratio):
     assert 0.93 <= coverage_of_published(3, 3, ratio) <= 0.97
 
 
-@pytest.mark.parametrize(("ours", "ratio"), [(2, 0.15), (2, 1.5), (2, 5.0), (5, 0.2), (5, 3.0), (10, 1.5), (10, 5.0)])
+@pytest.mark.parametrize(("ours", "ratio"), [(2, 0.15), (2, 5.0), (5, 3.0), (10, 1.5)])
 def test_other_numbers_of_runs_against_three_cover_in_93_to_98_percent(ours, ratio):
     slack = tolerance(0.95, DRAWS)
     assert 0.935 - slack <= coverage_of_published(ours, 3, ratio) <= 0.981 + slack

@@ -124,6 +124,7 @@ def test_the_table_says_what_was_seen_what_was_expected_and_how_to_mend_it(tmp_p
     assert "uses_global" in shown and "breaks" in shown
 
 
+@pytest.mark.slow  # four processes train together every day in test_ranks, and a new file is rehearsed in test_plugins
 def test_built_ins_and_a_new_method_s_file_keep_every_promise_from_any_folder_and_in_two_processes(
     tmp_path, monkeypatch
 ):

@@ -194,7 +194,7 @@ def make(name: str, sparsity: float, changes: dict[str, Any]) -> Method:
 def cases(names: list[str], all_of: tuple[float, ...], some_of: tuple[float, ...]) -> list[Any]:
     """Return (name, sparsity, settings, number): the defaults at the sparsities `all_of`, variants at `some_of`.
 
-    Every day the defaults at two sparsities and each variant at one, the others in the slow tests.
+    Every day each at the last of its sparsities, the others in the slow tests.
     """
     rows, slow = [], set()
     for name in names:
@@ -203,7 +203,7 @@ def cases(names: list[str], all_of: tuple[float, ...], some_of: tuple[float, ...
             filters = "pattern" in {**ORACLES[name].defaults, **changes} and changes.get("pattern") in (None, "filters")
             most = 0.9 if filters else 1.0  # whole filters of these small networks reach no more
             new = [(name, sparsity, changes) for sparsity in chosen if sparsity <= most]
-            slow |= {len(rows) + place for place in range(len(new) - (1 if i else 2))}
+            slow |= {len(rows) + place for place in range(len(new) - 1)}
             rows += new
     marks = [[pytest.mark.slow] if number in slow else [] for number in range(len(rows))]
     return [
@@ -340,7 +340,7 @@ def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
     return type("Impostor", (find_method(name).cls,), {**plan, "setup": answer, "update": answer, **facts})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "granet" else pytest.mark.slow) for n in NAMES])
 def test_a_method_that_does_what_the_oracle_says_agrees(name):
     changes = {"update_every": 3} if name in UPDATING else {}
     method = impostor(name, ORACLES[name])(**dataclasses.asdict(make(name, 0.8, changes)))
@@ -586,6 +586,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.slow  # every day the wrong methods of mutants.py are
 @pytest.mark.parametrize(
     ("name", "changes"),
     [pytest.param(name, changes, id=f"{name}: {what}") for name, rows in WRONG.items() for what, changes in rows],

@@ -658,7 +658,7 @@ def test_without_a_donor_runs_keep_the_names_of_the_committed_records():
         method = record["method"]
         if method["name"] not in built_in_names() or find_method(method["name"]).sha256 != method["sha256"]:
             continue  # of another version of the method's file, which is in a run's name
-        if record["protocol"] != 2 or "donor" in method:
+        if record["protocol"] != 2 or "donor" in method or record["seed"]:
             continue
         taken = {key: value for key, value in method["settings"].items() if key == "update_every"}  # pages give it anew
         changed = {**record["page"]["changed"], **method["changed"], **taken}
@@ -668,7 +668,7 @@ def test_without_a_donor_runs_keep_the_names_of_the_committed_records():
         )
         assert cell.identity == record["run"]
         named += 1
-    assert named >= 50
+    assert named >= 30
 
 
 def test_an_interrupted_control_goes_on_with_its_donor_and_not_with_another(done, tmp_path, monkeypatch):
