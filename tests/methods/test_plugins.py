@@ -99,7 +99,7 @@ def test_a_new_method_file_works_as_it_is(tmp_path):
     rehearse_file(path, steps=60)
     again = ask(*command)
     assert again.exit_code == 2
-    assert "already there" in again.stderr
+    assert "already exists" in again.stderr
 
 
 @pytest.mark.parametrize("name", ["My", "class", "1x", "a-b", "_x", "granet", "../x"])
@@ -108,7 +108,7 @@ def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
 
     from benchmark.config.listing import write_new_method
 
-    with pytest.raises(UserError, match=r"NAME must be|already there"):
+    with pytest.raises(UserError, match=r"NAME must be|already exists"):
         write_new_method(name, tmp_path, Console())
 
 

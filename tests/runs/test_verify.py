@@ -317,7 +317,7 @@ def test_a_checkpoint_of_a_version_before_is_told_from_a_damaged_one(tmp_path, v
 def test_a_file_of_weights_is_no_file_of_masks(done, tmp_path):
     folder = copy_run(done, tmp_path)
     (folder / MASKS).write_bytes((folder / WEIGHTS).read_bytes())
-    with pytest.raises(UserError, match="holds no masks for the weights"):
+    with pytest.raises(UserError, match="is not a file of masks"):
         read_export(folder)
 
 
