@@ -35,11 +35,12 @@ def refuse_name(name: str) -> None:
 
 
 def expand(path: Path) -> Path:
-    """Return a path with `~` as the home folder; raises UserError where there is no such user."""
+    """Return a path with a leading `~` or `~user` as the home folder; raises UserError where there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:
-        raise UserError(f"{plain(str(path))}: there is no home folder of that user; write the whole path") from None
+        name = plain(path.parts[0][1:])
+        raise UserError(f"{plain(str(path))}: there is no home of user '{name}' here: write the path out") from None
 
 
 def run_folder(runs: Path, run: str) -> Path:
@@ -75,14 +76,6 @@ class Places:
     def __post_init__(self) -> None:
         for name, path in vars(self).items():
             object.__setattr__(self, name, expand(path))
-
-
-def expand_home(path: Path) -> Path:
-    """Return the path with a leading ~ or ~user replaced; raises UserError for a user who has no home here."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: user '{path.parts[0][1:]}' has no home folder here: write the path out") from error
 
 
 def check_places(places: Places) -> None:

@@ -63,6 +63,7 @@ OPTIONS = {"N": "count"}  # whose name is another than the variable's
 USUAL = {("check-method", "METHOD"): "granet", ("faults", "N"): "200"}
 NEEDED = {"RUN": "the name of a record, without .json", "NAME": "my_method", "A": "granet", "B": "gmp"}
 BIN = Path(".venv") / "bin"
+SOURCE = Path(__file__).parents[2]
 
 
 def read_given(makeflags: str) -> dict[str, str]:
@@ -102,9 +103,15 @@ def advise(name: str, value: str, known: list[str]) -> str:
         return f" (did you mean {close[0]}?)"
     others = [f"`make {target}`" for target in TARGETS if name in variables(target)]
     ways = [f"{' and '.join(others[:2])} {'does' if len(others) == 1 else 'do'}"] if others else []
-    if "ARGS" in known:
+    if "ARGS" in known and is_setting(name.lower()):
         ways.append(f"as a setting: {quote('ARGS', f'{name.lower()}={shlex.quote(value)}')}")
     return f" ({'; '.join(ways)})" if ways else ""
+
+
+def is_setting(name: str) -> bool:
+    """Return whether a page or a method of ours has a setting of this name; read from the files, not imported."""
+    files = [SOURCE / "benchmark" / "config" / "pages.py", *(SOURCE / "methods").glob("*.py")]
+    return any(re.search(rf"^    {re.escape(name)}: ", file.read_text(encoding="utf-8"), re.M) for file in files)
 
 
 def quote(name: str, value: str) -> str:

@@ -224,7 +224,7 @@ def read_settings(settings: dict[str, Any], kinds: dict[str, Any], source: str) 
     for name, value in settings.items():
         try:
             found[name] = read_value(kinds.get(name, Any), value)
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"{source}: setting '{name}' {error}") from error
     return found
 

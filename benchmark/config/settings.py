@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 
 import yaml
 
-from benchmark.base.errors import UserError
+from benchmark.base.errors import UserError, reason
 
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)", re.A)
 DECIMAL = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?|[+-]?\.?(nan|inf)", re.A | re.I)
@@ -56,7 +56,9 @@ def load_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{source}: not readable as YAML: {error}") from error
+        why, mark = getattr(error, "problem", None) or reason(error), getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"{source}: not readable as YAML: {why}{where}") from error
 
 
 def resolve(value: Any) -> Any:
@@ -95,7 +97,7 @@ def read_value(kind: Any, value: Any) -> Any:
         return read_value(kinds[0], value) if len(kinds) == 1 else resolve(value)
     if kind is list or get_origin(kind) is list:
         if isinstance(value, str):  # [0.5, 0.75], or without brackets
-            parts = load_yaml(value, f"'{value}'") if value.startswith("[") else value.split(",") if value else []
+            parts = load_yaml(value, f"is '{value}'") if value.startswith("[") else value.split(",") if value else []
             value = [Written(part.strip()) if isinstance(part, str) else part for part in parts]
         inner = get_args(kind) or (Any,)
         return [read_value(inner[0], part) for part in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ from benchmark.data.files import CACHE, DECODER, Layout
 
 VARIABLE = "SPARSE_BENCH_CACHE"
 LARGE = 100 * 2**20  # bytes: a file that its owner wants to know of
-FORMAT = 2  # raised whenever the same source would give another file
+FORMAT = 3  # raised whenever the same source would give another file
 MADE = re.compile(r"(?P<stem>.+)\.(?P<kind>(?:decoded|resized)-\d+)\.(?P<source>[0-9a-f]{16})")
 
 T = TypeVar("T")

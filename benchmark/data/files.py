@@ -27,6 +27,8 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".tga"),
 )
 CACHE = ".sparse-bench-cache"  # a folder of benchmark.data.cache, never a class
+# Folders that archives, file systems and storage servers make, some with previews of the images beside them.
+FOREIGN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 Key = tuple[int, int]  # device and inode
 Entry = os.DirEntry[str]
@@ -127,6 +129,8 @@ class Part:
             is_folder, suffix = is_a(entry.is_dir), os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
             if entry.name.startswith("."):
                 self.skipped[f"hidden {'folder' if is_folder else 'file'}"] += 1
+            elif is_folder and entry.name in FOREIGN:
+                self.skipped[f"folder named {entry.name}"] += 1
             elif is_folder:
                 folders.append(check_name(entry.path))
             elif not is_a(entry.is_file):
@@ -292,7 +296,10 @@ def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
 
     def decode(first: int) -> None:
         for i in range(first, min(first + DECODED_AT_ONCE, len(files.paths))):
-            pixels[i] = np.asarray(fit_image(read_image(files.paths[i], notes), size)).transpose(2, 0, 1)
+            image = read_image(files.paths[i], notes)
+            notes.extend([RESIZED] if size != min(image.size) else [])
+            notes.extend([CUT] if image.width != image.height else [])
+            pixels[i] = np.asarray(fit_image(image, size)).transpose(2, 0, 1)
 
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_WORKERS))
     try:
@@ -303,12 +310,20 @@ def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
     return torch.from_numpy(pixels), Counter(notes)
 
 
+SAMPLED = 1000  # files whose bytes count in a fingerprint: of a million, to read all would take as long as an epoch
+
+
 def hash_files(folder: Path, layout: Layout) -> str:
-    """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files, and DECODER."""
+    """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files, and DECODER.
+
+    And over the bytes of SAMPLED files, spread evenly: uncompressed images of two sets may have the same sizes.
+    """
     paths = {path.removeprefix(f"{folder}{os.sep}"): path for part in layout.parts().values() for path in part.paths}
     digest = hashlib.sha256(f"decoder {DECODER}\n".encode())
-    for name, path in sorted(paths.items()):
+    for place, (name, path) in enumerate(sorted(paths.items())):
         digest.update(f"{name} {os.stat(path).st_size}\n".encode())  # noqa: PTH116 (see cache.hash_source)
+        if place % -(-len(paths) // SAMPLED) == 0:
+            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -316,6 +331,8 @@ ROTATED = "rotated as EXIF data say"
 SCALED = "scaled from 16 bits to 8"
 OPAQUE = "taken as opaque (transparency is left out)"
 FIRST = "of several frames, the first of which was read"
+RESIZED = "resized to the page's image_size"
+CUT = "cut to the square in the middle"
 COLOURS = ("LAB", "HSV", "YCbCr", "CMYK")  # modes of other colours, turned into RGB as Pillow does it
 
 

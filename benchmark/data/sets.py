@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmark.base.errors import UserError
-from benchmark.base.files import expand_home
+from benchmark.base.files import expand
 from benchmark.base.seeds import derive
 from benchmark.config.pages import FOLDERS, Page
 from benchmark.data.arrays import Arrays, Stored, load_decoded, split_indices
 from benchmark.data.checks import check_classes, check_copies, check_overlap, describe_read, tell
-from benchmark.data.files import MAX_WORKERS, Layout, check_memory, decode_files, hash_files, scan_folder
+from benchmark.data.files import (
+    CUT,
+    MAX_WORKERS,
+    RESIZED,
+    Layout,
+    check_memory,
+    decode_files,
+    hash_files,
+    scan_folder,
+)
 from benchmark.data.images import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
 from benchmark.data.readers import READERS
 from benchmark.data.shard import Resized, load_shard
@@ -31,7 +41,7 @@ class Data:
     """A data set, split.
 
     `fingerprint` is a sha256 of all parts before the split, the same on every machine: of class names, labels and
-    pixels (at image_size) in memory, of file names and sizes when streamed.
+    pixels (at image_size) in memory, of file names, sizes and the bytes of a sample when streamed.
     `overlap`: how many test images are training images too, by their pixels or, when streamed, by their bytes; None
     where the data are no user's folder.
     """
@@ -166,13 +176,12 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
 
 def find_folder(page: Page, root: Path) -> Path:
     """Return the folder of the page's data set; raises UserError where it is that of a user who is not known."""
-    return expand_home(root) / expand_home(Path(page.data_dir or page.data))
+    return expand(root) / expand(Path(page.data_dir or page.data))
 
 
 def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Data:
     """Return the images of a folder, in memory or streamed, and tell what was read of it; see `load_data`."""
     layout = scan_folder(folder)
-    notes: dict[str, int] = {}
     if page.in_memory:
         for files in layout.parts().values():
             check_memory(files, page.image_size)
@@ -180,7 +189,7 @@ def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Da
         notes = dict(stored.notes)
         data = hold(page, name, stored, device)
     else:
-        data = stream_folder(page, name, folder, layout)
+        data, notes = stream_folder(page, name, folder, layout)
     tell(describe_read(f"folder {name}", layout, notes), warn=False)
     held_out = None if data.validation is None else data.validation.labels
     check_classes(name, data.classes, data.train.labels, held_out, page.split)
@@ -201,11 +210,13 @@ def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
     return Data(name, stored.classes, channels, size, train_part, held_out_part, test_part, stored.fingerprint)
 
 
-def stream_folder(page: Page, name: str, folder: Path, layout: Layout) -> Data:
-    """Split the images of a folder as the page says, to be decoded as they are used: its files, or resized once."""
+def stream_folder(page: Page, name: str, folder: Path, layout: Layout) -> tuple[Data, dict[str, int]]:
+    """Split the images of a folder as the page says, to be decoded as they are used: its files, or resized once.
+
+    Also returns how many images, of those that are decoded now, are changed in which way.
+    """
     whole, shard = layout.whole(), load_shard(folder, layout, page.resized) if page.resized else None
-    if shard is None:  # a shard has every image decoded already
-        check_firsts(layout)
+    notes = check_firsts(layout) if shard is None else {}  # a shard has every image decoded already, and told of them
     workers = page.workers or min(own_cores(), MAX_WORKERS)
 
     def serve(numbers: Tensor) -> StreamedImages:
@@ -221,11 +232,23 @@ def stream_folder(page: Page, name: str, folder: Path, layout: Layout) -> Data:
         train, validation = train[kept], train[held_out]
     fingerprint = hash_files(folder, layout)
     held_out_part = None if validation is None else serve(validation)
-    return Data(name, layout.classes, 3, page.image_size, serve(train), held_out_part, serve(test), fingerprint)
+    served = serve(train), held_out_part, serve(test)
+    return Data(name, layout.classes, 3, page.image_size, *served, fingerprint), notes
 
 
-def check_firsts(layout: Layout) -> None:
-    """Decode one image per class and part; raises UserError naming one that can't be."""
+def check_firsts(layout: Layout) -> dict[str, int]:
+    """Decode one image per class and part; return how many of these are changed in which way, but for their size.
+
+    Raises UserError naming one that can't be decoded.
+    """
+    found: Counter[str] = Counter()
+    looked = 0
     for part in layout.parts().values():
         firsts = np.unique(part.labels.numpy(), return_index=True)[1]
-        decode_files(part.subset(torch.from_numpy(firsts)), size=1)
+        found += decode_files(part.subset(torch.from_numpy(firsts)), size=1)[1]
+        looked += len(firsts)
+    return {
+        f"{kind} (of {looked:,} looked at, one of each class and part)": count
+        for kind, count in found.items()
+        if kind not in (RESIZED, CUT)
+    }

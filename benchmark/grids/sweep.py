@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from benchmark.base.errors import RunningError, UserError, explain
-from benchmark.base.files import Places, check_places, expand_home, write_note
+from benchmark.base.files import Places, check_places, expand, write_note
 from benchmark.base.stopping import ask_to_stop, obey, pause, stop_asked, terminable
 from benchmark.base.system import choose_device
 from benchmark.base.tracking import check_mode
@@ -327,7 +327,7 @@ def write_order(book: Book, source: Source, options: Options, device: str, data_
         "source": source.as_dict(),
         "cells": fingerprint(source.grid()),
         "device": device,
-        "data": str(expand_home(data_root).resolve()),
+        "data": str(expand(data_root).resolve()),
         "wandb": options.wandb,
         "checkpoint_s": options.checkpoint_s,
         "command": options.command,

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
-from benchmark.base.files import expand_home, run_folder
+from benchmark.base.files import expand, run_folder
 from benchmark.config.pages import Page, merge_settings
 from benchmark.config.plugins import find_method, method_names
 from benchmark.data.readers import CIFAR
@@ -89,7 +89,7 @@ def stay_home(page: Page) -> Page:
 
     A record is not to be trusted, and where it says that data lie may be anywhere; what they hold is compared anyway.
     """
-    leads_out = expand_home(Path(page.data_dir)).is_absolute() or ".." in Path(page.data_dir).parts
+    leads_out = expand(Path(page.data_dir)).is_absolute() or ".." in Path(page.data_dir).parts
     return dataclasses.replace(page, data_dir="") if leads_out and page.data in CIFAR else page
 
 

@@ -58,7 +58,6 @@ PAGE = "LEADERBOARD.md"
 # Where a line is, by the functions that are running; the first one here decides, so a checkpoint that is written when
 # an epoch ends belongs to the epoch's end.
 SPOTS = {
-    "page.rebuild": "page",
     "records.write_record": "record",
     "records.find_same": "record",
     "export.export_network": "export",
@@ -498,7 +497,6 @@ FAULTS: dict[str, Callable[[], None]] = {
     "files are written in place": write_all_in_place,
     "a published record is not found again": replace(benchmark.runs.run, "find_same", lambda record, folder: None),
     "nothing is swept": replace(benchmark.runs.run, "sweep", lambda folder: None),
-    "the page is not rebuilt": replace(benchmark.runs.run, "rebuild", lambda records, page: ""),
 }
 
 if __name__ == "__main__":

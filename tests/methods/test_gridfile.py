@@ -233,7 +233,7 @@ def test_a_grid_is_narrowed_to_what_is_asked(small, wanted, number):
         ({"METHOD": "rigl"}, "METHOD: rigl is not in .*it has dense, granet, small_dense"),
         ({"SPARSITY": "0.95"}, "SPARSITY: 0.95 is not in .*it has 0.9, 0.98, 0.5"),
         ({"SEED": "x"}, "SEED must be a whole number"),
-        ({"METHOD": "small_dense", "SEED": "7"}, "nothing of"),
+        ({"METHOD": "small_dense", "SEED": "7"}, "nothing in"),
     ],
 )
 def test_narrowing_to_what_is_not_there_is_refused(small, wanted, said):

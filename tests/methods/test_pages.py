@@ -79,6 +79,7 @@ def test_the_learning_rate_drops_at_whole_epochs_rounded_down(epochs, shares, dr
         ({"crop_mode": "reflect", "crop_pad": 8}, "crop_pad must be smaller than image_size"),
         ({"momentum": 0}, "nesterov must be false where momentum is 0"),
         ({"keep_dense": 3}, "keep_dense"),
+        ({"keep_dense": "[first"}, r"'keep_dense' is '\[first': not readable as YAML: .* \(line 1, column 7\)$"),
         (
             {"conv_init": "fanin"},
             "conv_init must be one of network, fan_in, fan_out, got 'fanin': did you mean 'fan_in'",

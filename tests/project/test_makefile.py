@@ -133,7 +133,9 @@ def test_what_makeflags_quotes_is_read_back():
     [
         (["bench", "METHODS=static"], "make bench does not read METHODS (did you mean METHOD?); it reads ARGS, DATA"),
         (["bench", "EPOCHS=1"], 'EPOCHS (`make plasticity` does; as a setting: ARGS="epochs=1")'),
-        (["bench", "GRID=x.yaml"], "GRID (`make sweep` does"),
+        (["bench", "GRID=x.yaml"], "GRID (`make sweep` does); it reads"),
+        (["sweep", "FRESH=1"], "FRESH (`make bench` does); it reads"),
+        (["bench", "RECORDS=x"], "does not read RECORDS; it reads"),
         (["bench", "method=gmp"], "method (did you mean METHOD?)"),
         (
             ["bench", "ARGS=epochs=1", "batch_size=64", "lr=0.05"],

@@ -413,7 +413,8 @@ def test_a_row_of_a_plain_name_has_the_settings_of_the_newest_runs(done, tmp_pat
         stamp = f"2031-01-0{day}T00:00:00Z"
         change(record, tmp_path, method=method, masks_sha256=f"{every}" * 64, started=stamp, finished=stamp)
     places = Places(records=tmp_path / "records", runs=done.folder / "runs")
-    for asked, name, every in (("granet", "granet", 7), (SPELLED, GRANET, 5)):
+    old = "granet (update_every=5)"
+    for asked, name, every in (("granet", "granet", 7), ("granet:update_every=5", old, 5)):
         (cell,) = resolve(done, f"densities={asked}", places=places)
         assert (cell.label, cell.donor.masks_sha256[0]) == (f"static (densities={name})", str(every))
     assert "rows there: granet, granet (update_every=5)" in refusal(done, "densities=gronet", places=places)
@@ -460,7 +461,7 @@ def refusal(done: Bench, arguments: str, **more: Any) -> str:
 
 def test_an_unknown_row_is_told_with_the_nearest_and_all_there_are(done):
     said = refusal(done, "densities=snop")
-    assert said.startswith("method 'static': donor 'snop': no record, no run and no row of digits_resnet20")
+    assert said.startswith("method 'static': donor 'snop': no record, run or row of digits_resnet20")
     assert "did you mean 'snip'?" in said
     assert f"rows there: dense, {START}, {GRANET}, small_dense, snip" in said
 

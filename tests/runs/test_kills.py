@@ -44,7 +44,7 @@ DROPOUT = (
 SHARES = {
     "granet": (1, ["update", "checkpoint!", "epoch end", "record!", "publish"]),
     "rigl": (3, ["step", "epoch end!", "export!", "publish!", "cell"]),
-    "snip": (1, ["setup", "checkpoint", "export", "record", "page"]),
+    "snip": (1, ["setup", "checkpoint", "export", "record"]),
 }
 
 
@@ -183,7 +183,6 @@ def fault(name: str, shown: str, spot: str = "step", share: float = 0.6, argumen
         fault("the average is lost", "weights.safetensors"),
         fault("costs are lost", "record: macs"),
         fault("the history is lost", "record: history"),
-        fault("the page is not rebuilt", "page"),
     ],
 )
 def test_a_fault_in_going_on_is_seen(trials, name, shown, spot, share, arguments):

@@ -311,6 +311,13 @@ def test_the_fingerprint_of_a_folder_sees_pixels_and_labels(tmp_path: Path) -> N
         assert load_data(page(data_dir=str(moved), in_memory=in_memory), tmp_path, CPU).fingerprint == prints[0]
 
 
+def test_uncompressed_sets_of_the_same_names_and_sizes_have_fingerprints_of_their_own(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        write_folder(tmp_path / name, {"train": ["a", "b"], "test": ["a", "b"]}, kind="bmp", seed=seed)
+    prints = [load_data(page(data_dir=name, in_memory=False), tmp_path, CPU).fingerprint for name in ("one", "two")]
+    assert prints[0] != prints[1]
+
+
 def test_streamed_images_are_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"train": ["a", "b"], "test": ["a", "b"]}, count=5, size=40)
     files = scan_folder(folder).train
@@ -422,6 +429,9 @@ def write_foreign(folder: Path) -> None:
     """Put into a folder what lies in people's folders beside their images."""
     (folder / "train/a/._0.png").write_bytes(b"\0")
     (folder / "train/.git").mkdir()
+    for system in ("train/__MACOSX/a", "train/a/@eaDir/0.png"):
+        (folder / system).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "train/a/@eaDir/0.png/preview.png")
     (folder / "train/empty").mkdir()
     (folder / "test/a/notes.txt").write_text("not an image")
     (folder / "test/b/Thumbs.db").write_bytes(b"\0")
@@ -446,7 +456,8 @@ def test_a_line_says_what_was_read_and_what_was_left_out(
     assert (data.fingerprint, data.classes, len(data.train)) == (plain.fingerprint, ("a", "b"), 6)
     assert capsys.readouterr().out == (
         "folder folder: read 6 train and 6 test images in 2 classes; skipped 1 empty folder, 1 file of type .db, "
-        "1 file of type .txt, 1 folder beside train and test, 2 folders met before through a link, 1 hidden file, "
+        "1 file of type .txt, 1 folder beside train and test, 2 folders met before through a link, "
+        "1 folder named @eaDir, 1 folder named __MACOSX, 1 hidden file, "
         "1 hidden folder, 1 image met before through a link, 1 image outside of the class folders, 2 links to nowhere\n"
     )
 
@@ -456,11 +467,18 @@ def test_what_was_done_to_pixels_is_said_with_the_cache_and_without(
 ) -> None:
     monkeypatch.setenv("SPARSE_BENCH_CACHE", str(tmp_path / "cache"))
     folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
-    Image.fromarray(STEPS.astype(np.uint16) * 257).save(folder / "train/a/9.PNG")
+    Image.fromarray(STEPS.astype(np.uint16) * 257).save(folder / "train/a/0.png")
+    Image.new("RGB", (8, 9)).save(folder / "train/a/9.PNG")
+    Image.new("RGB", (16, 16)).save(folder / "train/b/9.PNG")
     first, again = load_data(page(), tmp_path, CPU), load_data(page(), tmp_path, CPU)
-    assert first.fingerprint == again.fingerprint and len(first.train) == 7
+    assert first.fingerprint == again.fingerprint and len(first.train) == 8
     said = capsys.readouterr().out.splitlines()
-    assert said == ["folder folder: read 7 train and 6 test images in 2 classes; 1 image scaled from 16 bits to 8"] * 2
+    read = "folder folder: read 8 train and 6 test images in 2 classes"
+    done = "; 1 image cut to the square in the middle; 1 image resized to the page's image_size"
+    assert said == [f"{read}{done}; 1 image scaled from 16 bits to 8"] * 2
+    load_data(page(in_memory=False), tmp_path, CPU)
+    looked = "1 image scaled from 16 bits to 8 (of 4 looked at, one of each class and part)"
+    assert capsys.readouterr().out == f"{read}; {looked}\n"
 
 
 @pytest.mark.parametrize("where", ["train/{}/0.png", "train/a/{}.png"])
@@ -481,7 +499,7 @@ def test_a_name_that_is_not_text_is_refused(tmp_path: Path, where: str) -> None:
 def test_the_home_of_a_user_who_is_not_known_is_refused(settings: dict[str, str]) -> None:
     root = Path("nowhere") if settings else Path("~nosuchuser/data")
     for load in (lambda: load_data(page(**settings), root, CPU), lambda: stand_in(page(**settings), root)):
-        with pytest.raises(UserError, match="user 'nosuchuser' has no home folder here: write the path out"):
+        with pytest.raises(UserError, match="there is no home of user 'nosuchuser' here: write the path out"):
             load()
 
 
