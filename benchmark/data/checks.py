@@ -29,7 +29,8 @@ def tell(text: str, warn: bool = True) -> None:
 def describe_read(name: str, layout: Layout, notes: Mapping[str, int]) -> str:
     """Return what was read of a folder of images, what was left out and why, and what was done to pixels, in a line."""
     counts = [f"{len(files.paths):,} {part}" for part, files in layout.parts().items()]
-    read = f"{name}: read {', '.join(counts[:-1])} and {counts[-1]} images in {len(layout.classes):,} classes"
+    classes = "1 class" if len(layout.classes) == 1 else f"{len(layout.classes):,} classes"
+    read = f"{name}: read {', '.join(counts[:-1])} and {counts[-1]} images in {classes}"
     changed = "".join(
         f"; {count:,} {'image' if count == 1 else 'images'} {kind}" for kind, count in sorted(notes.items())
     )
