@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from benchmark.base.files import write_note
-from leaderboard.tables.table import printable
+from leaderboard.tables.table import count_zeros, printable
 from methods.core import count_kept
 
 LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
@@ -24,6 +24,14 @@ PLAIN_S = 10.0  # where there is no terminal: seconds between two lines, at leas
 def format_flops(macs: float) -> str:
     """Return FLOPs (2 x multiply-adds) in scientific notation, such as 8.18e+09."""
     return f"{2 * macs:.3g}" if macs < 5e5 else f"{2 * macs:.2e}"
+
+
+def format_time(seconds: float) -> str:
+    """Return a rough time: `45 s`, `12 min`, `3.5 h`, `4.2 days`."""
+    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.1f} {unit}" if unit == "h" else f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 
 class Reporter:
@@ -145,7 +153,7 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
     table.add_row("accuracy, best on test", f"{percent(accuracy['best_on_test'])} (not for comparison)")
     prunable = f"{weights['active']:,} of {weights['dense_prunable']:,}"
     table.add_row("density, prunable weights", f"{density['prunable']:.6f} ({prunable}{describe_missed(record)})")
-    if weights.get("nonzero", weights["active"]) != weights["active"]:
+    if count_zeros(record):
         explained = "one that was activated and has had no gradient yet is still zero"
         table.add_row("active weights not zero", f"{weights['nonzero']:,} of {weights['active']:,} ({explained})")
     parameters = f"{weights['active_parameters']:,} of {weights['dense_parameters']:,}"

@@ -156,8 +156,8 @@ def train_then_rebuild(
     from leaderboard.board.page import is_current
     from leaderboard.store.records import list_files
 
-    places = Places()
-    folder, page = attempt(lambda: (expand(records or places.records), expand(leaderboard or places.page)))
+    places = attempt(lambda: Places(records or Places.records, leaderboard or Places.page))
+    folder, page = places.records, places.page
     store = expand(store) if store else folder
     before = guarded(lambda: set(list_files(store)))
     try:

@@ -17,11 +17,13 @@ from torch import Tensor
 from benchmark.base.errors import UserError, describe_failure, nearest, unknown
 from benchmark.base.files import refuse_name
 from benchmark.config.pages import (
+    DEFAULTS,
     EVERY_METHOD,
     FOLDERS,
     FROM_PAGE,
     SETTINGS,
     Page,
+    apply_changes,
     changed_settings,
     load_page,
     read_settings,
@@ -112,12 +114,10 @@ class Cell:
     @property
     def variant(self) -> str:
         """A hash of the page's protocol; equal for runs that may share a table."""
-        made = {f.name: f.default_factory() for f in dataclasses.fields(Page) if callable(f.default_factory)}
-        defaults = {**{f.name: f.default for f in dataclasses.fields(Page)}, **made}
         settings = {
             name: value
             for name, value in dataclasses.asdict(self.page).items()
-            if name not in NOT_PROTOCOL and (name in ALWAYS_NAMED or value != defaults[name])
+            if name not in NOT_PROTOCOL and (name in ALWAYS_NAMED or value != DEFAULTS[name])
         }
         drops = drop_epochs(self.page.lr_drops, self.page.epochs)
         nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
@@ -241,24 +241,27 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
     wanted = [parse_sparsity(text) for text in split_list(sparsities, "SPARSITY")]
     numbers = [parse_seed(text) for text in split_list(seeds, "SEED")]
     cells: dict[str, Cell] = {}
-    for task, plugin, sparsity, seed in product(split_list(tasks, "TASK"), plugins, wanted, numbers):
-        cell = make_cell(task, plugin, sparsity, seed, changes, of_methods)
-        cells.setdefault(cell.identity, cell)
+    of_page = {key: value for key, value in changes.items() if key not in of_methods}
+    for task in split_list(tasks, "TASK"):
+        refuse_name(task)
+        default = load_page(task)
+        page = apply_changes(default, of_page) if of_page else default
+        for plugin, sparsity, seed in product(plugins, wanted, numbers):
+            cell = make_cell(task, default, page, plugin, sparsity, seed, changes)
+            cells.setdefault(cell.identity, cell)
     return list(cells.values())
 
 
 def make_cell(
-    task: str, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any], of_methods: set[str]
+    task: str, default: Page, page: Page, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any]
 ) -> Cell:
-    """Return one cell. A setting that a method of the grid has is the methods', every other one the page's.
+    """Return one cell on `page`, which is `default` as changed for the grid.
 
-    So all cells of a grid stay on one page, and what a method's settings change is in its label.
+    A setting that a method of the grid has is the methods', every other one the page's: so all cells of a grid
+    stay on one page, and what a method's settings change is in its label.
     """
-    refuse_name(task)
     refuse_name(plugin.name)
-    default = load_page(task)
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
-    page = load_page(task, {key: value for key, value in changes.items() if key not in of_methods})
     if plugin.cls.budget is Budget.DENSE:
         sparsity = 0.0
     method = plugin.build(page, sparsity, own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -104,6 +104,10 @@ class Page:
 FOLDERS = ("folder", "imagenet")  # data sets whose content is whatever the user's folder holds
 KINDS = get_type_hints(Page)  # the type of each setting
 SETTINGS = set(KINDS)
+DEFAULTS = {  # by setting; a setting that every page must give has none
+    f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    for f in dataclasses.fields(Page)
+}
 
 
 def page_names() -> list[str]:
@@ -128,13 +132,16 @@ def load_page(name: str, changes: dict[str, Any] | None = None) -> Page:
     if not isinstance(settings, dict):
         raise UserError(f"configs/{name}.yaml: must be a flat list of `setting: value` lines")
     page = merge_settings(settings, f"configs/{name}.yaml")
-    if changes:
-        known_settings = {name: getattr(page, name) for name in KINDS}
-        for key, value in changes.items():
-            both_maps = isinstance(value, dict) and isinstance(known_settings.get(key), dict)
-            known_settings[key] = {**known_settings[key], **value} if both_maps else value
-        page = merge_settings(known_settings, "ARGS")
-    return page
+    return apply_changes(page, changes) if changes else page
+
+
+def apply_changes(page: Page, changes: Mapping[str, Any]) -> Page:
+    """Return a page with the `changes` that ARGS ask for, as `load_page` does; it is left as it was."""
+    known_settings = {name: getattr(page, name) for name in KINDS}
+    for key, value in changes.items():
+        both_maps = isinstance(value, dict) and isinstance(known_settings.get(key), dict)
+        known_settings[key] = {**known_settings[key], **value} if both_maps else value
+    return merge_settings(known_settings, "ARGS")
 
 
 def merge_settings(settings: dict[str, Any], source: str) -> Page:

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from benchmark.base.console import format_time
 from benchmark.config.cells import Cell, Item
 from benchmark.config.grids import Grid
-from benchmark.grids.plan import page_of
-from benchmark.grids.times import format_time
+from benchmark.grids.predict import page_of
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, MADE, End
 from leaderboard.store.records import load_store
 from leaderboard.tables.table import printable

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmark.base.console import format_flops
+from benchmark.base.console import format_flops, format_time
 from benchmark.base.errors import UserError
 from benchmark.base.files import Places
 from benchmark.base.system import describe_environment
@@ -20,7 +20,7 @@ from benchmark.config.grids import Grid
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
 from benchmark.grids.memory import Memory, work_out_memory
-from benchmark.grids.predict import Networks, Prediction, predict
+from benchmark.grids.predict import Networks, Prediction, page_of, predict
 from benchmark.grids.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from benchmark.grids.times import (
     SPEED,
@@ -30,7 +30,6 @@ from benchmark.grids.times import (
     calibrate,
     describe_fleet,
     describe_sharing,
-    format_time,
     pace_of_records,
 )
 from benchmark.runs.run import make_timeline
@@ -39,11 +38,6 @@ from leaderboard import Record
 from leaderboard.store.records import load_store
 
 LIKELY = "≈"  # before a figure that is not exact
-
-
-def page_of(cell: Cell) -> tuple[str, str]:
-    """Return what the cells of one page with the same settings have in common."""
-    return cell.page_name, cell.variant
 
 
 def row_of(cell: Cell) -> tuple[str, str, str, float]:

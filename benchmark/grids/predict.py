@@ -32,16 +32,21 @@ class Network:
     seed: int  # that drew its weights
 
 
+def page_of(cell: Cell) -> tuple[str, str]:
+    """Return what the cells of one page with the same settings have in common."""
+    return cell.page_name, cell.variant
+
+
 class Networks:
     """Builds networks on the CPU and keeps those of the page at hand, for a page's cells come one after the other."""
 
     def __init__(self) -> None:
-        self.page = ""
+        self.page = ("", "")
         self.kept: dict[str, Network] = {}
 
     def get(self, cell: Cell, data: Data) -> Network:
         """Return the cell's network."""
-        page = self.page_of(cell)
+        page = page_of(cell)
         if page != self.page:
             self.page, self.kept = page, {}
         key = self.key(cell)
@@ -54,14 +59,9 @@ class Networks:
     def take(self, cell: Cell) -> Built | None:
         """Return the cell's network, which is not kept any longer; None where none was built with its seed."""
         key = self.key(cell)
-        if self.page != self.page_of(cell) or key not in self.kept or self.kept[key].seed != cell.seed:
+        if self.page != page_of(cell) or key not in self.kept or self.kept[key].seed != cell.seed:
             return None
         return self.kept.pop(key).built
-
-    @staticmethod
-    def page_of(cell: Cell) -> str:
-        """Return what cells must have in common to share networks."""
-        return f"{cell.page_name} {cell.variant}"
 
     @staticmethod
     def key(cell: Cell) -> str:

@@ -35,8 +35,8 @@ from benchmark.data.standin import stand_in
 from benchmark.grids.board import Tally
 from benchmark.grids.driver import drive
 from benchmark.grids.grid import check_cell, check_cells
-from benchmark.grids.plan import group_items, page_of, print_plan
-from benchmark.grids.predict import Networks
+from benchmark.grids.plan import group_items, print_plan
+from benchmark.grids.predict import Networks, page_of
 from benchmark.grids.states import DONE, NO_CONTROL, BusyError, Ledger, holding, index_runs, read_now, refuse_held
 from benchmark.grids.times import Fleet
 from benchmark.runs.checkpoints import FINISHED, read_finished

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.base.system import describe_environment
 from benchmark.config.cells import Cell
@@ -102,14 +103,6 @@ def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pac
         step()
         steps += 1
     return Pace(steps * batch / (time.monotonic() - began), "calibrated")
-
-
-def format_time(seconds: float) -> str:
-    """Return a rough time: `45 s`, `12 min`, `3.5 h`, `4.2 days`."""
-    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < most * length:
-            return f"{seconds / length:.1f} {unit}" if unit == "h" else f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 @dataclass(frozen=True)

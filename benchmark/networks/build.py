@@ -237,13 +237,13 @@ def build(cell: Cell, data: Data) -> Built:
     remarks = tell_unmasked(model, layers, seen.factors, page)
     dense_prunable, dense_parameters = count(model), sum(p.numel() for p in model.parameters())
     if cell.method.narrows_network:
+        arguments = model_arguments(page, data)
 
         def narrowed(factor: float) -> nn.Module:
-            return create_network(page, narrow_arguments(page.model, model_arguments(page, data), factor))
+            return create_network(page, narrow_arguments(page.model, arguments, factor))
 
         width = find_width(narrowed, count, count_kept(cell.sparsity, dense_prunable))
-        arguments = narrow_arguments(page.model, model_arguments(page, data), width)
-        model = draw_network(page, arguments, cell.seed)
+        model = draw_network(page, narrow_arguments(page.model, arguments, width), cell.seed)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
     sizes = dense_prunable, dense_parameters

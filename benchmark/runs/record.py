@@ -53,7 +53,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "weights": {
             "prunable": prunable,
             "active": active,
-            "nonzero": count_nonzero(run.evaluated(), run.maskset.masks),
+            "nonzero": count_nonzero(run.evaluated().state_dict(), run.maskset.masks),
             "parameters": parameters,
             "active_parameters": alive,
             "dense_prunable": built.dense_prunable,
@@ -77,12 +77,12 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
     }
 
 
-def count_nonzero(model: nn.Module, masks: Iterable[str]) -> int:
-    """Return how many of the weights that have masks are not zero, in the network that is evaluated and exported.
+def count_nonzero(weights: Mapping[str, Tensor], masks: Iterable[str]) -> int:
+    """Return how many of the weights that have masks are not zero, of the network that is evaluated and exported.
 
     Fewer than are active where a weight was grown and never had a gradient: a budget is of active weights.
     """
-    return sum(int(torch.count_nonzero(model.get_parameter(name))) for name in masks)
+    return sum(int(torch.count_nonzero(weights[name])) for name in masks)
 
 
 def describe_arithmetic(run: Training) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from benchmark.networks.filters import cut_slim
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.runs.export import MASKS, WEIGHTS, hash_export, read_export, read_tensors
-from benchmark.runs.record import describe_accuracy, images_trained, rebuild_network
+from benchmark.runs.record import count_nonzero, describe_accuracy, images_trained, rebuild_network
 from benchmark.training.masks import hash_masks
 from benchmark.training.precision import make_autocast, measure_accuracy
 from leaderboard import Record, RecordError, read_record
@@ -131,8 +131,8 @@ def compare_nonzero(record: Record, weights: Mapping[str, Tensor], masks: Mappin
     """
     if "nonzero" not in record["weights"]:
         return []
-    found = sum(int(torch.count_nonzero(weights[name])) for name in masks)
-    return [same("active weights that are not zero", record["weights"]["nonzero"], found)]
+    recorded = record["weights"]["nonzero"]
+    return [same("active weights that are not zero", recorded, count_nonzero(weights, masks))]
 
 
 def compare_donor(record: Record, masks: Mapping[str, Tensor], runs: Path) -> list[Finding]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark import ROOT
-from benchmark.base.console import format_flops
+from benchmark.base.console import format_flops, format_time
 from benchmark.base.errors import RunningError, UserError
 from benchmark.base.files import check_places
 from benchmark.base.stopping import pause
@@ -27,7 +27,7 @@ from benchmark.data.standin import stand_in
 from benchmark.grids.grid import check_cells
 from benchmark.grids.predict import Networks
 from benchmark.grids.states import BusyError, Ledger, holding, index_runs, read_now
-from benchmark.grids.times import calibrate, format_time, pace_of_records
+from benchmark.grids.times import calibrate, pace_of_records
 from benchmark.runs.branch import FromSnapshot, make_branch
 from benchmark.runs.branching import Stores, is_there, take_snapshots
 from benchmark.runs.export import MASKS, WEIGHTS

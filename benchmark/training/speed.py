@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.distributed.ranks import own_rank
 from benchmark.training.precision import make_autocast
@@ -76,20 +77,13 @@ def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> Non
     told.add(run.page.title)
     times = time_precisions(run, 1)
     steps = run.timeline.total_steps - run.step
-    bf16, fp32 = (format_seconds(times[name] * steps) for name in ("bf16", "fp32"))
+    bf16, fp32 = (format_time(times[name] * steps) for name in ("bf16", "fp32"))
     what = "this GPU" if run.device.type == "cuda" else "this processor"
     warn(
         f"{what} has no bf16 instructions: the {steps:,} steps of this run take about {bf16} in bf16, {fp32} in fp32. "
         "PRECISION=fp32 (ARGS=precision=fp32) trains in fp32: that is a table of its own, whose runs are not compared "
         "with those in bf16, so all runs to be compared need it. Continuing in bf16"
     )
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time as `40 s`, `12 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def probe_precision(run: Training) -> str:

@@ -18,7 +18,7 @@ from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import blind_spots, gains_table, make_ranks
 from leaderboard.tables.details import ABOUT, details_table, speed_table
 from leaderboard.tables.sections import FIRST, amount, description, make_sections, section_name
-from leaderboard.tables.table import escape, main_table, make_rows
+from leaderboard.tables.table import count_zeros, escape, main_table, make_rows
 
 INTRODUCTION = """\
 # Leaderboard
@@ -74,11 +74,11 @@ def render(
     Invariant: the same records and problems in any order give the same text.
     """
     sections = make_sections(records)
-    lines, weights = [INTRODUCTION.format(folder=quote(folder)), ""], [record["weights"] for record in records]
+    lines = [INTRODUCTION.format(folder=quote(folder)), ""]
     if records:
         lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
         lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
-        lines += [ZERO] if any(counts.get("nonzero", counts["active"]) < counts["active"] for counts in weights) else []
+        lines += [ZERO] if any(map(count_zeros, records)) else []
     else:
         lines.append(FIRST)
     for title, runs in sections:

@@ -210,13 +210,10 @@ def counted_runs(row: Row) -> list[Record]:
 
 
 def name_rows(rows: Sequence[Row]) -> list[str]:
-    """Return a label for each row, as text and no two the same; versions of a file are told apart."""
-    labels = [row.name for row in rows]
+    """Return a label for each row, as text and no two the same; rows of two groups may share a name."""
     names: list[str] = []
     for row in rows:
-        version = counted_runs(row)[0]["method"]["sha256"][:8]
-        name = f"{row.name} (file {version})" if labels.count(row.name) > 1 else row.name
-        names.append(name if name not in names else f"{name} {len(names)}")
+        names.append(row.name if row.name not in names else f"{row.name} {len(names)}")
     return names
 
 

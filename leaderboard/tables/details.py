@@ -12,6 +12,7 @@ from leaderboard.tables.table import (
     BLANK,
     Cell,
     Row,
+    count_zeros,
     duration,
     escape,
     line,
@@ -97,7 +98,7 @@ def notes(cell: Cell) -> list[str]:
     seeds: dict[str, list[str]] = {}
     for record in cell.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
-        zero = record["weights"]["active"] - record["weights"].get("nonzero", record["weights"]["active"])
+        zero = count_zeros(record)
         found = {
             "diverged": record["status"] != "ok",
             f"empty layers: {', '.join(empty)}": empty,

@@ -123,11 +123,17 @@ def gather(records: list[Record]) -> Cell:
     return Cell([counted[seed] for seed in sorted(counted)], repeats)
 
 
+def count_zeros(record: Record) -> int:
+    """Return how many active weights were zero at the end; 0 where the record does not say."""
+    weights = record["weights"]
+    return int(weights["active"] - weights.get("nonzero", weights["active"]))
+
+
 @dataclass(frozen=True)
 class Row:
     """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by sparsity asked.
 
-    `label` is harmless in Markdown, `name` the same as text, without the version of the file; `settings` are those to
+    `label` is harmless in Markdown, `name` the same as text; `settings` are those to
     ask for where they are not the defaults.
     """
 
@@ -164,7 +170,7 @@ def make_rows(records: list[Record]) -> list[Row]:
                 {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)},
                 weights["prunable"] != weights["dense_prunable"],
                 found.donor if found.group == "control" else "",
-                found.label,
+                found.name,
                 found.settings,
             )
         )

@@ -18,6 +18,7 @@ from leaderboard.tables.table import (
     HEADINGS,
     Cell,
     Row,
+    count_zeros,
     duration,
     flops,
     make_rows,
@@ -170,7 +171,7 @@ def run_values(run: Record) -> list[str]:
         shown[key] += "" if epochs[epoch] is None else f" (epoch {epochs[epoch]})"
     told = [f"{run['skipped_steps']} steps skipped"] if run["skipped_steps"] else []
     told += [f"layers without weights: {', '.join(run['empty_layers'])}"] if run["empty_layers"] else []
-    zero = weights["active"] - weights.get("nonzero", weights["active"])
+    zero = count_zeros(run)
     told += [f"active weights that are zero: {zero:,}"] if zero else []
     donor = method.get("donor")
     slim = slim_cost([run])

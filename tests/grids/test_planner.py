@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 import benchmark.runs.run
+from benchmark.base.console import format_time
 from benchmark.base.files import Places
 from benchmark.base.system import describe_environment
 from benchmark.config.cells import PROTOCOL, Cell, Item, plan_cells
@@ -22,7 +23,7 @@ from benchmark.data.standin import Counted, stand_in
 from benchmark.grids.plan import Line, print_plan
 from benchmark.grids.predict import Networks, Prediction, predict
 from benchmark.grids.states import Ledger, index_runs
-from benchmark.grids.times import format_time, pace_of_records
+from benchmark.grids.times import pace_of_records
 from benchmark.runs.run import Options, make_timeline, run_cell
 from leaderboard import read_records
 from tests.harness.images import write_folder

@@ -143,7 +143,7 @@ def test_a_grown_weight_without_a_gradient_is_active_and_counted_as_zero():
         run.model.conv1.weight[0] = 0
         run.model.fc.weight[0, :3] = 0
         run.model.fc.bias.zero_()  # not prunable
-    assert count_nonzero(run.evaluated(), run.maskset.masks) == run.maskset.active() - 2 * 9 - 3
+    assert count_nonzero(run.evaluated().state_dict(), run.maskset.masks) == run.maskset.active() - 2 * 9 - 3
 
 
 def test_the_panel_shows_weights_that_are_not_zero_only_where_they_are_fewer(done):

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
 from benchmark.config.pages import load_page
@@ -199,7 +200,7 @@ def test_slow_bf16_is_told_once_before_training_with_both_times_and_changes_noth
         warn_slow(made, told, said.append)
     (text,) = said
     assert text.startswith(f"this processor has no bf16 instructions: the {steps:,} steps")
-    assert f"about {speed.format_seconds(100 * steps)} in bf16, {speed.format_seconds(steps)} in fp32" in text
+    assert f"about {format_time(100 * steps)} in bf16, {format_time(steps)} in fp32" in text
     assert "PRECISION=fp32" in text and "a table of its own" in text and "\n" not in text
     for precision, has in (("fp32", False), ("bf16", True)):
         made.precision = precision
