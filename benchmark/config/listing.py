@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmark.base.errors import UserError
 from benchmark.config.pages import load_page, page_names
 from benchmark.config.plugins import METHODS, find_method, method_names
-from methods.core import Budget, DenseGrads, Method
+from methods.core import Budget, DenseGrads, Inactive, Method, Trains
 
 
 def describe_needs(cls: type[Method]) -> str:
@@ -24,6 +24,15 @@ def describe_needs(cls: type[Method]) -> str:
         needs.append(f"dense gradients {cls.dense_grads.value}")
     if cls.replaces_step:
         needs.append("an update replaces the step")
+    if cls.inactive is Inactive.STORED:
+        needs.append("the values of inactive weights")
+    if cls.trains is Trains.ALL:
+        needs.append("gradients of all weights at every step")
+    for hook, need in (("rounds", "several trainings"), ("penalty", "a penalty"), ("learned", "parameters of its own")):
+        if getattr(cls, hook) is not getattr(Method, hook):
+            needs.append(need)
+    if cls.writes:
+        needs.append("to write weights")
     if cls.narrows_network:
         needs.append("a narrower network")
     if cls.donor is not Method.donor:

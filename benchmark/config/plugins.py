@@ -22,7 +22,7 @@ import methods
 from benchmark.base.errors import UserError, describe_failure, nearest, unknown
 from benchmark.base.files import expand
 from benchmark.config.pages import EVERY_METHOD, Page, read_settings
-from methods.core import Budget, DenseGrads, Group, Method
+from methods.core import Budget, DenseGrads, Group, Inactive, Method, Trains
 
 METHODS = Path(methods.__file__).resolve().parent
 ENTRY_POINTS = "sparse_bench.methods"
@@ -33,6 +33,9 @@ FACTS = {
     "budget": Budget,
     "replaces_step": bool,
     "keeps_layer_counts": bool,
+    "inactive": Inactive,
+    "trains": Trains,
+    "writes": bool,
 }
 
 

@@ -15,6 +15,7 @@ from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.conformance.views import propose_with_ties
 from benchmark.runs import export
+from benchmark.training.own import weighs
 from benchmark.training.rehearsal import rehearse
 from methods.core import Budget, Method, Timeline, count_active
 
@@ -39,7 +40,8 @@ def promise(kit: Kit) -> Budget:
 def find_wrong_counts(trial: Trial) -> list[str]:
     """Return where the method proposed, or the engine applied, another number of weights than planned."""
     wrong, run = [], trial.run
-    for call in trial.calls:
+    last = {call.step: call for call in trial.calls}  # of the rounds of scoring the last
+    for call in last.values():
         planned = budget_of(run.method, call.step, run.timeline, run.maskset.total)
         if call.masks is not None and planned is not None and count_active(call.masks) != planned:
             wrong.append(
@@ -142,7 +144,7 @@ def check_layers(kit: Kit) -> Outcome:
     for network in NETS:
         trial = kit.trial(network=network)
         before = {commit.step: commit.before.masks for commit in reversed(trial.commits)}  # of each step's first
-        for call in trial.calls[1:]:
+        for call in (call for call in trial.calls if call.step > 0):
             for name, mask in (call.masks or {}).items() if call.step in before else ():
                 had, has = int(before[call.step][name].sum()), int(mask.sum())
                 if had != has:
@@ -163,10 +165,11 @@ def check_window(kit: Kit) -> Outcome:
     if outside:
         return Outcome(False, f"steps {outside[:3]} lie outside the run's 1..{run.timeline.total_steps}")
     called = [call.step for call in trial.calls]
+    wanted = run.method.scoring()
+    called = called[wanted.rounds - 1 :] if wanted else called  # setup is asked once in each round
     if not trial.error and called != [0, *declared]:
         return Outcome(False, f"called at steps {called[:6]}, declared {[0, *declared][:6]}")
-    states = [trial.commits[0].after, *(seen.state for seen in trial.steps)] if trial.commits else []
-    for step, (before, after) in enumerate(itertools.pairwise(states), 1):
+    for step, (before, after) in enumerate(itertools.pairwise(() if weighs(run.method) else trial.states()), 1):
         if step not in declared and any(not torch.equal(before.masks[n], after.masks[n]) for n in after.masks):
             return Outcome(False, f"masks changed at step {step}, which is not declared")
     return Outcome(True, f"{len(declared)} updates, all as declared")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmark.conformance.budget import NETS
 from benchmark.conformance.checks import Outcome, check
-from benchmark.conformance.nets import BATCH, CLASSES, IMAGES, count_macs, make_network
+from benchmark.conformance.nets import BATCH, CHANNELS, CLASSES, IMAGES, SIZE, count_macs, make_network
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.training.scoring import scoring_pieces, set_mode
 from methods.core import DenseGrads, Scoring
@@ -25,8 +25,8 @@ COUNTS, MASKS = "donor counts", "donor masks"
 )
 def check_declared(kit: Kit) -> Outcome:
     """Update() reads gradients exactly if dense_grads says so: a reading is charged, so is a declaration."""
-    declared = kit.plugin.cls.dense_grads
     trial = kit.trial()
+    declared = trial.run.method.dense_gradients()
     updates = [call for call in trial.calls if call.step > 0]
     read = any(GRADIENTS in call.reads for call in updates)
     seen = f"declared {declared.value}, {'read' if read else 'not read'} in {len(updates)} updates"
@@ -137,11 +137,13 @@ def check_scored(kit: Kit) -> Outcome:
     if wanted is None or not trial.calls:
         return Outcome(None, "nothing is scored")
     pieces = scoring_pieces(trial.run.data.train, wanted, BATCH, trial.setting.seed, trial.run.device)
-    images = sum(len(labels) for _, labels, _ in pieces)
+    images = 1 if wanted.flow else sum(len(labels) for _, labels, _ in pieces)
     if images != asked_images(wanted):
         return Outcome(False, f"{images} images, asked for {asked_images(wanted)}")
 
     def loss(model: nn.Module) -> Tensor:
+        if wanted.flow:
+            return flow(model)
         set_mode(model, wanted)
         parts = [
             share * nn.functional.cross_entropy(model(x.double()) / wanted.temperature, y) for x, y, share in pieces
@@ -156,11 +158,30 @@ def check_scored(kit: Kit) -> Outcome:
         error = relative_error(trial.calls[0].hessian_gradients or {}, product_again(trial, true, loss))
         if not error < 10 * CLOSE:
             return Outcome(False, f"Hessian-gradient products off by {error:.1%} of their norm")
-    return Outcome(True, f"{images} images, order {wanted.order}, within {error:.2%}")
+    last = trial.calls[wanted.rounds - 1]
+    if wanted.rounds > 1 and not wanted.fresh:
+        masks = trial.calls[wanted.rounds - 2].masks or {}
+        state = {name: tensor * masks[name] if name in masks else tensor for name, tensor in trial.start.items()}
+        error = relative_error(last.gradients or {}, gradients_again(trial, state, loss))
+        if not error < CLOSE:
+            return Outcome(False, f"round {wanted.rounds}: gradients off by {error:.1%} of their norm")
+    return Outcome(True, f"{images} images, order {wanted.order}, {wanted.rounds} rounds, within {error:.2%}")
+
+
+def flow(model: nn.Module) -> Tensor:
+    """Return the sum of the outputs of |model| for an input of ones."""
+    model.eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.abs_()
+    outputs: Tensor = model(torch.ones(1, CHANNELS, SIZE, SIZE, dtype=torch.float64))
+    return outputs.sum()
 
 
 def asked_images(wanted: Scoring) -> int:
-    """Return how many images a scoring declares, as far as the kit has so many."""
+    """Return how many images a round of scoring declares, as far as the kit has so many."""
+    if wanted.flow:
+        return 1
     return min(wanted.samples_per_class * CLASSES or wanted.batches * BATCH, IMAGES)
 
 
@@ -205,7 +226,10 @@ class Recount:
 
 @check("training-cost", ENGINE)
 def check_training(kit: Kit) -> Outcome:
-    """Every step is charged 2 f + f, or 2 f + f_D where dense gradients are read, to the unit."""
+    """Every step is charged 2 f and the weight gradients of what is trained or read, every round of scoring its passes.
+
+    To the unit: 3 f for most methods, 2 f + f_D where dense gradients are read or all weights are trained.
+    """
     totals = []
     for network in NETS:
         trial = kit.trial(network=network)
@@ -213,17 +237,17 @@ def check_training(kit: Kit) -> Outcome:
         recount, due = Recount(trial), set(trial.run.method.update_steps(trial.run.timeline))
         wanted = method.scoring()
         total = 0 if wanted is None else {1: 3, 2: 12}[wanted.order] * recount.dense * asked_images(wanted)
-        masks = trial.commits[0].after.masks if trial.commits else {}
-        for seen in trial.steps:
+        for before in trial.calls[: wanted.rounds - 1] if wanted else ():  # each further round runs under these masks
+            assert wanted is not None
+            total += asked_images(wanted) * (2 * recount.forward(before.masks or {}) + recount.dense)
+        for begun, seen in zip(trial.states(), trial.steps, strict=False):
             last = seen.step % line.steps_per_epoch == 0
             images = IMAGES - BATCH * (line.steps_per_epoch - 1) if last else BATCH
-            forward = recount.forward(masks)
-            dense = method.dense_grads is DenseGrads.EVERY_STEP
-            dense = dense or (method.dense_grads is DenseGrads.AT_UPDATES and seen.step in due)
-            total += images * (2 * forward + (recount.dense if dense else forward))
+            forward, reads = recount.forward(begun.masks), method.dense_gradients()
+            dense = reads is DenseGrads.EVERY_STEP or (reads is DenseGrads.AT_UPDATES and seen.step in due)
+            total += images * (2 * forward + (recount.dense if dense else recount.forward(begun.trained)))
             if seen.train_macs != total:
                 return Outcome(False, f"{network} step {seen.step}: {seen.train_macs:,} charged, recount {total:,}")
-            masks = seen.state.masks
         totals.append(f"{network} {total:,}")
     return Outcome(True, ", ".join(totals))
 

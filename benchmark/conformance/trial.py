@@ -25,7 +25,7 @@ from benchmark.runs import run as engine
 from benchmark.training import train as loop
 from benchmark.training.rehearsal import stand_in_donor
 from benchmark.training.train import Training
-from methods.core import Method, Stages, View
+from methods.core import Method, Proposal, Update, View
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,17 @@ class Trial:
     cell: Cell
     start: dict[str, Tensor]  # the state_dict before the first masks
     calls: list[Call]
+    begun: State | None = None  # after the first masks
+    rewound: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # what further rounds began with, by step
     commits: list[Commit] = field(default_factory=list)
     steps: list[StepSeen] = field(default_factory=list)
     batches: list[str] = field(default_factory=list)  # hashes of the images of each training step
     checkpoints: dict[int, dict[str, Any]] = field(default_factory=dict)  # what would be saved after each step
     error: str = ""
+
+    def states(self) -> list[State]:
+        """Return the states after the first masks and after every step; empty where there were no first masks."""
+        return [] if self.begun is None else [self.begun, *(seen.state for seen in self.steps)]
 
     def mask_hashes(self) -> list[str]:
         """Return the hash of the masks after the setup and after every update."""
@@ -117,7 +123,11 @@ class Kit:
             page.update(momentum=0.0, nesterov=False, weight_decay=0.0)
         if setting.optimizer != "sgd":
             page.update(lr=0.005)
-        return prepare(self.plugin, self.method(setting.sparsity, **page), setting, page)
+        return self.prepare_with(self.method(setting.sparsity, **page), setting, page)
+
+    def prepare_with(self, method: Method, setting: Setting, page: dict[str, Any]) -> Trial:
+        """Return a trial of a method built already, on a page with these changes, before its first masks."""
+        return prepare(self.plugin, method, setting, page)
 
 
 def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str, Any]) -> Trial:
@@ -154,6 +164,7 @@ def stir(noise: int) -> None:
 def set_up(trial: Trial) -> None:
     """Have the engine apply the first masks."""
     engine.set_up_masks(trial.cell, trial.run)
+    trial.begun = snapshot(trial.run)
 
 
 def finish(trial: Trial, first: Callable[[], None] | None = None) -> Trial:
@@ -192,6 +203,8 @@ def watch(trial: Trial) -> None:
         images = inputs[0].to(next(module.parameters()).dtype)
         if module.training and run.step > 0:
             trial.batches.append(hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest())
+            if run.step - 1 in run.timeline.round_ends:
+                trial.rewound[run.step] = clone(module.state_dict())
         poisoned = module.training and run.step in trial.setting.poison
         return (images * float("inf") if poisoned else images,)
 
@@ -217,6 +230,7 @@ class Call:
     reads: set[str] = field(default_factory=set)  # what the method read of it
     changed: list[str] = field(default_factory=list)  # inputs that had other bits afterwards
     masks: dict[str, Tensor] | None = None  # what it returned; None where it raised or returned something else
+    update: Update | None = None  # all that it returned
 
 
 @dataclass(frozen=True)
@@ -227,11 +241,13 @@ class State:
     average: dict[str, Tensor]
     optimizer: dict[tuple[str, str], Tensor]
     masks: dict[str, Tensor]
+    trained: dict[str, Tensor]
+    beside: dict[str, Tensor]  # stored weights, learned parameters and state of the method
 
     def differences(self, other: State) -> list[str]:
         """Return the names of tensors that are not bit for bit the same in the other state."""
         different = []
-        for part in ("model", "average", "optimizer", "masks"):
+        for part in ("model", "average", "optimizer", "masks", "trained", "beside"):
             mine, theirs = getattr(self, part), getattr(other, part)
             for key in {**mine, **theirs}:
                 if key not in mine or key not in theirs or not same_bits(mine[key], theirs[key]):
@@ -267,6 +283,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def snapshot(run: Training) -> State:
     """Return copies of weights, buffers, average, optimiser state and masks as they are now."""
     names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    names |= {id(parameter): f"learned {name}" for name, parameter in run.own.learned.items()}
     optimizer = {}
     for parameter, state in run.optimizer.state.items():
         for key, value in state.items():
@@ -277,6 +294,8 @@ def snapshot(run: Training) -> State:
         average=clone(run.average.module.state_dict()) if run.average is not None else {},
         optimizer=optimizer,
         masks=clone(run.maskset.masks),
+        trained=clone(run.maskset.trained()),
+        beside=clone(run.beside()),
     )
 
 
@@ -321,7 +340,8 @@ def inputs_of(view: View) -> dict[str, Tensor]:
     """Return every tensor a view shows, by kind and name."""
     kinds: dict[str, Mapping[str, Tensor]] = {"weight": view.weights, "mask": view.masks}
     kinds["gradient"], kinds["product"] = view._gradients or {}, view._hessian_gradients or {}
-    kinds["donor's mask"] = view._donor_masks or {}
+    kinds["donor's mask"], kinds["active gradient"] = view._donor_masks or {}, view._active_gradients or {}
+    kinds |= {"stored": view.stored, "trained": view.trained, "state": view.state, "learned": view.learned}
     return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
 
 
@@ -329,8 +349,8 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
     """Return the same method, watched: each call of `setup` and `update` is appended to `calls`."""
     cls = type(method)
 
-    def watched(original: Callable[[Any, View], Stages]) -> Callable[[Any, View], Stages]:
-        def ask(self: Any, view: View) -> Stages:
+    def watched(original: Callable[[Any, View], Proposal]) -> Callable[[Any, View], Proposal]:
+        def ask(self: Any, view: View) -> Proposal:
             before_call()
             gradients, products = view._gradients, view._hessian_gradients
             call = Call(view.step, clone(gradients) if gradients else None, clone(products) if products else None)
@@ -338,13 +358,15 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
             inputs = inputs_of(view)
             before = clone(inputs)
             try:
-                masks = original(self, SpyView(view, call.reads))
+                proposal = original(self, SpyView(view, call.reads))
             finally:
                 call.changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
+            call.update = proposal if isinstance(proposal, Update) else Update(proposal)
+            masks = call.update.masks
             last = masks[-1] if isinstance(masks, tuple) and masks else masks
             if isinstance(last, Mapping) and all(isinstance(mask, torch.Tensor) for mask in last.values()):
                 call.masks = clone(last)
-            return masks
+            return proposal
 
         return ask
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit
-from benchmark.training.masks import show_donor
+from benchmark.training.contract import list_stages, show_donor
+from benchmark.training.own import weighs
 from benchmark.training.rehearsal import stand_in_donor
-from methods.core import DenseGrads, Masks, Method, Timeline, View
+from methods.core import DenseGrads, Inactive, Masks, Method, Timeline, Update, View
 
 LINE = Timeline(24, 6)
 
@@ -22,35 +24,68 @@ def kit_shapes() -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim > 1}
 
 
-def show(
-    method: Method,
-    weights: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor],
-    step: int,
-    kind: type[View] = View,
-) -> View:
-    """Return a view with the gradients and the donor that the method declared, for setup (step 0) or an update."""
-    wanted = method.scoring()
-    declared = wanted is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
-    return kind(
-        weights={name: weight * masks[name] for name, weight in weights.items()},
-        masks=masks,
-        step=step,
-        timeline=LINE,
-        seed=0,
-        gradients=gradients if declared else None,
-        hessian_gradients=gradients if step == 0 and wanted is not None and wanted.order == 2 else None,
-        last="fc.weight",
-        **show_donor(stand_in_donor(method, weights) if step == 0 else None, weights),
-    )
+@dataclass
+class Show:
+    """A method under made-up weights and gradients: what the engine keeps for it goes from one proposal to the next."""
 
+    method: Method
+    kind: type[View] = View
+    state: dict[str, Tensor] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict)
 
-def ask(method: Method, view: View) -> Masks:
-    """Return the masks that the method's proposal for a view leaves in force."""
-    with torch.no_grad():
-        proposed = method.setup(view) if view.step == 0 else method.update(view)
-    return proposed[-1] if isinstance(proposed, tuple) else proposed
+    def __post_init__(self) -> None:
+        self.weighs = weighs(self.method)  # until an update returns masks
+
+    def ask(
+        self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], gradients: Mapping[str, Tensor], step: int
+    ) -> Masks:
+        """Return the masks in force after the method's proposal, for setup (step 0, in all its rounds) or an update."""
+        wanted = self.method.scoring() if step == 0 else None
+        now = dict(masks)
+        for round in range(wanted.rounds if wanted else 1):
+            with torch.no_grad():
+                view = self.view(weights, now, gradients, step, round)
+                proposed = self.method.setup(view) if step == 0 else self.method.update(view)
+            update = proposed if isinstance(proposed, Update) else Update(proposed)
+            self.state |= update.state or {}
+            self.learned |= {n: t for n, t in (update.values or {}).items() if n in self.learned}
+            if step == 0:
+                self.learned = dict(self.method.learned(view))
+            if update.masks is not None:
+                now, self.weighs = dict(list_stages(update)[-1]), False
+        if self.weighs:
+            now = {name: self.method.weigh(name, value, self.learned) != 0 for name, value in weights.items()}
+        return now
+
+    def view(
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        step: int,
+        round: int = 0,
+    ) -> View:
+        """Return a view with the gradients and the donor that the method declared."""
+        method = self.method
+        wanted = method.scoring()
+        declared = wanted is not None if step == 0 else method.dense_gradients() is not DenseGrads.NEVER
+        return self.kind(
+            weights={name: weight * masks[name] for name, weight in weights.items()},
+            masks=masks,
+            step=step,
+            timeline=LINE,
+            seed=0,
+            gradients=gradients if declared else None,
+            hessian_gradients=gradients if step == 0 and wanted is not None and wanted.order == 2 else None,
+            last="fc.weight",
+            stored=weights if method.inactive is Inactive.STORED else None,
+            state=self.state,
+            learned=self.learned,
+            active_gradients={n: g * masks[n] for n, g in gradients.items()} if step else None,
+            lr=0.1,
+            round=round,
+            **show_donor(stand_in_donor(method, weights) if step == 0 else None, weights),
+        )
 
 
 def all_true(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,9 +113,11 @@ def propose_with_ties(kit: Kit) -> Iterator[tuple[str, int, Method, Masks, Timel
         method = kit.method(sparsity)
         for what, values in weights.items():
             for which, slopes in gradients.items():
-                masks: Masks = all_true(values)
+                masks, shown = all_true(values), Show(method)
                 for step in [0, *method.update_steps(LINE)]:
-                    masks = ask(method, show(method, values, masks, slopes, step))
+                    masks = shown.ask(values, masks, slopes, step)
+                    if shown.weighs:
+                        continue  # its masks are where weigh() is zero, whatever is planned
                     yield f"{what}, {which}", step, method, masks, LINE
 
 
@@ -102,8 +139,12 @@ def shuffled_view(orders: Mapping[str, Tensor]) -> type[View]:
     """Return a kind of view whose random numbers are in another order within each layer."""
 
     class Shuffled(View):
-        def random(self, name: str, purpose: str = "") -> Tensor:
+        def random(self, name: str, purpose: str = "", run: bool = False) -> Tensor:
             """Return the usual numbers, in the other order."""
-            return shuffle({name: super().random(name, purpose)}, orders)[name]
+            return shuffle({name: super().random(name, purpose, run)}, orders)[name]
+
+        def uniform(self, name: str, purpose: str = "", run: bool = False) -> Tensor:
+            """Return the usual numbers, in the other order; those of `normal` follow."""
+            return shuffle({name: super().uniform(name, purpose, run)}, orders)[name]
 
     return Shuffled

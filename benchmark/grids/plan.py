@@ -114,7 +114,11 @@ class Planner:
             share = train / prediction.train_dense
         # A control costs what its donor left it, and that differs from seed to seed where training decides it.
         exact = prediction.exact and (donor is None or donor.exact)
-        return Line(cell, states, train, share, exact, self.pace_of(cell, data).seconds(cell.page, data), items)
+        timeline = make_timeline(cell, data)
+        rounds = timeline.total_steps / timeline.round_ends[0]
+        return Line(
+            cell, states, train, share, exact, self.pace_of(cell, data).seconds(cell.page, data) * rounds, items
+        )
 
     def finished(self, item: Item, data: Data) -> Record | None:
         """Return the record of an item's cell, or None."""

@@ -16,9 +16,11 @@ from benchmark.networks.build import Built, build
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import prunable_weights
 from benchmark.runs.run import first_view, make_timeline
-from benchmark.training.masks import MaskSet, planned_count, propose
+from benchmark.training.contract import list_stages, planned_count, propose
+from benchmark.training.masks import MaskSet
+from benchmark.training.own import weighs
 from benchmark.training.scoring import scoring_chunks
-from methods.core import DISTRIBUTIONS, DenseGrads, Timeline, count_kept
+from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept
 
 Counts = Mapping[str, int]
 
@@ -105,23 +107,48 @@ def predict(cell: Cell, data: Data, network: Network, donor: Prediction | None =
     timeline = make_timeline(cell, data)
     meter = Meter(built.costs, built.reference)
     wanted = method.scoring()
+    rounds_exact = True
     if wanted is not None:
         chunks = scoring_chunks(data.train, wanted, cell.page.batch_size, cell.seed)
-        meter.charge_scoring(wanted, sum(len(chunk) for chunk in chunks))
+        images = 1 if wanted.flow else sum(len(chunk) for chunk in chunks)
+        meter.charge_scoring(wanted, images)
+        rounds_exact = foresee_rounds(cell, network, wanted, images, meter)
     forecast = start(cell, network, timeline, donor)
     meter.on_commit(forecast.counts)
-    images = functools.partial(images_until, cell, data, timeline)
-    always = method.dense_grads is DenseGrads.EVERY_STEP
-    done = 0
+    charge = functools.partial(charge_steps, cell, data, timeline, meter)
+    reads, done = method.dense_gradients(), 0
     for step in method.update_steps(timeline):
         # Between two updates nothing changes, and the meter is linear in images: one charge for all these steps.
-        meter.step(images(step - 1) - images(done), meter.forward, always)
-        meter.step(images(step) - images(step - 1), meter.forward, method.dense_grads is not DenseGrads.NEVER)
+        charge(done, step - 1, reads is DenseGrads.EVERY_STEP)
+        charge(step - 1, step, reads is not DenseGrads.NEVER)
         go_on(forecast, cell, network, step, timeline)
         meter.on_commit(forecast.counts)
         done = step
-    meter.step(images(timeline.total_steps) - images(done), meter.forward, always)
-    return Prediction(meter.train, meter.train_dense, forecast.exact, forecast.counts)
+    charge(done, timeline.total_steps, reads is DenseGrads.EVERY_STEP)
+    exact = forecast.exact and rounds_exact and not weighs(method)
+    return Prediction(meter.train, meter.train_dense, exact, forecast.counts)
+
+
+def charge_steps(
+    cell: Cell, data: Data, timeline: Timeline, meter: Meter, first: int, last: int, dense_gradients: bool
+) -> None:
+    """Charge the steps after `first` up to `last`, under the same masks; those of further rounds add no reference."""
+    end = timeline.round_ends[0]
+    gradients = meter.weight_gradients(dense_gradients or cell.method.trains is Trains.ALL)
+    for again, start, stop in ((False, min(first, end), min(last, end)), (True, max(first, end), max(last, end))):
+        images = images_until(cell, data, timeline, stop) - images_until(cell, data, timeline, start)
+        meter.step(images, meter.forward, gradients, again)
+
+
+def foresee_rounds(cell: Cell, network: Network, wanted: Scoring, images: int, meter: Meter) -> bool:
+    """Charge the further rounds of scoring at likely masks; return whether there are none, so that nothing is guessed.
+
+    Methods that score in rounds thin the network by one factor a round.
+    """
+    for done in range(1, wanted.rounds):
+        likely = count_kept(1 - (1 - cell.sparsity) ** (done / wanted.rounds), network.maskset.total)
+        meter.charge_scoring(wanted, images, divide(cell, network, likely))
+    return wanted.rounds == 1
 
 
 def images_until(cell: Cell, data: Data, timeline: Timeline, step: int) -> int:
@@ -145,7 +172,8 @@ def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | 
     if method.scoring() is not None or method.donor() is not None or settled_later:
         likely = count_kept(method.planned_sparsity(0, timeline), maskset.total) if planned is None else planned
         return Forecast(divide(cell, network, likely), False)
-    masks = propose(method, cell.plugin.name, first_view(cell, maskset, timeline))[-1]
+    stages = list_stages(propose(method, cell.plugin.name, first_view(cell, maskset, timeline)))
+    masks = stages[-1] if stages else maskset.masks
     return Forecast({name: int(mask.sum()) for name, mask in masks.items()}, True)
 
 

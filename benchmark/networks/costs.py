@@ -136,17 +136,26 @@ def refuse_unknown(unsupported: Counter[str]) -> None:
 PASSES = {1: 3, 2: 3 + 3 + 6}
 
 
-def scoring_cost(scoring: Scoring | None, dense: int, images: int) -> int:
-    """Return the multiply-adds of the gradients taken before training: 3 f_D per image for a gradient, 12 f_D with
-    the Hessian-gradient product (a gradient, the same again with its graph, and the backward through both)."""
-    return 0 if scoring is None else PASSES[scoring.order] * dense * images
+def scoring_cost(scoring: Scoring | None, dense: int, images: int, forward: int | None = None) -> int:
+    """Return the multiply-adds of one round of gradients taken before training, for so many images.
+
+    3 f_D an image for a gradient, 12 f_D with the Hessian-gradient product (a gradient, the same again with its graph,
+    and the backward through both). `forward`: f_S of the masks that a further round runs under; a gradient is then
+    2 f_S + f_D, since those of inactive weights are taken too. Second derivatives under masks are charged as dense.
+    """
+    if scoring is None:
+        return 0
+    if forward is not None and scoring.order == 1:
+        return images * (2 * forward + dense)
+    return PASSES[scoring.order] * dense * images
 
 
 class Meter:
     """Charges every training step with the masks it was done with.
 
-    A step on one image costs a forward f, a backward through the inputs f, and weight gradients f, or f_D where the
-    method reads dense gradients (RigL, Appendix H). Invariant: `train` is an exact integer, the sum over all steps.
+    A step on one image costs a forward f, a backward through the inputs f, and weight gradients: f of the weights that
+    are trained, or f_D where the method reads dense gradients or trains all weights (RigL, Appendix H; Top-KAST:
+    2 f(A) + f(B)). Invariant: `train` is an exact integer, the sum over all steps.
     """
 
     def __init__(self, costs: Costs, reference: Costs) -> None:
@@ -161,16 +170,27 @@ class Meter:
         """Take note of the masks now applied."""
         self.forward = self.costs.forward(counts)
 
-    def charge_scoring(self, scoring: Scoring | None, images: int) -> None:
-        """Charge the gradients a method took before the first step."""
-        self.scoring = scoring_cost(scoring, self.costs.dense, images)
-        self.train += self.scoring
+    def charge_scoring(self, scoring: Scoring | None, images: int, counts: Mapping[str, int] | None = None) -> None:
+        """Charge the gradients of a round of scoring; `counts`: of the masks it ran under, None = of no masks."""
+        forward = None if counts is None else self.costs.forward(counts)
+        cost = scoring_cost(scoring, self.costs.dense, images, forward)
+        self.scoring += cost
+        self.train += cost
 
-    def step(self, images: int, forward_macs: int, dense_gradients: bool) -> None:
-        """Charge one training step on so many images, whose forward pass cost `forward_macs` each."""
-        weight_gradients = self.costs.dense if dense_gradients else forward_macs
-        self.train += images * (2 * forward_macs + weight_gradients)
-        self.train_dense += images * 3 * self.reference.dense
+    def weight_gradients(self, dense: bool, trained: Mapping[str, int] | None = None) -> int:
+        """Return the multiply-adds of an image's weight gradients: of all weights, of the trained or of the active."""
+        if dense:
+            return self.costs.dense
+        return self.forward if trained is None else self.costs.forward(trained)
+
+    def step(self, images: int, forward_macs: int, gradient_macs: int, again: bool = False) -> None:
+        """Charge one training step on so many images, each at `forward_macs` and weight gradients of `gradient_macs`.
+
+        `again`: a step of a further round, of which dense training, what shares are relative to, has none.
+        """
+        self.train += images * (2 * forward_macs + gradient_macs)
+        if not again:
+            self.train_dense += images * 3 * self.reference.dense
 
     def state(self) -> dict[str, int]:
         """Return what a checkpoint needs."""

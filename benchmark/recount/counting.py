@@ -141,7 +141,7 @@ def train_share(charges: list[Charge], layout: Layout, full: Backbone, counter: 
     meter = Meter(counter(layout.backbone), counter(full))
     for charge in charges:
         meter.on_commit(layout.counts_at(charge.sparsity))
-        meter.step(charge.steps, meter.forward, charge.dense_gradients)
+        meter.step(charge.steps, meter.forward, meter.weight_gradients(charge.dense_gradients))
     return meter.train / meter.train_dense
 
 

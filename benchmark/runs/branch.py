@@ -17,8 +17,9 @@ from benchmark.config.settings import resolve
 from benchmark.runs.checkpoints import read_snapshot, restore, snapshot_path
 from benchmark.runs.parents import Parent
 from benchmark.runs.run import Start, Warn, set_up_masks
-from benchmark.training.masks import planned_count
+from benchmark.training.contract import planned_count
 from benchmark.training.optim import learning_rate
+from benchmark.training.own import Own, weighs
 from benchmark.training.train import Training, accuracy_pct
 from methods.core import Budget, Method, Timeline, count_kept
 
@@ -162,6 +163,12 @@ def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
 
 def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:
     """Return the last epoch of a branch; raises UserError for epochs that it cannot have."""
+    method = parent.cell.method
+    if weighs(method) or method.rounds(parent.cell.page.epochs).count > 1:
+        raise UserError(
+            f"run {parent.name} cannot be branched from: {parent.cell.plugin.name} trains in rounds, or weighs its "
+            "weights, and a snapshot of that is no network of its own; branch from another method's run"
+        )
     if not 1 <= epoch <= parent.cell.page.epochs:
         raise UserError(f"--epoch must be from 1 to {parent.cell.page.epochs}, the end of {parent.name}, got {epoch}")
     if more is not None and more < 1:
@@ -208,6 +215,10 @@ class FromSnapshot(Start):
             raise UserError(f"run {branch.parent.name} had diverged by epoch {branch.epoch}: branch earlier")
         if branch.page.precision == "fastest":  # what was chosen for the parent
             run.precision = state["precision"]
+        if (
+            not branch.goes_on
+        ):  # another method begins at the network as it computes, whatever the parent kept beside it
+            state = {**state, "own": Own().saved(), "stored": None}
         take_over(run, state, path)
         before, empty = measure(run), find_empty(run)
         if not branch.goes_on:

@@ -180,7 +180,7 @@ class Saver:
         if stop_asked():
             self.save(run)
             obey()
-        ended = run.epoch == run.page.epochs and run.train_s >= self.every_s
+        ended = run.epoch == run.last_epoch() and run.train_s >= self.every_s
         # A large network's checkpoint takes long: at most one part in twenty of the time goes there.
         if time.monotonic() - self.last >= max(self.every_s, 20 * self.cost_s) or ended:
             self.save(run)

@@ -119,7 +119,7 @@ def has_diverged(run: Training) -> bool:
 
 def own_page(run: Training) -> Page:
     """Return the page with the epochs that the run itself trains: a branch leaves those before it to its parent."""
-    return dataclasses.replace(run.page, epochs=run.page.epochs - run.first_epoch)
+    return dataclasses.replace(run.page, epochs=run.last_epoch() - run.first_epoch)
 
 
 def images_trained(page: Page, data: Data) -> int:

@@ -36,17 +36,19 @@ from benchmark.runs.checkpoints import (
 )
 from benchmark.runs.export import export_network
 from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid
+from benchmark.training.contract import list_stages, propose, show_donor
 from benchmark.training.cuda_graphs import wants_graphs
-from benchmark.training.masks import MaskSet, commit, propose, show_donor
+from benchmark.training.masks import MaskSet
 from benchmark.training.optim import make_average, make_optimizer
+from benchmark.training.own import Own, begin_own
 from benchmark.training.precision import choose_precision, set_determinism
 from benchmark.training.rehearsal import refuse_empty
 from benchmark.training.scoring import ScoringGradients, score
 from benchmark.training.speed import probe_precision, use_processor, warn_slow
-from benchmark.training.train import Training, train
+from benchmark.training.train import Training, apply, train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
-from methods.core import Timeline, View
+from methods.core import ContractError, Inactive, Masks, Rounds, Scoring, Timeline, Update, View
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
 
@@ -116,7 +118,23 @@ def make_timeline(cell: Cell, data: Data) -> Timeline:
     steps = len(data.train) // batch if cell.page.drop_last else -(-len(data.train) // batch)
     if steps == 0:
         raise UserError(f"batch_size {batch} is larger than the {len(data.train)} training images and drop_last is on")
-    return Timeline(cell.page.epochs * steps, steps)
+    epochs, rounds = cell.page.epochs, ask_rounds(cell)
+    ends = [steps * (epochs + extra * (epochs - rounds.back_to)) for extra in range(rounds.count)]
+    return Timeline(ends[-1], steps, tuple(ends))
+
+
+def ask_rounds(cell: Cell) -> Rounds:
+    """Return how often the method has the page's training done; raises UserError where that makes no sense."""
+    try:
+        rounds = cell.method.rounds(cell.page.epochs)
+    except ContractError as error:
+        raise UserError(f"method '{cell.plugin.name}' breaks its contract in rounds(): it {error}") from error
+    if rounds.count > 1 and rounds.back_to >= cell.page.epochs:
+        raise UserError(
+            f"method '{cell.plugin.name}' rewinds to epoch {rounds.back_to} of {cell.page.epochs}: rewind to an "
+            "earlier one, or train longer with ARGS=epochs=N"
+        )
+    return rounds
 
 
 def run_cell(
@@ -214,7 +232,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
         console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
     warn_slow(run, options.told, warner(console))
     tracker = start_tracker(cell, run, options, folder, started, console)
-    shown = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}", run.page.epochs, run.timeline.steps_per_epoch
+    shown = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}", run.last_epoch(), run.timeline.steps_per_epoch
     facts = {**describe_start(cell, built, started, begun), "about": about(cell)}
     saver = Saver(checkpoint, options.checkpoint_s, facts)
 
@@ -278,8 +296,9 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         device=device,
         precision=choose_precision(cell.page, device),
         channels_last=built.channels_last,
+        own=Own(ask_rounds(cell)),
         average=make_average(cell.page, built.model),
-        waits=device.type == "cpu" or bool(cell.page.ema_decay),
+        waits=device.type == "cpu" or bool(cell.page.ema_decay) or cell.method.inactive is Inactive.STORED,
         graphs=wants_graphs(cell.page, device),
     )
 
@@ -294,41 +313,76 @@ def set_up_masks(cell: Cell, run: Training, warn: Warn = lambda text: None, may_
     for remark in cell.method.remarks({name: tuple(weight.shape) for name, weight in run.maskset.weights.items()}):
         warn(f"{run.name}: {remark}")
     wanted = cell.method.scoring()
-    scores = None
-    if wanted is not None:
-        scores = score(run.model, run.maskset.weights, run.data.train, wanted, cell.page.batch_size, cell.seed)
-        share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
-        run.meter.charge_scoring(wanted, scores.images)
-    view = first_view(cell, run.maskset, run.timeline, scores)
-    proposed = do_together(lambda: propose(cell.method, run.name, view))
-    commit(
-        cell.method, run.name, run.maskset, proposed, view, run.optimizer, run.average.module if run.average else None
-    )
+    scores: ScoringGradients | None = None
+    silent = 0.0  # share of the first round's gradients that are exactly zero
+    masks: Masks | None = None
+    for round in range(wanted.rounds if wanted else 1):
+        if wanted is not None:
+            scores = score_round(cell, run, wanted, masks, round)
+            if round == 0:
+                silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / run.maskset.total
+        view = first_view(cell, run.maskset, run.timeline, scores, masks, round)
+        update = do_together(partial(propose, cell.method, run.name, view))
+        masks = settle_round(run, update, view)
+    begin_own(run, cell.method.learned(view))
+    apply(run, update, view)
     if wanted is None and cell.donor is None and not may_empty:
         refuse_empty(cell, run.maskset.counts())
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
     if empty:
         warn(f"{run.name} leaves no weight in layer {', '.join(empty)}; the record says so")
-    if scores:
-        silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / run.maskset.total
-        if silent > SILENT_SHARE:
-            warn(
-                f"{silent:.0%} of the gradients {run.name} scores by are exactly zero: this backbone starts with zero "
-                "gains; timm's ResNets take ARGS=model_args.zero_init_last=false"
-            )
+    if silent > SILENT_SHARE:
+        warn(
+            f"{silent:.0%} of the gradients {run.name} scores by are exactly zero: this backbone starts with zero "
+            "gains; timm's ResNets take ARGS=model_args.zero_init_last=false"
+        )
 
 
-def first_view(cell: Cell, maskset: MaskSet, timeline: Timeline, scores: ScoringGradients | None = None) -> View:
-    """Return what the method is shown for its first masks. A donor it asks for must have been resolved."""
+def score_round(cell: Cell, run: Training, wanted: Scoring, masks: Masks | None, round: int) -> ScoringGradients:
+    """Return the gradients of a round of scoring, rank 0's, and charge them; `masks`: None in the first round."""
+    weights, train, batch = run.maskset.weights, run.data.train, cell.page.batch_size
+    scores = score(run.model, weights, train, wanted, batch, cell.seed, masks, round)
+    share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
+    counts = None if masks is None else {name: int(mask.sum()) for name, mask in masks.items()}
+    run.meter.charge_scoring(wanted, scores.images, counts)
+    return scores
+
+
+def settle_round(run: Training, update: Update, view: View) -> Masks:
+    """Return the masks that the next round of scoring runs under, those the method proposed last."""
+    stages = list_stages(update)
+    if not stages:
+        return dict(run.maskset.masks)
+    try:
+        run.maskset.check_together(stages[-1], None)
+    except ContractError as error:
+        raise UserError(f"method '{run.name}' breaks its contract in setup: it {error}") from error
+    return dict(run.maskset.take_leading(stages[-1]))
+
+
+def first_view(
+    cell: Cell,
+    maskset: MaskSet,
+    timeline: Timeline,
+    scores: ScoringGradients | None = None,
+    masks: Masks | None = None,
+    round: int = 0,
+) -> View:
+    """Return what the method is shown for its first masks. A donor it asks for must have been resolved.
+
+    `masks`: those that it returned in the last round of scoring; None in the first.
+    """
     assert cell.donor is not None or cell.method.donor() is None, "resolve_donors comes first"
     return View(
         weights=maskset.weights,
-        masks=maskset.masks,
+        masks=maskset.masks if masks is None else masks,
         step=0,
         timeline=timeline,
         seed=cell.seed,
         gradients=scores.gradients if scores else None,
         hessian_gradients=scores.hessian_gradients if scores else None,
         last=maskset.last,
+        lr=cell.page.lr,
+        round=round,
         **show_donor(cell.donor, maskset.weights),
     )

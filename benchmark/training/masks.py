@@ -1,30 +1,18 @@
-"""Masks: those that a method proposes, checked against its contract and applied to the network's weights."""
+"""Masks beside the network: checked, applied to weights and optimiser state, counted, hashed, packed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmark.base.errors import UserError, describe_failure
-from benchmark.config.cells import DonorRun
 from benchmark.distributed.ranks import announce, count_ranks, differing_ranks
-from methods.core import (
-    Budget,
-    ContractError,
-    Masks,
-    Method,
-    RefusedError,
-    Stages,
-    Timeline,
-    View,
-    count_kept,
-)
+from benchmark.training.stored import Stored, zero_outside
+from methods.core import ContractError, Trains
 from methods.core.selection import count_each
 
 
@@ -33,8 +21,10 @@ class MaskSet:
 
     `last` is the layer that gives the classes their scores, empty where it is not prunable. `explored` keeps which
     weights were active in any masks committed so far; before the first commit none were.
-    Invariant: wherever a mask is False the weight is exactly zero, and so are its optimiser state and its average.
-    The model stays an ordinary network: `state_dict` is plain timm's and `p.grad` is the dense gradient.
+    `stored` keeps the values of inactive weights, for a method that asks for that; None for the others.
+    Invariant: wherever a mask is False the weight is exactly zero, and so are its average and, unless it is trained all
+    the same, its optimiser state. The model stays an ordinary network: `state_dict` is plain timm's and `p.grad` is the
+    dense gradient.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], last: str = "", alone: bool = False) -> None:
@@ -47,6 +37,28 @@ class MaskSet:
         self.factors = [torch.ones_like(weight, requires_grad=False) for weight in self.weights.values()]
         self.total = sum(weight.numel() for weight in self.weights.values())
         self.listeners: list[Callable[[dict[str, int]], None]] = []
+        self.stored: Stored | None = None
+
+    def store(self, trains: Trains, averaged: bool) -> Stored:
+        """Keep the values of inactive weights from now on."""
+        self.stored = Stored(self.weights, trains, averaged)
+        if not self.stored.all:
+            self.stored.train_only(self.masks)
+        return self.stored
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return which weights the optimiser steps: the active ones, unless the method trains others as well."""
+        if self.stored is None or (not self.stored.all and self.stored.trained is None):
+            return self.masks
+        if self.stored.trained is not None:
+            return self.stored.trained
+        return {name: torch.ones_like(mask) for name, mask in self.masks.items()}
+
+    def trained_counts(self) -> dict[str, int] | None:
+        """Return the number of trained weights of each layer; None where they are the active ones, or all."""
+        if self.stored is None or self.stored.trained is None:
+            return None
+        return dict(zip(self.masks, count_each(self.stored.trained.values()), strict=True))
 
     def counts(self) -> dict[str, int]:
         """Return the number of active weights of each layer."""
@@ -76,33 +88,78 @@ class MaskSet:
         planned: int | None,
         optimizer: Optimizer | None = None,
         average: nn.Module | None = None,
+        trained: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Apply the proposed masks: zero weights, optimiser state and average where they are inactive.
+
+        trained: which weights have a gradient from now on, where the values of inactive ones are stored; None = the
+        active, or all. Stored values are shown where a mask lets them, and the state of trained weights stays.
 
         planned: the exact number of active weights, or None where the count is an outcome. Raises ContractError, and
         changes nothing, for missing or unknown names, another dtype or shape, another count, or other masks than rank
         0's where several processes train together. A weight active before and after keeps its value and state; a newly
         active one starts at zero with zero state.
         """
-        fault = self.find_fault(proposed, planned)
-        self.check_ranks(proposed, fault)
-        if fault:
-            raise ContractError(fault)
+        self.check_together(proposed, planned)
         proposed = self.take_leading(proposed)
-        for (name, weight), factor in zip(self.weights.items(), self.factors, strict=True):
-            mask = self.masks[name]
+        for (name, mask), factor in zip(self.masks.items(), self.factors, strict=True):
             mask.copy_(proposed[name])
             self.explored[name] |= mask
             factor.copy_(mask)
-            zero_outside(mask, weight)
-            for state in optimizer.state.get(weight, {}).values() if optimizer else ():
-                if isinstance(state, Tensor) and state.shape == weight.shape:
-                    zero_outside(mask, state)
-            if average is not None:
-                zero_outside(mask, average.get_parameter(name))
+        stored = self.stored
+        if stored is not None and not stored.all:
+            stored.train_only(self.masks if trained is None else trained)
+        if stored is None or not stored.all:
+            self.zero_state(optimizer)
+        self.show(average)
         self.check_in_force()
+        self.tell()
+
+    def zero_state(self, optimizer: Optimizer | None) -> None:
+        """Zero the optimiser's state of weights that are not trained."""
+        if optimizer is None:
+            return
+        trained = self.trained()
+        for name, weight in self.weights.items():
+            for state in optimizer.state.get(weight, {}).values():
+                if isinstance(state, Tensor) and state.shape == weight.shape:
+                    zero_outside(trained[name], state)
+
+    @torch.no_grad()
+    def show(self, average: nn.Module | None = None) -> None:
+        """Have network and average hold what they compute with: zeros where inactive, stored values elsewhere."""
+        stored = self.stored
+        for name, weight in self.weights.items():
+            if stored is not None:
+                weight.copy_(stored.values[name])
+            zero_outside(self.masks[name], weight)
+            if average is not None:
+                averaged = average.get_parameter(name)
+                if stored is not None:
+                    averaged.copy_(stored.average[name])
+                zero_outside(self.masks[name], averaged)
+
+    @torch.no_grad()
+    def show_weighed(self, average: nn.Module | None = None) -> None:
+        """Have the network hold what `stored.weigh` makes of the stored weights: its zeros are the masks."""
+        stored = self.stored
+        assert stored is not None and stored.weigh is not None, "a method that weighs has stored weights"
+        for (name, weight), factor in zip(self.weights.items(), self.factors, strict=True):
+            weight.copy_(stored.weigh(name, stored.values[name]))
+            mask = torch.ne(weight, 0, out=self.masks[name])
+            factor.copy_(mask)
+            self.explored[name] |= mask
+            if average is not None:
+                averaged = average.get_parameter(name)
+                averaged.copy_(stored.weigh(name, stored.average[name]))
+                zero_outside(mask, averaged)
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell the listeners how many weights of each layer are active."""
+        counts = self.counts()
         for listener in self.listeners:
-            listener(self.counts())
+            listener(counts)
 
     def check(self, proposed: Mapping[str, Tensor], planned: int | None) -> None:
         """Raise ContractError unless the proposed masks fit the weights and the planned count."""
@@ -125,6 +182,13 @@ class MaskSet:
         active = sum(count_each(proposed.values()))
         if planned is not None and active != planned:
             raise ContractError(f"must keep exactly {planned} of {self.total} weights here, keeps {active}")
+
+    def check_together(self, proposed: Mapping[str, Tensor], planned: int | None) -> None:
+        """Raise ContractError, on every rank alike, unless the proposed masks can be committed."""
+        fault = self.find_fault(proposed, planned)
+        self.check_ranks(proposed, fault)
+        if fault:
+            raise ContractError(fault)
 
     def check_ranks(self, proposed: Mapping[str, Tensor], fault: str) -> None:
         """Raise ContractError, on every rank alike, unless all have the same masks or the same fault."""
@@ -160,12 +224,15 @@ class MaskSet:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of inactive weights, in place.
+        """Zero the gradients of weights that are not trained, in place.
 
         With the class's invariant this keeps inactive weights and their state at zero through SGD (momentum,
         Nesterov, weight decay), Adam and AdamW, so nothing needs masking after the step.
         """
-        pairs = [(w.grad, f) for w, f in zip(self.weights.values(), self.factors, strict=True) if w.grad is not None]
+        if self.stored is not None and self.stored.all:
+            return
+        factors = self.factors if self.stored is None else self.stored.factors
+        pairs = [(w.grad, f) for w, f in zip(self.weights.values(), factors, strict=True) if w.grad is not None]
         if pairs:
             torch._foreach_mul_([grad for grad, _ in pairs], [factor for _, factor in pairs])
 
@@ -175,6 +242,10 @@ class MaskSet:
             name: torch.zeros_like(w) if w.grad is None else w.grad.detach().to(torch.float32, copy=True)
             for name, w in self.weights.items()
         }
+
+    def active_gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of the trained weights as they are now, zero elsewhere."""
+        return {n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in self.weights.items()}
 
     def packed(self) -> dict[str, Tensor]:
         """Return the masks as bits, eight to a byte."""
@@ -186,8 +257,7 @@ class MaskSet:
         for (name, mask), factor in zip(self.masks.items(), self.factors, strict=True):
             mask.copy_(unpack(packed[name], mask.shape))
             factor.copy_(mask)
-        for listener in self.listeners:
-            listener(self.counts())
+        self.tell()
 
     def load_explored(self, packed: Mapping[str, Tensor]) -> None:
         """Restore what had been explored, from `pack_all(explored)`."""
@@ -209,18 +279,6 @@ def hash_masks(masks: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numbers by their size in bytes
-
-
-def zero_outside(mask: Tensor, tensor: Tensor) -> None:
-    """Set `tensor` to exactly 0.0 where `mask` is False, in place, whatever stood there.
-
-    The bits are multiplied as a whole number, so neither -0.0 nor an infinity times zero can come of it; a quarter of
-    the time of masked_fill_ on a CPU, and no copy of the mask.
-    """
-    tensor.detach().view(WHOLE[tensor.element_size()]).mul_(mask)
-
-
 BITS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
 
 
@@ -233,67 +291,3 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     """Return the bool tensor of the given shape that `pack` was given."""
     bits = (packed.reshape(-1, 1) & BITS) != 0
     return bits.reshape(-1)[: shape.numel()].reshape(shape)
-
-
-def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
-    """Return the exact number of weights that must be active after the setup or update at `step`, or None."""
-    budget = method.promised_budget()
-    if budget is Budget.OUTCOME:
-        return None
-    sparsity = 0.0 if budget is Budget.DENSE else method.planned_sparsity(step, timeline)
-    return count_kept(sparsity, maskset.total)
-
-
-def propose(method: Method, name: str, view: View) -> list[Masks]:
-    """Ask `method` for masks, to be applied in turn; most methods return one set.
-
-    Raises UserError, naming method, moment and promise, when it fails or writes to its inputs.
-    """
-    moment = "setup" if view.step == 0 else f"the update at step {view.step}"
-    protected = [*view.weights.values(), *view.masks.values(), *(view._gradients or {}).values()]
-    protected += (view._donor_masks or {}).values()
-    versions = [tensor._version for tensor in protected]
-    try:
-        with torch.no_grad():
-            masks: Stages = method.setup(view) if view.step == 0 else method.update(view)
-        if versions != [tensor._version for tensor in protected]:
-            raise ContractError("must not write to weights, masks or gradients: return new masks instead")
-    except ContractError as error:
-        raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
-    except RefusedError as error:
-        raise UserError(f"method '{name}': {error}") from error
-    except (Exception, SystemExit) as error:  # a plugin may raise anything at all
-        raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
-    return list(masks) if isinstance(masks, tuple) else [masks]
-
-
-def commit(
-    method: Method,
-    name: str,
-    maskset: MaskSet,
-    stages: list[Masks],
-    view: View,
-    optimizer: torch.optim.Optimizer | None = None,
-    average: nn.Module | None = None,
-) -> None:
-    """Commit proposed masks; a broken promise becomes a UserError that names the method and the moment."""
-    try:
-        if not stages:
-            raise ContractError("must return masks, returned an empty tuple")
-        for masks in stages[:-1]:  # what these leave out starts from zero; the count is that of the last
-            maskset.commit(masks, None, optimizer, average)
-        planned = planned_count(method, maskset, view.step, view.timeline)
-        maskset.commit(stages[-1], planned, optimizer, average)
-    except ContractError as error:
-        moment = "setup" if view.step == 0 else f"the update at step {view.step}"
-        raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
-
-
-def show_donor(donor: DonorRun | None, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what a View of `setup` is given of a donor: its counts and, where they were asked for, its masks."""
-    if donor is None:
-        return {}
-    shown: dict[str, Any] = {"donor_counts": donor.counts}
-    if donor.bits is not None:
-        shown["donor_masks"] = {n: unpack(donor.bits[n], w.shape).to(w.device) for n, w in weights.items()}
-    return shown

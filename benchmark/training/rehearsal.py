@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,17 @@ from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import Cell, DonorRun
 from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
-from benchmark.training.masks import MaskSet, commit, hash_masks, pack_all, propose, show_donor
+from benchmark.training.contract import commit, list_stages, list_tensors, propose, show_donor
+from benchmark.training.masks import MaskSet, hash_masks, pack_all
+from benchmark.training.own import ask_weigh, check_learned, check_penalty, has_penalty, weighs
 from methods.core import (
     Budget,
     DenseGrads,
+    Inactive,
     Masks,
     Method,
     Timeline,
+    Update,
     View,
     count_kept,
     keep_top_global,
@@ -36,6 +41,12 @@ def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
         raise UserError(f"method '{name}' makes no update in {length}: {mend}{way} train longer with ARGS=epochs=N")
     if len(steps) and not 1 <= steps[0] <= steps[-1] <= timeline.total_steps:
         raise UserError(f"method '{name}' plans updates outside the run's steps 1..{timeline.total_steps}: {steps}")
+    if method.dense_gradients() is DenseGrads.EVERY_STEP and len(steps) + 1 < timeline.total_steps:
+        raise UserError(
+            f"method '{name}' reads dense gradients at every step and plans {len(steps)} updates in "
+            f"{timeline.total_steps} steps, though gradients are shown to update() alone: return every step from "
+            "update_steps() (an Update without masks commits nothing), or declare DenseGrads.AT_UPDATES"
+        )
     last = steps[-1] if len(steps) else 0
     end = method.planned_sparsity(last, timeline)
     if method.promised_budget() is Budget.EXACT and end != method.sparsity:
@@ -60,9 +71,6 @@ def stand_in_donor(method: Method, weights: Mapping[str, Tensor]) -> DonorRun | 
     return DonorRun("stand-in", wanted.run, method.sparsity, 0, wanted.kind, hash_masks(masks), counts, bits)
 
 
-SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}
-
-
 def rehearse(method: Method, name: str, timeline: Timeline) -> None:
     """Run the method's setup and some of its updates on a tiny stand-in network and hold it to every promise.
 
@@ -79,53 +87,133 @@ def rehearse(method: Method, name: str, timeline: Timeline) -> None:
 
 
 def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
-    """Ask for the first masks and for some updates, each twice, and commit them."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {n: nn.Parameter(torch.randn(shape, generator=generator)) for n, shape in SHAPES.items()}
-    maskset = MaskSet(weights, alone=True)
-    before_branch = count_kept(method.start_of_branch(), maskset.total)
-    maskset.commit(keep_top_global({n: weight.detach().abs() for n, weight in weights.items()}, before_branch), None)
+    """Ask for the first masks, in all rounds of scoring, and for some updates, each twice, and commit them."""
+    stage = StandIn(method, name, timeline)
     steps = list(method.update_steps(timeline))
     scoring = method.scoring()
-    donor = stand_in_donor(method, weights)
-    for step in [0, *sorted({*steps[:2], *steps[-1:]})]:
-        gradients = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
-        product = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
-        declared = scoring is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
-        second = step == 0 and scoring is not None and scoring.order == 2
+    rounds = scoring.rounds if scoring is not None else 1
+    masks = None
+    for round in range(rounds):
+        update, view = stage.ask_twice(0, masks, round)
+        masks = (list_stages(update) or [stage.maskset.masks])[-1]
+        stage.maskset.check_together(masks, None) if round + 1 < rounds else stage.apply(update, view)
+    for step in sorted({*steps[:2], *steps[-1:]}):
+        stage.rehearse_step(step)
+        stage.apply(*stage.ask_twice(step))
+
+
+SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}
+
+
+class StandIn:
+    """A tiny network, random weights and gradients, that a method is tried on before it is trusted with a run."""
+
+    def __init__(self, method: Method, name: str, timeline: Timeline) -> None:
+        self.method, self.name, self.timeline = method, name, timeline
+        self.generator = torch.Generator().manual_seed(0)
+        self.weights = {n: nn.Parameter(tensor) for n, tensor in self.draw().items()}
+        self.maskset = MaskSet(self.weights, alone=True)
+        before_branch = count_kept(method.start_of_branch(), self.maskset.total)
+        magnitudes = {n: weight.detach().abs() for n, weight in self.weights.items()}
+        self.maskset.commit(keep_top_global(magnitudes, before_branch), None)
+        self.donor = stand_in_donor(method, self.weights)
+        self.state: dict[str, Tensor] = {}
+        self.learned: dict[str, Tensor] = {}
+
+    def draw(self) -> dict[str, Tensor]:
+        """Return random numbers in the shape of every weight."""
+        return {n: torch.randn(shape, generator=self.generator) for n, shape in SHAPES.items()}
+
+    def ask_twice(self, step: int, masks: Masks | None = None, round: int = 0) -> tuple[Update, View]:
+        """Return what the method proposes; raises UserError where it writes, or, asked again, proposes something else.
+
+        `masks`: those of the last round of scoring.
+        """
+        method, name = self.method, self.name
+        gradients, product, active = self.draw(), self.draw(), self.draw()
+        scoring = method.scoring() if step == 0 else None
+        declared = scoring is not None if step == 0 else method.dense_gradients() is not DenseGrads.NEVER
+        second = scoring is not None and scoring.order == 2
         proposals = []
         for _ in range(2):
             view = View(
-                weights=weights,
-                masks={n: mask.clone() for n, mask in maskset.masks.items()},
+                weights=self.weights,
+                masks={n: mask.clone() for n, mask in (masks or self.maskset.masks).items()},
                 step=step,
-                timeline=timeline,
+                timeline=self.timeline,
                 seed=0,
                 gradients={n: g.clone() for n, g in gradients.items()} if declared else None,
                 hessian_gradients={n: h.clone() for n, h in product.items()} if second else None,
-                **show_donor(donor if step == 0 else None, weights),
+                active_gradients={n: g * self.maskset.trained()[n] for n, g in active.items()} if step else None,
+                round=round,
+                **self.own(),
+                **show_donor(self.donor if step == 0 else None, self.weights),
             )
             random_state = torch.random.get_rng_state()
-            before = [weight.detach().clone() for weight in weights.values()]
+            before = [weight.detach().clone() for weight in self.weights.values()]
             proposals.append(propose(method, name, view))
-            refuse_writes(name, before, weights.values())
+            refuse_writes(name, before, self.weights.values())
             if not torch.equal(random_state, torch.random.get_rng_state()):
                 raise UserError(
                     f"method '{name}' breaks its contract at step {step}: it used torch's global random generator; "
                     "draw random numbers with view.random(name)"
                 )
-        commit(method, name, maskset, proposals[0], view)
-        if not same_stages(*proposals):
+        if not same_update(*proposals):
             raise UserError(
                 f"method '{name}' breaks its contract at step {step}: asked twice with the same view it returned "
                 "different masks; draw random numbers with view.random(name), never from a global generator"
             )
+        return proposals[0], view
+
+    def own(self) -> dict[str, Any]:
+        """Return what a view shows of the method's own, copied."""
+        stored = self.maskset.stored
+        return {
+            "stored": None if stored is None else {n: t.clone() for n, t in stored.values.items()},
+            "trained": {n: t.clone() for n, t in self.maskset.trained().items()},
+            "state": {n: t.clone() for n, t in self.state.items()},
+            "learned": {n: t.clone() for n, t in self.learned.items()},
+            "lr": 0.1,
+        }
+
+    def apply(self, update: Update, view: View) -> None:
+        """Commit an update; after setup the method's stored weights and learned parameters begin."""
+        if view.step == 0:
+            learned = self.method.learned(view)
+            check_learned(self.name, self.method, learned, set(self.weights))
+            self.learned = {n: tensor.detach().clone().float() for n, tensor in learned.items()}
+            if self.method.inactive is Inactive.STORED:
+                stored = self.maskset.store(self.method.trains, averaged=False)
+                if weighs(self.method):
+                    stored.weigh = lambda name, values: ask_weigh(self.method, self.name, name, values, self.learned)
+        update = commit(self.method, self.name, self.maskset, update, view, learned=self.learned)
+        self.state |= update.state or {}
+
+    def rehearse_step(self, step: int) -> None:
+        """Ask for what a step before the update asks for: the penalty, and the weights with their gradients."""
+        method, stored = self.method, self.maskset.stored
+        if has_penalty(method):
+            view = View(
+                weights=self.weights, masks=self.maskset.masks, step=step, timeline=self.timeline, seed=0, **self.own()
+            )
+            check_penalty(self.name, method.penalty(view), self.weights)
+        if stored is not None and stored.weigh is not None:
+            for name, values in stored.values.items():
+                with torch.enable_grad():
+                    ask_weigh(method, self.name, name, values.clone().requires_grad_(), self.learned)
 
 
-def same_stages(one: list[Masks], other: list[Masks]) -> bool:
-    """Return whether two proposals are the same masks in the same stages."""
-    pairs = zip(one, other, strict=False)
-    return len(one) == len(other) and all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
+def same_update(one: Update, other: Update) -> bool:
+    """Return whether two updates are the same masks in the same stages, with the same values and state."""
+    stages, again = list_stages(one), list_stages(other)
+    rest, more = list_tensors(one), list_tensors(other)
+    return (
+        len(stages) == len(again)
+        and all(torch.equal(a[name], b[name]) for a, b in zip(stages, again, strict=True) for name in a)
+        and list(rest) == list(more)
+        and all(torch.equal(rest[name], more[name]) for name in rest)
+        and one.forget == other.forget
+    )
 
 
 def refuse_writes(name: str, before: Iterable[Tensor], after: Iterable[Tensor]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +14,8 @@ from benchmark.base.errors import UserError, reason
 from benchmark.base.seeds import derive
 from benchmark.data.images import Images
 from benchmark.networks.costs import fuse_attention, unfuse_attention
-from methods.core import Scoring
+from benchmark.training.stored import zero_outside
+from methods.core import Masks, Scoring
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,72 @@ class ScoringGradients:
 
 
 def score(
-    model: nn.Module, weights: dict[str, nn.Parameter], train: Images, wanted: Scoring, batch_size: int, seed: int
+    model: nn.Module,
+    weights: dict[str, nn.Parameter],
+    train: Images,
+    wanted: Scoring,
+    batch_size: int,
+    seed: int,
+    masks: Masks | None = None,
+    round: int = 0,
 ) -> ScoringGradients:
-    """Compute the gradients a method asked for, at the weights as they are, in float32 and training mode.
+    """Compute the gradients a method asked for, in float32 and training mode, or its flow.
 
-    Losses are cross-entropies averaged within each batch or chunk; gradients are summed over chunks. Invariant: the
-    model is left as it was, buffers (batch statistics), modes and gradients included, and the images depend on `seed`
-    only.
+    At the weights as they are, or, in a further round, with those outside `masks` at zero. Losses are cross-entropies
+    averaged within each batch or chunk; gradients are summed over chunks. Invariant: the model is left as it was,
+    weights, buffers (batch statistics), modes and gradients included, and the images depend on `seed` only, or on
+    `seed` and `round` where the method asks for fresh ones.
     """
+    images_seed = seed if round == 0 or not wanted.fresh else derive(seed, "scoring round", round)
+    with masked(weights, masks):
+        if wanted.flow:
+            return score_flow(model, weights, train)
+        return score_loss(model, weights, train, wanted, batch_size, images_seed)
+
+
+@contextmanager
+def masked(weights: Mapping[str, nn.Parameter], masks: Masks | None) -> Iterator[None]:
+    """Hold the weights outside `masks` at zero for a while."""
+    if masks is None:
+        yield
+        return
+    kept = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                zero_outside(masks[name], weight)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(kept[name])
+
+
+def score_flow(model: nn.Module, weights: Mapping[str, nn.Parameter], train: Images) -> ScoringGradients:
+    """Return the gradients of the sum of the outputs of |model| for one input of ones, in float64.
+
+    On a copy in evaluation mode whose parameters and buffers are all replaced by their absolute values, as the authors
+    do. Raises UserError where they overflow even so.
+    """
+    shadow = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        for tensor in shadow.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.abs_()
+    images, _ = train.sample(torch.tensor([0]), 0, next(model.parameters()).device)
+    parameters = [shadow.get_parameter(name) for name in weights]
+    flow = shadow(torch.ones_like(images, dtype=torch.float64)).sum()
+    found = torch.autograd.grad(flow, parameters, allow_unused=True)
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise UserError("the flow through this backbone overflows float64: it cannot be scored by it")
+    return ScoringGradients(dict(zip(weights, gradients, strict=True)), None, 1)
+
+
+def score_loss(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], train: Images, wanted: Scoring, batch_size: int, seed: int
+) -> ScoringGradients:
+    """Return the gradients of the loss, and the Hessian-gradient product where it is asked for."""
     device = next(model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}

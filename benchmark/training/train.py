@@ -33,11 +33,23 @@ from benchmark.distributed.ranks import (
     weigh_share,
 )
 from benchmark.networks.costs import Meter
+from benchmark.training.contract import commit, propose
 from benchmark.training.cuda_graphs import GraphedPasses
-from benchmark.training.masks import MaskSet, commit, pack_all, propose
+from benchmark.training.masks import MaskSet, pack_all
 from benchmark.training.optim import is_finite, learning_rate, set_learning_rate, step_where
+from benchmark.training.own import (
+    Own,
+    add_penalty,
+    begin_own,
+    follow,
+    forget,
+    go_back,
+    has_penalty,
+    pull_back,
+    step_stored,
+)
 from benchmark.training.precision import get_random_state, make_autocast, measure_accuracy, set_random_state
-from methods.core import DenseGrads, Method, Timeline, View
+from methods.core import DenseGrads, Method, Timeline, Update, View
 
 
 @dataclass
@@ -57,6 +69,7 @@ class Training:
     device: torch.device
     precision: str
     channels_last: bool
+    own: Own = field(default_factory=Own)  # of the method
     average: ModelEmaV3 | None = None
     schedule: Page | None = None  # whose learning rates it has; None = its own page's
     first_epoch: int = 0  # epochs finished before it began: those of the run that it branches from
@@ -98,6 +111,38 @@ class Training:
             return average_gradients(self.model, torch.zeros(shape, dtype=kind, device=self.device))
         return torch.compile(self.model, dynamic=False) if self.page.compile else self.model
 
+    def last_epoch(self) -> int:
+        """Return how many epochs the run has, those of all its rounds."""
+        rounds = self.own.rounds
+        return self.page.epochs + (rounds.count - 1) * (self.page.epochs - rounds.back_to)
+
+    def page_epoch(self, epoch: int) -> int:
+        """Return which of the page's epochs an epoch of the run is, both from 0: a further round starts over."""
+        first = self.own.rounds.back_to
+        return epoch if epoch < self.page.epochs else first + (epoch - self.page.epochs) % (self.page.epochs - first)
+
+    def view(
+        self, dense: dict[str, Tensor] | None = None, active: dict[str, Tensor] | None = None, **more: Any
+    ) -> View:
+        """Return what the method is shown as things stand, with these dense gradients and those of trained weights."""
+        maskset = self.maskset
+        shown: dict[str, Any] = {
+            "weights": maskset.weights,
+            "masks": maskset.masks,
+            "step": self.step,
+            "timeline": self.timeline,
+            "seed": self.seed,
+            "gradients": dense,
+            "active_gradients": active,
+            "last": maskset.last,
+            "stored": None if maskset.stored is None else maskset.stored.values,
+            "trained": maskset.trained(),
+            "state": self.own.state,
+            "learned": self.own.learned,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        return View(**{**shown, **more})
+
     def batch_length(self) -> int:
         """Return how many images the batch in progress has, those of all ranks."""
         return min(self.page.batch_size, len(self.data.train) - self.epoch_step * self.page.batch_size)
@@ -130,6 +175,15 @@ class Training:
             self.skipped_steps += int(self.unseen_skips)
             self.unseen_skips = None
 
+    def beside(self) -> dict[str, Tensor]:
+        """Return the tensors that the method has beside the network, for ranks to compare."""
+        stored = self.maskset.stored
+        return {
+            **{f"{name} (state)": tensor for name, tensor in self.own.state.items()},
+            **{f"{name} (learned)": tensor for name, tensor in self.own.learned.items()},
+            **{f"{name} (stored)": tensor for name, tensor in (stored.values if stored is not None else {}).items()},
+        }
+
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's precision."""
         return make_autocast(self.device, self.precision)
@@ -147,6 +201,8 @@ class Training:
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
+            "own": self.own.saved(),
+            "stored": None if self.maskset.stored is None else self.maskset.stored.state(),
             "masks": self.maskset.packed(),
             "explored": pack_all(self.maskset.explored),
             "meter": self.meter.state(),
@@ -164,6 +220,14 @@ class Training:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
+        own, stored = state.get("own", Own().saved()), state.get("stored")  # checkpoints of old versions have none
+        begin_own(self, own["learned"])
+        self.own.state = {name: tensor.to(self.device) for name, tensor in own["state"].items()}
+        self.own.origin = own["origin"]
+        if stored is None:
+            self.maskset.stored = None
+        elif self.maskset.stored is not None:
+            self.maskset.stored.load_state(stored)
         self.optimizer.load_state_dict(state["optimizer"])
         self.maskset.load_packed(state["masks"])
         self.maskset.load_explored(state["explored"])
@@ -192,7 +256,7 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
     check_shares(len(run.data.train), run.page.batch_size, run.page.drop_last)
     if run.graphs:
         run.graphed = GraphedPasses(partial(compute_gradients, run, criterion, 1.0), run.parameters, run.buffers)
-    for epoch in range(run.epoch, run.page.epochs):
+    for epoch in range(run.epoch, run.last_epoch()):
         begin_epoch(run, epoch)
         began, first = time.monotonic(), run.epoch_seen
         data, page, at = run.data.train, run.page, run.epoch_step
@@ -212,7 +276,7 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
         run.settle_clock()
         speed = (run.epoch_seen - first) / (time.monotonic() - began)
         run.epoch, run.epoch_step, run.epoch_seen = epoch + 1, 0, 0
-        check_drift(run.model, run.maskset.masks, f"after epoch {run.epoch}")
+        check_drift(run.model, {**run.maskset.masks, **run.beside()}, f"after epoch {run.epoch}")
         share_buffers(run.model, run.average)
         evaluate_epoch(run, loss, 100 * correct)
         reporter.epoch(run.history[-1], speed)
@@ -221,8 +285,9 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
 
 def begin_epoch(run: Training, epoch: int) -> None:
     """Set what an epoch starts from, or, within one that a checkpoint was taken in, what it goes on from."""
-    set_learning_rate(run.optimizer, learning_rate(run.schedule or run.page, epoch))
+    set_learning_rate(run.optimizer, learning_rate(run.schedule or run.page, run.page_epoch(epoch)))
     if run.epoch_step == 0:
+        go_back(run, epoch)
         torch.manual_seed(derive(run.seed, "epoch", epoch))  # dropout: a function of (seed, epoch)
         run.epoch_totals = torch.zeros(2, device=run.device, dtype=torch.float64)
     elif run.random_state is not None:
@@ -235,7 +300,11 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     """Do one optimiser step on this rank's images, in the fixed order; return all ranks' (summed loss, correct)."""
     due = due or run.update_pending
     method, maskset = run.method, run.maskset
+    reads = method.dense_gradients()
+    wants_dense = reads is DenseGrads.EVERY_STEP or (due and reads is DenseGrads.AT_UPDATES)
     forward_macs = run.meter.forward  # of the masks this step's forward pass uses
+    trains_all = maskset.stored is not None and maskset.stored.all
+    gradient_macs = run.meter.weight_gradients(wants_dense or trains_all, maskset.trained_counts())
     batch = run.batch_length()
     seed_step(run.seed, run.step)
     if run.channels_last:
@@ -251,14 +320,17 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
         totals = sum_over_ranks(totals)
 
     # 2 keep the dense gradients where this update grows by them
-    wants_dense = method.dense_grads is DenseGrads.EVERY_STEP or (due and method.dense_grads is DenseGrads.AT_UPDATES)
     dense = maskset.dense_gradients() if due and wants_dense else None
 
-    # 3 zero inactive gradients: from here on everything is sparse
+    # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
+    if maskset.stored is not None and maskset.stored.weigh is not None:
+        pull_back(run)
+    if has_penalty(method):
+        add_penalty(run)
     maskset.mask_gradients()
 
-    # 4 clip by the norm of the active weights; a step that is not finite changes nothing
-    parameters = [p for p in run.parameters if p.grad is not None]
+    # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
+    parameters = [p for p in (*run.parameters, *run.own.learned.values()) if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     fine = is_finite(norm, totals[0])
     waits = run.waits or due
@@ -270,22 +342,22 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
         step_where(fine, run.optimizer, run.buffers, run.saved)
         run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
     elif finite:
-        # 5 optimiser step; inactive weights have zero gradient and zero state, so they stay zero
+        # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
+        active = maskset.active_gradients() if due else None
         if not (due and method.replaces_step):
-            run.optimizer.step()
+            run.optimizer.step() if maskset.stored is None else step_stored(run)
         # 6 the method proposes, the engine commits
         if due:
-            update_masks(run, dense)
+            update_masks(run, dense, active)
         # 7 the average; inactive weights are zero in both, so they stay zero
-        if run.average is not None:
-            run.average.update(run.model)
+        follow(run)
     else:
         run.restore_buffers()
         run.skipped_steps += 1
     run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
 
     # 8 charge the step
-    run.meter.step(batch, forward_macs, wants_dense)
+    run.meter.step(batch, forward_macs, gradient_macs, again=run.epoch >= run.page.epochs)
     return totals
 
 
@@ -300,28 +372,27 @@ def compute_gradients(
     return logits, loss
 
 
-def update_masks(run: Training, dense: dict[str, Tensor] | None) -> None:
+def update_masks(run: Training, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
     """Ask the method for new masks and commit them."""
-    view = View(
-        weights=run.maskset.weights,
-        masks=run.maskset.masks,
-        step=run.step,
-        timeline=run.timeline,
-        seed=run.seed,
-        gradients=dense,
-        last=run.maskset.last,
-    )
-    proposed = do_together(lambda: propose(run.method, run.name, view))
-    average = run.average.module if run.average is not None else None
-    commit(run.method, run.name, run.maskset, proposed, view, run.optimizer, average)
+    view = run.view(dense, active)
+    apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
     run.updates += 1
+
+
+def apply(run: Training, update: Update, view: View) -> None:
+    """Commit what the method proposed, and keep the state that it returned."""
+    average = run.average.module if run.average is not None else None
+    update = commit(run.method, run.name, run.maskset, update, view, run.optimizer, average, run.own.learned)
+    run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
+    if update.forget:
+        forget(run)
 
 
 def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
     """Evaluate where the page asks for it and append the epoch's line to the history."""
     started = time.monotonic()
     validation = test = None
-    if run.epoch % run.page.eval_every == 0 or run.epoch == run.page.epochs:
+    if run.epoch % run.page.eval_every == 0 or run.step in run.timeline.round_ends:
         test = accuracy_pct(run, run.data.test)
         validation = accuracy_pct(run, run.data.validation) if run.data.validation is not None else None
     run.eval_s += time.monotonic() - started

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from methods.core.base import (
+from methods.core.base import Method, from_page
+from methods.core.declared import (
     DONOR_KINDS,
     Budget,
     DenseGrads,
     Donor,
     Group,
+    Inactive,
     Masks,
-    Method,
+    Proposal,
+    Rounds,
     Scoring,
     Stages,
     Timeline,
-    View,
-    count_kept,
-    from_page,
+    Trains,
+    Update,
 )
 from methods.core.distributions import DISTRIBUTIONS, erdos_renyi, erk, uniform, uniform_but_last
 from methods.core.errors import ContractError, RefusedError
@@ -35,6 +37,7 @@ from methods.core.rates import check_rate, sparsity_before
 from methods.core.schedules import cosine, cubic, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
 from methods.core.topology import drop, grow, grow_global
+from methods.core.view import View, count_kept
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -46,12 +49,17 @@ __all__ = [
     "DenseGrads",
     "Donor",
     "Group",
+    "Inactive",
     "Masks",
     "Method",
+    "Proposal",
     "RefusedError",
+    "Rounds",
     "Scoring",
     "Stages",
     "Timeline",
+    "Trains",
+    "Update",
     "View",
     "all_active",
     "check_pattern",

@@ -3,228 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from methods.core.declared import (
+    Budget,
+    DenseGrads,
+    Donor,
+    Group,
+    Inactive,
+    Proposal,
+    Rounds,
+    Scoring,
+    Timeline,
+    Trains,
+)
 from methods.core.errors import ContractError
 from methods.core.ranges import check_ranges
-
-Masks = dict[str, Tensor]  # by parameter name; bool, True = active
-# One set of masks, or several that are applied one after the other: what any of them leaves out starts at zero.
-Stages = Masks | tuple[Masks, ...]
-
-
-class DenseGrads(Enum):
-    """When a method reads gradients of inactive weights; such a step is charged 2 f_S + f_D instead of 3 f_S."""
-
-    NEVER = "never"
-    AT_UPDATES = "at updates"
-    EVERY_STEP = "every step"
-
-
-class Group(Enum):
-    """The group of the leaderboard a method belongs to, as in Tables 2 and 3 of the GraNet paper."""
-
-    DENSE = "dense"
-    BEFORE_TRAINING = "before training"
-    SPARSE_TO_SPARSE = "sparse-to-sparse"
-    DENSE_TO_SPARSE = "dense-to-sparse"
-    CONTROL = "control"
-
-
-class Budget(Enum):
-    """What a method promises of the number of active weights.
-
-    EXACT: round((1 - planned sparsity) x prunable weights) after every update. OUTCOME: the count is a result.
-    DENSE: every weight stays, whatever sparsity is asked. Active is what the mask says: a weight that was grown and has
-    had no gradient yet is active and zero, so counting non-zero weights may find fewer.
-    """
-
-    EXACT = "exact"
-    OUTCOME = "outcome"
-    DENSE = "dense"
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """The gradients a method needs before the first step.
-
-    `order` 1 asks for the gradient of the loss, 2 for the Hessian-gradient product as well. The images are `batches`
-    training batches of the page's size, or `samples_per_class` images of every class in `chunks` equal parts.
-    `temperature` divides the logits. `batch_norm`: batch norms normalise by the statistics of each "batch", as in
-    training, or by their "running" ones, which are mean 0 and variance 1 before the first step.
-    `augmented`: whether the images are cropped and flipped as in training. The engine charges these passes to the
-    training cost. Raises ContractError for another `batch_norm`.
-    """
-
-    order: int = 1
-    batches: int = 1
-    samples_per_class: int = 0
-    chunks: int = 1
-    temperature: float = 1.0
-    batch_norm: str = "batch"
-    augmented: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_norm not in ("batch", "running"):
-            raise ContractError(f"must be scored with batch_norm batch or running, got {self.batch_norm!r}")
-
-
-DONOR_KINDS = ("densities", "masks", "shuffled masks", "shuffled filters")
-
-
-@dataclass(frozen=True)
-class Donor:
-    """Another run that a control is made from, as a user names it.
-
-    `run` is a record, a run or a row of the leaderboard; the engine finds it. `kind` says what is made of it, one of
-    DONOR_KINDS: "densities" shows `setup` the final counts of its layers, every other kind its final masks as well.
-    Raises ContractError for an unknown kind. The donor's own training is not charged to the control.
-    """
-
-    run: str
-    kind: str = "densities"
-
-    def __post_init__(self) -> None:
-        if self.kind not in DONOR_KINDS:
-            raise ContractError(f"must make one of {', '.join(DONOR_KINDS)} of a donor, got {self.kind!r}")
-
-    @property
-    def masks(self) -> bool:
-        """Whether the masks are asked for, not the counts alone."""
-        return self.kind != "densities"
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """The length of a run in optimiser steps. Steps are numbered from 1 to `total_steps`."""
-
-    total_steps: int
-    steps_per_epoch: int
+from methods.core.view import View
 
 
 def from_page(default: Any) -> Any:
     """Declare a hyper-parameter that takes the page's setting of the same name; `default` where there is no page."""
     return dataclasses.field(default=default, metadata={"from_page": True})
-
-
-def count_kept(sparsity: float, weights: int) -> int:
-    """Return how many of so many weights stay active at `sparsity`: the one place where the budget is rounded."""
-    return round((1 - sparsity) * weights)
-
-
-Value = TypeVar("Value")
-
-
-def read_only(values: Mapping[str, Value] | None) -> Mapping[str, Value] | None:
-    """Return a copy of `values` that cannot be changed, or None."""
-    return None if values is None else MappingProxyType(dict(values))
-
-
-class View:
-    """What a method may see: read-only weights, masks, gradients, and random numbers that depend on nothing else.
-
-    `weights`, `masks`: by parameter name, in the model's order; masks are bool, True = active. `step`: 0 in `setup`,
-    then the optimiser step just reached. `last`: the layer whose outputs are the classes; empty where it is not
-    prunable, or not known. Gradients are dense, averaged over ranks, unscaled. Reading a gradient or a donor the method
-    did not declare raises ContractError. Invariant: inactive weights are exactly zero.
-    """
-
-    def __init__(
-        self,
-        *,
-        weights: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        step: int,
-        timeline: Timeline,
-        seed: int,
-        gradients: Mapping[str, Tensor] | None = None,
-        hessian_gradients: Mapping[str, Tensor] | None = None,
-        donor_counts: Mapping[str, int] | None = None,
-        donor_masks: Mapping[str, Tensor] | None = None,
-        last: str = "",
-    ) -> None:
-        self.weights = MappingProxyType({name: tensor.detach() for name, tensor in weights.items()})
-        self.masks = MappingProxyType(dict(masks))
-        self.step = step
-        self.timeline = timeline
-        self.seed = seed
-        self.last = last
-        self._gradients = read_only(gradients)
-        self._hessian_gradients = read_only(hessian_gradients)
-        self._donor_counts = read_only(donor_counts)
-        self._donor_masks = read_only(donor_masks)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every prunable weight, by name, in the model's order."""
-        return {name: tuple(weight.shape) for name, weight in self.weights.items()}
-
-    @property
-    def progress(self) -> float:
-        """The share of the run that is done, in [0, 1]."""
-        return self.step / self.timeline.total_steps
-
-    @property
-    def gradients(self) -> Mapping[str, Tensor]:
-        """The dense gradients: of the current batch in `update`, of the scoring batches in `setup`."""
-        if self._gradients is None:
-            raise ContractError(
-                "read gradients it did not declare: set dense_grads = DenseGrads.AT_UPDATES for growth, "
-                "or return a Scoring from scoring() for gradients before the first step"
-            )
-        return self._gradients
-
-    @property
-    def hessian_gradients(self) -> Mapping[str, Tensor]:
-        """The product of the Hessian with the gradient, Hg, over the scoring images (`setup` only)."""
-        if self._hessian_gradients is None:
-            raise ContractError(
-                "read Hessian-gradient products it did not declare: return Scoring(order=2) from scoring()"
-            )
-        return self._hessian_gradients
-
-    @property
-    def donor_counts(self) -> Mapping[str, int]:
-        """The number of active weights that each layer of the donor ended with (`setup` only)."""
-        if self._donor_counts is None:
-            raise ContractError(
-                "read the counts of a donor it did not declare: return Donor(run) from donor(); setup() alone sees it"
-            )
-        return self._donor_counts
-
-    @property
-    def donor_masks(self) -> Mapping[str, Tensor]:
-        """The masks that the donor ended with; bool, True = active (`setup` only)."""
-        if self._donor_masks is None:
-            raise ContractError(
-                "read the masks of a donor it did not declare: return Donor(run, 'masks') from donor(); setup() alone "
-                "sees them"
-            )
-        return self._donor_masks
-
-    def count(self, sparsity: float) -> int:
-        """Return the number of weights that stay active at `sparsity`: round((1 - sparsity) x prunable weights)."""
-        return count_kept(sparsity, sum(weight.numel() for weight in self.weights.values()))
-
-    def random(self, name: str, purpose: str = "") -> Tensor:
-        """Return uniform float64 numbers in [0, 1) in the shape of weight `name`.
-
-        A pure function of (seed, step, name, purpose): the global random state is neither read nor changed, so masks
-        agree between ranks, devices and resumed runs.
-        """
-        text = f"{self.seed}/{self.step}/{name}/{purpose}"
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-        weight = self.weights[name]
-        return torch.rand(tuple(weight.shape), generator=generator, dtype=torch.float64).to(weight.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +38,8 @@ class Method(ABC):
 
     A method is a frozen dataclass in a file of its own: the fields are its hyper-parameters, the class facts say what
     it needs. It is asked for masks once before the first step (`setup`) and after each of `update_steps` (`update`).
+    Every hook is a pure function of its arguments. Most methods need no more than `setup` and `update`; `rounds`,
+    `penalty`, `learned` and `weigh` serve those whose papers do more to the weights than choose which ones live.
     Invariant: the engine commits exactly the masks returned, after checking them against `planned_sparsity`.
     """
 
@@ -243,6 +50,9 @@ class Method(ABC):
     budget: ClassVar[Budget] = Budget.EXACT
     keeps_layer_counts: ClassVar[bool] = False  # True: an update leaves each layer as many active weights as it had
     narrows_network: ClassVar[bool] = False  # True: the engine builds the network narrower, within the weight count
+    inactive: ClassVar[Inactive] = Inactive.ZERO  # what becomes of values outside the masks
+    trains: ClassVar[Trains] = Trains.ACTIVE  # which weights the optimiser steps
+    writes: ClassVar[bool] = False  # True: an Update may hold values
 
     sparsity: float  # share of prunable weights that are zero at the end, in [0, 1)
 
@@ -279,12 +89,23 @@ class Method(ABC):
         """Return what gradients `setup` needs, or None."""
         return None
 
+    def dense_gradients(self) -> DenseGrads:
+        """Return when this configuration reads dense gradients; differs from `dense_grads` where a setting changes it.
+
+        EVERY_STEP wants an update after every step, since gradients are shown to `update` alone.
+        """
+        return self.dense_grads
+
     def donor(self) -> Donor | None:
         """Return the run that `setup` is shown the final counts or masks of, or None."""
         return None
 
-    def update_steps(self, timeline: Timeline) -> range:
-        """Return the optimiser steps after which `update` is called; empty for masks that never change."""
+    def rounds(self, epochs: int) -> Rounds:
+        """Return how often the page's training of `epochs` epochs is done; every round is charged."""
+        return Rounds()
+
+    def update_steps(self, timeline: Timeline) -> Sequence[int]:
+        """Return the optimiser steps after which `update` is called, rising; empty for masks that never change."""
         return range(0)
 
     def planned_sparsity(self, step: int, timeline: Timeline) -> float:
@@ -292,16 +113,38 @@ class Method(ABC):
         return self.sparsity
 
     @abstractmethod
-    def setup(self, view: View) -> Stages:
+    def setup(self, view: View) -> Proposal:
         """Return the masks in force from the first step on; `view.masks` are all True unless the run is a branch.
 
-        Several are applied in turn, as those of `update`.
+        Several are applied in turn, as those of `update`. Asked once for each round of `scoring()`.
         """
 
-    def update(self, view: View) -> Stages:
-        """Return the masks in force after the update at `view.step`.
+    def update(self, view: View) -> Proposal:
+        """Return the masks in force after the update at `view.step`, or an Update.
 
         A weight active before and after keeps its value and optimiser state. Where it must start anew because a part
         of the update took it away, return a tuple of masks: each is applied in turn, the last one stays.
         """
         raise ContractError("declares update steps but defines no update()")
+
+    def penalty(self, view: View) -> Mapping[str, Tensor]:
+        """Return, by weight name, what is added to the gradients of the trained weights before clipping.
+
+        Asked at every step, with `view.step` the step about to be taken; the dense gradients are shown without it.
+        """
+        return {}
+
+    def learned(self, view: View) -> Mapping[str, Tensor]:
+        """Return, by name, the first values of parameters that are trained beside the network's (STR's thresholds).
+
+        The page's optimiser steps them, with its learning rate and weight decay.
+        """
+        return {}
+
+    def weigh(self, name: str, stored: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight that the network computes with, a differentiable function of its stored value.
+
+        For a method that is STORED and trains ALL. Its zeros are the masks, anew at every step, until an update returns
+        masks: from then on these stay, `learned` rests, and the network trains on with the weights it computes with.
+        """
+        raise ContractError("has no weigh()")

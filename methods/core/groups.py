@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from methods.core.base import Masks
+from methods.core.declared import Masks
 from methods.core.selection import choose
 
 GROUP = 4

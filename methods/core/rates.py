@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from methods.core.base import View, count_kept
 from methods.core.errors import RefusedError
 from methods.core.masks import count_active
+from methods.core.view import View, count_kept
 
 
 def sparsity_before(sparsity: float, rate: float, regrow: bool) -> float:

@@ -8,7 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from methods.core.base import View
+from methods.core.view import View
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from methods.core.base import Masks
+from methods.core.declared import Masks
 from methods.core.masks import count_active, keep_top_global
 from methods.core.selection import choose_each, count_each
 

@@ -80,14 +80,14 @@ def after_commit(harm: Callable[..., None]) -> Callable[[], Fault]:
     """Return a fault that does `harm(maskset, optimizer, kept)` after each commit; `kept` is from before it."""
 
     def make(original):
-        def commit(self, proposed, planned, optimizer=None, average=None):
+        def commit(self, proposed, planned, optimizer=None, average=None, trained=None):
             masks = {name: mask.clone() for name, mask in self.masks.items()}
             weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
             states = {}
             for name, weight in self.weights.items():
                 items = optimizer.state.get(weight, {}).items() if optimizer else ()
                 states[name] = {key: value.clone() for key, value in items if isinstance(value, torch.Tensor)}
-            original(self, proposed, planned, optimizer, average)
+            original(self, proposed, planned, optimizer, average, trained)
             with torch.no_grad():
                 harm(self, optimizer, masks, weights, states)
 
@@ -123,7 +123,9 @@ def forget_momentum(maskset, optimizer, masks, weights, states) -> None:
 
 
 def drop_average(original):
-    return lambda self, proposed, planned, optimizer=None, average=None: original(self, proposed, planned, optimizer)
+    return lambda self, proposed, planned, optimizer=None, average=None, trained=None: original(
+        self, proposed, planned, optimizer
+    )
 
 
 def mask_dense_gradients(original):
@@ -184,11 +186,11 @@ def score_other_weights(original):
 
 
 def forget_dense_gradients(original):
-    return lambda self, images, forward_macs, dense_gradients: original(self, images, forward_macs, False)
+    return lambda self, dense, trained=None: original(self, False, trained)
 
 
 def charge_new_masks(original):
-    return lambda self, images, forward_macs, dense_gradients: original(self, images, self.forward, dense_gradients)
+    return lambda self, images, forward_macs, *rest, **more: original(self, images, self.forward, *rest, **more)
 
 
 def ignore_groups(original):
@@ -206,9 +208,9 @@ def ignore_attention(original):
 
 
 def step_as_well(original):
-    def update_masks(run, dense):
+    def update_masks(run, *gradients):
         run.optimizer.step()
-        original(run, dense)
+        original(run, *gradients)
 
     return update_masks
 
@@ -388,7 +390,7 @@ MUTANTS = [
     Mutant("half the images", "scored on fewer images than declared", "scoring-gradients", "grasp",
            patched(scoring, "scoring_chunks", lambda original: lambda *rest: [c[::2] for c in original(*rest)])),
     Mutant("dense step for free", "the dense gradient is not charged", "training-cost", "rigl",
-           patched(costs.Meter, "step", forget_dense_gradients)),
+           patched(costs.Meter, "weight_gradients", forget_dense_gradients)),
     Mutant("charged too late", "a step is charged with the masks after its update", "training-cost", "gmp",
            patched(costs.Meter, "step", charge_new_masks)),
     Mutant("groups ignored", "depthwise and grouped convolutions overcharged", "inference-cost", "static",
