@@ -217,7 +217,7 @@ class FromSnapshot(Start):
             run.precision = state["precision"]
         if (
             not branch.goes_on
-        ):  # another method begins at the network as it computes, whatever the parent kept beside it
+        ):  # it begins at the network as it computes, whatever the parent kept beside
             state = {**state, "own": Own().saved(), "stored": None}
         take_over(run, state, path)
         before, empty = measure(run), find_empty(run)

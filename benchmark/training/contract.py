@@ -46,7 +46,7 @@ def propose(method: Method, name: str, view: View) -> Update:
     versions = [tensor._version for tensor in protected]
     try:
         with torch.no_grad():
-            proposal = method.setup(view) if view.step == 0 else method.update(view)
+            proposal = as_update(method.setup(view) if view.step == 0 else method.update(view))
         if versions != [tensor._version for tensor in protected]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
@@ -55,7 +55,16 @@ def propose(method: Method, name: str, view: View) -> Update:
         raise UserError(f"method '{name}': {error}") from error
     except (Exception, SystemExit) as error:  # a plugin may raise anything at all
         raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
-    return proposal if isinstance(proposal, Update) else Update(proposal)
+    return proposal
+
+
+def as_update(proposal: Any) -> Update:
+    """Return what a method returned as an Update; raises ContractError for what is no proposal at all."""
+    if isinstance(proposal, Update):
+        return proposal
+    if not all(isinstance(masks, Mapping) for masks in (proposal if isinstance(proposal, tuple) else (proposal,))):
+        raise ContractError(f"must return a dict of masks by weight name, returned {type(proposal).__name__}")
+    return Update(proposal)
 
 
 def shown_by(view: View) -> list[Mapping[str, Tensor]]:

@@ -94,12 +94,10 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
     rounds = scoring.rounds if scoring is not None else 1
     masks = None
     for round in range(rounds):
-        update, view = stage.ask_twice(0, masks, round)
-        masks = (list_stages(update) or [stage.maskset.masks])[-1]
-        stage.maskset.check_together(masks, None) if round + 1 < rounds else stage.apply(update, view)
+        masks = stage.settle(*stage.ask_twice(0, masks, round), last=round + 1 == rounds)
     for step in sorted({*steps[:2], *steps[-1:]}):
         stage.rehearse_step(step)
-        stage.apply(*stage.ask_twice(step))
+        stage.settle(*stage.ask_twice(step))
 
 
 SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}
@@ -124,8 +122,8 @@ class StandIn:
         """Return random numbers in the shape of every weight."""
         return {n: torch.randn(shape, generator=self.generator) for n, shape in SHAPES.items()}
 
-    def ask_twice(self, step: int, masks: Masks | None = None, round: int = 0) -> tuple[Update, View]:
-        """Return what the method proposes; raises UserError where it writes, or, asked again, proposes something else.
+    def ask_twice(self, step: int, masks: Masks | None = None, round: int = 0) -> tuple[list[Update], View]:
+        """Return what the method proposes, asked twice; raises UserError where it writes or draws from outside.
 
         `masks`: those of the last round of scoring.
         """
@@ -158,12 +156,24 @@ class StandIn:
                     f"method '{name}' breaks its contract at step {step}: it used torch's global random generator; "
                     "draw random numbers with view.random(name)"
                 )
+        return proposals, view
+
+    def settle(self, proposals: list[Update], view: View, last: bool = True) -> Masks:
+        """Commit the first of two proposals, unless another round of scoring follows, and hold the second to it.
+
+        Returns the masks for the next round.
+        """
+        stages = list_stages(proposals[0])
+        if last:
+            self.apply(proposals[0], view)
+        elif stages:
+            self.maskset.check_together(stages[-1], None)
         if not same_update(*proposals):
             raise UserError(
-                f"method '{name}' breaks its contract at step {step}: asked twice with the same view it returned "
-                "different masks; draw random numbers with view.random(name), never from a global generator"
+                f"method '{self.name}' breaks its contract at step {view.step}: asked twice with the same view it "
+                "returned different masks; draw random numbers with view.random(name), never from a global generator"
             )
-        return proposals[0], view
+        return dict(stages[-1]) if stages else dict(self.maskset.masks)
 
     def own(self) -> dict[str, Any]:
         """Return what a view shows of the method's own, copied."""

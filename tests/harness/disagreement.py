@@ -16,7 +16,7 @@ from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
 from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
-from benchmark.training.masks import propose
+from benchmark.training.contract import list_stages, propose
 from benchmark.training.train import Training
 from methods.core import DenseGrads, Method, Timeline, View
 from tests.harness import oracles, small
@@ -150,11 +150,11 @@ class Watch:
         expected = ask(ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline), view)
         self.last = expected[-1]
         self.steps.append(view.step)
-        proposed = propose(method, name, view)
-        found = difference(proposed, expected)
+        update = propose(method, name, view)
+        found = difference(list_stages(update), expected)
         if found:
             raise DisagreementError(f"{when}: {found}")
-        return proposed
+        return update
 
 
 def start(method: Method, name: str, net: type[nn.Module], seed: int, **page: Any) -> Training:

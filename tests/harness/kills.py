@@ -45,7 +45,7 @@ from benchmark.config.plugins import built_in_names, find_method
 from benchmark.runs.branching import Stores, make_options, run_branch
 from benchmark.runs.checkpoints import FINISHED, Saver, load_checkpoint
 from benchmark.runs.export import MASKS, WEIGHTS
-from benchmark.training.masks import commit, propose
+from benchmark.training.contract import commit, propose
 from benchmark.training.train import Training
 from leaderboard import read_records
 from leaderboard.board.page import make_page

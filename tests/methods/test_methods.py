@@ -10,7 +10,8 @@ from torch import nn
 
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, find_method
-from benchmark.training.masks import MaskSet, commit, propose
+from benchmark.training.contract import commit, propose
+from benchmark.training.masks import MaskSet
 from benchmark.training.scoring import score
 from methods.core import ContractError, Scoring, Timeline, View, cubic
 from tests.harness.small import SmallImages, SmallNet, finish, make_page, make_run

@@ -10,7 +10,7 @@ from benchmark.base.errors import UserError
 from benchmark.config.cells import plan_cells
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import find_method
-from benchmark.training.masks import propose
+from benchmark.training.contract import list_stages, propose
 from benchmark.training.rehearsal import rehearse
 from methods.core import (
     ContractError,
@@ -259,7 +259,7 @@ def test_in_a_branch_only_the_active_weights_of_the_classes_have_to_stay():
     masks["a"][:, 0] = False
     weights = {name: weight * masks[name] for name, weight in full.weights.items()}
     branch = View(weights=weights, masks=masks, step=0, timeline=LINE, seed=0, last="classes")
-    (kept,) = propose(build("one_shot", 1 - 6 / 28, pattern="filters"), "one_shot", branch)
+    (kept,) = list_stages(propose(build("one_shot", 1 - 6 / 28, pattern="filters"), "one_shot", branch))
     assert torch.equal(kept["classes"], masks["classes"]) and int(kept["a"].sum()) == 3
 
 

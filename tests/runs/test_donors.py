@@ -22,7 +22,8 @@ from benchmark.data.sets import load_data
 from benchmark.runs.donors import find_donors, resolve_donors
 from benchmark.runs.export import MASKS, WEIGHTS, read_export
 from benchmark.runs.verify import verify_record
-from benchmark.training.masks import hash_masks, pack_all, propose, show_donor
+from benchmark.training.contract import propose, show_donor
+from benchmark.training.masks import hash_masks, pack_all
 from benchmark.training.rehearsal import rehearse, stand_in_donor
 from leaderboard import read_record, read_records, write_record
 from methods.core import ContractError, Donor, Group, Masks, Method, Timeline, View, all_active, random_masks
