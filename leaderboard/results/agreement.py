@@ -8,10 +8,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from leaderboard.claims.claim import NOT_DECIDED, Claim
-from leaderboard.claims.lookup import Question, Side, name_rows
+from leaderboard.claims.lookup import Question, Side
 from leaderboard.paper.published import PaperRow, Part, Published, Tables
+from leaderboard.store.kinds import parse_time
+from leaderboard.store.records import stable_key
 from leaderboard.store.schema import Record
-from leaderboard.tables.table import LEAST_SEEDS, plain
+from leaderboard.tables.table import LEAST_SEEDS, plain, split_rows
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
@@ -51,8 +53,7 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     """
     from leaderboard.tables.stats import holm  # here, because scipy takes a second
 
-    named = name_rows(runs)
-    rows = {name: own_row(named, name) for name in dict.fromkeys(name for pair in STATEMENTS for name in pair)}
+    rows = {name: found[-1] if found else Side(name, [], {}) for name, found in own_rows(runs).items()}
     claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(runs, rows[a], rows[b])}
     adjusted = holm({key: p_of(claim) for key, claim in claims.items()})
     family = sum(p is not None for p in adjusted.values())
@@ -66,13 +67,29 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     return found
 
 
-def own_row(named: Mapping[str, Side], name: str) -> Side:
-    """Return the row that has the bare name of a method, so no setting changed, with the runs of the suite's own file.
+def own_rows(runs: list[Record]) -> dict[str, list[Side]]:
+    """Return the rows of each method in STATEMENTS: at its defaults, from the suite's own file.
 
-    It may have none.
+    One row for each version of the file, the version that was run last at the end.
     """
-    row = named.get(name, Side(name, [], {}))
-    return replace(row, runs=[run for run in row.runs if run["method"]["source"] == f"methods/{name}.py"])
+    found: dict[str, list[Side]] = {name: [] for name in dict.fromkeys(name for pair in STATEMENTS for name in pair)}
+    for row in split_rows(runs):
+        own = [run for run in row.runs if run["method"]["source"] == f"methods/{row.label}.py"]
+        if row.label in found and own:
+            found[row.label].append(Side(row.label, own, row.settings))
+    return {name: sorted(sides, key=last_finished) for name, sides in found.items()}
+
+
+def last_finished(side: Side) -> tuple[object, ...]:
+    """Return what sorts rows by their last run."""
+    return max((parse_time(run["finished"]), *stable_key(run)) for run in side.runs)
+
+
+def note_versions(runs: list[Record]) -> str:
+    """Return which version is compared of each method that was run in several, or nothing."""
+    several = [sides[-1] for sides in own_rows(runs).values() if len(sides) > 1]
+    files = [f"{side.name} (file {plain(side.runs[0]['method']['sha256'][:8])})" for side in several]
+    return f"Of several versions of a method's file the newest is compared: {', '.join(files)}." if files else ""
 
 
 def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:

@@ -22,6 +22,7 @@ from leaderboard.results.agreement import (
     VERDICTS,
     Printed,
     Weighed,
+    note_versions,
     weigh_statements,
 )
 from leaderboard.results.caveats import list_caveats, tell_apart
@@ -167,7 +168,8 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
 
     lines = [LEGEND.format(**WORDS, alpha=ALPHA), ""]
     for section, found in shown:
-        lines += [f"### {section.title}", "", tell_apart(section.runs[0], tables), "", line(HEAD)]
+        about = f"{tell_apart(section.runs[0], tables)} {note_versions(section.runs)}".rstrip()
+        lines += [f"### {section.title}", "", about, "", line(HEAD)]
         lines += [line(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
         lines += [*(statement_row(one, tables) for one in found), ""]
     used = {status for _, found in shown for one in found for status in one.printed.statuses}
