@@ -1,39 +1,42 @@
-"""The sheet docs/flops.md: the costs that the paper's ImageNet table prints, recounted."""
+"""`python -m benchmark.recount.flops`: rebuild or check docs/flops.md, the paper's ImageNet costs recounted."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from benchmark import ROOT
 from benchmark.base.console import format_flops
-from benchmark.recount.figures import (
-    AGREES,
-    COLUMNS,
-    COSTS,
-    KINDS,
-    MISSED,
-    MIXED,
-    NEAREST,
-    ROUNDING,
-    UP,
-    Entry,
-    Figures,
-    Reading,
-    count_printed,
-    find_part,
-    find_roundings,
-    judge_all,
-    printed_shares,
-    work_out,
-)
-from benchmark.recount.sheets import DOCS, run_sheet, wrap
+from benchmark.recount.counting import COLUMNS, Figures, work_out
+from benchmark.recount.sheets import run_sheet, wrap
 from leaderboard.paper.markdown import meaning_of
-from leaderboard.paper.published import PaperRow, Tables, load_tables
+from leaderboard.paper.published import PaperRow, Part, Tables, load_tables
 from leaderboard.tables.table import line
+
+DOCS = ROOT / "docs"
+NUMBER = 3  # of the paper's table
+HALF = 0.005  # half of the last digit printed
+NEAREST, UP = "to the nearest", "up"
+AGREES, ROUNDING, MIXED, MISSED = "one convention", "two roundings", "two conventions", "not reproduced"
+KINDS = (MIXED, MISSED, ROUNDING, AGREES)
+COSTS = ("inference", "training")
+Reading = dict[str, Any]
+
+
+def find_roundings(share: float, printed: float) -> frozenset[str]:
+    """Return how `share` has to be rounded to two digits to give what is printed: NEAREST, UP, either or not at all.
+
+    A share half-way between two digits may be printed as either.
+    """
+    slack = 1e-9
+    fits = {NEAREST: abs(share - printed) <= HALF + slack, UP: -slack <= printed - share < 2 * HALF - slack}
+    return frozenset(way for way, right in fits.items() if right)
+
 
 HEAD = """\
 # The FLOPs of the paper's Table 3, recounted
@@ -49,12 +52,106 @@ TITLES = {
 }
 
 
+def find_part(tables: Tables) -> Part:
+    """Return the one part of the paper's table that has FLOPs."""
+    (part,) = tables.tables[NUMBER - 1].parts
+    return part
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of the printed shares of one cost, by column.
+
+    `matches`: for each column the readings that give it, those that do so to the nearest where there are any. `kind`:
+    AGREES where a reading gives all columns with one `rounding`; ROUNDING where one gives them all, but not with one
+    rounding; MIXED where each is given, but no reading gives all; MISSED where a column is given by none. `best`: the
+    readings that AGREES or ROUNDING rests on.
+    """
+
+    matches: dict[str, list[Reading]]
+    kind: str
+    rounding: str
+    best: list[Reading]
+
+
+def judge(readings: list[Reading], printed: Mapping[str, float]) -> Verdict:
+    """Return the verdict over the readings of one cost. Invariant: rounded up counts only where nothing is nearest."""
+    ways = [
+        {column: find_roundings(reading["shares"][column], share) for column, share in printed.items()}
+        for reading in readings
+    ]
+    pairs = list(zip(readings, ways, strict=True))
+    matches = {
+        column: [reading for reading, way in pairs if NEAREST in way[column]]
+        or [reading for reading, way in pairs if way[column]]
+        for column in printed
+    }
+    for rounding in (NEAREST, UP):
+        best = [reading for reading, way in pairs if all(rounding in found for found in way.values())]
+        if best:
+            return Verdict(matches, AGREES, rounding, best)
+    best = [reading for reading, way in pairs if all(way.values())]
+    if best:
+        return Verdict(matches, ROUNDING, "", best)
+    return Verdict(matches, MIXED if all(matches.values()) else MISSED, "", [])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Printed costs that are recounted alike: `rows` has the costs of each label; `printed`, `statuses` by column."""
+
+    rows: dict[str, list[str]]
+    printed: dict[str, float]
+    statuses: dict[str, str]
+    readings: list[Reading]
+    verdict: Verdict
+
+
+def printed_shares(row: PaperRow, cost: str) -> dict[str, float]:
+    """Return what is printed of a row's cost, by column; nothing where a column has none."""
+    shares = {
+        str(column): cell.inference_share if cost == "inference" else cell.train_share
+        for column, cell in row.cells.items()
+    }
+    return {column: share for column, share in shares.items() if share is not None}
+
+
+def judge_all(rows: tuple[PaperRow, ...], readings: Mapping[str, Mapping[str, list[Reading]]]) -> list[Entry]:
+    """Return the verdicts over all printed costs that have readings, in the order of the table.
+
+    Costs with the same printed shares, status, layers and recounted shares are one entry: at a constant sparsity those
+    of training and of inference are, and those of rows that differ in which weights live alone.
+    """
+    entries: dict[str, Entry] = {}
+    for cost, row in ((cost, row) for row in rows for cost in COSTS):
+        printed, tried = printed_shares(row, cost), readings[row.label][cost]
+        if not printed or not tried:
+            continue
+        statuses = {str(column): cell.status for column, cell in row.cells.items()}
+        shares = [(reading["layers"], reading["counter"], reading["shares"]) for reading in tried]
+        key = repr([printed, statuses, shares])
+        entry = entries.setdefault(key, Entry({}, printed, statuses, tried, judge(tried, printed)))
+        entry.rows.setdefault(row.label, []).append(cost)
+    return list(entries.values())
+
+
+def count_printed(entries: list[Entry]) -> dict[str, int]:
+    """Return how many printed shares are given to the nearest, only rounded up, and by nothing that was tried."""
+    counts = {NEAREST: 0, UP: 0, MISSED: 0}
+    for entry in entries:
+        number = sum(map(len, entry.rows.values()))
+        for column, share in entry.printed.items():
+            ways = set().union(*(find_roundings(reading["shares"][column], share) for reading in entry.readings))
+            counts[NEAREST if NEAREST in ways else UP if UP in ways else MISSED] += number
+    return counts
+
+
 def make_sheet(figures: Figures, given: dict[str, Any], tables: Tables) -> str:
     """Return the sheet, in Markdown, for `given`, the content of docs/flops.yaml, and what is printed."""
     rows = find_part(tables).rows
     entries = judge_all(rows, figures["readings"])
     parts = [HEAD, finding_section(entries, figures, given, tables), recount_section(entries, given, tables)]
-    parts += [page_section(rows, figures, tables), missing_section(rows, figures, given, tables)]
+    parts.append(missing_section(rows, figures, given, tables))
     return "\n\n".join([*parts, source_section(figures, given, tables, rows)]) + "\n"
 
 
@@ -187,30 +284,6 @@ def mark_share(share: float, printed: float) -> str:
     return f"**{share:.4f}**" if NEAREST in ways else f"{share:.4f} ↑" if UP in ways else f"{share:.4f}"
 
 
-def page_section(rows: tuple[PaperRow, ...], figures: Figures, tables: Tables) -> str:
-    """Return what the suite predicts for its own rows."""
-    heads = ["row", "ours", *(f"{column} %: {cost}" for column in COLUMNS for cost in COSTS)]
-    lines = [line(heads), line(["---"] * 2 + ["---:"] * (len(heads) - 2))]
-    for row in rows:
-        for shown in figures["page"].get(row.label, []):
-            cells = [row.label, f"`{shown['row']}`"]
-            for column, cell in row.cells.items():
-                ours = shown["columns"][str(column)]
-                likely = "" if ours["exact"] else "≈ "
-                for cost in COSTS:
-                    printed = printed_shares(row, cost).get(str(column))
-                    beside = "" if printed is None else f"; {printed:.2f} {tables.marks[cell.status]}".rstrip()
-                    cells.append(f"{likely}{ours[cost]:.4f}{beside}")
-            lines.append(line(cells))
-    text = (
-        "What `make table3 PLAN=1` predicts for the rows that the suite has, in multiply-adds, with the schedules of "
-        "the page and no layer kept dense; behind it what is printed. ≈: which layers keep their weights is decided in "
-        "training or by scores; until a run says so the planned count is divided as the page divides it, so such a "
-        "figure says nothing about the printed one."
-    )
-    return "\n".join(["## On our own page", "", wrap(text), "", *lines])
-
-
 def missing_section(rows: tuple[PaperRow, ...], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
     """Return the rows whose printed costs nobody can recount, each with the reason."""
     lines = []
@@ -264,24 +337,9 @@ def make_files() -> dict[str, str]:
     return {FIGURES: json.dumps(figures, indent=1) + "\n", SHEET: make_sheet(figures, given, tables)}
 
 
-def find_stale() -> str:
-    """Return why the sheet is not up to date, or nothing."""
-    for name, content in make_files().items():
-        if (DOCS / name).read_text(encoding="utf-8") != content:
-            return f"docs/{name} is not what the cost engine, docs/{GIVEN} and the published tables give"
-    return ""
-
-
-def rebuild() -> str:
-    """Write the figures and the sheet, and return where the figures are."""
-    for name, content in make_files().items():
-        (DOCS / name).write_text(content, encoding="utf-8")
-    return f"figures in docs/{FIGURES}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 1 for a sheet that is out of date."""
-    return run_sheet(arguments, "flops", find_stale, rebuild)
+    return run_sheet(arguments, "flops", DOCS, make_files)
 
 
 if __name__ == "__main__":
