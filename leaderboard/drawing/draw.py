@@ -22,10 +22,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from leaderboard.drawing.figures import make_figure
-from leaderboard.drawing.pictures import Picture, list_pictures
+from leaderboard.drawing.pictures import Picture
 from leaderboard.drawing.style import SETTINGS
 from leaderboard.store.files import write_atomically
-from leaderboard.store.schema import Record
 
 DRAWING = 1  # raise it when the same numbers are drawn differently: then every picture is drawn again
 FORMATS = ("svg", "png")
@@ -34,23 +33,12 @@ MANY = 8  # pictures from which other processes are worth their start
 STAMP = re.compile(rb"sparse-bench picture ([0-9a-f]{64}) \(drawing ([0-9]+), matplotlib ([^)]+)\)")
 
 
-def draw_section(name: str, runs: list[Record], folder: Path) -> list[Path]:
-    """Write the pictures of one section to folder/NAME.KIND.svg and .png and return their paths.
-
-    Invariants: the same runs in any order give the same bytes, with the same matplotlib; readers see a file old or
-    new, whole; a file that is current is not touched.
-    """
-    return draw_sections({name: runs}, folder)
-
-
-def draw_sections(sections: Mapping[str, list[Record]], folder: Path, workers: int = 2) -> list[Path]:
-    """Write the pictures of all sections, runs by name, as `draw_section` does; many are shared among processes."""
-    named = {f"{name}.{picture.kind}": picture for name, runs in sections.items() for picture in list_pictures(runs)}
-    return draw_all(named, folder, workers)
-
-
 def draw_all(named: Mapping[str, Picture], folder: Path, workers: int = 2) -> list[Path]:
-    """Write pictures, by the stems of their files, as `draw_section` does; many are shared among processes."""
+    """Write pictures, by the stems of their files, to `folder` as .svg and .png; return the paths.
+
+    Many are shared among processes. Invariants: the same numbers give the same bytes, with the same matplotlib; readers
+    see a file old or new, whole; a file that is current is not touched.
+    """
     pictures = {folder / stem: picture for stem, picture in named.items()}
     due = [(stem, picture) for stem, picture in pictures.items() if not is_current(stem, picture)]
     if due:
@@ -139,26 +127,20 @@ def is_current(stem: Path, picture: Picture) -> bool:
     return True
 
 
-def check_section(name: str, runs: list[Record], folder: Path) -> list[str]:
-    """Return what is wrong with a section's files in `folder`, one line each, see `check_all`; nothing is written."""
-    pictures = {f"{name}.{picture.kind}": picture for picture in list_pictures(runs)}
-    extra = [file for file in list_files(folder) if file.rsplit(".", 2)[0] == name and file[:-4] not in pictures]
-    faults = check_all(pictures, folder)
-    return faults + [f"picture {file} shows what no record gives: delete it" for file in extra]
-
-
 def check_all(pictures: Mapping[str, Picture], folder: Path) -> list[str]:
-    """Return what is wrong with the files of pictures, by stem, in `folder`, one line each; nothing is written.
+    """Return what is wrong with the pictures in `folder`, one line each; `pictures` by stem. Nothing is written.
 
-    A file is held to its seal and to the digest of the numbers. An SVG is also drawn again and compared to the bit
-    where it says it was drawn by the matplotlib that is installed; other versions draw the same numbers differently.
+    A file is checked against its seal and the digest of the numbers. An SVG is also drawn again and compared bit by bit
+    if it was drawn by the installed matplotlib; other versions draw the same numbers differently.
     """
-    return [
+    faults = [
         fault
         for stem, picture in pictures.items()
         for form in FORMATS
         for fault in check_file(file_of(folder / stem, form), form, picture)
     ]
+    extra = [file for file in list_files(folder) if file[:-4] not in pictures]
+    return faults + [f"picture {file} shows what no record gives: delete it" for file in extra]
 
 
 def check_file(path: Path, form: str, picture: Picture) -> Iterator[str]:
@@ -187,13 +169,3 @@ def list_files(folder: Path) -> list[str]:
         return sorted(p.name for p in folder.iterdir() if p.suffix[1:] in FORMATS and not p.name.startswith("."))
     except OSError:
         return []
-
-
-def stray(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return a line for each picture in `folder` that belongs to none of the sections `names`."""
-    known = set(names)
-    return [
-        f"picture {file} belongs to no section: delete it"
-        for file in list_files(folder)
-        if file.rsplit(".", 2)[0] not in known
-    ]

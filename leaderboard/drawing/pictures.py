@@ -193,6 +193,11 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     return [Picture(kind, TITLES[kind], caption, page, numbers) for kind, caption, numbers in found if numbers]
 
 
+def name_pictures(section: str, runs: list[Record]) -> dict[str, Picture]:
+    """Return the pictures of a section by the stem of their files."""
+    return {f"{section}.{picture.kind}": picture for picture in list_pictures(runs)}
+
+
 def make_series(runs: list[Record]) -> list[Series]:
     """Return the methods of a section in the order of its table, without controls made from another run."""
     rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in counted_runs(row))]

@@ -165,7 +165,7 @@ def test_pictures_of_sections_that_are_gone_are_removed_and_nothing_else(board: 
     (board / PICTURES / "mine.svg").write_text("<svg/>")
     build_all(board / "records", board / "LEADERBOARD.md")
     assert not gone.exists() and (board / PICTURES / "notes.txt").exists() and (board / PICTURES / "mine.svg").exists()
-    assert faults(board) == ["picture mine.svg belongs to no section: delete it"]
+    assert faults(board) == ["picture mine.svg shows what no record gives: delete it"]
 
 
 def test_an_empty_store_has_pages_too(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ BREAKERS = {
     "LEADERBOARD.md": "leaderboard.board.build.make_page",
     PAPER: "leaderboard.board.build.paper_text",
     RESULTS: "leaderboard.board.build.results_text",
-    "the pictures": "leaderboard.drawing.draw.draw_sections",
+    "the pictures": "leaderboard.drawing.draw.draw_all",
 }
 
 
