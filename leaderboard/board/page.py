@@ -9,11 +9,7 @@ from urllib.parse import quote
 
 from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import Measurement, folder_of, load_measurements
-from leaderboard.store.records import (
-    Problem,
-    list_files,
-    load_store,
-)
+from leaderboard.store.records import Problem, list_files, load_store
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import blind_spots, gains_table, make_ranks
 from leaderboard.tables.details import ABOUT, details_table, speed_table

@@ -165,10 +165,7 @@ def show_cell(values: list[float | None]) -> str:
     return f"{shown} ({known}{f', {diverged} diverged' if diverged else ''})"
 
 
-TITLES = {
-    PLASTICITY: "Pruning plasticity",
-    GAP: "Final performance gap",
-}
+TITLES = {PLASTICITY: "Pruning plasticity", GAP: "Final performance gap"}
 CAPTIONS = {
     PLASTICITY: (
         "Test accuracy {more} epochs after a network was pruned at an epoch, at the learning rate then in force, less "

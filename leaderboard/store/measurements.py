@@ -27,15 +27,7 @@ from leaderboard.store.kinds import (
     parse_time,
     type_faults,
 )
-from leaderboard.store.records import (
-    Problem,
-    file_key,
-    file_stem,
-    list_faults,
-    list_files,
-    publish,
-    read_json,
-)
+from leaderboard.store.records import Problem, file_key, file_stem, list_faults, list_files, publish, read_json
 from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, lay_out, seal_of
 
 Measurement = dict[str, Any]
