@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from leaderboard.claims.lookup import ClaimError, Question, Side, find_sparsities, pose
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import grain, signed
-from leaderboard.tables.sections import identity
+from leaderboard.tables.comparisons import grain, show_interval, signed
+from leaderboard.tables.sections import amount, identity
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Cell, multiple, percent, plain
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def table_rows(claims: list[Claim]) -> list[list[str]]:
         "accuracy, A": lambda claim: show_score(claim.score_a, claim.difference.n),
         "accuracy, B": lambda claim: show_score(claim.score_b, claim.difference.n),
         "difference, A - B": lambda claim: BLANK if claim.difference.mean is None else signed(claim.difference.mean),
-        f"95 % interval{alone}": show_interval,
+        f"95 % interval{alone}": lambda claim: show_interval(claim.difference),
         f"p{alone}": lambda claim: show_p(claim.difference.p),
         **({f"p, Holm over {len(claims)} sparsities": lambda claim: show_p(claim.adjusted_p)} if several else {}),
         f"smallest detectable difference{alone}": lambda claim: show(claim.difference.detectable, "{:.2f}"),
@@ -111,14 +111,6 @@ def show_score(score: Score, n: int) -> str:
     """Return `93.10 ± 0.21 (n=3)`: mean and sample standard deviation (ddof = 1) over the seeds compared."""
     std = "" if score.std is None else f" ± {score.std:.2f}"
     return f"{show(score.mean, '{:.2f}')}{std} (n={n})"
-
-
-def show_interval(claim: Claim) -> str:
-    """Return the 95 % interval of the difference."""
-    found = claim.difference
-    if found.low is None or found.high is None:
-        return BLANK
-    return f"{signed(found.low)} to {signed(found.high)}"
 
 
 def show_share(share: float | None) -> str:
@@ -216,6 +208,11 @@ class Pairing:
         """Return the seeds for which both rows have an accuracy."""
         return sorted(self.accuracies(0).keys() & self.accuracies(1).keys())
 
+    @property
+    def grain(self) -> float:
+        """What one test image is worth, in points."""
+        return grain(self.cells[0].counted[0])
+
     def runs(self, which: int) -> dict[int, Record]:
         """Return the counted runs of a row by seed."""
         return {run["seed"]: run for run in self.cells[which].counted}
@@ -235,7 +232,7 @@ def compare(pairing: Pairing, section: str, about: str) -> Claim:
         sparsity=pairing.sparsity,
         score_a=score(pairing, 0, used),
         score_b=score(pairing, 1, used),
-        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), grain(pairing.cells[0])),
+        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), pairing.grain),
         adjusted_p=None,
         used=tuple(used),
         left_out=tuple(left_out(pairing, used)),
@@ -317,7 +314,7 @@ def spread(claim: Claim, pairing: Pairing) -> float:
     """Return the standard deviation of the differences, with rounding, as the test takes it."""
     from leaderboard.tables.stats import widen
 
-    return float(widen(claim.difference.sd or 0.0, grain(pairing.cells[0]), 2))
+    return float(widen(claim.difference.sd or 0.0, pairing.grain, 2))
 
 
 def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, str]]:
@@ -329,7 +326,7 @@ def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, s
     if len(used) < LEAST_SEEDS:
         lacking = LEAST_SEEDS - len(used)
         yield (
-            f"{len(used)} common seed{'' if len(used) == 1 else 's'}, at least {LEAST_SEEDS} are needed",
+            f"{amount(len(used), 'common seed')}, at least {LEAST_SEEDS} are needed",
             f"make runs of {lacking} more:{make_commands(pairing, lacking)}",
         )
     for side, cell in zip(pairing.sides, pairing.cells, strict=True):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 from leaderboard.store.records import curves
 from leaderboard.store.schema import Record
@@ -196,6 +197,13 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
 def name_pictures(section: str, runs: list[Record]) -> dict[str, Picture]:
     """Return the pictures of a section by the stem of their files."""
     return {f"{section}.{picture.kind}": picture for picture in list_pictures(runs)}
+
+
+def embed(pictures: Mapping[str, Picture], folder: str) -> list[str]:
+    """Return the Markdown lines that show pictures, by the stem of their files in `folder`, with their captions."""
+    shown = pictures.items()  # titles and captions hold no text from records
+    files = {stem: f"{quote(folder)}/{quote(stem)}.svg" for stem in pictures}
+    return [text for stem, p in shown for text in ("", f"![{p.title}]({files[stem]})", "", f"*{p.caption}*")]
 
 
 def make_series(runs: list[Record]) -> list[Series]:

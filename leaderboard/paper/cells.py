@@ -153,7 +153,11 @@ def make_comparison(row: PaperRow, published: Published, runs: list[Run], publis
     difference = None
     if compared is not None and published.top1 is not None and verdict in (UNTESTED, TOO_FEW):
         difference = difference_from_published(
-            compared.values("best_on_test"), published.top1, published.std, published_runs, grain(compared.cell)
+            compared.values("best_on_test"),
+            published.top1,
+            published.std,
+            published_runs,
+            grain(compared.cell.counted[0]),
         )
     return Comparison(published, compared, others, difference, verdict, reason)
 

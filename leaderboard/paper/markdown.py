@@ -29,7 +29,7 @@ from leaderboard.paper.cells import (
 )
 from leaderboard.paper.published import Published, Tables
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import signed
+from leaderboard.tables.comparisons import show_bounds, signed
 from leaderboard.tables.sections import amount, identity
 from leaderboard.tables.table import (
     BLANK,
@@ -209,8 +209,7 @@ def our_lines(group: Group, published: Published, tables: Tables, comparison: Co
     if found and published.top1 is not None:
         difference = comparison.difference if comparison else None
         text = f"ours − paper: {signed(sum(found) / len(found) - published.top1)}"
-        if difference is not None and difference.low is not None and difference.high is not None:
-            text += f" [{signed(difference.low)}, {signed(difference.high)}]"
+        text += show_bounds(difference) if difference is not None else ""
         lines.append(f"{text} {tables.marks[published.status]}".rstrip())
     return lines
 

@@ -13,6 +13,7 @@ from leaderboard.paper.published import PaperRow, Part, Published, Tables
 from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import stable_key
 from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import grain
 from leaderboard.tables.table import LEAST_SEEDS, plain, split_rows
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     for key in ((a, b, sparsity) for a, b in STATEMENTS for sparsity in sorted({place for *_, place in claims})):
         tested = Weighed(*key, find_printed(tables, *key), None, None, NOT_RUN)
         if key in claims:
-            found.append(judge(tested, claims[key], adjusted[key], family, grain_of(runs)))
+            found.append(judge(tested, claims[key], adjusted[key], family, grain(runs[0])))
         else:
             found.append(say_missing(tested, rows))
     return found
@@ -104,12 +105,6 @@ def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:
 def p_of(claim: Claim) -> float | None:
     """Return the p that counts: none where the runs cannot carry a winner, whatever it is."""
     return None if claim.verdict == NOT_DECIDED else claim.difference.p
-
-
-def grain_of(runs: list[Record]) -> float:
-    """Return what one test image is worth, in points; the runs of a section share their data."""
-    images: int = runs[0]["data"]["test"]
-    return 100 / images if images else 0.0
 
 
 def say_missing(tested: Weighed, rows: Mapping[str, Side]) -> Weighed:

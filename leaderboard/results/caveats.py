@@ -114,9 +114,15 @@ def about_ceiling(sections: list[Section]) -> str:
     near: dict[str, str] = {}
     for section in sections:
         cells = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
-        if cells and grain(cells[0]) and (left := 100 - fmean(accuracies(cells[0]).values())) <= NEAR_CEILING:
+        if (
+            cells
+            and grain(cells[0].counted[0])
+            and (left := 100 - fmean(accuracies(cells[0]).values())) <= NEAR_CEILING
+        ):
             title = escape(section.runs[0]["page"]["title"])
-            near.setdefault(title, f"On {title} the dense network misses {left / grain(cells[0]):.1f} images")
+            near.setdefault(
+                title, f"On {title} the dense network misses {left / grain(cells[0].counted[0]):.1f} images"
+            )
     if not near:
         return text
     where = (

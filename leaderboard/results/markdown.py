@@ -37,7 +37,7 @@ from leaderboard.results.scope import (
     table_sections,
 )
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import signed
+from leaderboard.tables.comparisons import show_interval, signed
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, escape, line, percent
 
@@ -180,9 +180,6 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
 def statement_row(tested: Weighed, tables: Tables) -> str:
     """Return the line of a statement at a sparsity."""
     found = tested.difference
-    interval = BLANK
-    if found is not None and found.low is not None and found.high is not None:
-        interval = f"{signed(found.low)} to {signed(found.high)}"
     verdict = f"**{tested.verdict}**" if tested.verdict in (AGREES, REVERSED, UNCLEAR) else tested.verdict
     return line(
         [
@@ -190,7 +187,7 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
             percent(tested.sparsity),
             show_printed(tested.printed, tables),
             BLANK if found is None or found.mean is None else f"{signed(found.mean)} (n={found.n})",
-            interval,
+            BLANK if found is None else show_interval(found),
             show_p(tested.alone_p),
             show_p(tested.adjusted_p),
             f"{verdict} ({escape(tested.reason)})" if tested.reason else verdict,

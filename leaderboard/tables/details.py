@@ -8,6 +8,7 @@ from typing import Any
 
 from leaderboard.store.measurements import Measurement
 from leaderboard.store.schema import Record
+from leaderboard.tables.sections import amount
 from leaderboard.tables.table import (
     BLANK,
     Cell,
@@ -193,4 +194,4 @@ def average(seeds: dict[int, Figures], engine: str, figure: str, form: str) -> s
 def describe_place(place: Place) -> str:
     """Return the machine of a line: `AMD EPYC, 1 thread, torch 2.14`."""
     _, hardware, threads, torch = place
-    return f"{escape(hardware)}, {threads} thread{'' if threads == 1 else 's'}, torch {escape(torch)}"
+    return f"{escape(hardware)}, {amount(threads, 'thread')}, torch {escape(torch)}"

@@ -171,13 +171,13 @@ def section(number: int, title: str, runs: list[Record], pictures: Mapping[str, 
 
 def figures(runs: list[Record], pictures: Mapping[str, bytes]) -> str:
     """Return the pictures of a section that are there, as images: what an image holds cannot run."""
-    from leaderboard.drawing.pictures import list_pictures
+    from leaderboard.drawing.pictures import name_pictures
 
     shown = []
-    for picture in list_pictures(runs):
-        files = [(kind, f"{section_name(runs[0])}.{picture.kind}.{kind}") for kind in MEDIA]
-        for kind, file in [(kind, file) for kind, file in files if file in pictures][:1]:
-            source = f"data:{MEDIA[kind]};base64,{base64.b64encode(pictures[file]).decode()}"
+    for stem, picture in name_pictures(section_name(runs[0]), runs).items():
+        file = next((f"{stem}.{kind}" for kind in MEDIA if f"{stem}.{kind}" in pictures), None)
+        if file is not None:
+            source = f"data:{MEDIA[file[-3:]]};base64,{base64.b64encode(pictures[file]).decode()}"
             image = f'<img src="{source}" alt="{markup(picture.title)}" decoding="async">'
             caption = f"<b>{markup(picture.title)}.</b> {markup(picture.caption)}"
             shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")

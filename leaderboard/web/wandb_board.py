@@ -128,11 +128,11 @@ def find_pictures(runs: list[Record], pictures: Path | None) -> list[tuple[Path,
     """Return the files of a section's pictures that are there, each with its title."""
     if pictures is None:
         return []
-    from leaderboard.drawing.pictures import list_pictures
+    from leaderboard.drawing.pictures import name_pictures
 
     named = [
-        (pictures / f"{section_name(runs[0])}.{picture.kind}.{kind}", picture.title)
-        for picture in list_pictures(runs)
+        (pictures / f"{stem}.{kind}", picture.title)
+        for stem, picture in name_pictures(section_name(runs[0]), runs).items()
         for kind in ("png", "svg")
     ]
     return [(path, title) for path, title in named if path.is_file()]

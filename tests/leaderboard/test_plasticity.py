@@ -123,7 +123,7 @@ def test_a_cell_of_which_a_branch_diverged_counts_for_no_seed():
     found = {finding.claim: finding for finding in find_findings(study)}
     assert {name: finding.pairs for name, finding in found.items()} == {"rate": 7, "mild": 11, "regrow": 11}
     assert {f.verdict for f in found.values()} == {SUPPORTED}
-    assert found["mild"].reason == "1 cells left out, of which a branch diverged"
+    assert found["mild"].reason == "1 cell left out, of which a branch diverged"
 
 
 def test_only_what_was_pruned_once_from_the_papers_networks_is_shown():
