@@ -268,7 +268,7 @@ def work_out(given: dict[str, Any], part: Part) -> Figures:
 
 
 def read_row(row: PaperRow, full: Backbone, page: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the readings of a row's costs; none where docs/flops.yaml says why there are none."""
+    """Return the readings of a row's costs; none if docs/flops.yaml says why."""
     tried = given["rows"][row.label]
     found: dict[str, Any] = {"inference": [], "training": []}
     for name in tried.get("layers", []):

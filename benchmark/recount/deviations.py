@@ -28,11 +28,10 @@ Made from the docstrings of `methods/*.py` by `make deviations`; do not edit."""
 
 
 def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
-    """Return the rows of the section "Deviations" that ends the module docstring of `source`, a cell per column.
+    """Return the rows of the section "Deviations" that ends the module docstring of `source`, a text per column.
 
-    A row starts with "- " and goes on in lines indented by two spaces; the single line "none" stands for no row. Raises
-    UserError, naming `file` and the line, when the section is missing or empty, when a line is neither, and when a
-    row has another number of cells than the header or an empty one.
+    A row starts with "- " and continues in lines indented by two spaces; the single line "none" means no row. Raises
+    UserError, naming `file` and the line, for a missing docstring, a missing or empty section and a malformed row.
     """
     module = ast.parse(source, filename=file)
     text = ast.get_docstring(module, clean=False)
@@ -66,10 +65,9 @@ def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
 
 
 def split_row(text: str, place: str) -> tuple[str, ...]:
-    """Return the cells of a row.
+    """Return the columns of a row. Raises UserError, naming the place, for a malformed row.
 
-    Raises UserError, naming the place, for a wrong number of them, for an empty one, and for authors' code of which it
-    is said neither what it does nor where it was looked for.
+    For the authors' code a row must say what it does, or where it was looked for.
     """
     cells = tuple(cell.strip() for cell in text.split("|"))
     if len(cells) != len(COLUMNS):

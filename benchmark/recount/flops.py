@@ -27,17 +27,6 @@ KINDS = (MIXED, MISSED, ROUNDING, AGREES)
 COSTS = ("inference", "training")
 Reading = dict[str, Any]
 
-
-def find_roundings(share: float, printed: float) -> frozenset[str]:
-    """Return how `share` has to be rounded to two digits to give what is printed: NEAREST, UP, either or not at all.
-
-    A share half-way between two digits may be printed as either.
-    """
-    slack = 1e-9
-    fits = {NEAREST: abs(share - printed) <= HALF + slack, UP: -slack <= printed - share < 2 * HALF - slack}
-    return frozenset(way for way, right in fits.items() if right)
-
-
 HEAD = """\
 # The FLOPs of the paper's Table 3, recounted
 
@@ -58,14 +47,29 @@ def find_part(tables: Tables) -> Part:
     return part
 
 
+def find_roundings(share: float, printed: float) -> frozenset[str]:
+    """Return how `share` can be rounded to two digits to give what is printed: NEAREST, UP, both or neither.
+
+    A share half-way between two digits may be printed as either.
+    """
+    slack = 1e-9
+    fits = {NEAREST: abs(share - printed) <= HALF + slack, UP: -slack <= printed - share < 2 * HALF - slack}
+    return frozenset(way for way, right in fits.items() if right)
+
+
+def best_rounding(readings: list[Reading], column: str, printed: float) -> str:
+    """Return NEAREST if a reading rounds so to what is printed, else UP, else MISSED."""
+    ways = set().union(*(find_roundings(reading["shares"][column], printed) for reading in readings))
+    return NEAREST if NEAREST in ways else UP if UP in ways else MISSED
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of the printed shares of one cost, by column.
+    """The verdict on the printed shares of one cost.
 
-    `matches`: for each column the readings that give it, those that do so to the nearest where there are any. `kind`:
-    AGREES where a reading gives all columns with one `rounding`; ROUNDING where one gives them all, but not with one
-    rounding; MIXED where each is given, but no reading gives all; MISSED where a column is given by none. `best`: the
-    readings that AGREES or ROUNDING rests on.
+    `matches`: the readings that give each column, if possible rounded to the nearest. `kind`: AGREES if a reading gives
+    all columns with one `rounding`; ROUNDING if one gives them all, with two roundings; MIXED if no reading gives all
+    columns, but each is given; MISSED if a column is given by none. `best`: the readings behind AGREES or ROUNDING.
     """
 
     matches: dict[str, list[Reading]]
@@ -75,16 +79,15 @@ class Verdict:
 
 
 def judge(readings: list[Reading], printed: Mapping[str, float]) -> Verdict:
-    """Return the verdict over the readings of one cost. Invariant: rounded up counts only where nothing is nearest."""
+    """Return the verdict on the readings of one cost. Invariant: rounding up counts only if nothing is nearest."""
     ways = [
         {column: find_roundings(reading["shares"][column], share) for column, share in printed.items()}
         for reading in readings
     ]
     pairs = list(zip(readings, ways, strict=True))
     matches = {
-        column: [reading for reading, way in pairs if NEAREST in way[column]]
-        or [reading for reading, way in pairs if way[column]]
-        for column in printed
+        column: [reading for reading, way in pairs if best_rounding(readings, column, share) in way[column]]
+        for column, share in printed.items()
     }
     for rounding in (NEAREST, UP):
         best = [reading for reading, way in pairs if all(rounding in found for found in way.values())]
@@ -98,7 +101,7 @@ def judge(readings: list[Reading], printed: Mapping[str, float]) -> Verdict:
 
 @dataclass(frozen=True)
 class Entry:
-    """Printed costs that are recounted alike: `rows` has the costs of each label; `printed`, `statuses` by column."""
+    """Printed costs with the same readings: `rows` has the costs of each label; `printed`, `statuses` by column."""
 
     rows: dict[str, list[str]]
     printed: dict[str, float]
@@ -108,7 +111,7 @@ class Entry:
 
 
 def printed_shares(row: PaperRow, cost: str) -> dict[str, float]:
-    """Return what is printed of a row's cost, by column; nothing where a column has none."""
+    """Return the printed shares of a row's cost, by column."""
     shares = {
         str(column): cell.inference_share if cost == "inference" else cell.train_share
         for column, cell in row.cells.items()
@@ -117,10 +120,10 @@ def printed_shares(row: PaperRow, cost: str) -> dict[str, float]:
 
 
 def judge_all(rows: tuple[PaperRow, ...], readings: Mapping[str, Mapping[str, list[Reading]]]) -> list[Entry]:
-    """Return the verdicts over all printed costs that have readings, in the order of the table.
+    """Return the verdicts on all printed costs that have readings, in the order of the table.
 
-    Costs with the same printed shares, status, layers and recounted shares are one entry: at a constant sparsity those
-    of training and of inference are, and those of rows that differ in which weights live alone.
+    Costs with the same printed shares, statuses, layers and recounted shares are one entry, such as training and
+    inference at a constant sparsity.
     """
     entries: dict[str, Entry] = {}
     for cost, row in ((cost, row) for row in rows for cost in COSTS):
@@ -136,13 +139,12 @@ def judge_all(rows: tuple[PaperRow, ...], readings: Mapping[str, Mapping[str, li
 
 
 def count_printed(entries: list[Entry]) -> dict[str, int]:
-    """Return how many printed shares are given to the nearest, only rounded up, and by nothing that was tried."""
+    """Return how many printed shares are given to the nearest, only rounded up, and not at all."""
     counts = {NEAREST: 0, UP: 0, MISSED: 0}
     for entry in entries:
         number = sum(map(len, entry.rows.values()))
         for column, share in entry.printed.items():
-            ways = set().union(*(find_roundings(reading["shares"][column], share) for reading in entry.readings))
-            counts[NEAREST if NEAREST in ways else UP if UP in ways else MISSED] += number
+            counts[best_rounding(entry.readings, column, share)] += number
     return counts
 
 
@@ -156,7 +158,7 @@ def make_sheet(figures: Figures, given: dict[str, Any], tables: Tables) -> str:
 
 
 def finding_section(entries: list[Entry], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
-    """Return what follows from the verdicts: which printed costs mix conventions, and which none gives."""
+    """Return the verdicts in words: which printed costs mix conventions, and which none gives."""
     counts = count_printed(entries)
     dense = figures["dense"]
     text = (
@@ -175,21 +177,21 @@ def finding_section(entries: list[Entry], figures: Figures, given: dict[str, Any
 
 
 def explain(entry: Entry, given: dict[str, Any], tables: Tables) -> str:
-    """Return the verdict over an entry in words."""
+    """Return the verdict on an entry in words."""
     verdict = entry.verdict
     printed = {column: f"{text} at {column} %" for column, text in show_printed(entry, tables).items()}
     if verdict.kind == AGREES:
         both = " and ".join(printed.values())
         return f"{both}, rounded {verdict.rounding}: {name_readings(verdict.best, given)}."
     if verdict.kind == ROUNDING:
-        ways = {column: name_way(entry, verdict.best, column) for column in printed}
+        ways = {column: best_rounding(verdict.best, column, share) for column, share in entry.printed.items()}
         both = " and ".join(f"{text} only rounded {ways[column]}" for column, text in printed.items())
         return f"{both}: {name_readings(verdict.best, given)}."
     parts = []
     for column, text in printed.items():
         matches = verdict.matches[column]
         if matches:
-            way = name_way(entry, matches, column)
+            way = best_rounding(matches, column, entry.printed[column])
             parts.append(f"{text} is {name_readings(matches, given, column)}, rounded {way}")
         else:
             near = min(entry.readings, key=lambda reading: abs(reading["shares"][column] - entry.printed[column]))
@@ -198,21 +200,15 @@ def explain(entry: Entry, given: dict[str, Any], tables: Tables) -> str:
 
 
 def show_printed(entry: Entry, tables: Tables) -> dict[str, str]:
-    """Return what is printed, with the mark that says how well it is known, by column."""
+    """Return what is printed, with its status mark, by column."""
     return {
         column: f"{share:.2f} {tables.marks[entry.statuses[column]]}".rstrip()
         for column, share in entry.printed.items()
     }
 
 
-def name_way(entry: Entry, readings: list[Reading], column: str) -> str:
-    """Return how readings have to be rounded to give what is printed: NEAREST where one does so."""
-    ways = set().union(*(find_roundings(reading["shares"][column], entry.printed[column]) for reading in readings))
-    return NEAREST if NEAREST in ways else UP
-
-
 def name_readings(readings: list[Reading], given: dict[str, Any], column: str = "") -> str:
-    """Return readings in words, counters of one convention together, with their shares at `column`, if any."""
+    """Return readings in words, grouped by convention, with their shares at `column`, if given."""
     found: dict[str, list[str]] = {}
     for reading in readings:
         share = f"{reading['shares'][column]:.4f} by " if column else ""
@@ -223,19 +219,14 @@ def name_readings(readings: list[Reading], given: dict[str, Any], column: str = 
 
 
 def name_convention(reading: Reading, given: dict[str, Any]) -> str:
-    """Return the layers of a reading and, where it is not that of constant masks, the formula of training."""
-    rule = reading.get("rule", "")
+    """Return the layers of a reading and, unless it is for constant masks, the formula of training."""
     layers = str(given["layers"][reading["layers"]]["label"])
-    return layers if is_constant(rule, given) else f"{layers}; {given['training'][rule]['label']}"
-
-
-def is_constant(rule: str, given: dict[str, Any]) -> bool:
-    """Return whether training costs the share that inference does."""
-    return not rule or given["training"][rule]["formula"] == "sparse"
+    rule = given["training"].get(reading.get("rule"), {"formula": "sparse"})
+    return layers if rule["formula"] == "sparse" else f"{layers}; {rule['label']}"
 
 
 def name_rows(entry: Entry) -> str:
-    """Return the rows of an entry, with the cost where only one of the two is meant."""
+    """Return the rows of an entry, with the cost if only one of the two is meant."""
     return "; ".join(
         label if len(costs) == len(COSTS) else f"{label} ({costs[0]})" for label, costs in entry.rows.items()
     )
@@ -269,23 +260,19 @@ def entry_lines(entry: Entry, given: dict[str, Any], tables: Tables) -> list[str
         for column, share in entry.printed.items():
             cells.append("" if number else show_printed(entry, tables)[column])
             cells += [mark_share(by_counter[counter]["shares"][column], share) for counter in given["counters"]]
-        lines.append(line([*cells, "" if number else name_verdict(entry)]))
+        verdict = f"{entry.verdict.kind}, {entry.verdict.rounding}".removesuffix(", ")
+        lines.append(line([*cells, "" if number else verdict]))
     return lines
 
 
-def name_verdict(entry: Entry) -> str:
-    """Return the verdict over an entry in three words."""
-    return f"{entry.verdict.kind}, {entry.verdict.rounding}".removesuffix(", ")
-
-
 def mark_share(share: float, printed: float) -> str:
-    """Return a share, bold where it rounds to what is printed, with an arrow where it does only rounded up."""
+    """Return a share, bold if it rounds to what is printed, with an arrow if it does so only rounded up."""
     ways = find_roundings(share, printed)
     return f"**{share:.4f}**" if NEAREST in ways else f"{share:.4f} ↑" if UP in ways else f"{share:.4f}"
 
 
 def missing_section(rows: tuple[PaperRow, ...], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
-    """Return the rows whose printed costs nobody can recount, each with the reason."""
+    """Return the rows whose printed costs cannot be recounted, each with the reason."""
     lines = []
     for row in rows:
         if not any(figures["readings"][row.label].values()):
@@ -331,7 +318,7 @@ def read_given() -> dict[str, Any]:
 
 
 def make_files() -> dict[str, str]:
-    """Return the content of the files that the command writes, by name, everything worked out anew: some seconds."""
+    """Return the files that the command writes, by name, computed anew in some seconds."""
     given, tables = read_given(), load_tables()
     figures = work_out(given, find_part(tables))
     return {FIGURES: json.dumps(figures, indent=1) + "\n", SHEET: make_sheet(figures, given, tables)}

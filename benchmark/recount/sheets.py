@@ -41,7 +41,7 @@ def run_sheet(arguments: Sequence[str] | None, target: str, folder: Path, make: 
 
 
 def read(path: Path) -> str | None:
-    """Return the text of a file, or None where there is none."""
+    """Return the text of a file, or None if there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 

@@ -138,7 +138,7 @@ def replace_or_delete(path: Path, make: Callable[[], str]) -> None:
 
 
 def draw_pictures(store: Store, branches: Store, folder: Path) -> str:
-    """Draw what is out of date, delete what no record gives any more; return how many pictures there are."""
+    """Draw what is out of date, delete pictures of no record; return how many pictures there are."""
     from leaderboard.drawing.draw import FORMATS, draw_all  # here, because matplotlib takes a second
 
     drawn = draw_all(list_all_pictures(store, branches), folder)
@@ -147,7 +147,7 @@ def draw_pictures(store: Store, branches: Store, folder: Path) -> str:
 
 
 def sweep(folder: Path, wanted: list[Path]) -> None:
-    """Delete the pictures in `folder` that were drawn here and show what no record gives any more."""
+    """Delete the pictures in `folder` that were drawn here and belong to no record now."""
     from leaderboard.drawing.draw import STAMP, list_files
 
     for path in (folder / name for name in list_files(folder)):
@@ -196,7 +196,7 @@ def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tup
 
 
 def find_stale(records_dir: Path, page: Path) -> list[str]:
-    """Return what does not follow from the records: files set aside, sheets and pictures. Writes nothing."""
+    """Return what does not follow from the records: skipped files, sheets and pictures. Writes nothing."""
     from leaderboard.drawing.draw import check_all
 
     store, branches = load_store(records_dir), load_branches(records_dir)
@@ -226,4 +226,4 @@ def differing(path: Path, make: Callable[[], str]) -> Iterator[str]:
     except (OSError, UnicodeDecodeError):
         current = None
     if current != (make() or None):
-        yield f"{path.name} is not what the records give"
+        yield f"{path.name} does not match the records"

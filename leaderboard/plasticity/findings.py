@@ -116,7 +116,7 @@ def weigh(study: Study, kind: str, claim: str) -> Finding:
 
 
 def finished(by_seed: dict[int, float | None]) -> dict[int, float] | None:
-    """Return the values of a cell's seeds, or None where a branch diverged."""
+    """Return the values of a cell's seeds, or None if a branch diverged."""
     known = {seed: value for seed, value in by_seed.items() if value is not None}
     return known if len(known) == len(by_seed) else None
 

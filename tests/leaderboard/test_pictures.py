@@ -368,7 +368,7 @@ def test_an_edited_svg_with_a_fitting_seal_is_found_by_drawing_it_again(files: P
     data = path.read_bytes()
     body = data[: -len(draw.make_end(b"", "0" * 64))]
     path.write_bytes(draw.seal(body.replace(b"#d55e00", b"#009e73")))
-    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 1) makes of the records"]
+    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 1) draws"]
 
 
 def test_another_matplotlibs_picture_is_held_to_its_digest_alone(files: Path) -> None:
@@ -378,19 +378,19 @@ def test_another_matplotlibs_picture_is_held_to_its_digest_alone(files: Path) ->
     path.write_bytes(draw.seal(other))
     assert faults(files) == []
     changed = [*make_section(), make("rigl", 0.9)]
-    assert "picture page.1.cost.svg is not what the records give" in faults(files, changed)
+    assert "picture page.1.cost.svg does not match the records" in faults(files, changed)
 
 
 def test_changed_records_missing_files_and_superfluous_ones_are_named(files: Path) -> None:
     runs = make_section()
     runs[1]["accuracy_pct"]["last_epoch"] += 0.01
-    stale = [f"picture page.1.{k}.{form} is not what the records give" for k in ("accuracy", "cost") for form in FORMS]
+    stale = [f"picture page.1.{k}.{form} does not match the records" for k in ("accuracy", "cost") for form in FORMS]
     assert faults(files, runs) == stale
     (files / "page.1.time.png").unlink()
     assert faults(files) == ["picture page.1.time.png is missing"]
     without = [{**run, "history": without_exploration()} for run in make_section()]
     superfluous = [fault for fault in faults(files, without) if "exploration" in fault]
-    assert superfluous == [f"picture page.1.exploration.{f} shows what no record gives: delete it" for f in FORMS[::-1]]
+    assert superfluous == [f"picture page.1.exploration.{f} belongs to no record: delete it" for f in FORMS[::-1]]
     assert len(faults(files / "absent")) == 10
 
 

@@ -153,7 +153,7 @@ def test_page_and_pictures_are_the_same_in_any_order_and_verified(tmp_path):
     assert not (tmp_path / "PLASTICITY.md").exists() and find_stale(tmp_path / "records", page) == []
     for run in runs[:30] + runs[-4:]:
         write_record({key: value for key, value in run.items() if key != "file"}, branches)
-    assert "PLASTICITY.md is not what the records give" in find_stale(tmp_path / "records", page)
+    assert "PLASTICITY.md does not match the records" in find_stale(tmp_path / "records", page)
     build_all(tmp_path / "records", page)
     assert find_stale(tmp_path / "records", page) == []
     assert sorted(p.name.split(".", 2)[2] for p in (tmp_path / "pictures").iterdir()) == [

@@ -285,10 +285,10 @@ def test_without_a_record_there_is_no_page(tmp_path: Path) -> None:
     build_all(records, page)
     assert not (tmp_path / RESULTS).exists() and find_stale(records, page) == []
     (tmp_path / RESULTS).write_text("left over")
-    assert find_stale(records, page) == [f"{RESULTS} is not what the records give"]
+    assert find_stale(records, page) == [f"{RESULTS} does not match the records"]
     (tmp_path / RESULTS).unlink()
     write_record(make_record(), records)
-    assert f"{RESULTS} is not what the records give" in find_stale(records, page)
+    assert f"{RESULTS} does not match the records" in find_stale(records, page)
 
 
 def test_any_order_of_the_records_gives_the_same_page() -> None:
