@@ -1,6 +1,6 @@
-"""The leaderboard: records of finished runs, and the page made from them. Standard library only.
+"""The leaderboard: records of finished runs, and the sheets made from them.
 
-A record is one JSON file per finished run, written once and never edited; the page is a pure function of the records.
+A record is one JSON file per finished run, written once and never edited; a sheet is a pure function of the records.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m leaderboard build | verify | claim | site`: pages from the records, and answers from them."""
+"""`python -m leaderboard build | verify | claim | site`: sheets and answers from the records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from leaderboard.claims.claim import add_arguments
 
-    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Pages and answers from the records.")
+    parser = argparse.ArgumentParser(prog="python -m leaderboard", description="Sheets and answers from the records.")
     places = argparse.ArgumentParser(add_help=False)
     places.add_argument("--records", type=Path, default=HERE / "records", help="folder of the records")
     places.add_argument(
@@ -31,9 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     made = commands.add_parser("build", parents=[places], help="rebuild every sheet and picture")
     made.add_argument("--wandb", default="off", help="off, offline or online: log tables and pictures to W&B")
     made.add_argument("--runs", type=Path, default=HERE.parent / "runs", help="where W&B writes its files")
-    commands.add_parser(
-        "verify", parents=[places], help="write nothing; fail where a sheet is not what the records give"
-    )
+    commands.add_parser("verify", parents=[places], help="write nothing; fail if a sheet does not match the records")
     add_arguments(commands.add_parser("claim", parents=[places], help="whether one row is better than another"))
     site = commands.add_parser("site", parents=[places], help="write the leaderboard for a browser, one HTML file")
     site.add_argument("--html", type=Path, default=None, help="the file to write (default: site/index.html)")
@@ -41,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 1 where `verify` finds a fault, 2 for what cannot be answered."""
+    """Run the command; return its exit status: 1 if `verify` finds a fault, 2 for what cannot be answered."""
     asked = make_parser().parse_args(arguments)
     try:
         return answer(asked)
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def answer(asked: argparse.Namespace) -> int:
-    """Run the command that was asked for. Raises BuildError for a page that could not be made."""
+    """Run the command. Raises BuildError for a sheet that could not be made."""
     if asked.command == "build":
         if asked.wandb not in MODES:
             print(f"error: WANDB must be one of {', '.join(MODES)}, got '{asked.wandb}'", file=sys.stderr)
@@ -71,23 +69,21 @@ def answer(asked: argparse.Namespace) -> int:
 
 
 def report_faults(faults: list[str]) -> int:
-    """Print what is not as the records give it; return the exit status."""
+    """Print the faults; return the exit status."""
     for fault in faults:
         print(printable(fault), file=sys.stderr)
     if faults:
-        print("a sheet is rebuilt by `make leaderboard`; a record is never edited: restore it, or run it again")
+        print("rebuild sheets with `make leaderboard`; never edit a record: restore it or run it again")
         return 1
-    print("every record is whole, and every sheet and picture is what the records give")
+    print("all records are intact, and all sheets and pictures match them")
     return 0
 
 
 def log_to_wandb(asked: argparse.Namespace, store: Store) -> int:
-    """Log the leaderboard to Weights & Biases; return the exit status: a failure costs nothing but the log."""
+    """Log the leaderboard to Weights & Biases; return the exit status."""
     from leaderboard.web.wandb_board import log_board
 
-    done = log_board(
-        make_sections(store[0]), asked.output.parent / PICTURES, asked.wandb, asked.runs, lambda text: print(text)
-    )
+    done = log_board(make_sections(store[0]), asked.output.parent / PICTURES, asked.wandb, asked.runs, print)
     return 0 if done else 1
 
 

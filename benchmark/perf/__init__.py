@@ -1,1 +1,1 @@
-"""The project's own speed, measured against goals."""
+"""The suite's own speed, measured against goals."""

@@ -1,4 +1,4 @@
-"""Run every module of this folder that has a `measure`, print its goals, and keep the figures in results/."""
+"""Measure the suite's own speed, print it against the goals, and write the figures to results/."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def print_goals(console: Console, goals: list[Goal]) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write results/DATE.json; a goal that is short does not fail the command."""
+    """Measure, print, and write results/DATE.json; a missed goal does not fail the command."""
     parser = argparse.ArgumentParser(prog="make perf", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and networks: under 3 minutes")
     parser.add_argument("--keep", action="store_true", help="keep the figures in measured.json and docs/speed.md")

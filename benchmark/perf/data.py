@@ -1,4 +1,4 @@
-"""P6 and P7: images served from memory, from the cache and from a shard, against torchvision's usual recipes."""
+"""P6 and P7: images from memory, the cache and a shard, compared with torchvision's usual pipelines."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from benchmark.perf.modes import MEAN, STD, our_batches
 from benchmark.perf.peers import R20, pass_seconds
 
 CPU = torch.device("cpu")
-SERVED = 50 * 128  # images of a round of ours: the recipe takes as long for a fortieth of them
-SMALL, PHOTOS = 2000, 32  # images of the folders made to be read
+SERVED = 50 * 128  # images in a round of ours; the recipe takes as long for a fortieth of them
+SMALL, PHOTOS = 2000, 32  # images in the generated folders
 
 
 def measure(quick: bool) -> list[Goal]:
-    """Return the goals of reading and serving images, one thread each."""
+    """Return the goals of reading and serving images on one thread."""
     rounds = 5 if quick else 9
     with tempfile.TemporaryDirectory() as made:
         asked = os.environ.get("SPARSE_BENCH_CACHE")
@@ -44,7 +44,7 @@ def measure(quick: bool) -> list[Goal]:
 
 
 def measure_memory(rounds: int) -> list[Goal]:
-    """Time batches of CIFAR's size from memory against torchvision's transforms image by image."""
+    """Time batches of CIFAR's size from memory against torchvision's transforms, image by image."""
     pixels = np.random.default_rng(0).integers(0, 256, (SERVED, 32, 32, 3), dtype=np.uint8)
     recipe = transforms.Compose(
         [
@@ -74,7 +74,7 @@ def measure_memory(rounds: int) -> list[Goal]:
 
 
 def make_photo(random: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Return a picture with structure at several scales and some grain."""
+    """Return a picture with structure at several scales and some noise."""
     picture = 120 + random.normal(0, 8, (height, width, 1))
     for scale in (4, 16, 64):
         coarse = random.normal(0, 1, (-(-height // scale) + 1, -(-width // scale) + 1, 3)).astype(np.float32)
@@ -94,7 +94,7 @@ def make_folder(folder: Path, count: int, width: int, height: int) -> Path:
 
 
 def measure_cache(made: Path, rounds: int) -> list[Goal]:
-    """Time the first read of a folder of small images, its file written, against the next."""
+    """Time the first read of a folder of small images, cache written, against the next."""
     page = load_page("folder_resnet20", {"data_dir": str(make_folder(made / "small", SMALL, 32, 32)), "split": "full"})
 
     def first() -> None:
@@ -109,7 +109,7 @@ def measure_cache(made: Path, rounds: int) -> list[Goal]:
 
 
 def measure_shard(made: Path, rounds: int) -> list[Goal]:
-    """Time batches for a network of 224x224 pixels: the usual recipe on the files, Pillow and ours on the shard."""
+    """Time batches of 224x224 pixels: the usual recipe on the files, Pillow and ours on the shard."""
     folder = make_folder(made / "large", PHOTOS, 500, 375)
     layout = scan_folder(folder)
     paths, numbers = layout.train.paths, np.arange(PHOTOS)

@@ -1,4 +1,4 @@
-"""P3: masking gradients gives the very weights and momentum that masking both after every step gives."""
+"""P3: masking gradients gives bit for bit what masking weights and momentum after every step gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = Net(R20.label, R20.model, 8, 16)  # images small enough to train on here
 
 
 def measure(quick: bool) -> list[Goal]:
-    """Return how many values of weights, momentum and masks differ in their bits, of all recipes together."""
+    """Return how many values of weights and momentum differ in their bits, over all recipes."""
     recipes = {"Nesterov, decay": (True, 5e-4), "plain momentum, no decay": (False, 0.0)}
     counts = {label: count_differing(SMALL, *recipe) for label, recipe in recipes.items()}
     what = (
@@ -24,7 +24,7 @@ def measure(quick: bool) -> list[Goal]:
 
 
 def count_differing(net: Net, nesterov: bool, decay: float) -> int:
-    """Train with masked gradients and a fused step beside the peer, with the same masks; return differing values."""
+    """Train with masked gradients and a fused step beside the peer, with the same masks; count differing values."""
     ours, theirs = make_model(net), make_model(net)
     maskset, same = sparsify(ours, 0.8), sparsify(theirs, 0.8)
     optimizer, other = make_sgd(ours, True), make_sgd(theirs, True)  # torch's loop rounds otherwise, masks or not
@@ -50,6 +50,6 @@ def count_differing(net: Net, nesterov: bool, decay: float) -> int:
 
 
 def values(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return all weights and all momentum; -0.0, which multiplying by a mask makes, counts as 0.0."""
+    """Return all weights and momentum; -0.0, which a product with a mask gives, counts as 0.0."""
     state = [optimizer.state[parameter]["momentum_buffer"] for parameter in model.parameters()]
     return [tensor.detach() + 0.0 for tensor in (*model.parameters(), *state)]

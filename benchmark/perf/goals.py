@@ -1,4 +1,4 @@
-"""Goals of speed, and the modules of this folder that measure them, each in a process of its own."""
+"""Speed goals, and the modules of this folder that measure them, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ import torch
 
 @dataclass(frozen=True)
 class Goal:
-    """One goal as measured. `measured` and `limit` are ratios unless `unit` says otherwise."""
+    """One measured goal. `measured` and `limit` are ratios unless `unit` says otherwise."""
 
     name: str  # P1 ... as in the performance notes, or a word
     what: str
     measured: float
-    relation: str  # "<=" or ">="; "" where there is nothing to reach
+    relation: str  # "<=" or ">="; "" without a limit
     limit: float = 0.0
     unit: str = "x"
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
-        """Whether the goal is reached: pass, short, or nothing where it has no limit."""
+        """pass, short, or empty without a limit."""
         if not self.relation:
             return ""
         reached = self.measured <= self.limit if self.relation == "<=" else self.measured >= self.limit
         return "pass" if reached else "short"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the goal and its verdict as the results file keeps them."""
+        """Return the goal and its verdict as in the results file."""
         return {**asdict(self), "verdict": self.verdict}
 
 
@@ -43,10 +43,10 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def find_measures() -> dict[str, Callable[[bool], list[Goal]]]:
-    """Return `measure` of each module of this folder that has one, by module name, in order of names."""
-    modules = {module.name: import_module(f"benchmark.perf.{module.name}") for module in iter_modules([str(FOLDER)])
-               if not module.name.startswith("_")}  # fmt: skip
-    return {name: module.measure for name, module in sorted(modules.items()) if hasattr(module, "measure")}
+    """Return `measure` of each module of this folder that has one, by module name, sorted."""
+    names = sorted(module.name for module in iter_modules([str(FOLDER)]) if module.name != "__main__")
+    modules = {name: import_module(f"benchmark.perf.{name}") for name in names}
+    return {name: module.measure for name, module in modules.items() if hasattr(module, "measure")}
 
 
 def measure_here(name: str, quick: bool) -> list[Goal]:
@@ -56,6 +56,6 @@ def measure_here(name: str, quick: bool) -> list[Goal]:
 
 
 def measure_alone(name: str, quick: bool) -> list[Goal]:
-    """Return what a module measures in a process of its own: memory that others left would count in its peaks."""
+    """Return what a module measures in its own process, since memory left by others would count in its peaks."""
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
         return alone.submit(measure_here, name, quick).result()

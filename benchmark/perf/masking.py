@@ -1,4 +1,4 @@
-"""P1 and P2: what masks cost in a step, timed in place, right after a backward pass has emptied the caches."""
+"""P1 and P2: the cost of masks in a step, timed right after a backward pass, with cold caches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure(quick: bool) -> list[Goal]:
 
 
 def after_backward(net: Net, model: object, action: Callable[[], object]) -> Callable[[], float]:
-    """Return what computes gradients on a small batch and then times `action` alone."""
+    """Return a function that computes gradients on a small batch, then times `action` alone."""
     batch = make_batch(net, 4)
 
     def run() -> float:

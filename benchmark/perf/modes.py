@@ -1,4 +1,4 @@
-"""P8 and P9: a training step as a whole, against the peer's with its loader, and precisions against each other."""
+"""P8 and P9: whole training steps, compared with the peer's and its loader, and between precisions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measure(quick: bool) -> list[Goal]:
 
 
 def measure_precisions(net: Net, rounds: int) -> list[Goal]:
-    """Time both precisions in both memory formats, and what a probe of two precisions would take."""
+    """Time both precisions and memory formats, and the step that precision=fastest would choose."""
 
     def step(precision: str, channels_last: bool) -> Callable[[], None]:
         model, batch = make_model(net, channels_last), make_batch(net, net.batch, channels_last)
@@ -48,7 +48,7 @@ def measure_precisions(net: Net, rounds: int) -> list[Goal]:
 
 
 def peer_batches(pixels: np.ndarray, batch: int) -> Iterator[Tensor]:
-    """Yield batches as the authors' loader makes them: image by image, to a tensor and back for the padding."""
+    """Yield batches as the authors' loader makes them: image by image, to a tensor and back for padding."""
     pipeline = transforms.Compose(
         [
             transforms.ToTensor(),

@@ -1,7 +1,7 @@
-"""What the suite is measured against: networks, a plain dense step, and masking as the GraNet authors' code does it.
+"""What the suite is compared with: networks, a plain dense step, and masking as in the GraNet authors' code.
 
-The peer is written here from a description of that code, not taken from it: weights and momentum multiplied by float
-masks after a step of torch's own SGD, and an update by sorting.
+The peer was written from a description of that code, not copied: weights and momentum multiplied by float masks after
+a step of torch's own SGD, and an update by sorting.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def nets(quick: bool) -> tuple[Net, ...]:
 
 
 def make_model(net: Net, channels_last: bool = True) -> nn.Module:
-    """Return the network in training mode, with the same weights each time."""
+    """Return the network in training mode, always with the same weights."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(net.model, num_classes=1000 if net is R50 else 10).train()
     return model.to(memory_format=torch.channels_last) if channels_last else model
@@ -70,7 +70,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def sparsify(model: nn.Module, sparsity: float) -> MaskSet:
-    """Return a mask set on the model with ERK counts, drawn at random and applied."""
+    """Return a mask set with ERK counts, drawn at random and applied to the model."""
     maskset = MaskSet(prunable(model))
     counts = erk({name: tuple(w.shape) for name, w in maskset.weights.items()}, count_kept(sparsity, maskset.total))
     generator = torch.Generator().manual_seed(1)
@@ -99,14 +99,14 @@ def pass_seconds(net: Net, rounds: int) -> float:
 
 
 class Peer:
-    """Masks as the authors' code keeps them: floats, multiplied into weights and momentum after every step."""
+    """Masks as in the authors' code: floats, multiplied into weights and momentum after every step."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> None:
         self.weights, self.optimizer = prunable(model), optimizer
         self.masks = {name: mask.float() for name, mask in masks.items()}
 
     def apply(self) -> None:
-        """Multiply every weight and its momentum by its mask; each makes a new tensor."""
+        """Multiply every weight and its momentum by its mask, into new tensors."""
         for name, weight in self.weights.items():
             weight.data = weight.data * self.masks[name]
             state = self.optimizer.state[weight]
@@ -114,12 +114,12 @@ class Peer:
                 state["momentum_buffer"] = state["momentum_buffer"] * self.masks[name]
 
     def step(self) -> None:
-        """Do the optimiser step, then mask."""
+        """Take the optimiser step, then mask."""
         self.optimizer.step()
         self.apply()
 
     def update(self, keep: int, rate: float) -> None:
-        """Prune all layers by one threshold, then drop and grow within each, by sorting; then mask."""
+        """Prune all layers by one threshold, drop and grow within each by sorting, then mask."""
         flat = torch.cat([(w.data * self.masks[n]).abs().reshape(-1) for n, w in self.weights.items()])
         threshold = torch.topk(flat, keep, sorted=True)[0][-1]
         for name, weight in self.weights.items():

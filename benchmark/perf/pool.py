@@ -1,7 +1,7 @@
-"""P11: what a pool of one-thread processes brings on this machine's cores, and what driving it costs.
+"""P11: the throughput of a pool of one-thread processes on this machine's cores, and the cost of driving it.
 
-The pool is timed by the wall's clock, since it is about processes. So whatever else runs on the machine counts, and the
-load is stated; by processor time stands beside it what the two cost each other.
+The pool is measured in wall time, so other load on the machine counts and is stated; processor time shows how much the
+processes slow each other down.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from benchmark.workers.base import BOOT, RUNNING
 from benchmark.workers.book import KINDS, Book
 from benchmark.workers.local import Local, count_cores
 
-CELLS, WORKERS = 396, 8  # as many as Table 2 of the GraNet paper has runs; as many as a machine has cards
+CELLS, WORKERS = 396, 8  # the runs of the GraNet paper's Table 2; the GPUs of a machine
 START = BOOT.partition("from ")[0] + "from benchmark.perf.pool import train_on_demand; train_on_demand()"
 
 
 def measure(quick: bool) -> list[Goal]:
-    """Return the pool's throughput as a multiple of one process's, and the driver's and the notes' shares of a core."""
+    """Return the pool's throughput relative to one process, and the shares of a core of the driver and the notes."""
     return [*measure_pool(3 if quick else 7, 3.0 if quick else 6.0), *measure_driver()]
 
 
 def train_on_demand() -> None:
-    """Train ResNet-20 for as many seconds as each line of the input says; print steps a second.
+    """Train ResNet-20 for as many seconds as each line of stdin says; print steps per wall and processor second.
 
-    Of the wall's clock and of processor time, in one line; the first line comes unasked, after one step.
+    The first line comes unasked, after one step.
     """
     import torch
 
@@ -63,7 +63,7 @@ def train_on_demand() -> None:
 
 
 def measure_pool(rounds: int, seconds: float) -> list[Goal]:
-    """Have one process train alone, then two at once, round after round; return the median ratios of steps a second."""
+    """Train in one process, then in two at once, round after round; return the median ratios of steps per second."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-c", START, str(ROOT)]
     processes = [
@@ -95,7 +95,7 @@ def measure_pool(rounds: int, seconds: float) -> list[Goal]:
 
 
 def train(processes: list[subprocess.Popen[str]], seconds: float) -> tuple[float, float]:
-    """Have processes train at the same time; return their steps together, a second of wall and of processor."""
+    """Train in all processes at once; return the sums of their steps per second of wall and processor time."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write(f"{seconds}\n")
@@ -105,22 +105,22 @@ def train(processes: list[subprocess.Popen[str]], seconds: float) -> tuple[float
 
 
 def listen(process: subprocess.Popen[str]) -> tuple[float, float]:
-    """Return what a process says next."""
+    """Return the next figures of a process."""
     assert process.stdout is not None
     wall, processor = process.stdout.readline().split()
     return float(wall), float(processor)
 
 
 class Resting(Local):
-    """A local engine whose workers always run, so that a look at them is all there is to time."""
+    """Local workers that always run, so that only polling them is timed."""
 
     def poll(self) -> dict[int, Status]:
-        """Return that all run."""
+        """Return that all workers run."""
         return {number: Status(RUNNING) for number in range(1, WORKERS + 1)}
 
 
 def measure_driver() -> list[Goal]:
-    """Time one look of the driver at a large grid, and one note of a worker, as shares of the time between two."""
+    """Time one poll of a large grid by the driver, and one note of a worker, as shares of the time between two."""
     content = {
         "tasks": ["digits_resnet20"],
         "sparsities": [0.9],

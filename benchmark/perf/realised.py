@@ -1,4 +1,4 @@
-"""P13: what sparsity is worth when a network runs: zeros in dense kernels, a narrower network, compressed rows."""
+"""P13: realised inference speed: zeros in dense kernels, a narrower network, compressed rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmark.networks.narrow import narrow_arguments
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R50, VGG, Net, make_batch, make_model, sparsify
 
-MODE = Mode("fp32", True)  # channels last, as the pages train: plain fp32 is slower, the dense networks above all
+MODE = Mode("fp32", True)  # channels last, as in training: plain fp32 is slower, above all for dense networks
 WIDTH = 0.5
 SPARSITY = 0.95  # of the network with zeros
 LINEAR = (
@@ -27,7 +27,7 @@ LINEAR = (
 
 
 def measure(quick: bool) -> list[Goal]:
-    """Return the goals of realised speed, each over the same network, dense, in fp32."""
+    """Return the goals of realised speed, relative to the same network, dense, in fp32."""
     clock = Clock(torch.device("cpu"), 1)
     cases = [(VGG, 1)] if quick else [(VGG, 1), (VGG, 64), (R50, 1), (R50, 8)]
     goals = [goal for net, batch in cases for goal in measure_net(net, batch, clock, 5 if quick else 7)]
@@ -35,7 +35,7 @@ def measure(quick: bool) -> list[Goal]:
 
 
 def measure_net(net: Net, batch: int, clock: Clock, rounds: int) -> list[Goal]:
-    """Time a network dense, with zeros, and narrowed to half its width."""
+    """Time a network dense, with zeros, and at half its width."""
     dense = make_model(net, channels_last=False)
     zeros = copy.deepcopy(dense)
     sparsify(zeros, SPARSITY)

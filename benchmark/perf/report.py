@@ -1,4 +1,4 @@
-"""The goals as last kept, in docs/speed.md: written by `make perf KEEP=1` from measured figures, never by hand."""
+"""The table of goals in docs/speed.md, written by `make perf KEEP=1` from measured figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- goals: written by `make perf KEEP=1` -->", "<!-- end of goals
 
 
 def gather(goals: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]]:
-    """Return the goals that have a limit, by name, what is measured and what is wanted; each with its network."""
+    """Return the goals with a limit by name, measure and limit, each with its network."""
     rows: dict[tuple[str, str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for goal in goals:
         if goal["relation"]:
@@ -26,15 +26,12 @@ def gather(goals: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], lis
 
 
 def unit(goal: Mapping[str, Any]) -> str:
-    """Return a goal's unit as it follows a number."""
+    """Return a goal's unit as written after a number."""
     return {"x": "×", "": ""}.get(goal["unit"], f" {goal['unit']}")
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """Return the kept figures as a Markdown table with the machine they are from.
-
-    `content` is what `make perf` writes. Invariant: a function of `content` alone.
-    """
+    """Return `content`, as `make perf` writes it, as a Markdown table with the machine it is from."""
     environment = content["environment"]
     lines = [
         f"Measured by `make perf` on {environment['device_name']}, one thread unless said otherwise, torch "
@@ -51,14 +48,14 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def value(net: str, goal: Mapping[str, Any]) -> str:
-    """Return what was measured, such as `VGG-19 0.91× **short**`."""
+    """Return a measured value, such as `VGG-19 0.91× **short**`."""
     short = " **short**" if goal["verdict"] == "short" else ""
     measured = f"{goal['measured']:.{3 if goal['measured'] < 1 else 4}g}"  # three decimals where 1 is what counts
     return f"{net} {measured}{unit(goal)}{short}".strip()
 
 
 def put(text: str, table: str) -> str:
-    """Return `text` with `table` between the two marks; raises ValueError if a mark is missing."""
+    """Return `text` with `table` between the two marks. Raises ValueError if a mark is missing."""
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:

@@ -1,4 +1,4 @@
-"""P4, P5 and P14: a whole mask update (prune all layers together, drop and grow in each), its masks and its memory."""
+"""P4, P5 and P14: a whole mask update (global pruning, then drop and grow in each layer), its masks and memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from benchmark.perf.peers import (
 from benchmark.training.masks import MaskSet, hash_masks
 from methods.core import Timeline, View, drop, gradient_magnitude, grow, keep_top_global, magnitude
 
-KEEP, RATE = 0.95, 0.3  # share of active weights that the pruning keeps; share exchanged in each layer
+KEEP, RATE = 0.95, 0.3  # share of active weights kept by pruning; share exchanged in each layer
 
 
 def measure(quick: bool) -> list[Goal]:
@@ -38,7 +38,7 @@ def measure(quick: bool) -> list[Goal]:
 
 
 def propose(maskset: MaskSet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return pruned masks, and those after drop and growth: GraNet's update, from the same pieces."""
+    """Return pruned masks, and those after drop and growth: GraNet's update, from the same functions."""
     gradients: dict[str, Any] = {name: weight.grad for name, weight in maskset.weights.items()}
     view = View(
         weights=maskset.weights, masks=maskset.masks, step=1, timeline=Timeline(1, 1), seed=0, gradients=gradients
@@ -86,13 +86,13 @@ def measure_net(net: Net, rounds: int, passes: int) -> list[Goal]:
         Goal("P4", f"{net.label}: update / forward and backward", share, "<=", 0.2 if net is VGG else 0.35),
         Goal("P4", f"{net.label}: update", whole, "<=", 1.2, "s"),
         Goal("P5", f"{net.label}: masks that threads or memory formats change", differing(net), "<=", 0, ""),
-        # a small network's update holds megabytes of counters whatever its size: no limit is stated for it
+        # no limit for a small network, whose update holds megabytes of counters whatever its size
         Goal("P14", f"{net.label}: memory of an update / weights", extra, "<=" if large else "", 1.75),
     ]  # fmt: skip
 
 
 def differing(net: Net) -> float:
-    """Return how many of three other ways to compute an update's masks give others: threads and memory formats."""
+    """Return how many of three other combinations of threads and memory formats change an update's masks."""
     hashes, before = [], torch.get_num_threads()
     for threads, channels_last in ((1, True), (2, True), (1, False), (2, False)):
         model = make_model(net, channels_last)
@@ -107,7 +107,7 @@ def differing(net: Net) -> float:
 
 
 def peak_extra(action: Any) -> float:
-    """Return by how many bytes the process's memory rises, at most, while `action` runs; nan off Linux."""
+    """Return the peak increase of the process's memory while `action` runs, in bytes; nan except on Linux."""
     status = Path("/proc/self/status")
     try:
         ctypes.CDLL(None).malloc_trim(0)

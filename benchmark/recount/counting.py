@@ -1,17 +1,23 @@
-"""Ways to count a backbone, to lay out its weights and to charge a training, as papers may have done it."""
+"""What the paper's ImageNet table may have counted: ways to lay out weights, count passes and charge training."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from benchmark.config.cells import plan_cells
+from benchmark.data.standin import stand_in
+from benchmark.networks.build import build
 from benchmark.networks.costs import Costs, Meter
 from benchmark.networks.prunable import Layer
+from leaderboard.paper.published import SPARSITIES, PaperRow, Part
 from methods.core import cubic, erk, uniform
 
 Shape = tuple[int, ...]
@@ -79,10 +85,8 @@ def narrow_as_rigl(backbone: Backbone, width: float) -> Backbone:
     return Backbone(dataclasses.replace(backbone.costs, layers=layers, dense=dense), shapes)
 
 
-COUNTERS: dict[str, Callable[[Backbone], Costs]] = {"macs": count_macs, "operations": count_operations}
-
-
 Counter = Callable[[Backbone], Costs]
+COUNTERS: dict[str, Counter] = {"macs": count_macs, "operations": count_operations}
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def grow_always(sparsity: float, given: Mapping[str, Any]) -> list[Charge]:
 
 
 def prune_at(step: int, sparsity: float, given: Mapping[str, Any]) -> float:
-    """Return the sparsity in force from `step` on: cubic from `start` to `end`."""
+    """Return the sparsity from `step` on: cubic from `start` to `end`."""
     done = (step - given["start"]) / (given["end"] - given["start"])
     return cubic(0.0, sparsity, min(1.0, max(0.0, done)))
 
@@ -122,7 +126,7 @@ def prune_by_points(sparsity: float, given: Mapping[str, Any]) -> list[Charge]:
 
 
 def prune_by_steps(sparsity: float, given: Mapping[str, Any]) -> list[Charge]:
-    """The sum over the steps that are taken, each at the sparsity then in force."""
+    """The sum over the steps that are taken, each at its own sparsity."""
     points = range(0, given["steps"], given["every"])
     return [Charge(given["every"], prune_at(step, sparsity, given)) for step in points]
 
@@ -163,9 +167,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Question:
-    """What a layout is made from: the full network, the row's own one on our page, the column, the given numbers.
+    """What a layout is made from: the full network, the row's own network on our page, the column, its settings.
 
-    `column`: sparsity in percent, as the table is headed. `given`: the layout's entry in docs/flops.yaml.
+    `column`: sparsity in percent, as in the table's head. `given`: the layout's entry in docs/flops.yaml.
     """
 
     full: Backbone
@@ -179,26 +183,13 @@ def whole(backbone: Backbone) -> Layout:
     return Layout(backbone, lambda sparsity: backbone.sizes)
 
 
-def keep_first_dense(backbone: Backbone, sparsity: float) -> Counts:
-    """Return uniform counts with the first convolution dense; the sparsity is that of the other layers."""
-    first, *others = backbone.shapes
-    rest = {name: backbone.shapes[name] for name in others}
-    total = round((1 - sparsity) * sum(map(math.prod, rest.values())))
-    return {first: math.prod(backbone.shapes[first]), **uniform(rest, total)}
-
-
-def keep_densities(backbone: Backbone, sparsities: Sequence[float]) -> Counts:
-    """Return the active weights of layers whose sparsities were published, in the order of the network's layers.
-
-    Raises ValueError where there are not as many sparsities as layers.
-    """
-    sizes = backbone.sizes.items()
-    return {name: round((1 - sparsity) * size) for (name, size), sparsity in zip(sizes, sparsities, strict=True)}
-
-
 def lay_first_dense(question: Question) -> Layout:
-    """Uniform, first convolution dense."""
-    return Layout(question.full, lambda sparsity: keep_first_dense(question.full, sparsity))
+    """Uniform, first convolution dense; the sparsity is that of the other layers."""
+    first, *others = question.full.shapes
+    rest = {name: question.full.shapes[name] for name in others}
+    size = sum(map(math.prod, rest.values()))
+    dense = {first: question.full.sizes[first]}
+    return Layout(question.full, lambda sparsity: {**dense, **uniform(rest, round((1 - sparsity) * size))})
 
 
 def lay_uniform(question: Question) -> Layout:
@@ -214,8 +205,10 @@ def lay_erk(question: Question) -> Layout:
 
 
 def lay_published(question: Question) -> Layout:
-    """The sparsities that were published for each layer."""
-    counts = keep_densities(question.full, question.given["sparsities"][question.column])
+    """Published sparsities, one for each layer in network order. Raises ValueError for another number of them."""
+    sparsities = question.given["sparsities"][question.column]
+    sizes = question.full.sizes.items()
+    counts = {name: round((1 - sparsity) * size) for (name, size), sparsity in zip(sizes, sparsities, strict=True)}
     return Layout(question.full, lambda sparsity: counts)
 
 
@@ -231,13 +224,8 @@ def lay_own(question: Question) -> Layout:
     return whole(question.own)
 
 
-def lay_whole(question: Question) -> Layout:
-    """The dense network."""
-    return whole(question.full)
-
-
 LAYOUTS: dict[str, Callable[[Question], Layout]] = {
-    "dense": lay_whole,
+    "dense": lambda question: whole(question.full),
     "first dense": lay_first_dense,
     "uniform": lay_uniform,
     "erk": lay_erk,
@@ -245,3 +233,71 @@ LAYOUTS: dict[str, Callable[[Question], Layout]] = {
     "published widths": lay_rigls_width,
     "own network": lay_own,
 }
+
+
+NOWHERE = Path("no data")  # data sets by their published sizes, whatever is on this machine
+COLUMNS = SPARSITIES[3]  # sparsities of the table's columns, in percent
+DIGITS = 6  # of a share, in the file of figures
+Figures = dict[str, Any]
+
+
+@cache
+def build_backbone(page: str, method: str, sparsity: float) -> Backbone:
+    """Return the network that a method has on a page."""
+    (cell,) = plan_cells(method, str(sparsity), page, "0", "")
+    built = build(cell, stand_in(cell.page, NOWHERE))
+    return describe_network(built.model, built.layers, built.costs)
+
+
+def work_out(given: dict[str, Any], part: Part) -> Figures:
+    """Return all figures for `given`, the content of docs/flops.yaml. Nothing is trained and no image is read.
+
+    `readings`: for each row of the table and each cost, one entry for each combination of conventions, with a share of
+    the dense network's cost for each column.
+    """
+    full = build_backbone(part.page, "dense", 0.0)
+    return {
+        "dense": {"macs": full.costs.dense, "weights": full.weights, "layers": len(full.shapes)},
+        "left_out_pct": {
+            name: measure_sparsity(entry, full)
+            for name, entry in given["layers"].items()
+            if entry["formula"].startswith("published")
+        },
+        "readings": {row.label: read_row(row, full, part.page, given) for row in part.rows},
+    }
+
+
+def read_row(row: PaperRow, full: Backbone, page: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the readings of a row's costs; none if docs/flops.yaml says why."""
+    tried = given["rows"][row.label]
+    found: dict[str, Any] = {"inference": [], "training": []}
+    for name in tried.get("layers", []):
+        layouts = {column: make_layout(given["layers"][name], full, row, column, page) for column in COLUMNS}
+        for counter, count in COUNTERS.items():
+            how = {"layers": name, "counter": counter}
+            shares = {at: inference_share(at / 100, layout, full, count) for at, layout in layouts.items()}
+            found["inference"].append({**how, "shares": to_digits(shares)})
+            for rule in tried["training"]:
+                entry = given["training"][rule]
+                charges = {at: RULES[entry["formula"]](at / 100, entry) for at in COLUMNS}
+                shares = {at: train_share(charges[at], layout, full, count) for at, layout in layouts.items()}
+                found["training"].append({**how, "rule": rule, "shares": to_digits(shares)})
+    return found
+
+
+def to_digits(shares: Mapping[int, float]) -> dict[str, float]:
+    """Return shares by column as the file of figures has them."""
+    return {str(column): round(share, DIGITS) for column, share in shares.items()}
+
+
+def make_layout(entry: dict[str, Any], full: Backbone, row: PaperRow, column: int, page: str) -> Layout:
+    """Return the layout that an entry of docs/flops.yaml describes, for a row and column of the table."""
+    own = build_backbone(page, row.ours[0].method, column / 100) if entry["formula"] == "own network" else None
+    return LAYOUTS[entry["formula"]](Question(full, own, column, entry))
+
+
+def measure_sparsity(entry: dict[str, Any], full: Backbone) -> dict[str, float]:
+    """Return how many of the network's weights a published layout leaves out, in percent and by column."""
+    layouts = {column: LAYOUTS[entry["formula"]](Question(full, None, column, entry)) for column in COLUMNS}
+    active = {column: sum(layout.counts_at(column / 100).values()) for column, layout in layouts.items()}
+    return {str(column): round(100 * (1 - count / full.weights), 2) for column, count in active.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections.abc import Sequence
 
 from benchmark.base.errors import UserError
 from benchmark.config.plugins import METHODS, built_in_names, find_method
+from benchmark.recount.sheets import run_sheet
 
 CODE, UNKNOWN = "authors' code", "not stated"
 COLUMNS = ("point", "paper", CODE, "here", "why")
@@ -27,26 +27,17 @@ method on it.
 Made from the docstrings of `methods/*.py` by `make deviations`; do not edit."""
 
 
-def docstring_lines(source: str, file: str) -> tuple[int, list[str]]:
-    """Return the line number at which the module docstring of `source` starts, and its lines.
-
-    Raises UserError, naming `file`, when there is no docstring.
-    """
-    body = ast.parse(source, filename=file).body
-    first = body[0] if body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        return first.lineno, first.value.value.splitlines()
-    raise UserError(f"{file}, line 1: there is no docstring: start the file with one that ends with '{HEADER}'")
-
-
 def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
-    """Return the rows of the section "Deviations" that ends the module docstring of `source`, a cell per column.
+    """Return the rows of the section "Deviations" that ends the module docstring of `source`, a text per column.
 
-    A row starts with "- " and goes on in lines indented by two spaces; the single line "none" stands for no row. Raises
-    UserError, naming `file` and the line, when the section is missing or empty, when a line is neither, and when a
-    row has another number of cells than the header or an empty one.
+    A row starts with "- " and continues in lines indented by two spaces; the single line "none" means no row. Raises
+    UserError, naming `file` and the line, for a missing docstring, a missing or empty section and a malformed row.
     """
-    first, lines = docstring_lines(source, file)
+    module = ast.parse(source, filename=file)
+    text = ast.get_docstring(module, clean=False)
+    if text is None:
+        raise UserError(f"{file}, line 1: there is no docstring: start the file with one that ends with '{HEADER}'")
+    first, lines = module.body[0].lineno, text.splitlines()
     if HEADER not in lines:
         raise UserError(
             f"{file}, line {first + len(lines) - 1}: the module docstring must end with a section that starts with "
@@ -74,10 +65,9 @@ def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
 
 
 def split_row(text: str, place: str) -> tuple[str, ...]:
-    """Return the cells of a row.
+    """Return the columns of a row. Raises UserError, naming the place, for a malformed row.
 
-    Raises UserError, naming the place, for a wrong number of them, for an empty one, and for authors' code of which it
-    is said neither what it does nor where it was looked for.
+    For the authors' code a row must say what it does, or where it was looked for.
     """
     cells = tuple(cell.strip() for cell in text.split("|"))
     if len(cells) != len(COLUMNS):
@@ -109,32 +99,9 @@ def make_sheet() -> str:
     return "\n\n".join([INTRODUCTION, *(make_section(name) for name in built_in_names())]) + "\n"
 
 
-def is_current() -> bool:
-    """Return whether the sheet in `methods/` is the one the docstrings give. Writes nothing."""
-    sheet = METHODS / SHEET
-    return sheet.is_file() and sheet.read_text(encoding="utf-8") == make_sheet()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 1 for a sheet that is out of date, 2 for a malformed docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.recount.deviations", description="Rebuild the deviation sheet."
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the sheet is out of date")
-    asked = parser.parse_args(arguments)
-    try:
-        if not asked.check:
-            (METHODS / SHEET).write_text(make_sheet(), encoding="utf-8")
-            print(f"methods/{SHEET}: {len(built_in_names())} methods")
-            return 0
-        if is_current():
-            print(f"{SHEET} is up to date")
-            return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"methods/{SHEET} is not what the docstrings of methods/*.py give: run make deviations", file=sys.stderr)
-    return 1
+    return run_sheet(arguments, "deviations", METHODS, lambda: {SHEET: make_sheet()})
 
 
 if __name__ == "__main__":

@@ -1,39 +1,31 @@
-"""The sheet docs/flops.md: the costs that the paper's ImageNet table prints, recounted."""
+"""`python -m benchmark.recount.flops`: rebuild or check docs/flops.md, the paper's ImageNet costs recounted."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from benchmark import ROOT
 from benchmark.base.console import format_flops
-from benchmark.recount.figures import (
-    AGREES,
-    COLUMNS,
-    COSTS,
-    KINDS,
-    MISSED,
-    MIXED,
-    NEAREST,
-    ROUNDING,
-    UP,
-    Entry,
-    Figures,
-    Reading,
-    count_printed,
-    find_part,
-    find_roundings,
-    judge_all,
-    printed_shares,
-    work_out,
-)
-from benchmark.recount.sheets import DOCS, run_sheet, wrap
+from benchmark.recount.counting import COLUMNS, Figures, work_out
+from benchmark.recount.sheets import run_sheet, wrap
 from leaderboard.paper.markdown import meaning_of
-from leaderboard.paper.published import PaperRow, Tables, load_tables
+from leaderboard.paper.published import PaperRow, Part, Tables, load_tables
 from leaderboard.tables.table import line
+
+DOCS = ROOT / "docs"
+NUMBER = 3  # of the paper's table
+HALF = 0.005  # half of the last digit printed
+NEAREST, UP = "to the nearest", "up"
+AGREES, ROUNDING, MIXED, MISSED = "one convention", "two roundings", "two conventions", "not reproduced"
+KINDS = (MIXED, MISSED, ROUNDING, AGREES)
+COSTS = ("inference", "training")
+Reading = dict[str, Any]
 
 HEAD = """\
 # The FLOPs of the paper's Table 3, recounted
@@ -49,17 +41,124 @@ TITLES = {
 }
 
 
+def find_part(tables: Tables) -> Part:
+    """Return the one part of the paper's table that has FLOPs."""
+    (part,) = tables.tables[NUMBER - 1].parts
+    return part
+
+
+def find_roundings(share: float, printed: float) -> frozenset[str]:
+    """Return how `share` can be rounded to two digits to give what is printed: NEAREST, UP, both or neither.
+
+    A share half-way between two digits may be printed as either.
+    """
+    slack = 1e-9
+    fits = {NEAREST: abs(share - printed) <= HALF + slack, UP: -slack <= printed - share < 2 * HALF - slack}
+    return frozenset(way for way, right in fits.items() if right)
+
+
+def best_rounding(readings: list[Reading], column: str, printed: float) -> str:
+    """Return NEAREST if a reading rounds so to what is printed, else UP, else MISSED."""
+    ways = set().union(*(find_roundings(reading["shares"][column], printed) for reading in readings))
+    return NEAREST if NEAREST in ways else UP if UP in ways else MISSED
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on the printed shares of one cost.
+
+    `matches`: the readings that give each column, if possible rounded to the nearest. `kind`: AGREES if a reading gives
+    all columns with one `rounding`; ROUNDING if one gives them all, with two roundings; MIXED if no reading gives all
+    columns, but each is given; MISSED if a column is given by none. `best`: the readings behind AGREES or ROUNDING.
+    """
+
+    matches: dict[str, list[Reading]]
+    kind: str
+    rounding: str
+    best: list[Reading]
+
+
+def judge(readings: list[Reading], printed: Mapping[str, float]) -> Verdict:
+    """Return the verdict on the readings of one cost. Invariant: rounding up counts only if nothing is nearest."""
+    ways = [
+        {column: find_roundings(reading["shares"][column], share) for column, share in printed.items()}
+        for reading in readings
+    ]
+    pairs = list(zip(readings, ways, strict=True))
+    matches = {
+        column: [reading for reading, way in pairs if best_rounding(readings, column, share) in way[column]]
+        for column, share in printed.items()
+    }
+    for rounding in (NEAREST, UP):
+        best = [reading for reading, way in pairs if all(rounding in found for found in way.values())]
+        if best:
+            return Verdict(matches, AGREES, rounding, best)
+    best = [reading for reading, way in pairs if all(way.values())]
+    if best:
+        return Verdict(matches, ROUNDING, "", best)
+    return Verdict(matches, MIXED if all(matches.values()) else MISSED, "", [])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Printed costs with the same readings: `rows` has the costs of each label; `printed`, `statuses` by column."""
+
+    rows: dict[str, list[str]]
+    printed: dict[str, float]
+    statuses: dict[str, str]
+    readings: list[Reading]
+    verdict: Verdict
+
+
+def printed_shares(row: PaperRow, cost: str) -> dict[str, float]:
+    """Return the printed shares of a row's cost, by column."""
+    shares = {
+        str(column): cell.inference_share if cost == "inference" else cell.train_share
+        for column, cell in row.cells.items()
+    }
+    return {column: share for column, share in shares.items() if share is not None}
+
+
+def judge_all(rows: tuple[PaperRow, ...], readings: Mapping[str, Mapping[str, list[Reading]]]) -> list[Entry]:
+    """Return the verdicts on all printed costs that have readings, in the order of the table.
+
+    Costs with the same printed shares, statuses, layers and recounted shares are one entry, such as training and
+    inference at a constant sparsity.
+    """
+    entries: dict[str, Entry] = {}
+    for cost, row in ((cost, row) for row in rows for cost in COSTS):
+        printed, tried = printed_shares(row, cost), readings[row.label][cost]
+        if not printed or not tried:
+            continue
+        statuses = {str(column): cell.status for column, cell in row.cells.items()}
+        shares = [(reading["layers"], reading["counter"], reading["shares"]) for reading in tried]
+        key = repr([printed, statuses, shares])
+        entry = entries.setdefault(key, Entry({}, printed, statuses, tried, judge(tried, printed)))
+        entry.rows.setdefault(row.label, []).append(cost)
+    return list(entries.values())
+
+
+def count_printed(entries: list[Entry]) -> dict[str, int]:
+    """Return how many printed shares are given to the nearest, only rounded up, and not at all."""
+    counts = {NEAREST: 0, UP: 0, MISSED: 0}
+    for entry in entries:
+        number = sum(map(len, entry.rows.values()))
+        for column, share in entry.printed.items():
+            counts[best_rounding(entry.readings, column, share)] += number
+    return counts
+
+
 def make_sheet(figures: Figures, given: dict[str, Any], tables: Tables) -> str:
     """Return the sheet, in Markdown, for `given`, the content of docs/flops.yaml, and what is printed."""
     rows = find_part(tables).rows
     entries = judge_all(rows, figures["readings"])
     parts = [HEAD, finding_section(entries, figures, given, tables), recount_section(entries, given, tables)]
-    parts += [page_section(rows, figures, tables), missing_section(rows, figures, given, tables)]
+    parts.append(missing_section(rows, figures, given, tables))
     return "\n\n".join([*parts, source_section(figures, given, tables, rows)]) + "\n"
 
 
 def finding_section(entries: list[Entry], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
-    """Return what follows from the verdicts: which printed costs mix conventions, and which none gives."""
+    """Return the verdicts in words: which printed costs mix conventions, and which none gives."""
     counts = count_printed(entries)
     dense = figures["dense"]
     text = (
@@ -78,21 +177,21 @@ def finding_section(entries: list[Entry], figures: Figures, given: dict[str, Any
 
 
 def explain(entry: Entry, given: dict[str, Any], tables: Tables) -> str:
-    """Return the verdict over an entry in words."""
+    """Return the verdict on an entry in words."""
     verdict = entry.verdict
     printed = {column: f"{text} at {column} %" for column, text in show_printed(entry, tables).items()}
     if verdict.kind == AGREES:
         both = " and ".join(printed.values())
         return f"{both}, rounded {verdict.rounding}: {name_readings(verdict.best, given)}."
     if verdict.kind == ROUNDING:
-        ways = {column: name_way(entry, verdict.best, column) for column in printed}
+        ways = {column: best_rounding(verdict.best, column, share) for column, share in entry.printed.items()}
         both = " and ".join(f"{text} only rounded {ways[column]}" for column, text in printed.items())
         return f"{both}: {name_readings(verdict.best, given)}."
     parts = []
     for column, text in printed.items():
         matches = verdict.matches[column]
         if matches:
-            way = name_way(entry, matches, column)
+            way = best_rounding(matches, column, entry.printed[column])
             parts.append(f"{text} is {name_readings(matches, given, column)}, rounded {way}")
         else:
             near = min(entry.readings, key=lambda reading: abs(reading["shares"][column] - entry.printed[column]))
@@ -101,21 +200,15 @@ def explain(entry: Entry, given: dict[str, Any], tables: Tables) -> str:
 
 
 def show_printed(entry: Entry, tables: Tables) -> dict[str, str]:
-    """Return what is printed, with the mark that says how well it is known, by column."""
+    """Return what is printed, with its status mark, by column."""
     return {
         column: f"{share:.2f} {tables.marks[entry.statuses[column]]}".rstrip()
         for column, share in entry.printed.items()
     }
 
 
-def name_way(entry: Entry, readings: list[Reading], column: str) -> str:
-    """Return how readings have to be rounded to give what is printed: NEAREST where one does so."""
-    ways = set().union(*(find_roundings(reading["shares"][column], entry.printed[column]) for reading in readings))
-    return NEAREST if NEAREST in ways else UP
-
-
 def name_readings(readings: list[Reading], given: dict[str, Any], column: str = "") -> str:
-    """Return readings in words, counters of one convention together, with their shares at `column`, if any."""
+    """Return readings in words, grouped by convention, with their shares at `column`, if given."""
     found: dict[str, list[str]] = {}
     for reading in readings:
         share = f"{reading['shares'][column]:.4f} by " if column else ""
@@ -126,19 +219,14 @@ def name_readings(readings: list[Reading], given: dict[str, Any], column: str = 
 
 
 def name_convention(reading: Reading, given: dict[str, Any]) -> str:
-    """Return the layers of a reading and, where it is not that of constant masks, the formula of training."""
-    rule = reading.get("rule", "")
+    """Return the layers of a reading and, unless it is for constant masks, the formula of training."""
     layers = str(given["layers"][reading["layers"]]["label"])
-    return layers if is_constant(rule, given) else f"{layers}; {given['training'][rule]['label']}"
-
-
-def is_constant(rule: str, given: dict[str, Any]) -> bool:
-    """Return whether training costs the share that inference does."""
-    return not rule or given["training"][rule]["formula"] == "sparse"
+    rule = given["training"].get(reading.get("rule"), {"formula": "sparse"})
+    return layers if rule["formula"] == "sparse" else f"{layers}; {rule['label']}"
 
 
 def name_rows(entry: Entry) -> str:
-    """Return the rows of an entry, with the cost where only one of the two is meant."""
+    """Return the rows of an entry, with the cost if only one of the two is meant."""
     return "; ".join(
         label if len(costs) == len(COSTS) else f"{label} ({costs[0]})" for label, costs in entry.rows.items()
     )
@@ -172,47 +260,19 @@ def entry_lines(entry: Entry, given: dict[str, Any], tables: Tables) -> list[str
         for column, share in entry.printed.items():
             cells.append("" if number else show_printed(entry, tables)[column])
             cells += [mark_share(by_counter[counter]["shares"][column], share) for counter in given["counters"]]
-        lines.append(line([*cells, "" if number else name_verdict(entry)]))
+        verdict = f"{entry.verdict.kind}, {entry.verdict.rounding}".removesuffix(", ")
+        lines.append(line([*cells, "" if number else verdict]))
     return lines
 
 
-def name_verdict(entry: Entry) -> str:
-    """Return the verdict over an entry in three words."""
-    return f"{entry.verdict.kind}, {entry.verdict.rounding}".removesuffix(", ")
-
-
 def mark_share(share: float, printed: float) -> str:
-    """Return a share, bold where it rounds to what is printed, with an arrow where it does only rounded up."""
+    """Return a share, bold if it rounds to what is printed, with an arrow if it does so only rounded up."""
     ways = find_roundings(share, printed)
     return f"**{share:.4f}**" if NEAREST in ways else f"{share:.4f} ↑" if UP in ways else f"{share:.4f}"
 
 
-def page_section(rows: tuple[PaperRow, ...], figures: Figures, tables: Tables) -> str:
-    """Return what the suite predicts for its own rows."""
-    heads = ["row", "ours", *(f"{column} %: {cost}" for column in COLUMNS for cost in COSTS)]
-    lines = [line(heads), line(["---"] * 2 + ["---:"] * (len(heads) - 2))]
-    for row in rows:
-        for shown in figures["page"].get(row.label, []):
-            cells = [row.label, f"`{shown['row']}`"]
-            for column, cell in row.cells.items():
-                ours = shown["columns"][str(column)]
-                likely = "" if ours["exact"] else "≈ "
-                for cost in COSTS:
-                    printed = printed_shares(row, cost).get(str(column))
-                    beside = "" if printed is None else f"; {printed:.2f} {tables.marks[cell.status]}".rstrip()
-                    cells.append(f"{likely}{ours[cost]:.4f}{beside}")
-            lines.append(line(cells))
-    text = (
-        "What `make table3 PLAN=1` predicts for the rows that the suite has, in multiply-adds, with the schedules of "
-        "the page and no layer kept dense; behind it what is printed. ≈: which layers keep their weights is decided in "
-        "training or by scores; until a run says so the planned count is divided as the page divides it, so such a "
-        "figure says nothing about the printed one."
-    )
-    return "\n".join(["## On our own page", "", wrap(text), "", *lines])
-
-
 def missing_section(rows: tuple[PaperRow, ...], figures: Figures, given: dict[str, Any], tables: Tables) -> str:
-    """Return the rows whose printed costs nobody can recount, each with the reason."""
+    """Return the rows whose printed costs cannot be recounted, each with the reason."""
     lines = []
     for row in rows:
         if not any(figures["readings"][row.label].values()):
@@ -258,30 +318,15 @@ def read_given() -> dict[str, Any]:
 
 
 def make_files() -> dict[str, str]:
-    """Return the content of the files that the command writes, by name, everything worked out anew: some seconds."""
+    """Return the files that the command writes, by name, computed anew in some seconds."""
     given, tables = read_given(), load_tables()
     figures = work_out(given, find_part(tables))
     return {FIGURES: json.dumps(figures, indent=1) + "\n", SHEET: make_sheet(figures, given, tables)}
 
 
-def find_stale() -> str:
-    """Return why the sheet is not up to date, or nothing."""
-    for name, content in make_files().items():
-        if (DOCS / name).read_text(encoding="utf-8") != content:
-            return f"docs/{name} is not what the cost engine, docs/{GIVEN} and the published tables give"
-    return ""
-
-
-def rebuild() -> str:
-    """Write the figures and the sheet, and return where the figures are."""
-    for name, content in make_files().items():
-        (DOCS / name).write_text(content, encoding="utf-8")
-    return f"figures in docs/{FIGURES}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 1 for a sheet that is out of date."""
-    return run_sheet(arguments, "flops", find_stale, rebuild)
+    return run_sheet(arguments, "flops", DOCS, make_files)
 
 
 if __name__ == "__main__":

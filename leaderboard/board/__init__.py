@@ -1,1 +1,1 @@
-"""The leaderboard page, and the command that rebuilds every page."""
+"""The leaderboard sheet, and the command that rebuilds every sheet."""

@@ -1,4 +1,4 @@
-"""The leaderboard page: a pure function of the records, rebuilt whole and replaced in one instant."""
+"""The leaderboard sheet: a pure function of the records, rebuilt as a whole and replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from urllib.parse import quote
 
 from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import Measurement, folder_of, load_measurements
-from leaderboard.store.records import (
-    Problem,
-    list_files,
-    load_store,
-)
+from leaderboard.store.records import Problem, list_files, load_store
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import blind_spots, gains_table, make_ranks
 from leaderboard.tables.details import ABOUT, details_table, speed_table
-from leaderboard.tables.sections import FIRST, amount, description, make_sections, section_name
-from leaderboard.tables.table import count_zeros, escape, main_table, make_rows
+from leaderboard.tables.sections import FIRST, amount, description, make_sections, section_name, skipped_files
+from leaderboard.tables.table import count_zeros, main_table, make_rows
 
 INTRODUCTION = """\
 # Leaderboard
@@ -48,8 +44,7 @@ ZERO = """\
 - **Active weights that are zero** in the details: a budget is of active weights, and one that was activated late may
   never have had a gradient, so that counting non-zero weights finds fewer."""
 
-PICTURES = "pictures"  # the folder beside the page
-
+PICTURES = "pictures"  # the folder beside the sheet
 
 GAINS = (
     "Gains over controls: difference in points, paired by seed, with its 95 % interval; bold where it is significant "
@@ -67,11 +62,10 @@ def render(
     pictures: str | None = None,
     measured: Sequence[Measurement] = (),
 ) -> str:
-    """Return the page, in Markdown, for records and problems as `read_records` or `load_store` gives them.
+    """Return the sheet in Markdown, for records and problems as `read_records` or `load_store` returns them.
 
-    `folder` is where links to records lead, relative to the page, `pictures` the folder of the pictures, where there
-    are any, and `measured` the measurements of speed, newest first; a section without any says nothing of them.
-    Invariant: the same records and problems in any order give the same text.
+    `folder` is the link target of records, relative to the sheet; `pictures` the folder of the pictures, if any;
+    `measured` the speed measurements, newest first. Invariant: the order of records and problems is irrelevant.
     """
     sections = make_sections(records)
     lines = [INTRODUCTION.format(folder=quote(folder)), ""]
@@ -83,16 +77,13 @@ def render(
         lines.append(FIRST)
     for title, runs in sections:
         lines += section(title, runs, folder, pictures, measured)
-    if problems:
-        lines += ["", "## Skipped files", ""]
-        lines += [f"- {escape(p.file)}: {escape(p.reason)}" for p in sorted(problems, key=lambda p: (p.file, p.reason))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *skipped_files(problems)]) + "\n"
 
 
 def section(
     title: str, runs: list[Record], folder: str, pictures: str | None, measured: Sequence[Measurement] = ()
 ) -> list[str]:
-    """Return the lines of one section: title, what it holds, main table, pictures, gains, measured speed, details."""
+    """Return the lines of one section: title, description, main table, pictures, gains, measured speed, details."""
     rows = make_rows(runs)
     speed = speed_table(rows, measured)
     references = dict.fromkeys(f"{row.label}: {row.reference}" for row in rows if row.reference)
@@ -106,7 +97,7 @@ def section(
         *main_table(rows, make_ranks(rows)),
         "",
         f"{RULE} {unseen}".rstrip(),
-        *(embed(runs, pictures) if pictures is not None else []),
+        *(show_pictures(runs, pictures) if pictures is not None else []),
         *(["", GAINS, "", *gains] if gains else []),
         *(["", ABOUT, "", *speed] if speed else []),
         "",
@@ -121,23 +112,18 @@ def section(
     ]
 
 
-def embed(runs: list[Record], folder: str) -> list[str]:
+def show_pictures(runs: list[Record], folder: str) -> list[str]:
     """Return the lines that show a section's pictures, which `leaderboard.drawing.draw` writes to `folder`."""
-    from leaderboard.drawing.pictures import list_pictures
+    from leaderboard.drawing.pictures import embed, name_pictures
 
-    name = section_name(runs[0])
-    lines = []
-    for picture in list_pictures(runs):
-        file = f"{quote(folder)}/{name}.{picture.kind}.svg"
-        lines += ["", f"![{picture.title}]({file})", "", f"*{picture.caption}*"]  # neither holds text from records
-    return lines
+    return embed(name_pictures(section_name(runs[0]), runs), folder)
 
 
 Store = tuple[list[Record], list[Problem]]
 
 
 def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tuple[str, str]:
-    """Return the page for `output` and one line that sums it up; `store`: the records, where they are read already."""
+    """Return the text for `output` and a one-line summary; `store`: the records, if they were read already."""
     records, problems = load_store(records_dir) if store is None else store
     measured, faulty = load_measurements(folder_of(records_dir), records)
     problems = [*problems, *faulty]
@@ -149,35 +135,35 @@ def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tu
 
 
 def relative(folder: Path, page: Path) -> str:
-    """Return where `folder` lies seen from `page`, for links."""
+    """Return the path of `folder` relative to `page`, for links."""
     return Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
 
 
 def rebuild(records_dir: Path, output: Path) -> str:
-    """Write the page of the records in `records_dir` to `output` and return a line that sums it up.
+    """Write the sheet of the records in `records_dir` to `output` and return a one-line summary.
 
-    Invariant: readers see the old page or the new one, whole; and when several processes write records and rebuild at
-    once, the page left in the end has all of them.
+    Invariant: readers see the old text or the new one, whole; if several processes write records and rebuild at once,
+    the last text has all of them.
     """
     while True:
         before = store_state(records_dir)
         text, summary = make_page(records_dir, output)
         write_atomically(output, text.encode())
-        # A record that arrived meanwhile may be on a page that another process wrote and this one has just replaced.
+        # A record that arrived meanwhile may be in a text that another process wrote and this one has just replaced.
         if store_state(records_dir) == before:
             return summary
 
 
 def is_current(records_dir: Path, output: Path) -> bool:
-    """Return whether the page at `output` is what the records in `records_dir` give; one that cannot be made is not."""
+    """Return whether the sheet at `output` is up to date; one that cannot be made is not."""
     try:
         return output.read_bytes() == make_page(records_dir, output)[0].encode()
-    except Exception:  # no page, or a record that breaks it: whoever rebuilds it is told
+    except Exception:  # no sheet, or a record that breaks it, which rebuilding reports
         return False
 
 
 def shows_records(page: Path, records_dir: Path) -> bool:
-    """Return whether the page at `page` was made from records in `records_dir`, which need not be there."""
+    """Return whether the sheet at `page` was made from records in `records_dir`, which may be missing by now."""
     try:
         text = page.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -186,7 +172,7 @@ def shows_records(page: Path, records_dir: Path) -> bool:
 
 
 def store_state(folder: Path) -> list[tuple[str, int, int]]:
-    """Return the names, sizes and times of records and measurements: it changes when one arrives."""
+    """Return the names, sizes and times of records and measurements, which change when one arrives."""
     found = []
     for path in [*list_files(folder), *list_files(folder_of(folder))]:
         try:

@@ -1,4 +1,4 @@
-"""Whether one row is better than another: the question, the verdict at each sparsity, and how it is told."""
+"""Whether one row is better than another: a verdict at each sparsity, and its text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 
 from leaderboard.claims.lookup import ClaimError, Question, Side, find_sparsities, pose
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import grain, signed
-from leaderboard.tables.sections import identity
+from leaderboard.tables.comparisons import grain, show_interval, signed
+from leaderboard.tables.sections import amount, identity
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Cell, multiple, percent, plain
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
-
-
-__all__ = ["Claim", "ClaimError", "add_arguments", "make_claims", "render_claims", "run"]
 
 
 def make_claims(
@@ -29,8 +26,8 @@ def make_claims(
     """Return whether row `a` or row `b` is better, at each sparsity asked (`0.9,0.98`; empty: all that both have).
 
     `a` and `b` are rows of the leaderboard, as it names them or as `granet:start_sparsity=0`; `task` is a page, see
-    `leaderboard.claims.lookup.pose`. Paired by seed, corrected over the sparsities. Raises ClaimError for what cannot
-    be answered. Invariant: the order of the records does not matter.
+    `leaderboard.claims.lookup.pose`. Paired by seed, corrected over the sparsities. Raises ClaimError for a question
+    that cannot be answered. Invariant: the order of the records is irrelevant.
     """
     if metric not in METRICS:
         why = "it was chosen on the test set" if metric == "best_on_test" else "it is no accuracy of a record"
@@ -41,7 +38,7 @@ def make_claims(
 
 
 def answer(asked: Question, sparsities: str | None = None, metric: str = "last_epoch") -> list[Claim]:
-    """Return the claims on two rows that were found already, as `make_claims` does."""
+    """Return the claims on two rows that were found, as `make_claims` does."""
     from leaderboard.tables.stats import holm  # here, because scipy takes a second
 
     pairings = [
@@ -56,9 +53,9 @@ def answer(asked: Question, sparsities: str | None = None, metric: str = "last_e
 
 
 def render_claims(claims: list[Claim]) -> str:
-    """Return the claims in plain text: one table with a column for each sparsity, then each verdict with its reasons.
+    """Return the claims as plain text: a table with a column for each sparsity, then each verdict with its reasons.
 
-    Texts from records have no control characters: nothing in them can move the cursor of a terminal.
+    Texts from records have no control characters, so they cannot move a terminal's cursor.
     """
     first = claims[0]
     lines = [
@@ -78,7 +75,7 @@ def render_claims(claims: list[Claim]) -> str:
 
 
 def headline(claim: Claim) -> str:
-    """Return the verdict, with the name of the winner where there is one."""
+    """Return the verdict, with the winner's name if there is one."""
     winner = {"A is better": claim.a, "B is better": claim.b}.get(claim.verdict)
     if winner is None or claim.difference.mean is None:
         return claim.verdict
@@ -86,14 +83,14 @@ def headline(claim: Claim) -> str:
 
 
 def table_rows(claims: list[Claim]) -> list[list[str]]:
-    """Return the rows of the table: what is shown, then a cell for each claim."""
+    """Return the rows of the table: a heading, then an entry for each claim."""
     several = len(claims) > 1
     alone = ", uncorrected" if several else ""
     rows: dict[str, Callable[[Claim], str]] = {
         "accuracy, A": lambda claim: show_score(claim.score_a, claim.difference.n),
         "accuracy, B": lambda claim: show_score(claim.score_b, claim.difference.n),
         "difference, A - B": lambda claim: BLANK if claim.difference.mean is None else signed(claim.difference.mean),
-        f"95 % interval{alone}": show_interval,
+        f"95 % interval{alone}": lambda claim: show_interval(claim.difference),
         f"p{alone}": lambda claim: show_p(claim.difference.p),
         **({f"p, Holm over {len(claims)} sparsities": lambda claim: show_p(claim.adjusted_p)} if several else {}),
         f"smallest detectable difference{alone}": lambda claim: show(claim.difference.detectable, "{:.2f}"),
@@ -113,21 +110,13 @@ def show_score(score: Score, n: int) -> str:
     return f"{show(score.mean, '{:.2f}')}{std} (n={n})"
 
 
-def show_interval(claim: Claim) -> str:
-    """Return the 95 % interval of the difference."""
-    found = claim.difference
-    if found.low is None or found.high is None:
-        return BLANK
-    return f"{signed(found.low)} to {signed(found.high)}"
-
-
 def show_share(share: float | None) -> str:
     """Return a cost as a multiple of the dense network's."""
     return BLANK if share is None else f"{multiple(share)} dense"
 
 
 def align(rows: list[list[str]]) -> list[str]:
-    """Return the rows as lines, their cells in columns."""
+    """Return the rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -142,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace, records: list[Record]) -> int:
-    """Answer on the terminal; return 0, or 2 for a question that cannot be answered, with why on stderr."""
+    """Print the answer; return 0, or 2 with the reason on stderr for a question that cannot be answered."""
     try:
         claims = make_claims(records, asked.a, asked.b, asked.task, asked.sparsity, asked.metric)
     except ClaimError as error:
@@ -174,11 +163,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Claim:
-    """The answer at one sparsity. `adjusted_p` is Holm's over all sparsities asked; `left_out` says why, seed by seed.
+    """The answer at one sparsity; `adjusted_p` is Holm's over all sparsities asked.
 
-    `about` identifies the section; `reasons` say what the verdict rests on, `advice` what would help. Invariant: a
-    verdict that names a winner rests on an adjusted p of at most 0.05, three common seeds or more, and runs that all
-    finished.
+    `about` identifies the section, `left_out` has the seeds that do not count and why. Invariant: a verdict that names
+    a winner rests on an adjusted p of at most 0.05, at least three common seeds, and runs that all finished.
     """
 
     a: str
@@ -200,7 +188,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The counted runs of both rows at one sparsity, and their accuracies by seed where they have one."""
+    """The counted runs of both rows at one sparsity."""
 
     sides: tuple[Side, Side]
     cells: tuple[Cell, Cell]
@@ -216,13 +204,18 @@ class Pairing:
         """Return the seeds for which both rows have an accuracy."""
         return sorted(self.accuracies(0).keys() & self.accuracies(1).keys())
 
+    @property
+    def grain(self) -> float:
+        """What one test image is worth, in points."""
+        return grain(self.cells[0].counted[0])
+
     def runs(self, which: int) -> dict[int, Record]:
         """Return the counted runs of a row by seed."""
         return {run["seed"]: run for run in self.cells[which].counted}
 
 
 def compare(pairing: Pairing, section: str, about: str) -> Claim:
-    """Return the numbers of a claim; correction and verdict are still to come."""
+    """Return the numbers of a claim, without correction and verdict."""
     from leaderboard.tables.stats import paired_difference
 
     used = pairing.used()
@@ -235,7 +228,7 @@ def compare(pairing: Pairing, section: str, about: str) -> Claim:
         sparsity=pairing.sparsity,
         score_a=score(pairing, 0, used),
         score_b=score(pairing, 1, used),
-        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), grain(pairing.cells[0])),
+        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), pairing.grain),
         adjusted_p=None,
         used=tuple(used),
         left_out=tuple(left_out(pairing, used)),
@@ -258,7 +251,7 @@ def score(pairing: Pairing, which: int, used: list[int]) -> Score:
 
 
 def left_out(pairing: Pairing, used: list[int]) -> Iterator[str]:
-    """Yield each seed that only one row has, or has no accuracy for, and why it does not count."""
+    """Yield each seed that does not count, and why."""
     for seed in sorted((pairing.runs(0).keys() | pairing.runs(1).keys()) - set(used)):
         why = []
         for which, side in enumerate(pairing.sides):
@@ -299,7 +292,7 @@ def corrected(family: int) -> str:
 
 
 def unseen(claim: Claim, pairing: Pairing, family: int) -> Iterator[str]:
-    """Yield what a comparison that shows no difference does say."""
+    """Yield what can be concluded from a comparison that shows no difference."""
     from leaderboard.tables.stats import ALPHA, smallest_detectable
 
     found = claim.difference
@@ -314,14 +307,14 @@ def unseen(claim: Claim, pairing: Pairing, family: int) -> Iterator[str]:
 
 
 def spread(claim: Claim, pairing: Pairing) -> float:
-    """Return the standard deviation of the differences, with rounding, as the test takes it."""
+    """Return the standard deviation of the differences as the test uses it, rounding included."""
     from leaderboard.tables.stats import widen
 
-    return float(widen(claim.difference.sd or 0.0, grain(pairing.cells[0]), 2))
+    return float(widen(claim.difference.sd or 0.0, pairing.grain, 2))
 
 
 def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, str]]:
-    """Yield why the runs cannot carry a winner, each with what would help."""
+    """Yield why the runs cannot carry a winner, each reason with what would help."""
     one, other = pairing.sides
     if one.name == other.name:
         yield "A and B are the same row", "name two rows"
@@ -329,13 +322,13 @@ def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, s
     if len(used) < LEAST_SEEDS:
         lacking = LEAST_SEEDS - len(used)
         yield (
-            f"{len(used)} common seed{'' if len(used) == 1 else 's'}, at least {LEAST_SEEDS} are needed",
+            f"{amount(len(used), 'common seed')}, at least {LEAST_SEEDS} are needed",
             f"make runs of {lacking} more:{make_commands(pairing, lacking)}",
         )
     for side, cell in zip(pairing.sides, pairing.cells, strict=True):
         if bad := [str(run["seed"]) for run in cell.counted if run["status"] != "ok"]:
             yield (
-                f"{side.name} diverged at seed {', '.join(bad)}, and the seeds at which it did not say too much for it",
+                f"{side.name} diverged at seed {', '.join(bad)}, and its other seeds alone would flatter it",
                 f"find settings under which {side.name} finishes at every seed",
             )
         versions = sorted({run["method"]["sha256"] for run in [*cell.counted, *cell.repeats]})
@@ -352,32 +345,34 @@ def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, s
 
 
 def device(run: Record) -> str:
-    """Return what a run was made on: the kind of device, and its name where the record has it."""
+    """Return the kind of device of a run, and its name if the record has it."""
     environment = run["environment"]
     name = environment.get("device_name")
     return plain(f"{environment['device']} ({name})" if name else environment["device"])
 
 
 def more_seeds(claim: Claim, pairing: Pairing, family: int) -> str:
-    """Return how many seeds a difference as large as the one seen needs, and the commands that make the runs."""
+    """Return how many seeds a difference as large as the observed one needs, and the commands that make the runs."""
     from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed
 
     seen = abs(claim.difference.mean or 0.0)
     needed = seeds_needed(seen, spread(claim, pairing), ALPHA / family)
     if needed is None:
-        return f"more seeds would hardly help: the difference seen, {seen:.2f} points, needs over {MOST_SEEDS} of them"
+        return (
+            f"more seeds would hardly help: the observed difference, {seen:.2f} points, needs over {MOST_SEEDS} of them"
+        )
     more = max(1, needed - claim.difference.n)
     return (
-        f"about {needed} seeds, {more} more, would find a difference as large as the one seen ({seen:.2f} points) "
-        f"in 4 of 5 comparisons (make them all before asking again: to stop at the first p below {ALPHA:g} finds "
-        f"differences that are none):{make_commands(pairing, more)}"
+        f"about {needed} seeds, {more} more, would find a difference as large as the observed one ({seen:.2f} points) "
+        f"in 4 of 5 comparisons (run them all before asking again: stopping at the first p below {ALPHA:g} finds "
+        f"differences that do not exist):{make_commands(pairing, more)}"
     )
 
 
 def make_commands(pairing: Pairing, more: int) -> str:
     """Return the commands, a line each, that give both rows `more` common seeds.
 
-    A seed at which a counted run has no accuracy is passed over: to run it again makes a repeat, which does not count.
+    A seed whose counted run has no accuracy is skipped: running it again makes a repeat, which does not count.
     """
     if more > LONGEST_LIST:
         return f" SEED={','.join(map(str, next_seeds(pairing, 3)))}, … ({more} in all)"
@@ -403,5 +398,5 @@ def show(value: float | None, how: str) -> str:
 
 
 def show_p(p: float | None) -> str:
-    """Return p with three digits; a tiny one as a bound."""
+    """Return p with three digits, or a bound if it is tiny."""
     return "below 0.0001" if p is not None and p < 0.0001 else show(p, "{:.3g}")

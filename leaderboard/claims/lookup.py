@@ -1,6 +1,6 @@
-"""What a claim is about: two rows of one section and the sparsities that both have, found by what a user typed.
+"""What a claim is about: two rows of one section and their common sparsities, found from what a user typed.
 
-Nothing is guessed: what fits several ways is refused, with the names that tell them apart.
+Nothing is guessed: ambiguous names are refused, with the names that tell them apart.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from leaderboard.tables.table import Cell, gather, plain, printable, split_rows
 
 
 class ClaimError(ValueError):
-    """A question that cannot be answered as asked; the message says what is there and how to ask."""
+    """A question that cannot be answered; the message says what there is and how to ask."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A row of the section: its name in plain text, all its runs, and the settings to ask for to make more of them."""
+    """A row of the section: its name as plain text, its runs, and the settings that make more of them."""
 
     name: str
     runs: list[Record]
@@ -31,19 +31,19 @@ class Side:
 
     @property
     def dense(self) -> bool:
-        """Whether the row is a dense network: it has no sparsity and may be compared at any."""
+        """Whether the row is a dense network, which can be compared at any sparsity."""
         return bool(self.runs[0]["method"]["budget"] == "dense")
 
     def sparsities(self) -> list[float]:
-        """Return the sparsities at which the row has runs, rising."""
+        """Return the sparsities at which the row has runs, in ascending order."""
         return sorted({float(run["sparsity"]) for run in self.runs})
 
     def at(self, sparsity: float) -> Cell:
-        """Return the counted runs at a sparsity, and the repeats; a dense row's are the same at each."""
+        """Return the counted runs and repeats at a sparsity; a dense row's are the same at each."""
         return gather([run for run in self.runs if self.dense or float(run["sparsity"]) == sparsity])
 
     def command(self, sparsity: float, seeds: Sequence[int]) -> str:
-        """Return the command that makes runs of this row, in its settings and on its device."""
+        """Return the command that makes runs of this row, with its settings and on its device."""
         page, method, own, device, *changes = repeat_words(self.runs[0], self.settings)
         return printable(
             write_command(page, method, own if self.dense else f"{sparsity:.15g}", device, *changes, seeds=seeds)
@@ -52,7 +52,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Question:
-    """Two rows of one section; `note` says why this section, where its page has others."""
+    """Two rows of one section; `note` says why this section, if its page has several."""
 
     section: str
     runs: list[Record]
@@ -64,8 +64,8 @@ class Question:
 def name_rows(runs: list[Record]) -> dict[str, Side]:
     """Return the rows of a section by name.
 
-    Where a label has rows of several versions of its method's file, it names the runs of all of them, and
-    `label (file 1a2b3c4d)` those of one.
+    If a label has rows of several versions of its method's file, it stands for all of their runs, and
+    `label (file 1a2b3c4d)` for those of one.
     """
     rows: dict[str, Side] = {}
     for row in split_rows(runs):
@@ -79,7 +79,7 @@ def name_rows(runs: list[Record]) -> dict[str, Side]:
 
 
 def normalise(name: str) -> tuple[str, ...]:
-    """Return what is the same for `granet (start_sparsity=0.0)`, `granet:start_sparsity=0` and other spellings."""
+    """Return the same for all spellings of a row: `granet (start_sparsity=0.0)`, `granet:start_sparsity=0`."""
     text, version = plain(name), ""
     if found := re.fullmatch(r"(.*?) ?\(file ([0-9a-f]+)\)", text):
         text, version = found.groups()
@@ -101,7 +101,7 @@ def normalise_setting(part: str) -> str:
 
 
 def match(asked: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that was asked for, or None where none or several fit."""
+    """Return the one of `names` that was asked for; None if none or several fit."""
     known = list(names)
     same = [name for name in known if name == plain(asked)]
     same = same or [name for name in known if normalise(name) == normalise(asked)]
@@ -109,7 +109,7 @@ def match(asked: str, names: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, asked: str, names: Iterable[str]) -> ClaimError:
-    """Return the error for a name that is not there: the nearest one and all there are."""
+    """Return the error for an unknown name, with the nearest one and all there are."""
     known = sorted(set(names))
     close = difflib.get_close_matches(plain(asked), known, n=1, cutoff=0.6)
     hint = f": did you mean '{close[0]}'?" if close else ";"
@@ -117,7 +117,7 @@ def unknown(kind: str, asked: str, names: Iterable[str]) -> ClaimError:
 
 
 def marks(record: Record) -> list[str]:
-    """Return what tells the sections of a page apart, each as `TASK=page@mark` takes it."""
+    """Return the marks that tell the sections of a page apart, each as `TASK=page@mark` takes it."""
     data = record["data"]["fingerprint"][:12]
     return [plain(mark) for mark in (f"p{record['protocol']}", record["page"]["variant"], data, arithmetic(record))]
 
@@ -125,10 +125,10 @@ def marks(record: Record) -> list[str]:
 def pose(records: list[Record], a: str, b: str, task: str) -> Question:
     """Return the two rows asked for, in the one section that has both.
 
-    `task` is a page's name; `page@mark` with the mark of a section picks among the sections of a page, `auto` takes the
-    only page that has both. Where several sections have both, the unchanged page under the newest protocol counts.
-    Raises ClaimError where a name is unknown, no section has both rows, or several remain. Invariant: all runs of the
-    answer share protocol, page settings, data and precision.
+    `task` is a page's name; `page@mark` selects a section of the page, `auto` the only page that has both rows. If
+    several sections have both, the unchanged page under the newest protocol counts. Raises ClaimError if a name is
+    unknown, no section has both rows, or several remain. Invariant: all runs of the answer share protocol, page
+    settings, data and precision.
     """
     sections = on_page(records, task)
     for asked in (a, b):
@@ -150,7 +150,7 @@ def pose(records: list[Record], a: str, b: str, task: str) -> Question:
 
 
 def on_page(records: list[Record], task: str) -> list[tuple[str, list[Record]]]:
-    """Return the sections of the page `task`; all for `auto`. Raises ClaimError where there are none."""
+    """Return the sections of the page `task`; all for `auto`. Raises ClaimError if there are none."""
     sections = make_sections(records)
     if not sections:
         raise ClaimError("there is no record yet: make the first one with `make bench METHOD=granet SPARSITY=0.9`")
@@ -168,7 +168,7 @@ def on_page(records: list[Record], task: str) -> list[tuple[str, list[Record]]]:
 
 
 def choose(found: list[Question]) -> Question:
-    """Return the question on the unchanged page under the newest protocol. Raises ClaimError where several remain."""
+    """Return the question on the unchanged page under the newest protocol. Raises ClaimError if several remain."""
     left = [question for question in found if not is_changed(question.runs[0])] or found
     newest = max(question.runs[0]["protocol"] for question in left)
     left = [question for question in left if question.runs[0]["protocol"] == newest]
@@ -214,9 +214,9 @@ def parse_sparsities(text: str) -> list[float]:
 
 
 def find_sparsities(text: str | None, a: Side, b: Side) -> list[float]:
-    """Return the sparsities asked for; all that both rows have where `text` is empty.
+    """Return the sparsities asked for; all that both rows have if `text` is empty.
 
-    Raises ClaimError where a row has no run at one, with those there are and the command that makes the runs.
+    Raises ClaimError if a row has no run at one of them, with those there are and the command that makes the runs.
     """
     sides = [side for side in (a, b) if not side.dense]
     if not sides:

@@ -1,8 +1,7 @@
-"""The files of the pictures: written, found current and checked. Each says what it was drawn from, and is sealed.
+"""The files of the pictures: written if out of date, sealed and checked.
 
-A file holds the digest of its numbers and the versions of what drew it, as a description that any reader of metadata
-shows, and ends with a sha256 of itself. So a picture that is current costs nothing to rebuild, and an edited one is
-found out without being drawn again.
+A file holds the digest of its numbers and the versions of what drew it, in its metadata, and ends with a sha256 of
+itself. So a current picture costs nothing to rebuild, and an edited one is found without drawing it again.
 """
 
 from __future__ import annotations
@@ -22,35 +21,23 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from leaderboard.drawing.figures import make_figure
-from leaderboard.drawing.pictures import Picture, list_pictures
+from leaderboard.drawing.pictures import Picture
 from leaderboard.drawing.style import SETTINGS
 from leaderboard.store.files import write_atomically
-from leaderboard.store.schema import Record
 
-DRAWING = 1  # raise it when the same numbers are drawn differently: then every picture is drawn again
+DRAWING = 1  # raise it if the same numbers are drawn differently: every picture is then drawn again
 FORMATS = ("svg", "png")
 SHARPNESS = 120  # pixels per inch of a PNG: 1020 across
-MANY = 8  # pictures from which other processes are worth their start
+MANY = 8  # pictures that are worth starting other processes
 STAMP = re.compile(rb"sparse-bench picture ([0-9a-f]{64}) \(drawing ([0-9]+), matplotlib ([^)]+)\)")
 
 
-def draw_section(name: str, runs: list[Record], folder: Path) -> list[Path]:
-    """Write the pictures of one section to folder/NAME.KIND.svg and .png and return their paths.
-
-    Invariants: the same runs in any order give the same bytes, with the same matplotlib; readers see a file old or
-    new, whole; a file that is current is not touched.
-    """
-    return draw_sections({name: runs}, folder)
-
-
-def draw_sections(sections: Mapping[str, list[Record]], folder: Path, workers: int = 2) -> list[Path]:
-    """Write the pictures of all sections, runs by name, as `draw_section` does; many are shared among processes."""
-    named = {f"{name}.{picture.kind}": picture for name, runs in sections.items() for picture in list_pictures(runs)}
-    return draw_all(named, folder, workers)
-
-
 def draw_all(named: Mapping[str, Picture], folder: Path, workers: int = 2) -> list[Path]:
-    """Write pictures, by the stems of their files, as `draw_section` does; many are shared among processes."""
+    """Write pictures, by the stems of their files, to `folder` as .svg and .png; return the paths.
+
+    Many are shared among processes. Invariants: the same numbers give the same bytes, with the same matplotlib; readers
+    see a file old or new, whole; a file that is current is not touched.
+    """
     pictures = {folder / stem: picture for stem, picture in named.items()}
     due = [(stem, picture) for stem, picture in pictures.items() if not is_current(stem, picture)]
     if due:
@@ -62,7 +49,7 @@ def draw_all(named: Mapping[str, Picture], folder: Path, workers: int = 2) -> li
 
 
 def draw_in_parallel(due: list[tuple[Path, Picture]], workers: int) -> bool:
-    """Write pictures with new processes; return False where the system does not let them live."""
+    """Write pictures with new processes; return False if the system kills or refuses them."""
     try:
         # a fresh interpreter each: a fork of a process with threads (torch, W&B) can hang
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -78,13 +65,13 @@ def file_of(stem: Path, form: str) -> Path:
 
 
 def write_picture(stem: Path, picture: Picture) -> None:
-    """Write one picture to STEM.svg and STEM.png, each replaced in one instant."""
+    """Write one picture to STEM.svg and STEM.png, each atomically."""
     for form, data in render(picture).items():
         write_atomically(file_of(stem, form), data, durable=False)  # the records make it again
 
 
 def render(picture: Picture, forms: Iterable[str] = FORMATS) -> dict[str, bytes]:
-    """Return the files of a picture by format. Changes no setting of matplotlib for anyone else."""
+    """Return the files of a picture by format. Leaves matplotlib's settings as they were."""
     about = {"Title": picture.title, "Description": stamp_of(picture)}
     # None leaves out what would differ from one time or version to the next
     metadata = {"svg": {**about, "Date": None, "Creator": None}, "png": {**about, "Software": None}}
@@ -100,12 +87,12 @@ def render(picture: Picture, forms: Iterable[str] = FORMATS) -> dict[str, bytes]
 
 
 def stamp_of(picture: Picture) -> str:
-    """Return what a picture's files say they were drawn from, and by what."""
+    """Return the description in a picture's files: what it was drawn from, and by which versions."""
     return f"sparse-bench picture {picture.digest()} (drawing {DRAWING}, matplotlib {matplotlib.__version__})"
 
 
 def make_end(data: bytes, digest: str) -> bytes:
-    """Return what stands at the end of a sealed file: a comment in an SVG; a text chunk and the last one in a PNG."""
+    """Return the end of a sealed file: a comment in an SVG; a text chunk and the last chunk in a PNG."""
     if not data.startswith(b"\x89PNG"):
         return f"<!-- sha256 {digest} -->\n".encode()
     chunk = b"tEXtsha256\0" + digest.encode()
@@ -119,14 +106,14 @@ def seal(data: bytes) -> bytes:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Return whether a file is as `seal` made it: not a bit of it was changed since."""
+    """Return whether a file is unchanged since `seal` made it."""
     end = len(make_end(data, "0" * 64))
     body = data[:-end]
     return data[-end:] == make_end(data, hashlib.sha256(body).hexdigest())
 
 
 def is_current(stem: Path, picture: Picture) -> bool:
-    """Return whether both files of a picture are whole, drawn from its numbers and by this very code."""
+    """Return whether both files of a picture are whole, and drawn from its numbers by this version of the code."""
     stamp = stamp_of(picture).encode()
     for form in FORMATS:
         try:
@@ -139,26 +126,20 @@ def is_current(stem: Path, picture: Picture) -> bool:
     return True
 
 
-def check_section(name: str, runs: list[Record], folder: Path) -> list[str]:
-    """Return what is wrong with a section's files in `folder`, one line each, see `check_all`; nothing is written."""
-    pictures = {f"{name}.{picture.kind}": picture for picture in list_pictures(runs)}
-    extra = [file for file in list_files(folder) if file.rsplit(".", 2)[0] == name and file[:-4] not in pictures]
-    faults = check_all(pictures, folder)
-    return faults + [f"picture {file} shows what no record gives: delete it" for file in extra]
-
-
 def check_all(pictures: Mapping[str, Picture], folder: Path) -> list[str]:
-    """Return what is wrong with the files of pictures, by stem, in `folder`, one line each; nothing is written.
+    """Return what is wrong with the pictures in `folder`, one line each; `pictures` by stem. Nothing is written.
 
-    A file is held to its seal and to the digest of the numbers. An SVG is also drawn again and compared to the bit
-    where it says it was drawn by the matplotlib that is installed; other versions draw the same numbers differently.
+    A file is checked against its seal and the digest of the numbers. An SVG is also drawn again and compared bit by bit
+    if it was drawn by the installed matplotlib; other versions draw the same numbers differently.
     """
-    return [
+    faults = [
         fault
         for stem, picture in pictures.items()
         for form in FORMATS
         for fault in check_file(file_of(folder / stem, form), form, picture)
     ]
+    extra = [file for file in list_files(folder) if file[:-4] not in pictures]
+    return faults + [f"picture {file} belongs to no record: delete it" for file in extra]
 
 
 def check_file(path: Path, form: str, picture: Picture) -> Iterator[str]:
@@ -172,13 +153,13 @@ def check_file(path: Path, form: str, picture: Picture) -> Iterator[str]:
     if found is None or not is_sealed(data):
         yield f"picture {path.name} was changed after it was drawn"
     elif found[1].decode() != picture.digest():
-        yield f"picture {path.name} is not what the records give"
+        yield f"picture {path.name} does not match the records"
     elif found[2].decode() != str(DRAWING):
         yield f"picture {path.name} was drawn by another version of the drawing code"
     elif (
         form == "svg" and found[3].decode() == matplotlib.__version__ and render(picture, [form])[form] != data
     ):  # either forged with a fitting seal, or the code changed and DRAWING did not
-        yield f"picture {path.name} is not what the drawing code (version {DRAWING}) makes of the records"
+        yield f"picture {path.name} is not what the drawing code (version {DRAWING}) draws"
 
 
 def list_files(folder: Path) -> list[str]:
@@ -187,13 +168,3 @@ def list_files(folder: Path) -> list[str]:
         return sorted(p.name for p in folder.iterdir() if p.suffix[1:] in FORMATS and not p.name.startswith("."))
     except OSError:
         return []
-
-
-def stray(folder: Path, names: Iterable[str]) -> list[str]:
-    """Return a line for each picture in `folder` that belongs to none of the sections `names`."""
-    known = set(names)
-    return [
-        f"picture {file} belongs to no section: delete it"
-        for file in list_files(folder)
-        if file.rsplit(".", 2)[0] not in known
-    ]

@@ -52,7 +52,7 @@ CURVES = {
 
 
 def make_figure(picture: Picture) -> Figure:
-    """Return the figure of a picture. To be called, and saved, under the settings of `leaderboard.drawing.draw`."""
+    """Return the figure of a picture. Call and save it under the settings of `leaderboard.drawing.draw`."""
     return FIGURES[picture.kind](picture)
 
 
@@ -79,7 +79,7 @@ def draw_accuracy(picture: Picture) -> Figure:
     steps = [sparsity_place(b) - sparsity_place(a) for a, b in itertools.pairwise(sparsities)]
     spread = 0.36 * min(steps, default=1.0) / len(lines)
     half = spread * len(lines) / 2
-    for place in map(sparsity_place, sparsities):  # what stands side by side on one ground is of one sparsity
+    for place in map(sparsity_place, sparsities):  # a grey band groups the points of one sparsity
         panel.axvspan(place - half, place + half, color="#f4f4f4", zorder=0)
     for number, (label, line) in enumerate(lines.items()):
         aside = (number - (len(lines) - 1) / 2) * spread
@@ -95,7 +95,7 @@ def draw_accuracy(picture: Picture) -> Figure:
 
 
 def draw_intervals(panel: Any, xs: Sequence[float], line: Sequence[AccuracyPoint], style: Style) -> None:
-    """Draw the intervals of a method's points as thin bars, where there are any; one line with gaps draws fastest."""
+    """Draw the intervals of a method's points as thin bars; one line with gaps draws fastest."""
     places, ends = [], []
     for x, point in zip(xs, line, strict=True):
         if point.low_pct is not None:
@@ -106,7 +106,7 @@ def draw_intervals(panel: Any, xs: Sequence[float], line: Sequence[AccuracyPoint
 
 
 def set_sparsity_axis(panel: Any, sparsities: Sequence[float], pad: float) -> None:
-    """Set ticks at the sparsities that were asked for, without those that would touch the next higher one's."""
+    """Set ticks at the sparsities, except for those whose label would touch the next higher one's."""
     places = [sparsity_place(sparsity) for sparsity in sparsities]
     low, high = places[0] - pad, places[-1] + pad
     ticks: list[tuple[float, str]] = []
@@ -283,7 +283,7 @@ TICKS = [sign * size for size in (1, 2, 5, 10, 20, 50, 100) for sign in (-1, 1)]
 
 
 def set_points_axis(panel: Any, values: list[float]) -> None:
-    """Make an axis of points linear around zero and logarithmic beyond: 80 lost points must not hide half a point."""
+    """Make an axis of points linear around zero and logarithmic beyond, so that 80 points do not hide half a point."""
     low, high = min(0.0, *values), max(0.0, *values)
     panel.set_yscale("symlog", linthresh=LINEAR, linscale=0.6)
     panel.set_ylim(low * 1.25 - 0.3, high * 1.25 + 0.3)

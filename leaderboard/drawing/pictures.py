@@ -1,7 +1,7 @@
-"""The pictures of one leaderboard section: which there are, and the numbers in them; `draw` beside it draws them.
+"""The pictures of one leaderboard section and the numbers in them, which `draw` draws.
 
-Controls made from another run (those with a donor) are in no picture: they would double its lines. Every mean is one
-of the leaderboard's table: over the seeds whose counted run did not diverge.
+Controls made from another run (those with a donor) are in no picture: they would double its lines. Every mean is that
+of the leaderboard's table, over the seeds whose counted run did not diverge.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 from leaderboard.store.records import curves
 from leaderboard.store.schema import Record
@@ -60,7 +61,7 @@ EVERYWHERE = " Diverged runs, and controls made from another run, are in no pict
 
 @dataclass(frozen=True)
 class Series:
-    """One method: its finished runs, one for each seed, by sparsity asked. No cell is empty, and there is one."""
+    """One method: its finished runs, one for each seed, by sparsity asked; neither is ever empty."""
 
     label: str
     dense: bool
@@ -70,7 +71,7 @@ class Series:
 
 @dataclass(frozen=True)
 class AccuracyPoint:
-    """Mean accuracy over n seeds, and the ends of its 95 % t interval; None where n is 1."""
+    """Mean accuracy over n seeds, and the ends of its 95 % t interval; None if n is 1."""
 
     label: str
     dense: bool
@@ -95,7 +96,7 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class LayerLine:
-    """Mean density of each layer (None where the network has no such layer), and in how many seeds it is empty."""
+    """Mean density of each layer (None if the network lacks it), and in how many seeds it is empty."""
 
     label: str
     sparsity: float
@@ -106,7 +107,7 @@ class LayerLine:
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean over seeds of one column of the history at some epochs, rising; the last epoch is always among them."""
+    """Mean over seeds of one column of the history at some epochs, in ascending order, the last one included."""
 
     label: str
     sparsity: float
@@ -117,7 +118,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class PruningLine:
-    """Points regained after pruning a share `rate` of a network of some `sparsity`, by the epoch at which it was."""
+    """Points regained after pruning a share `rate` of a network of a `sparsity`, by epoch of pruning."""
 
     sparsity: float
     rate: float
@@ -139,7 +140,7 @@ Numbers = AccuracyPoint | CostPoint | LayerLine | Curve | PruningLine | Schedule
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: `title` and `caption` hold no text from records; `page` (drawn above the picture) and labels do."""
+    """One picture: `title` and `caption` hold no text from records; `page`, drawn above the picture, and labels do."""
 
     kind: str
     title: str
@@ -148,7 +149,7 @@ class Picture:
     numbers: Sequence[Numbers]
 
     def digest(self) -> str:
-        """Return a sha256 of all that is drawn, numbers to ten digits: they are the same on every machine."""
+        """Return a sha256 of all that is drawn, with numbers to ten digits, which are the same on every machine."""
         shown = {
             "kind": self.kind,
             "title": self.title,
@@ -159,7 +160,7 @@ class Picture:
 
 
 def to_digits(value: Any) -> Any:
-    """Return `value` with every float in it as a text of ten significant digits."""
+    """Return `value` with every float as a text of ten significant digits."""
     if isinstance(value, dict):
         return {key: to_digits(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -168,10 +169,9 @@ def to_digits(value: Any) -> Any:
 
 
 def list_pictures(runs: list[Record]) -> list[Picture]:
-    """Return the pictures that the runs of one section can give, in the order of the page.
+    """Return the pictures of the runs of one section, in the order of the sheet.
 
-    Invariant: the same runs in any order give the same pictures; none is without anything to show, and without a
-    finished sparse run there is none.
+    Invariant: the order of the runs is irrelevant, no picture is empty, none is without a finished sparse run.
     """
     series = make_series(runs)
     shown, left_out = choose_sparsities(series)
@@ -193,6 +193,18 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     return [Picture(kind, TITLES[kind], caption, page, numbers) for kind, caption, numbers in found if numbers]
 
 
+def name_pictures(section: str, runs: list[Record]) -> dict[str, Picture]:
+    """Return the pictures of a section by the stem of their files."""
+    return {f"{section}.{picture.kind}": picture for picture in list_pictures(runs)}
+
+
+def embed(pictures: Mapping[str, Picture], folder: str) -> list[str]:
+    """Return the Markdown lines that show pictures, by the stem of their files in `folder`, with their captions."""
+    shown = pictures.items()  # titles and captions hold no text from records
+    files = {stem: f"{quote(folder)}/{quote(stem)}.svg" for stem in pictures}
+    return [text for stem, p in shown for text in ("", f"![{p.title}]({files[stem]})", "", f"*{p.caption}*")]
+
+
 def make_series(runs: list[Record]) -> list[Series]:
     """Return the methods of a section in the order of its table, without controls made from another run."""
     rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in counted_runs(row))]
@@ -205,12 +217,12 @@ def make_series(runs: list[Record]) -> list[Series]:
 
 
 def counted_runs(row: Row) -> list[Record]:
-    """Return the runs of a row that count, at every sparsity."""
+    """Return the counted runs of a row at all sparsities."""
     return [run for cell in row.cells.values() for run in cell.counted]
 
 
 def name_rows(rows: Sequence[Row]) -> list[str]:
-    """Return a label for each row, as text and no two the same; rows of two groups may share a name."""
+    """Return a unique label for each row; rows of two groups may share a name."""
     names: list[str] = []
     for row in rows:
         names.append(row.name if row.name not in names else f"{row.name} {len(names)}")
@@ -218,7 +230,7 @@ def name_rows(rows: Sequence[Row]) -> list[str]:
 
 
 def choose_sparsities(series: Iterable[Series]) -> tuple[list[float], list[float]]:
-    """Return the highest MOST_PANELS sparsities with a finished sparse run, rising, and those left out."""
+    """Return the highest MOST_PANELS sparsities with a finished sparse run, in ascending order, and those left out."""
     found = sorted({sparsity for one in series if not one.dense for sparsity in one.cells})
     return found[-MOST_PANELS:], found[:-MOST_PANELS]
 
@@ -231,7 +243,7 @@ def accuracy_points(series: Iterable[Series]) -> list[AccuracyPoint]:
     for one in series:
         for sparsity, runs in one.cells.items():
             reached = {run["seed"]: float(run["accuracy_pct"]["last_epoch"]) for run in runs}
-            # the difference from nothing: its interval is that of the mean
+            # the interval of the difference from zero is that of the mean
             spread = paired_difference(reached, dict.fromkeys(reached, 0.0))
             mean = fmean(reached.values())
             points.append(AccuracyPoint(one.label, one.dense, sparsity, len(runs), mean, spread.low, spread.high))
@@ -257,8 +269,7 @@ def cost_points(series: Iterable[Series]) -> list[CostPoint]:
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the (cost, accuracy) pairs on the Pareto front, the cheapest first.
 
-    A pair is on it if and only if no other has at least its accuracy at no more cost and one of the two strictly
-    better. Invariant: along the front, both cost and accuracy rise strictly.
+    A pair is on it if no other is at least as good in both and better in one. Invariant: both rise strictly.
     """
     front: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -268,7 +279,7 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def layer_densities(series: Iterable[Series], sparsities: Iterable[float]) -> list[LayerLine]:
-    """Return the mean density of each prunable layer, for every method whose network is the full one and not dense."""
+    """Return the mean density of each prunable layer, for every sparse method on the full network."""
     sparse = [one for one in series if not one.dense and not one.narrow]
     networks = [run["layers"] for one in sparse for runs in one.cells.values() for run in runs]
     names = list(dict.fromkeys(layer["name"] for layers in networks for layer in layers if layer["prunable"]))
@@ -299,7 +310,7 @@ def curves_of(series: Iterable[Series], column: str, sparsities: Iterable[float]
 
 
 def mean_curve(runs: Iterable[Record], column: str) -> tuple[list[float], list[float]]:
-    """Return the epochs that every run with this column knows, at most MOST_POINTS of them, and the means there."""
+    """Return at most MOST_POINTS epochs that all runs with this column have, and the means there."""
     tables = []
     for run in runs:
         found = curves(run)
@@ -313,7 +324,7 @@ def mean_curve(runs: Iterable[Record], column: str) -> tuple[list[float], list[f
 
 
 def thin(values: list[float]) -> list[float]:
-    """Return at most MOST_POINTS of `values`, evenly spread, the first and the last among them."""
+    """Return at most MOST_POINTS of `values`, evenly spread, including the first and the last."""
     if len(values) <= MOST_POINTS:
         return values
     return [values[round(place * (len(values) - 1) / (MOST_POINTS - 1))] for place in range(MOST_POINTS)]

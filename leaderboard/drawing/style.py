@@ -1,4 +1,4 @@
-"""How pictures look: colours, axes, keys, and the parts that figures share."""
+"""The look of pictures: colours, axes, legends, and what figures share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Style:
         return self.marker, self.hollow, self.dash
 
 
-# The colours of Okabe and Ito and some of Paul Tol's, which readers with a colour-vision deficiency tell apart.
+# Colours by Okabe and Ito and by Paul Tol, distinguishable with a colour-vision deficiency.
 KNOWN = {
     "dense": Style("#000000", "*", SOLID),
     "granet": Style("#D55E00", "o", SOLID),
@@ -65,7 +65,7 @@ OTHERS = [
     if (marker, hollow, dash) not in {style.shape for style in KNOWN.values()}
 ]
 
-# Everything a picture depends on is set here, over matplotlib's own defaults: no user's file has a say.
+# All that a picture depends on is set here, over matplotlib's own defaults: no user's file counts.
 SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9.0,
@@ -106,8 +106,8 @@ SETTINGS: dict[str, Any] = {
 def styles_of(labels: Iterable[str]) -> dict[str, Style]:
     """Return a style for each label, no shape twice while there are enough.
 
-    Invariants: a known label has its style whatever else is there, an unknown one nearly always the same (its hash
-    chooses; where that clashes, the next that does not); the order of the labels never matters.
+    Invariants: a known label always has its style, an unknown one nearly always the same (chosen by its hash, or the
+    next without a clash); the order of the labels is irrelevant.
     """
     labels = set(labels)
     styles = {label: KNOWN[label] for label in sorted(labels) if label in KNOWN}
@@ -128,8 +128,8 @@ def styles_of(labels: Iterable[str]) -> dict[str, Style]:
 def accuracy_limits(means: Iterable[float], ends: Iterable[float]) -> tuple[float, float]:
     """Return the lower and the upper limit of an axis of accuracies, in percent.
 
-    `means` are to be seen, except those far below the others, which would press the rest into a line; `ends` of
-    intervals widen the axis a little at most. Invariant: lower < upper, and the highest mean is between them.
+    `means` are shown, except for those far below the others, which would squeeze the rest into a line; `ends` of
+    intervals widen the axis only a little. Invariant: lower < upper, and the highest mean is between them.
     """
     values = sorted(means)
     quartiles = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
@@ -163,12 +163,12 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def sparsity_place(sparsity: float) -> float:
-    """Return where a sparsity lies on its axis: halving the density is the same step everywhere."""
+    """Return the place of a sparsity on its axis, where halving the density is the same step everywhere."""
     return -math.log10(1 - sparsity)
 
 
 def turns_of(lines: Mapping[str, Sequence[float | None]], least: int = 1) -> dict[str, tuple[int, int]]:
-    """Return which points of each line are marked, as (first, step): lines that coincide to the eye take turns.
+    """Return which points of each line are marked, as (first, step): coinciding lines take turns.
 
     Invariant: no two lines that coincide mark the same point; `least` is the smallest step.
     """
@@ -191,7 +191,7 @@ LONGEST_LABEL, LONGEST_LAYER = 44, 32  # characters
 
 
 def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
-    """Return `text` as it can be drawn: on one line, of characters that the font has, its middle cut out if long."""
+    """Return `text` on one line, in characters that the font has, with its middle cut out if long."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
     kept = printable(text)
     kept = "".join(c if font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in kept)
@@ -200,7 +200,7 @@ def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def text_width(text: str) -> float:
-    """Return the width in inches of a text in the size of the legend."""
+    """Return the width in inches of a text in the legend."""
     font = FontProperties(family="DejaVu Sans", size=9)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
@@ -210,7 +210,7 @@ def start(
 ) -> tuple[Figure, Any]:
     """Return a figure with a title, a legend of `keys` at the bottom, and panels `height` inches high.
 
-    `room` is what is left free above the panels, for their titles, and below them, for ticks and titles of axes.
+    `room` is the space above the panels, for their titles, and below them, for ticks and titles of axes, in inches.
     """
     (rows, columns), (above, below) = shape, (TOP + room[0], room[1])
     widest = max(text_width(str(key.get_label())) for key in keys) + HANDLE
@@ -250,7 +250,7 @@ def start(
 
 
 def look(style: Style) -> dict[str, Any]:
-    """Return a method's style in matplotlib's words."""
+    """Return a method's style as keywords of matplotlib."""
     return {
         "color": style.colour,
         "marker": style.marker,
@@ -293,7 +293,7 @@ def mark_lower(panel: Any, places: Iterable[float], style: Style) -> None:
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:
-    """Return the names of layers without what all begin with and without `.weight`, their beginnings cut if long."""
+    """Return the names of layers without a common first part and `.weight`, their beginnings cut if long."""
     shown = [drawable(name.removesuffix(".weight"), 200) for name in names]
     heads = [name.partition(".")[0] for name in shown]
     if len(set(heads)) == 1 and all("." in name for name in shown):

@@ -1,4 +1,4 @@
-"""Each cell of a printed table beside the runs that are of its protocol."""
+"""Each entry of the paper's tables beside the runs of the same protocol."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NO_STD = "no ± printed"
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one cell under one protocol; `departures` says in what it is not the table's, empty where it is."""
+    """Runs of one entry under one protocol; `departures` names its differences from the table's."""
 
     departures: tuple[str, ...]
     cell: Cell
@@ -61,9 +61,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell of the paper beside ours: `compared` are the runs that carry the verdict, `others` those that cannot.
+    """One entry of the paper beside ours: `compared` are the runs that carry the verdict, `others` those that cannot.
 
-    `difference` is ours - published in points, best on test; None where no interval of it would be sound.
+    `difference` is ours - published in points, best on test; None if no interval of it would be sound.
     """
 
     published: Published
@@ -76,7 +76,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the paper in one reading of it: `cells` by sparsity in percent."""
+    """One row of the paper in one reading of it: `cells` are its entries by sparsity in percent."""
 
     row: PaperRow
     note: str
@@ -85,7 +85,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PartView:
-    """A part of a table with our runs; `usual` is a record of the protocol compared, None where there is none."""
+    """A part of a table with our runs; `usual` is a record of the protocol compared, or None."""
 
     part: Part
     usual: Record | None
@@ -100,15 +100,15 @@ class TableView:
     parts: tuple[PartView, ...]
 
     def distinct(self) -> list[Comparison]:
-        """Return the comparisons, each once: a dense row stands in every column with the same runs."""
+        """Return each comparison once: a dense row is in every column with the same runs."""
         return list({key: comparison for key, comparison in keyed(self.parts)}.values())
 
 
 def compare_all(records: list[Record], tables: Tables) -> list[TableView]:
-    """Return the paper's tables beside the records, each cell with its verdict.
+    """Return the paper's tables beside the records, each entry with its verdict.
 
-    Invariant: the order of the records is irrelevant, and no cell without a compared record gets another verdict than
-    `not run`, `not in the suite` or `protocol differs`.
+    Invariant: the order of the records is irrelevant, and an entry without a compared record is `not run`, `not in the
+    suite` or `protocol differs`.
     """
     newest = max((record["protocol"] for record in records), default=0)
     by_page: dict[str, list[Record]] = {name: [] for name in tables.pages}
@@ -120,7 +120,7 @@ def compare_all(records: list[Record], tables: Tables) -> list[TableView]:
 
 
 def make_view(table: PaperTable, sorted_out: dict[str, tuple[Record | None, list[Run]]], tables: Tables) -> TableView:
-    """Return a table with our runs; what is left to a test has no verdict yet."""
+    """Return a table with our runs; what a test decides has no verdict yet."""
     parts = []
     for part in table.parts:
         usual, found = sorted_out[part.page]
@@ -142,7 +142,7 @@ def make_view(table: PaperTable, sorted_out: dict[str, tuple[Record | None, list
 
 
 def make_comparison(row: PaperRow, published: Published, runs: list[Run], published_runs: int) -> Comparison:
-    """Return a cell beside the runs of its row and column; without a verdict where it is left to a test."""
+    """Return an entry beside the runs of its row and column; without a verdict if a test decides."""
     by_kind: dict[tuple[object, ...], list[Run]] = {}
     for record, reasons in runs:
         by_kind.setdefault((reasons, section_key(record), record["method"]["sha256"]), []).append((record, reasons))
@@ -153,7 +153,11 @@ def make_comparison(row: PaperRow, published: Published, runs: list[Run], publis
     difference = None
     if compared is not None and published.top1 is not None and verdict in (UNTESTED, TOO_FEW):
         difference = difference_from_published(
-            compared.values("best_on_test"), published.top1, published.std, published_runs, grain(compared.cell)
+            compared.values("best_on_test"),
+            published.top1,
+            published.std,
+            published_runs,
+            grain(compared.cell.counted[0]),
         )
     return Comparison(published, compared, others, difference, verdict, reason)
 
@@ -161,7 +165,7 @@ def make_comparison(row: PaperRow, published: Published, runs: list[Run], publis
 def find_obstacle(
     row: PaperRow, published: Published, compared: Group | None, others: tuple[Group, ...]
 ) -> tuple[str, str]:
-    """Return the verdict on a cell that cannot be tested, and why; UNTESTED where nothing is in the way."""
+    """Return the verdict on an entry that cannot be tested, and why; else UNTESTED."""
     if not row.ours:
         return NOT_IN_SUITE, ""
     if compared is None:
@@ -178,7 +182,7 @@ def find_obstacle(
 
 
 def keyed(parts: tuple[PartView, ...]) -> Iterator[tuple[tuple[int, int, int], Comparison]]:
-    """Yield every comparison with a key: part, line, column; all columns of a dense row share one key."""
+    """Yield every comparison with its key: part, line, column; all columns of a dense row share one key."""
     for place, view in enumerate(parts):
         for number, line in enumerate(view.lines):
             for sparsity, comparison in line.cells.items():
@@ -186,7 +190,7 @@ def keyed(parts: tuple[PartView, ...]) -> Iterator[tuple[tuple[int, int, int], C
 
 
 def judge_table(view: TableView) -> TableView:
-    """Give every cell its verdict; Holm's correction is over the cells of the table that are tested."""
+    """Return a table with all verdicts; Holm's correction is over its tested entries."""
     tested = {key: found.difference for key, found in keyed(view.parts) if found.verdict == UNTESTED}
     corrected = holm({key: difference.p for key, difference in tested.items() if difference is not None})
     parts = []
@@ -231,10 +235,10 @@ Run = tuple[Record, tuple[str, ...]]  # a record, and in what it departs from th
 
 
 def sort_out(records: list[Record], facts: PageFacts, newest: int) -> tuple[Record | None, list[Run]]:
-    """Return a record of the protocol compared on a page, and every record with what it departs in.
+    """Return a record of the protocol compared on a page, and every record with its departures.
 
-    Of several data or precisions that all fit the facts, the one with most records is compared. Invariant: that choice
-    is never between recipes, for a record with another setting than the facts' fits nothing.
+    Of several data or precisions that fit the facts, the one with most records is compared. Invariant: the choice is
+    never between recipes, as a record with any other setting does not fit.
     """
     first = [(record, departures(record, facts, newest)) for record in records]
     fitting = Counter(section_key(record) for record, reasons in first if not reasons)
@@ -246,10 +250,9 @@ def sort_out(records: list[Record], facts: PageFacts, newest: int) -> tuple[Reco
 
 
 def departures(record: Record, facts: PageFacts, newest: int) -> tuple[str, ...]:
-    """Return in what a record is not of the table's protocol: version, settings, data or the method's file.
+    """Return how a record departs from the table's protocol: version, settings, data or the method's file.
 
-    What counts is every setting of the page as the record has it, and not what was changed: a page's file may have been
-    edited.
+    Every recorded setting of the page counts, not only changed ones: a page's file may have been edited.
     """
     page, method = record["page"], record["method"]
     recorded = {**LATER, **page["settings"], **page["changed"]}
@@ -265,7 +268,7 @@ def departures(record: Record, facts: PageFacts, newest: int) -> tuple[str, ...]
 
 
 def differing(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return what of `own` is not as `wanted`, in words; further names in `own` do not count."""
+    """Return in words how `own` differs from `wanted`; further names in `own` do not count."""
     absent = sorted(wanted.keys() - own.keys())
     found = [
         f"{name} = {json.dumps(own[name])}, not {json.dumps(value)}"
@@ -276,7 +279,7 @@ def differing(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def unlike(record: Record, usual: Record) -> tuple[str, ...]:
-    """Return in what a record that fits the facts is unlike the records compared on its page."""
+    """Return how a record that fits the facts differs from the records compared on its page."""
     found = []
     if record["page"]["variant"] != usual["page"]["variant"]:
         found.append(f"page variant {record['page']['variant']}")
@@ -288,10 +291,10 @@ def unlike(record: Record, usual: Record) -> tuple[str, ...]:
 
 
 def runs_of(runs: Iterable[Run], row: PaperRow, match: Match, facts: PageFacts, usual: Settings) -> list[Run]:
-    """Return the runs that stand for a row in one reading, each with what it departs in.
+    """Return the runs of a row in one reading, each with its departures.
 
-    `match.changed` finds them. It is relative to the page's file, so the settings that the method really had are held
-    against the row's as well; `usual` has those that are not changed.
+    `match.changed` selects them. It is relative to the page's file, so the settings the method really had are compared
+    with the row's as well; `usual` has those that are not changed.
     """
     wanted = {name: facts.settings[name] if value == FROM_PAGE else value for name, value in usual.items()}
     wanted.update(match.changed)
@@ -311,8 +314,8 @@ def is_at(record: Record, row: PaperRow, sparsity: int) -> bool:
 def name_versions(runs: list[Run], row: PaperRow) -> list[Run]:
     """Mark the runs of a row whose method's file is another version than the one compared.
 
-    Compared is the version with most runs in the cells of the row, a seed once; of equally many, the one that finished
-    last. So a single late run, from an old checkout or a new one, does not take the others out of the comparison.
+    Compared is the version with most runs in the row's entries, counting a seed once; of equally many, the one that
+    finished last. So a single late run, from any checkout, does not exclude the others.
     """
     by_version: dict[str, list[Record]] = {}
     for record, reasons in runs:
@@ -328,6 +331,6 @@ def name_versions(runs: list[Run], row: PaperRow) -> list[Run]:
 
 
 def weigh(records: list[Record]) -> tuple[object, ...]:
-    """Return what decides between versions: the number of cells and seeds, then the moment of the last run."""
+    """Return what decides between versions: the number of entries and seeds, then the time of the last run."""
     last = max((parse_time(record["finished"]), *stable_key(record)) for record in records)
     return len({(record["sparsity"], record["seed"]) for record in records}), *last

@@ -1,4 +1,4 @@
-"""The page that shows the paper's tables beside the records, and its legend."""
+"""The sheet that shows the paper's tables beside the records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from leaderboard.paper.cells import (
 )
 from leaderboard.paper.published import Published, Tables
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import signed
+from leaderboard.tables.comparisons import show_bounds, signed
 from leaderboard.tables.sections import amount, identity
 from leaderboard.tables.table import (
     BLANK,
@@ -38,7 +38,7 @@ from leaderboard.tables.table import (
     escape,
     flops,
     line,
-    link,
+    list_links,
     mean,
     mean_and_std,
     multiple,
@@ -51,15 +51,20 @@ COSTS = (("train", "training FLOPs"), ("inference", "inference FLOPs"))
 def render_paper(
     records: list[Record], tables: Tables, folder: str = "records", views: list[TableView] | None = None
 ) -> str:
-    """Return the page, in Markdown; `folder` is where links to records lead, relative to the page.
+    """Return the sheet in Markdown; `folder` is the link target of records, relative to the sheet.
 
-    `views`: what `compare_all` gives for these records, where it is known already.
-
-    Invariant: the same records in any order give the same text, and every number is a record's or a published one.
+    `views`: what `compare_all` returns for these records, if it is known already. Invariant: the order of the records
+    is irrelevant, and every number is a record's or a published one.
     """
     views = compare_all(records, tables) if views is None else views
     dense = {view.part.page: view.lines[0].cells[0] for view in views[0].parts}
-    lines = [make_introduction(tables, folder), "", *summary_table(views), "", make_legend(tables)]
+    lines = [
+        INTRODUCTION.format(source=escape(tables.source), folder=quote(folder)),
+        "",
+        *summary_table(views),
+        "",
+        make_legend(tables),
+    ]
     for view in views:
         name = f"Table {view.table.number}"
         lines += ["", f"## {name}: {NAMES[view.table.number]}", "", progress(view)]
@@ -91,7 +96,7 @@ def done_of(view: TableView) -> str:
 
 
 def progress(view: TableView) -> str:
-    """Return what of a table is done, and the command that does the rest."""
+    """Return how much of a table was run, and the command that runs the rest."""
     target = f"make table{view.table.number}"
     missing = sum(comparison.verdict == NOT_IN_SUITE for comparison in view.distinct())
     others = f" {amount(missing, 'further cell')} belong to methods that the suite does not have." if missing else ""
@@ -102,7 +107,7 @@ def progress(view: TableView) -> str:
 
 
 def baseline_table(view: TableView, tables: Tables, folder: str) -> list[str]:
-    """Return the lines of Table 1: a page to a row, with the recipe the paper prints."""
+    """Return the lines of Table 1: a row for each page, with the recipe the paper prints."""
     costs = COSTS if any(has_costs(part) for part in view.parts) else ()
     head = ["network and data", "epochs", "batch", "learning rate", "÷ 10 after epochs", "weight decay", "accuracy, %"]
     lines = [line([*head, *(name for _, name in costs)]), line(["---"] + ["---:"] * 5 + ["---"] * (1 + len(costs)))]
@@ -119,7 +124,7 @@ def baseline_table(view: TableView, tables: Tables, folder: str) -> list[str]:
 
 
 def part_section(view: PartView, dense: Comparison, tables: Tables, folder: str) -> list[str]:
-    """Return the lines of one part of Table 2 or 3: title, what is compared, the dense network's line, the table."""
+    """Return the lines of one part of Table 2 or 3: title, what is compared, the dense network, the table."""
     title = tables.pages[view.part.page].title
     lines = ["", f"### {title}", "", f"Page `{view.part.page}`; "]
     lines[-1] += f"compared are runs of {identity(view.usual)}." if view.usual else "no run of its protocol yet."
@@ -147,13 +152,13 @@ def part_section(view: PartView, dense: Comparison, tables: Tables, folder: str)
 
 
 def has_costs(view: PartView) -> bool:
-    """Return whether a part has FLOPs to show: printed by the paper, or of a run of ours, compared or not."""
+    """Return whether a part has FLOPs to show: printed ones, or those of our runs, compared or not."""
     cells = [cell for shown in view.lines for cell in shown.cells.values()]
     return any(cell.compared or cell.others or cell.published.train_share is not None for cell in cells)
 
 
 def method_cell(shown: Line, name_group: bool) -> str:
-    """Return the first cell of a row: label, which reading of the paper it is, group, and whether it is cited."""
+    """Return the first entry of a row: label, reading of the paper, group, and whether it is cited."""
     row = shown.row
     parts = [
         f"**{escape(row.label)}**",
@@ -164,7 +169,7 @@ def method_cell(shown: Line, name_group: bool) -> str:
 
 
 def accuracy_cell(comparison: Comparison, tables: Tables, folder: str) -> str:
-    """Return the accuracies of a cell, stacked: the paper's, ours in its protocol, verdict, ours in the clean one."""
+    """Return stacked accuracies: the paper's, ours in its protocol, verdict, ours in the clean protocols."""
     lines = accuracy_lines(comparison, tables)
     compared = comparison.compared
     if compared is None and comparison.others:
@@ -186,12 +191,12 @@ def accuracy_cell(comparison: Comparison, tables: Tables, folder: str) -> str:
 
 
 def name_departures(group: Group) -> str:
-    """Return in what a group's runs are not of the table's protocol."""
+    """Return how a group's runs depart from the table's protocol, escaped."""
     return "; ".join(escape(departure) for departure in group.departures)
 
 
 def accuracy_lines(comparison: Comparison, tables: Tables) -> list[str]:
-    """Return the paper's accuracy and, where there are compared runs, ours in its protocol and the difference."""
+    """Return the paper's accuracy and, if runs are compared, ours in its protocol and the difference."""
     published = comparison.published
     std = "" if published.std is None else f" ± {published.std:.2f}"
     value = BLANK if published.top1 is None else f"{published.top1:.2f}{std} {tables.marks[published.status]}".rstrip()
@@ -202,24 +207,22 @@ def accuracy_lines(comparison: Comparison, tables: Tables) -> list[str]:
 
 
 def our_lines(group: Group, published: Published, tables: Tables, comparison: Comparison | None = None) -> list[str]:
-    """Return ours, best on test, and the difference: with its interval where `comparison` has one."""
+    """Return ours, best on test, and the difference, with its interval if `comparison` has one."""
     found = group.values("best_on_test")
     count = f"(n={len(found)}, {group.diverged} diverged)" if group.diverged else f"(n={len(found)})"
     lines = [f"ours, best on test: {mean_and_std(found)} {count}"]
     if found and published.top1 is not None:
         difference = comparison.difference if comparison else None
         text = f"ours − paper: {signed(sum(found) / len(found) - published.top1)}"
-        if difference is not None and difference.low is not None and difference.high is not None:
-            text += f" [{signed(difference.low)}, {signed(difference.high)}]"
+        text += show_bounds(difference) if difference is not None else ""
         lines.append(f"{text} {tables.marks[published.status]}".rstrip())
     return lines
 
 
 def seen_lines(comparison: Comparison, tables: Tables) -> list[str]:
-    """Return the true difference that such runs as a cell's find in seven to eight of ten cases, where they have one.
+    """Return the true difference that such runs find in seven to eight of ten cases, if there is one.
 
-    Welch's degrees of freedom vary from case to case: with three runs each and equal spreads it is found in seven, with
-    spreads far apart in eight.
+    Welch's degrees of freedom vary: with three runs each and equal spreads it is seven, with spreads far apart eight.
     """
     difference = comparison.difference
     if difference is None or difference.detectable is None:
@@ -229,25 +232,21 @@ def seen_lines(comparison: Comparison, tables: Tables) -> list[str]:
 
 
 def clean_lines(group: Group) -> list[str]:
-    """Return ours in the clean protocols: the last epoch, and selected on validation where a page has that."""
+    """Return ours in the clean protocols: the last epoch, and selected on validation if the page has that."""
     kinds = {"last_epoch": "last epoch", "validation_selected": "selected on validation"}
     found = {name: group.values(key) for key, name in kinds.items()}
     return [f"ours, {name}: {mean_and_std(values)}" for name, values in found.items() if values]
 
 
 def run_lines(group: Group, folder: str) -> list[str]:
-    """Return links to the records of a group, diverged ones named, and the seeds whose code is in no commit."""
-    shown = [
-        link(record, folder, "seed") + ("" if record["status"] == "ok" else " (diverged)")
-        for record in group.cell.counted
-    ]
-    links = ", ".join(shown + [link(record, folder, "repeat of seed") for record in group.cell.repeats])
+    """Return links to the records of a group, and the seeds that diverged or whose code is in no commit."""
+    links = list_links(group.cell, folder, " (diverged)")
     dirty = [str(record["seed"]) for record in group.cell.counted if record["git"]["dirty"]]
     return [links, f"uncommitted code: seed {', '.join(dirty)}"] if dirty else [links]
 
 
 def cost_cell(comparison: Comparison, key: str, absolute: bool, tables: Tables) -> str:
-    """Return the FLOPs of a cell, stacked: the paper's share of dense where it prints one, and ours."""
+    """Return the FLOPs of an entry, stacked: the paper's share of dense if it prints one, and ours."""
     published = {"train": comparison.published.train_share, "inference": comparison.published.inference_share}[key]
     lines = []
     if published is not None:
@@ -261,7 +260,7 @@ def cost_cell(comparison: Comparison, key: str, absolute: bool, tables: Tables) 
 
 
 def footnotes(view: TableView, tables: Tables) -> list[str]:
-    """Return the lines under a table: the marks it carries, and what a reader must know of it."""
+    """Return the lines under a table: the marks it uses, and its notes."""
     used = {cell.status for part in view.table.parts for row in part.rows for cell in row.cells.values()}
     marks = [f"- {mark} {meaning_of(tables, name)}" for name, mark in tables.marks.items() if name in used and mark]
     return marks + [f"- {' '.join(note.split())}" for note in view.table.notes]
@@ -320,11 +319,6 @@ FLOPs are 2 × multiply-adds, as multiples of the dense network's. `·`: nothing
 end of gradual pruning; ERK, uniform: how the active weights are shared out among the layers."""
 
 
-def make_introduction(tables: Tables, folder: str) -> str:
-    """Return the head of the page; `folder` is where links to records lead."""
-    return INTRODUCTION.format(source=escape(tables.source), folder=quote(folder))
-
-
 def make_legend(tables: Tables) -> str:
     """Return the explanation of every line, verdict and mark."""
     return LEGEND.format(
@@ -347,5 +341,5 @@ def make_legend(tables: Tables) -> str:
 
 
 def meaning_of(tables: Tables, status: str) -> str:
-    """Return what a status of a published number says, as a footnote: `*unconfirmed*, recalled, …`."""
+    """Return the meaning of a status as a footnote: `*unconfirmed*, recalled, …`."""
     return f"*{status}*, {' '.join(tables.meanings[status].split())}."

@@ -1,4 +1,4 @@
-"""What the GraNet paper printed: its Tables 1 to 3 read from paper_tables.yaml, every rule of that file checked."""
+"""What the GraNet paper prints: its Tables 1 to 3, read from paper_tables.yaml and checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from leaderboard.store.schema import GROUPS
 FILE = Path(__file__).resolve().parent / "paper_tables.yaml"
 SPARSITIES = {1: (0,), 2: (90, 95, 98), 3: (80, 90)}  # of each table's columns, in percent; 0 is dense
 RAN_BY = ("authors", "cited")
-FROM_PAGE = "page"  # in place of a method's setting: the value that the page has
+FROM_PAGE = "page"  # in place of a method's setting: the page's value
 
 Settings = dict[str, Any]
 
@@ -28,7 +28,7 @@ class PublishedError(ValueError):
 
 @dataclass(frozen=True)
 class Published:
-    """One cell as printed: accuracies in percent, costs as multiples of dense; None where the paper prints nothing."""
+    """One entry as printed: accuracies in percent, costs as multiples of dense; None if nothing is printed."""
 
     top1: float | None
     std: float | None
@@ -39,7 +39,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Match:
-    """Which records stand for a row: their method, and exactly the settings that differ from the page's."""
+    """Which records belong to a row: their method, and exactly the settings that differ from the page's."""
 
     method: str
     changed: dict[str, Any]
@@ -48,7 +48,7 @@ class Match:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row: `cells` by sparsity in percent; `ours` is empty for a method that the suite does not have."""
+    """One row: `cells` are its entries by sparsity in percent; `ours` is empty for a method that the suite lacks."""
 
     label: str
     group: str
@@ -59,7 +59,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a table that one page of configs/ answers; `recipe` as the paper's Table 1 prints it."""
+    """The rows of a table that belong to one page of configs/; `recipe` as the paper's Table 1 prints it."""
 
     page: str
     model: str
@@ -70,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the paper's tables, with what a reader must know of it."""
+    """One of the paper's tables, with notes for its readers."""
 
     number: int
     parts: tuple[Part, ...]
@@ -79,7 +79,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a record's page and data must have for its accuracy to be compared with the paper's: every setting."""
+    """The data and all settings of a page that a record must have to be compared with the paper."""
 
     title: str
     data: dict[str, Any]
@@ -90,7 +90,7 @@ class PageFacts:
 class Tables:
     """All tables; `marks` and `meanings` by status, `runs` behind each published ±, `pages` and `methods` by name.
 
-    `methods` has the settings of a method where nothing is changed, FROM_PAGE for those that it takes from the page.
+    `methods` has each method's default settings, FROM_PAGE for those that it takes from the page.
     """
 
     source: str
@@ -103,10 +103,10 @@ class Tables:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where the library would drop the first without a word."""
+    """A YAML loader that refuses duplicate keys, of which the library silently drops the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Return the map of `node`. Raises PublishedError for a key that comes twice."""
+        """Return the map of `node`. Raises PublishedError for a duplicate key."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -117,8 +117,8 @@ class Loader(yaml.SafeLoader):
 def load_tables(path: Path = FILE) -> Tables:
     """Read and check the published tables.
 
-    Raises PublishedError naming the file, the table, the row and the broken rule. Invariant: what is returned has known
-    statuses and groups, accuracies in [0, 100], the columns of SPARSITIES in every row and no row twice in a part.
+    Raises PublishedError naming the file, the table, the row and the broken rule. Invariant: statuses and groups are
+    known, accuracies in [0, 100], every row has the columns of SPARSITIES, and no row comes twice in a part.
     """
     try:
         return make_tables(yaml.load(path.read_text(encoding="utf-8"), Loader))
@@ -164,7 +164,7 @@ def make_tables(content: Any) -> Tables:
 
 
 def check_methods(tables: Tables) -> None:
-    """Refuse a row of ours whose method, or a setting of it, is not described, or a setting that no page has."""
+    """Refuse a row of ours with a method or setting that is not described, or a setting that no page has."""
     for name, usual in tables.methods.items():
         for setting, value in read_map(usual, f"methods, {name}").items():
             for page, facts in tables.pages.items():
@@ -182,7 +182,7 @@ def check_methods(tables: Tables) -> None:
 
 
 def make_facts(facts: Any, name: str, common: Settings) -> PageFacts:
-    """Return what the records of a page must have: the settings `common` to all pages, and its own laid over them."""
+    """Return what the records of a page must have: its own settings over those `common` to all pages."""
     where = f"pages, {name}"
     read_map(facts, where, ("title", "data", "settings"))
     read_map(facts["data"], f"{where}, data", ("name", "classes", "train", "validation", "test"))
@@ -213,7 +213,7 @@ def make_part(part: Any, number: int, statuses: Iterable[str], pages: Iterable[s
 
 
 def make_row(row: Any, number: int, where: str, statuses: Iterable[str]) -> PaperRow:
-    """Return one row of table `number`, checked; `where` says in which part it stands."""
+    """Return one row of table `number`, checked; `where` names its part."""
     label = row.get("label") if isinstance(row, dict) else None
     where = f"{where}, row '{label}'"
     read_map(row, where, ("label", "group", "ran_by", "ours", "cells"))
@@ -237,7 +237,7 @@ def make_match(match: Any, where: str) -> Match:
 
 
 def make_cell(cell: Any, where: str, statuses: Iterable[str]) -> Published:
-    """Return one printed cell, checked."""
+    """Return one printed entry, checked."""
     read_map(cell, where, ("top1", "std", "status"), ("train_share", "inference_share"))
     if cell["status"] not in tuple(statuses):
         refuse(where, f"status must be one of {', '.join(statuses)}", cell["status"])
@@ -253,7 +253,7 @@ def make_cell(cell: Any, where: str, statuses: Iterable[str]) -> Published:
 def read_map(
     value: Any, where: str, needed: tuple[str, ...] | None = None, allowed: tuple[str, ...] = ()
 ) -> dict[Any, Any]:
-    """Return `value` where it is a map with all keys of `needed` and none beyond those and `allowed` (None: any)."""
+    """Return `value` if it is a map with all keys of `needed` and none but those and `allowed` (None: any)."""
     if not isinstance(value, dict):
         refuse(where, "must be a map", value)
     if needed is not None:
@@ -267,7 +267,7 @@ def read_map(
 
 
 def read_list(value: Any, where: str) -> list[Any]:
-    """Return `value` where it is a list."""
+    """Return `value` if it is a list."""
     if not isinstance(value, list):
         refuse(where, "must be a list", value)
     return value

@@ -1,4 +1,4 @@
-"""The three findings on plasticity, from the points that branches give."""
+"""The paper's three findings on pruning plasticity, tested on the records of branches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from leaderboard.store.kinds import is_number, parse_time
 from leaderboard.store.records import file_key
 from leaderboard.store.repeat import drop_epochs
 from leaderboard.store.schema import Record
-from leaderboard.tables.sections import identity, section_title
+from leaderboard.tables.comparisons import grain
+from leaderboard.tables.sections import amount, identity, section_title
 from leaderboard.tables.table import LEAST_SEEDS, percent
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ CLAIMS = {
 
 
 class Cell(NamedTuple):
-    """What was done in a branch. `sparsity` is that of the network before, `rate` the share of its weights pruned."""
+    """How a branch was pruned. `sparsity` is that of the network before, `rate` the share of its weights pruned."""
 
     sparsity: float
     rate: float
@@ -35,7 +36,7 @@ class Cell(NamedTuple):
     epoch: int
 
 
-# A side of a comparison (True: where the paper finds more), and what both sides share; None for neither.
+# The side of a comparison (True: where the paper finds more) and what both sides share; None if on neither side.
 Side = Callable[[Cell], tuple[bool, tuple[object, ...]] | None]
 
 
@@ -59,7 +60,7 @@ class Finding:
 
 
 def find_findings(study: Study) -> list[Finding]:
-    """Return the paper's findings on a study, on plasticity and on the final gap, corrected for their number."""
+    """Return the paper's findings tested on a study: on plasticity and the final gap, corrected for their number."""
     from leaderboard.tables.stats import holm  # here, because scipy takes a while
 
     found = [weigh(study, kind, claim) for kind in (PLASTICITY, GAP) if study.values[kind] for claim in CLAIMS]
@@ -68,7 +69,7 @@ def find_findings(study: Study) -> list[Finding]:
 
 
 def make_sides(study: Study, claim: str) -> tuple[Side, str]:
-    """Return which cells a claim compares, as a function and in words; the mildest rate with the harshest and so on."""
+    """Return which cells a claim compares, as a function and in words, such as the mildest and the harshest rate."""
     cells = [cell for values in study.values.values() for cell in values]
     if claim == "regrow":
         return lambda cell: (cell.regrow, (cell.sparsity, cell.rate, cell.epoch)), "with and without regeneration"
@@ -115,7 +116,7 @@ def weigh(study: Study, kind: str, claim: str) -> Finding:
 
 
 def finished(by_seed: dict[int, float | None]) -> dict[int, float] | None:
-    """Return the values of a cell's seeds, or None where a branch diverged."""
+    """Return the values of a cell's seeds, or None if a branch diverged."""
     known = {seed: value for seed, value in by_seed.items() if value is not None}
     return known if len(known) == len(by_seed) else None
 
@@ -131,18 +132,18 @@ def pair_cells(cells: Iterable[Cell], side: Side) -> list[dict[bool, list[Cell]]
 
 
 def explain(study: Study, kind: str, diverged: int, seeds: list[int], paired: bool) -> str:
-    """Return what limits a comparison, in words; empty where nothing does."""
+    """Return what limits a comparison, or an empty text."""
     every = study.seeds(kind)
     reasons = []
     if not paired:
         reasons.append("the branches show one side of the comparison only")
     elif len(seeds) < LEAST_SEEDS:
-        reasons.append(f"{len(seeds)} complete seed{'' if len(seeds) == 1 else 's'}, {LEAST_SEEDS} are needed")
+        reasons.append(f"{amount(len(seeds), 'complete seed')}, {LEAST_SEEDS} are needed")
     lacking = sorted(set(every) - set(seeds))
     if lacking:
         reasons.append(f"seed {', '.join(map(str, lacking))} lacks branches that others have")
     if diverged:
-        reasons.append(f"{diverged} cells left out, of which a branch diverged")
+        reasons.append(f"{amount(diverged, 'cell')} left out, of which a branch diverged")
     return "; ".join(reasons)
 
 
@@ -168,11 +169,11 @@ Values = dict[Cell, dict[int, float | None]]  # points by seed; None where the b
 
 @dataclass(frozen=True)
 class Study:
-    """Branches that may be compared: of one page, scope and pattern, of one version of the method.
+    """Comparable branches: of one page, scope, pattern and version of the method.
 
-    `values` by kind: plasticity is the accuracy `more` epochs after pruning, at the learning rate then in force, less
-    that just before; gap is the accuracy at the page's end less that of the network that was not pruned. Both are of
-    the test images after the last epoch, in points.
+    `values` by kind: plasticity is the accuracy `more` epochs after pruning, at an unchanged learning rate, less that
+    just before; gap is the accuracy at the end of training less that of the unpruned network. Both are on the test
+    images after the last epoch, in points.
     """
 
     title: str
@@ -181,7 +182,7 @@ class Study:
     name: str  # of the page
     epochs: int  # of the page
     drops: tuple[int, ...]  # epochs at which the learning rate falls
-    rates: dict[int, float]  # the learning rate in force by epoch
+    rates: dict[int, float]  # the learning rate by epoch of pruning
     grain: float  # points that one test image is worth
     scope: str
     pattern: str
@@ -190,16 +191,16 @@ class Study:
     runs: int
 
     def sparsities(self) -> list[float]:
-        """Return the sparsities of the networks before they were pruned, rising."""
+        """Return the sparsities of the networks before pruning, in ascending order."""
         return sorted({cell.sparsity for values in self.values.values() for cell in values})
 
     def seeds(self, kind: str) -> list[int]:
-        """Return the seeds of which there is any branch of a kind, rising."""
+        """Return the seeds with any branch of a kind, in ascending order."""
         return sorted({seed for by_seed in self.values[kind].values() for seed in by_seed})
 
 
 def is_pruning(record: Record) -> bool:
-    """Return whether a record is of a branch that was pruned once and is measured here."""
+    """Return whether a record is of a branch that was pruned once, from a parent in PARENTS."""
     branch, settings = record.get("branch"), record["method"]["settings"]
     if branch is None or branch["parent_label"] not in PARENTS:
         return False
@@ -209,7 +210,7 @@ def is_pruning(record: Record) -> bool:
 
 
 def kind_of(record: Record) -> str | None:
-    """Return what a branch measures: plasticity, gap, or None for one that ends elsewhere."""
+    """Return what a branch measures: PLASTICITY, GAP, or None for one that ends at another epoch."""
     branch = record["branch"]
     if branch["hold_lr"]:
         return PLASTICITY
@@ -218,7 +219,7 @@ def kind_of(record: Record) -> str | None:
 
 
 def value_of(record: Record, kind: str) -> float | None:
-    """Return the points that a branch gives; None where it diverged."""
+    """Return the points that a branch measures; None if it diverged."""
     last: float | None = record["accuracy_pct"]["last_epoch"]
     branch = record["branch"]
     before: float = branch["before"]["test_acc_pct"] if kind == PLASTICITY else branch["unpruned_acc_pct"]
@@ -226,10 +227,10 @@ def value_of(record: Record, kind: str) -> float | None:
 
 
 def make_studies(records: Iterable[Record]) -> list[Study]:
-    """Return the studies that the records of a store of branches give, in a stable order.
+    """Return the studies that branches make up, in a stable order.
 
-    Of several branches of one cell and seed the one that finished first counts. Invariant: the same records in any
-    order give the same studies.
+    Of several branches of one cell and seed the first to finish counts. Invariant: the order of the records is
+    irrelevant.
     """
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
@@ -240,7 +241,7 @@ def make_studies(records: Iterable[Record]) -> list[Study]:
 
 
 def key_of(record: Record) -> tuple[Any, ...]:
-    """Return what the branches of a study have in common."""
+    """Return what the branches of a study share."""
     page, settings = record["page"], record["method"]["settings"]
     where = page["name"], page["variant"], record["data"]["fingerprint"], record["environment"]["precision"]
     return -record["protocol"], *where, settings["scope"], settings["pattern"], record["method"]["sha256"]
@@ -258,7 +259,7 @@ def lengths_of(group: list[Record]) -> list[int]:
 
 
 def make_study(group: list[Record], more: int) -> Study:
-    """Return the study of branches in the order in which they finished."""
+    """Return the study of branches, which come in the order in which they finished."""
     values: dict[str, Values] = {PLASTICITY: {}, GAP: {}}
     rates = {}
     runs = 0
@@ -273,7 +274,6 @@ def make_study(group: list[Record], more: int) -> Study:
         runs += 1
     first = group[0]
     settings, method = first["page"]["settings"], first["method"]
-    images = first["data"]["test"]
     return Study(
         title=f"{section_title(first)}: {describe_pruning(method['settings'])}",
         about=f"{identity(first)}, method file {method['sha256'][:8]}",
@@ -282,7 +282,7 @@ def make_study(group: list[Record], more: int) -> Study:
         epochs=int(settings.get("epochs") or 0),
         drops=find_drops(settings),
         rates=dict(sorted(rates.items())),
-        grain=100 / images if images else 0.0,
+        grain=grain(first),
         scope=method["settings"]["scope"],
         pattern=method["settings"]["pattern"],
         more=more,
@@ -292,7 +292,7 @@ def make_study(group: list[Record], more: int) -> Study:
 
 
 def describe_pruning(settings: dict[str, Any]) -> str:
-    """Return what was pruned, in words."""
+    """Return in words what was pruned."""
     what = "whole filters" if settings["pattern"] == "filters" else "single weights"
     return f"{what} {'in each layer' if settings['scope'] == 'layer' else 'over all layers'}"
 
@@ -303,14 +303,3 @@ def find_drops(settings: dict[str, Any]) -> tuple[int, ...]:
     if settings.get("lr_schedule", "step") != "step" or not isinstance(epochs, int) or not isinstance(drops, list):
         return ()
     return tuple(drop_epochs((drop for drop in drops if is_number(drop)), epochs))
-
-
-def mean_of(by_seed: dict[int, float | None]) -> float | None:
-    """Return the mean over the seeds whose branch did not diverge, or None."""
-    known = [value for value in by_seed.values() if value is not None]
-    return fmean(known) if known else None
-
-
-def describe_rate(rate: float) -> str:
-    """Return a pruning rate as lines and rows are called by it."""
-    return f"{percent(rate)} pruned"

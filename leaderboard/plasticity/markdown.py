@@ -1,4 +1,4 @@
-"""The page of pruning plasticity and the list of its pictures."""
+"""The sheet of pruning plasticity and the list of its pictures."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from statistics import fmean
 from urllib.parse import quote
 
 from leaderboard.claims.claim import show_p
-from leaderboard.drawing.pictures import Picture, PruningLine, Schedule
+from leaderboard.drawing.pictures import Picture, PruningLine, Schedule, embed
 from leaderboard.plasticity.findings import (
     CLAIMS,
     GAP,
     PLASTICITY,
     Finding,
     Study,
-    describe_rate,
     find_findings,
     make_studies,
-    mean_of,
 )
 from leaderboard.store.records import Problem, file_stem
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import signed
+from leaderboard.tables.comparisons import show_interval, signed
+from leaderboard.tables.sections import amount, skipped_files
 from leaderboard.tables.table import BLANK, escape, line, mean_and_std, percent
 
 INTRODUCTION = """\
@@ -55,10 +55,9 @@ NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
 def render_plasticity(
     records: list[Record], problems: Iterable[Problem], folder: str = "branches", pictures: str = "pictures"
 ) -> str:
-    """Return the page in Markdown, or an empty text where no record is of a branch that was pruned.
+    """Return the sheet in Markdown, or an empty text if no record is of a pruned branch.
 
-    `folder` and `pictures` are where links lead, relative to the page. Invariant: the same records in any order give
-    the same text.
+    `folder` and `pictures` are link targets relative to the sheet. Invariant: the order of the records is irrelevant.
     """
     studies = make_studies(records)
     if not studies:
@@ -66,50 +65,40 @@ def render_plasticity(
     lines = [INTRODUCTION.format(folder=quote(folder))]
     titles = [study.title for study in studies]
     for study in studies:
-        name = study.title if titles.count(study.title) == 1 else f"{study.title}, {study.more} epochs ({study.about})"
+        name = study.title if titles.count(study.title) == 1 else f"{study.title}, {epochs(study)} ({study.about})"
         lines += section(study, name, pictures)
-    skipped = sorted(problems, key=lambda problem: (problem.file, problem.reason))
-    if skipped:
-        lines += ["", "## Skipped files", "", *(f"- {escape(p.file)}: {escape(p.reason)}" for p in skipped)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *skipped_files(problems)]) + "\n"
 
 
 def section(study: Study, title: str, folder: str) -> list[str]:
     """Return the lines of one study."""
+    seeds = sorted({*study.seeds(PLASTICITY), *study.seeds(GAP)})
     lines = [
         "",
         f"## {title}",
         "",
-        f"Page {escape(study.name)}; {study.about}; {study.runs} branches; seeds {list_numbers(all_seeds(study))}; "
+        f"Page {escape(study.name)}; {study.about}; {study.runs} branches; seeds {list_numbers(seeds)}; "
         f"{study.epochs} epochs, learning rate falls at {list_numbers(study.drops) or 'none'}; plasticity after "
-        f"{study.more} epochs.",
+        f"{epochs(study)}.",
         "",
         *findings_table(find_findings(study)),
     ]
-    for stem, picture in list_pruning_pictures([study]).items():
-        lines += ["", f"![{picture.title}]({quote(folder)}/{quote(stem)}.svg)", "", f"*{picture.caption}*"]
+    lines += embed(list_pruning_pictures([study]), folder)
     for kind in (PLASTICITY, GAP):
         if study.values[kind]:
             heading = f"{NAMES[kind].capitalize()}, points, mean ± sample standard deviation over seeds (n)"
-            lines += [
-                "",
-                "<details>",
-                f"<summary>{heading}</summary>",
-                "",
-                *values_table(study, kind),
-                "",
-                "</details>",
-            ]
+            lines += ["", "<details>", f"<summary>{heading}</summary>", ""]
+            lines += [*values_table(study, kind), "", "</details>"]
     return lines
 
 
-def all_seeds(study: Study) -> list[int]:
-    """Return the seeds of a study, rising."""
-    return sorted({*study.seeds(PLASTICITY), *study.seeds(GAP)})
+def epochs(study: Study) -> str:
+    """Return after how many epochs plasticity was measured: `1 epoch`."""
+    return amount(study.more, "epoch")
 
 
 def list_numbers(numbers: Iterable[int]) -> str:
-    """Return numbers as a list in words."""
+    """Return numbers separated by commas."""
     return ", ".join(map(str, numbers))
 
 
@@ -119,7 +108,6 @@ def findings_table(findings: list[Finding]) -> list[str]:
     lines = [line(head), line("---" for _ in head)]
     for finding in findings:
         found = finding.difference
-        known = found.low is not None and found.high is not None
         verdict = f"**{finding.verdict}**"
         lines.append(
             line(
@@ -128,7 +116,7 @@ def findings_table(findings: list[Finding]) -> list[str]:
                     NAMES[finding.kind],
                     f"{finding.compared}; {finding.pairs} pairs of cells",
                     BLANK if found.mean is None else signed(found.mean),
-                    f"{signed(found.low or 0.0)} to {signed(found.high or 0.0)}" if known else BLANK,
+                    show_interval(found),
                     show_p(finding.adjusted_p),
                     str(found.n),
                     f"{verdict} ({finding.reason})" if finding.reason else verdict,
@@ -139,7 +127,7 @@ def findings_table(findings: list[Finding]) -> list[str]:
 
 
 def values_table(study: Study, kind: str) -> list[str]:
-    """Return the table of a kind's values: a row for each network, way and rate, a column for each epoch."""
+    """Return a table of values: a row for each network, regeneration and rate; a column for each epoch."""
     values = study.values[kind]
     epochs = sorted({cell.epoch for cell in values})
     head = ["network", "regeneration", "pruned", *(f"epoch {epoch}, lr {study.rates[epoch]:g}" for epoch in epochs)]
@@ -151,7 +139,7 @@ def values_table(study: Study, kind: str) -> list[str]:
             by_seed = next((v for c, v in values.items() if c == (sparsity, rate, regrow, epoch)), {})
             cells.append(show_cell(list(by_seed.values())))
         network = f"sparsity {percent(sparsity)}" if sparsity else "dense"
-        lines.append(line([network, "yes" if regrow else "no", describe_rate(rate), *cells]))
+        lines.append(line([network, "yes" if regrow else "no", f"{percent(rate)} pruned", *cells]))
     return lines
 
 
@@ -165,13 +153,10 @@ def show_cell(values: list[float | None]) -> str:
     return f"{shown} ({known}{f', {diverged} diverged' if diverged else ''})"
 
 
-TITLES = {
-    PLASTICITY: "Pruning plasticity",
-    GAP: "Final performance gap",
-}
+TITLES = {PLASTICITY: "Pruning plasticity", GAP: "Final performance gap"}
 CAPTIONS = {
     PLASTICITY: (
-        "Test accuracy {more} epochs after a network was pruned at an epoch, at the learning rate then in force, less "
+        "Test accuracy {more} after a network was pruned at an epoch, at the learning rate then in force, less "
         "its accuracy just before, in points; mean over seeds. "
     ),
     GAP: (
@@ -188,27 +173,26 @@ READING = (
 def list_pruning_pictures(studies: Iterable[Study]) -> dict[str, Picture]:
     """Return the pictures of the studies by the stem of their files.
 
-    Invariant: a picture has a line for each network, rate and way of pruning of which a branch did not diverge.
+    Invariant: a picture has a line for each network, rate and regeneration with a branch that did not diverge.
     """
     found = {}
     for study in studies:
         for kind in (PLASTICITY, GAP):
-            lines = make_lines(study, kind)
-            if lines:
+            if lines := make_lines(study, kind):
                 schedule = Schedule(float(study.epochs), [float(drop) for drop in study.drops])
-                title = f"{TITLES[kind]}{f' after {study.more} epochs' if kind == PLASTICITY else ''}"
-                caption = CAPTIONS[kind].format(more=study.more) + READING
+                title = f"{TITLES[kind]}{f' after {epochs(study)}' if kind == PLASTICITY else ''}"
+                caption = CAPTIONS[kind].format(more=epochs(study)) + READING
                 found[f"{name_study(study)}.{kind}"] = Picture(kind, title, caption, study.page, [*lines, schedule])
     return found
 
 
 def make_lines(study: Study, kind: str) -> list[PruningLine]:
-    """Return the means over seeds by epoch, a line for each network, rate and way of pruning."""
+    """Return the means over seeds by epoch, a line for each network, rate and regeneration."""
     points: dict[tuple[float, float, bool], dict[float, float]] = {}
     for cell, by_seed in study.values[kind].items():
-        mean = mean_of(by_seed)
-        if mean is not None:
-            points.setdefault((cell.sparsity, cell.rate, cell.regrow), {})[float(cell.epoch)] = mean
+        known = [value for value in by_seed.values() if value is not None]
+        if known:
+            points.setdefault((cell.sparsity, cell.rate, cell.regrow), {})[float(cell.epoch)] = fmean(known)
     lines = []
     for key, by_epoch in sorted(points.items()):
         epochs = sorted(by_epoch)
@@ -217,7 +201,7 @@ def make_lines(study: Study, kind: str) -> list[PruningLine]:
 
 
 def name_study(study: Study) -> str:
-    """Return the name of a study for files; another one for every study."""
+    """Return the file name of a study, unique to it."""
     key = json.dumps([study.about, study.scope, study.pattern, study.more])
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return f"plasticity-{file_stem(study.name)[:80]}.{digest}"

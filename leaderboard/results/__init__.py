@@ -1,1 +1,1 @@
-"""What all records come to."""
+"""The results in short."""

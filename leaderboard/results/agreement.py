@@ -1,17 +1,20 @@
-"""Statements of the paper that its tables carry, and whether the records agree with them."""
+"""Statements of the paper that its tables support, and whether the records agree with them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
 from leaderboard.claims.claim import NOT_DECIDED, Claim
-from leaderboard.claims.lookup import Question, Side, name_rows
+from leaderboard.claims.lookup import Question, Side
 from leaderboard.paper.published import PaperRow, Part, Published, Tables
+from leaderboard.store.kinds import parse_time
+from leaderboard.store.records import stable_key
 from leaderboard.store.schema import Record
-from leaderboard.tables.table import LEAST_SEEDS, plain
+from leaderboard.tables.comparisons import grain
+from leaderboard.tables.table import LEAST_SEEDS, plain, split_rows
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
@@ -25,12 +28,12 @@ VERDICTS = (AGREES, REVERSED, UNCLEAR, AGREES_ALONE, REVERSED_ALONE, NOT_SHOWN, 
 
 @dataclass(frozen=True)
 class Weighed:
-    """One statement at one sparsity, the paper's cells and what our runs say.
+    """One statement at one sparsity: what the paper prints and what our runs show.
 
-    `difference` is first less second in points, `alone_p` is Holm's over the sparsities of this pair, as in `make
+    `difference` is first less second in points; `alone_p` is Holm's over the sparsities of this pair, as in `make
     claim`, `adjusted_p` over all comparisons of the section that can be decided. Invariant: AGREES and REVERSED need a
-    claim that may carry a winner (three common seeds or more, none diverged, one version of each file, one kind of
-    machine), an adjusted p of at most 0.05 and a paper that has a direction; asked alone, the pair's own p will do.
+    claim that may name a winner, an adjusted p of at most 0.05 and a direction in the paper; "asked alone", `alone_p`
+    of at most 0.05.
     """
 
     a: str
@@ -45,14 +48,13 @@ class Weighed:
 
 
 def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
-    """Return the statements tested on the runs of one section, or nothing where it has no pair of rows.
+    """Return the statements tested on the runs of one section, or nothing if it has no pair of rows.
 
-    Only runs of the suite's own files at their defaults count. Invariant: the order of the runs does not matter.
+    Only runs of the suite's own files at their defaults count. Invariant: the order of the runs is irrelevant.
     """
     from leaderboard.tables.stats import holm  # here, because scipy takes a second
 
-    named = name_rows(runs)
-    rows = {name: own_row(named, name) for name in dict.fromkeys(name for pair in STATEMENTS for name in pair)}
+    rows = {name: found[-1] if found else Side(name, [], {}) for name, found in own_rows(runs).items()}
     claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(runs, rows[a], rows[b])}
     adjusted = holm({key: p_of(claim) for key, claim in claims.items()})
     family = sum(p is not None for p in adjusted.values())
@@ -60,23 +62,40 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     for key in ((a, b, sparsity) for a, b in STATEMENTS for sparsity in sorted({place for *_, place in claims})):
         tested = Weighed(*key, find_printed(tables, *key), None, None, NOT_RUN)
         if key in claims:
-            found.append(judge(tested, claims[key], adjusted[key], family, grain_of(runs)))
+            found.append(judge(tested, claims[key], adjusted[key], family, grain(runs[0])))
         else:
-            found.append(say_missing(tested, rows))
+            lacking = [name for name in key[:2] if key[2] not in rows[name].sparsities()]
+            found.append(replace(tested, reason=f"no run of {' and '.join(lacking)}"))
     return found
 
 
-def own_row(named: Mapping[str, Side], name: str) -> Side:
-    """Return the row that has the bare name of a method, so no setting changed, with the runs of the suite's own file.
+def own_rows(runs: list[Record]) -> dict[str, list[Side]]:
+    """Return the rows of each method in STATEMENTS: at its defaults, from the suite's own file.
 
-    It may have none.
+    One row for each version of the file, the version that was run last at the end.
     """
-    row = named.get(name, Side(name, [], {}))
-    return replace(row, runs=[run for run in row.runs if run["method"]["source"] == f"methods/{name}.py"])
+    found: dict[str, list[Side]] = {name: [] for name in dict.fromkeys(name for pair in STATEMENTS for name in pair)}
+    for row in split_rows(runs):
+        own = [run for run in row.runs if run["method"]["source"] == f"methods/{row.label}.py"]
+        if row.label in found and own:
+            found[row.label].append(Side(row.label, own, row.settings))
+    return {name: sorted(sides, key=last_finished) for name, sides in found.items()}
+
+
+def last_finished(side: Side) -> tuple[object, ...]:
+    """Return what sorts rows by their last run."""
+    return max((parse_time(run["finished"]), *stable_key(run)) for run in side.runs)
+
+
+def note_versions(runs: list[Record]) -> str:
+    """Return which version is compared of each method that was run in several, or nothing."""
+    several = [sides[-1] for sides in own_rows(runs).values() if len(sides) > 1]
+    files = [f"{side.name} (file {plain(side.runs[0]['method']['sha256'][:8])})" for side in several]
+    return f"Of several versions of a method's file the newest is compared: {', '.join(files)}." if files else ""
 
 
 def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:
-    """Return the claims on two rows of a section, one for every sparsity that both have."""
+    """Return the claims on two rows of a section, one for each sparsity that both have."""
     from leaderboard.claims.claim import answer
 
     if not set(one.sparsities()) & set(other.sparsities()):
@@ -85,29 +104,17 @@ def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:
 
 
 def p_of(claim: Claim) -> float | None:
-    """Return the p that counts: none where the runs cannot carry a winner, whatever it is."""
+    """Return the p that counts, None if the runs cannot carry a winner."""
     return None if claim.verdict == NOT_DECIDED else claim.difference.p
 
 
-def grain_of(runs: list[Record]) -> float:
-    """Return what one test image is worth, in points; the runs of a section share their data."""
-    images: int = runs[0]["data"]["test"]
-    return 100 / images if images else 0.0
-
-
-def say_missing(tested: Weighed, rows: Mapping[str, Side]) -> Weighed:
-    """Return a statement of which a row has no run at its sparsity, with the row's name."""
-    lacking = [name for name in (tested.a, tested.b) if tested.sparsity not in rows[name].sparsities()]
-    return replace(tested, reason=f"no run of {' and '.join(lacking)}")
-
-
 def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: float) -> Weighed:
-    """Return a statement with its verdict; `p` is corrected over `family` comparisons."""
+    """Return a statement with its verdict; `p` is corrected over `family` comparisons, `step` is one test image."""
     from leaderboard.tables.stats import ALPHA, smallest_detectable, widen
 
     tested = replace(tested, difference=claim.difference, adjusted_p=p, alone_p=claim.adjusted_p)
     if p is None:
-        few = len(claim.used) < LEAST_SEEDS and len(claim.reasons) == 1  # else something worse is to be told
+        few = len(claim.used) < LEAST_SEEDS and len(claim.reasons) == 1  # else there is a graver reason
         return replace(tested, verdict=TOO_FEW if few else NOT_DECIDED, reason=plain("; ".join(claim.reasons)))
     agreed = ((claim.difference.mean or 0.0) > 0) == (tested.printed.direction > 0)
     if p <= ALPHA:
@@ -122,8 +129,8 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     return replace(tested, verdict=NOT_SHOWN, reason=reason)
 
 
-# Methods at their defaults, first less second. Few: each further pair makes every other harder to show, for p is
-# corrected over all of them. Who reads the paper wants the first four.
+# Methods at their defaults, first less second. Few, because p is corrected over all pairs: each one more makes the
+# others harder to show. The first four are the paper's main comparisons.
 STATEMENTS = (
     ("granet", "rigl_itop"),
     ("granet", "gmp"),
@@ -133,17 +140,16 @@ STATEMENTS = (
     ("rigl_itop", "set"),
     ("gmp", "snip"),
 )
-TABLES = (2, 3)  # the first of them that has both rows speaks
+TABLES = (2, 3)  # the first that has both rows counts
 
 
 @dataclass(frozen=True)
 class Printed:
-    """What the paper prints of one row less another: in `above` of `cells` cells the first is above the second.
+    """What the paper prints of one row less another: in `above` of `cells` entries the first is above the second.
 
-    `table` is None where no table has both rows; `columns` are the sparsities of the cells in percent, `middle` is the
-    median difference in points. `statuses` are those of all numbers it rests on, and `cited` says whether the paper
-    copied a row from another paper. Invariant: `direction` is 1 or -1 only where more than half of the cells and their
-    median have that sign.
+    `table` is None if no table has both rows; `columns` are the sparsities in percent, `middle` is the median
+    difference in points, `statuses` are those of all numbers it rests on; `cited`: whether the paper copied a row.
+    Invariant: `direction` is 1 or -1 only if more than half of the entries and their median have that sign.
     """
 
     table: int | None = None
@@ -157,16 +163,16 @@ class Printed:
 
     @property
     def direction(self) -> int:
-        """1 where the first row is the better one in the paper, -1 where the second is, 0 where it says neither."""
+        """1 if the first row is better in the paper, -1 if the second is, else 0."""
         if self.middle is not None and self.middle > 0 and 2 * self.above > self.cells:
             return 1
         return -1 if self.middle is not None and self.middle < 0 and 2 * self.below > self.cells else 0
 
 
 def find_printed(tables: Tables, a: str, b: str, sparsity: float) -> Printed:
-    """Return what the paper prints of the rows of methods `a` and `b`, each at its defaults, at a sparsity in [0, 1).
+    """Return what the paper prints of methods `a` and `b` at their defaults, at a sparsity in [0, 1).
 
-    Where the table has no column of that sparsity, all its columns speak.
+    If the table has no column of that sparsity, all its columns count.
     """
     for number in TABLES:
         pairs = [pair for table in tables.tables if table.number == number for pair in find_pairs(table.parts, a, b)]
@@ -179,7 +185,7 @@ def find_printed(tables: Tables, a: str, b: str, sparsity: float) -> Printed:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two cells of one column of one part of a table."""
+    """Two entries in one column of one part of a table."""
 
     sparsity: int
     rows: tuple[PaperRow, PaperRow]
@@ -188,7 +194,7 @@ class Pair:
 
 
 def find_pairs(parts: Iterable[Part], a: str, b: str) -> list[Pair]:
-    """Return the cells of both rows, side by side, of every part of a table that has both."""
+    """Return the entries of both rows, side by side, from every part of a table that has both."""
     found = []
     for part in parts:
         one, other = (find_row(part, name) for name in (a, b))
@@ -198,12 +204,12 @@ def find_pairs(parts: Iterable[Part], a: str, b: str) -> list[Pair]:
 
 
 def find_row(part: Part, name: str) -> PaperRow | None:
-    """Return the row of a part that stands for a method at its defaults."""
+    """Return the row of a part for a method at its defaults."""
     return next((row for row in part.rows for match in row.ours if match.method == name and not match.changed), None)
 
 
 def summarise(number: int, pairs: list[Pair], tables: Tables) -> Printed:
-    """Return what pairs of cells of one table say together."""
+    """Return what the pairs of one table say together."""
     # the paper prints two decimals, so a difference has two as well
     differences = [round((pair.one.top1 or 0.0) - (pair.other.top1 or 0.0), 2) for pair in pairs]
     used = {cell.status for pair in pairs for cell in (pair.one, pair.other)}

@@ -1,24 +1,24 @@
-"""What a reader may not conclude: worked out from what the records are of, where it depends on them."""
+"""What a reader may not conclude, derived from the records where it depends on them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
 from leaderboard.paper.cells import NOT_IN_SUITE, SAME_PAGE, TableView
 from leaderboard.paper.published import Tables
 from leaderboard.results.agreement import TABLES
-from leaderboard.results.scope import Section, count_machines, span
+from leaderboard.results.scope import Section, count_machines, epochs_of, span
 from leaderboard.store.kinds import is_number
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import accuracies, grain
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import escape
 
-NEAR_CEILING = 2.0  # points; where the dense network has no more errors than these, methods can hardly differ
-MAIN = ("data", "model", "epochs", "image size", "batch size", "training images")  # what tells pages apart first
+NEAR_CEILING = 2.0  # points of error of the dense network, up to which methods can hardly differ
+MAIN = ("data", "model", "epochs", "image size", "batch size", "training images")  # the first to tell pages apart
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
 MOST = 6  # pages named in a sentence; more are only counted
 
@@ -32,20 +32,13 @@ ALWAYS = (
 
 def list_caveats(sections: list[Section], views: list[TableView], tables: Tables) -> list[str]:
     """Return what a reader may not conclude, a sentence or two each. `sections` are all, of branches too."""
-    own: list[Callable[[], str]] = [
-        lambda: about_paper(views),
-        lambda: about_length(sections, tables),
-        lambda: about_jpeg(sections, tables),
-        lambda: about_ceiling(sections),
-        lambda: about_seeds(sections),
-        lambda: about_machines(sections),
-        lambda: about_code(sections),
-    ]
-    return [text for make in own if (text := make())] + list(ALWAYS)
+    own = [about_paper(views), about_length(sections, tables), about_jpeg(sections, tables), about_ceiling(sections)]
+    own += [about_seeds(sections), about_machines(sections), about_code(sections)]
+    return [text for text in (*own, *ALWAYS) if text]
 
 
 def count_cells(views: list[TableView]) -> tuple[int, int]:
-    """Return how many cells of the paper's tables were run at their protocol, of how many that the suite can run."""
+    """Return how many entries of the paper's tables were run at their protocol, of how many the suite can run."""
     ours = [found for view in views for found in view.distinct() if found.verdict != NOT_IN_SUITE]
     return sum(found.compared is not None for found in ours), len(ours)
 
@@ -61,9 +54,9 @@ def about_paper(views: list[TableView]) -> str:
 
 
 def about_length(sections: list[Section], tables: Tables) -> str:
-    """Return how short training was."""
+    """Return how short training was, or nothing if it was not."""
     wanted = [value for page in compared_pages(tables) if is_number(value := tables.pages[page].settings["epochs"])]
-    known = [value for section in sections for run in section.runs if is_number(value := epochs_of(run))]
+    known = [value for section in sections for value in epochs_of(section.runs)]
     if not known or min(known) >= min(wanted):
         return ""
     return (
@@ -72,13 +65,8 @@ def about_length(sections: list[Section], tables: Tables) -> str:
     )
 
 
-def epochs_of(run: Record) -> Any:
-    """Return the epochs that a run's page trains, as recorded."""
-    return run["page"]["settings"].get("epochs")
-
-
 def is_jpeg_copy(run: Record) -> bool:
-    """Return whether a run's images are of a folder that says it holds JPEG copies: `…-jpeg`."""
+    """Return whether a run's images come from a folder of JPEG copies, named `…-jpeg`."""
     settings = run["page"]["settings"]
     names = (run["data"]["name"], settings.get("data_dir"))
     return settings.get("data") == "folder" and any(
@@ -87,7 +75,7 @@ def is_jpeg_copy(run: Record) -> bool:
 
 
 def about_jpeg(sections: list[Section], tables: Tables) -> str:
-    """Return which pages are of JPEG copies, and at which sizes they were read where these are below the paper's."""
+    """Return which pages are of JPEG copies, and the image sizes if they are below the paper's."""
     found = [section for section in sections if is_jpeg_copy(section.runs[0])]
     if not found:
         return ""
@@ -100,13 +88,13 @@ def about_jpeg(sections: list[Section], tables: Tables) -> str:
 
 
 def name_pages(sections: Iterable[Section]) -> str:
-    """Return the titles of sections in words, or how many they are."""
+    """Return the titles of sections, or how many there are."""
     titles = list(dict.fromkeys(section.title for section in sections))
     return " and of ".join(titles) if len(titles) <= MOST else amount(len(titles), "page")
 
 
 def about_ceiling(sections: list[Section]) -> str:
-    """Return the grain of the smallest test set, and on which pages the dense network is near the ceiling."""
+    """Return what one image of the smallest test set is worth, and where the dense network is near the ceiling."""
     known = [section.runs[0]["data"]["test"] for section in sections if section.runs[0]["data"]["test"]]
     if not known:
         return ""
@@ -114,9 +102,15 @@ def about_ceiling(sections: list[Section]) -> str:
     near: dict[str, str] = {}
     for section in sections:
         cells = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
-        if cells and grain(cells[0]) and (left := 100 - fmean(accuracies(cells[0]).values())) <= NEAR_CEILING:
+        if (
+            cells
+            and grain(cells[0].counted[0])
+            and (left := 100 - fmean(accuracies(cells[0]).values())) <= NEAR_CEILING
+        ):
             title = escape(section.runs[0]["page"]["title"])
-            near.setdefault(title, f"On {title} the dense network misses {left / grain(cells[0]):.1f} images")
+            near.setdefault(
+                title, f"On {title} the dense network misses {left / grain(cells[0].counted[0]):.1f} images"
+            )
     if not near:
         return text
     where = (
@@ -126,7 +120,7 @@ def about_ceiling(sections: list[Section]) -> str:
 
 
 def about_seeds(sections: list[Section]) -> str:
-    """Return how many seeds a cell has."""
+    """Return how many seeds an entry has."""
     counts = [len(cell.counted) for section in sections for row in section.rows for cell in row.cells.values()]
     if not counts:
         return ""
@@ -137,7 +131,7 @@ def about_seeds(sections: list[Section]) -> str:
 
 
 def about_machines(sections: list[Section]) -> str:
-    """Return that one kind of machine was used, and whether there was a GPU."""
+    """Return whether one kind of machine was used, and whether there was a GPU."""
     runs = [run for section in sections for run in section.runs]
     parts = []
     if len(kinds := list(count_machines(runs))) == 1:
@@ -148,7 +142,7 @@ def about_machines(sections: list[Section]) -> str:
 
 
 def about_code(sections: list[Section]) -> str:
-    """Return how many runs are of code that nobody else can have, and how many diverged."""
+    """Return how many runs used code that is in no commit, and how many diverged."""
     runs = [run for section in sections for run in section.runs]
     loose, lost = sum(run["git"]["dirty"] is not False for run in runs), sum(run["status"] != "ok" for run in runs)
     parts = []
@@ -165,7 +159,7 @@ def compared_pages(tables: Tables) -> list[str]:
 
 
 def tell_apart(run: Record, tables: Tables) -> str:
-    """Return in what the page of a run is not the nearest of the paper's pages: that with fewest other settings."""
+    """Return how the page of a run differs from the paper's nearest page, the one with the fewest other settings."""
     own = describe_page({**run["page"]["settings"], **run["page"]["changed"]}, run["data"])
     pages = {
         page: describe_page(tables.pages[page].settings, tables.pages[page].data) for page in compared_pages(tables)
@@ -186,12 +180,12 @@ def tell_apart(run: Record, tables: Tables) -> str:
 
 
 def describe_page(settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Return what a page is made of, by name; data go by the name of what was read, wherever that lay."""
+    """Return the settings and data of a page by name."""
     found = {name.replace("_", " "): value for name, value in settings.items() if name not in SAME_PAGE}
     images = {f"{words} images": data[part] for part, words in PARTS.items()}
     return {**found, "data": data["name"], "classes": data["classes"], **images}
 
 
 def show(value: Any) -> str:
-    """Return a setting's value as text, harmless in Markdown."""
+    """Return a setting's value as escaped text."""
     return escape(value if isinstance(value, str) else json.dumps(value))

@@ -1,4 +1,4 @@
-"""The results in short, in Markdown: a pure function of records, branches and the paper's tables."""
+"""The sheet of results: a pure function of records, branches and the paper's tables."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from leaderboard.results.agreement import (
     VERDICTS,
     Printed,
     Weighed,
+    note_versions,
     weigh_statements,
 )
 from leaderboard.results.caveats import list_caveats, tell_apart
@@ -36,7 +37,7 @@ from leaderboard.results.scope import (
     table_sections,
 )
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import signed
+from leaderboard.tables.comparisons import show_interval, signed
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, escape, line, percent
 
@@ -80,7 +81,7 @@ HEAD = ("first − second", "sparsity", "paper", "ours", "95 % interval", "p alo
 
 @dataclass(frozen=True)
 class Places:
-    """Where links lead, relative to the page: folders of records and of branches, the leaderboard's file."""
+    """Link targets relative to the sheet: folders of records and of branches, the leaderboard's file."""
 
     records: str = "records"
     branches: str = "branches"
@@ -95,11 +96,10 @@ def render_results(
     views: list[TableView],
     places: Places | None = None,
 ) -> str:
-    """Return the page, or an empty text where there is neither a record nor a branch.
+    """Return the sheet, or an empty text if there is neither a record nor a branch.
 
-    `skipped` files were set aside; `views` are the paper's tables beside these records, as `compare_all` gives them.
-
-    Invariant: the same records in any order give the same text, and every number is a record's or a published one.
+    `skipped`: how many files were skipped; `views`: what `compare_all` returns for these records. Invariant: the order
+    of the records is irrelevant, and every number is a record's or a published one.
     """
     if not records and not branches:
         return ""
@@ -126,7 +126,7 @@ def render_results(
 
 
 def summary(every: list[Section], tested: list[Weighed], studies: list[tuple[Study, list[Finding]]]) -> str:
-    """Return the page in three sentences: how much was run, and how many verdicts there are of each kind."""
+    """Return three sentences: how much was run, and how many verdicts there are of each kind."""
     runs = [run for section in every for run in section.runs]
     made = sum("branch" in run for run in runs)
     numbers = ((len(runs) - made, "run", "runs"), (made, "branch", "branches"))
@@ -142,7 +142,7 @@ def summary(every: list[Section], tested: list[Weighed], studies: list[tuple[Stu
 
 
 def count(verdicts: Iterable[str]) -> str:
-    """Return `3 as in the paper, 1 not shown`, in the order of VERDICTS; others as they come."""
+    """Return `3 as in the paper, 1 not shown`: in the order of VERDICTS, then by name."""
     counts = Counter(verdicts)
     order = [verdict for verdict in VERDICTS if verdict in counts]
     return ", ".join(f"{counts[name]} {name}" for name in [*order, *sorted(counts.keys() - set(order))])
@@ -167,7 +167,8 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
 
     lines = [LEGEND.format(**WORDS, alpha=ALPHA), ""]
     for section, found in shown:
-        lines += [f"### {section.title}", "", tell_apart(section.runs[0], tables), "", line(HEAD)]
+        about = f"{tell_apart(section.runs[0], tables)} {note_versions(section.runs)}".rstrip()
+        lines += [f"### {section.title}", "", about, "", line(HEAD)]
         lines += [line(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
         lines += [*(statement_row(one, tables) for one in found), ""]
     used = {status for _, found in shown for one in found for status in one.printed.statuses}
@@ -178,9 +179,6 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
 def statement_row(tested: Weighed, tables: Tables) -> str:
     """Return the line of a statement at a sparsity."""
     found = tested.difference
-    interval = BLANK
-    if found is not None and found.low is not None and found.high is not None:
-        interval = f"{signed(found.low)} to {signed(found.high)}"
     verdict = f"**{tested.verdict}**" if tested.verdict in (AGREES, REVERSED, UNCLEAR) else tested.verdict
     return line(
         [
@@ -188,7 +186,7 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
             percent(tested.sparsity),
             show_printed(tested.printed, tables),
             BLANK if found is None or found.mean is None else f"{signed(found.mean)} (n={found.n})",
-            interval,
+            BLANK if found is None else show_interval(found),
             show_p(tested.alone_p),
             show_p(tested.adjusted_p),
             f"{verdict} ({escape(tested.reason)})" if tested.reason else verdict,
@@ -197,7 +195,7 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
 
 
 def show_printed(printed: Printed, tables: Tables) -> str:
-    """Return `3 of 4, +0.25 ᵗ†`: the paper's cells with the marks of all numbers they rest on."""
+    """Return `3 of 4, +0.25 ᵗ†`: what the paper prints, with the marks of all numbers it rests on."""
     if printed.middle is None:
         return BLANK
     marks = "".join(tables.marks[status] for status in printed.statuses)
@@ -223,7 +221,8 @@ def plasticity_lines(studies: list[tuple[Study, list[Finding]]]) -> list[str]:
     for study, findings in studies:
         seeds = sorted({finding.difference.n for finding in findings})
         cells = ["<br>".join(show_finding(found) for found in findings if found.claim == claim) for claim in CLAIMS]
-        lines.append(line([f"{study.title}; {study.more} epochs", " or ".join(map(str, seeds)) or BLANK, *cells]))
+        title = f"{study.title}; {amount(study.more, 'epoch')}"
+        lines.append(line([title, " or ".join(map(str, seeds)) or BLANK, *cells]))
     return lines
 
 
@@ -236,7 +235,7 @@ def show_finding(finding: Finding) -> str:
 
 
 def own_tables(views: list[TableView]) -> str:
-    """Return how many cells of the paper's tables were run, and with which verdicts, as its page counts them."""
+    """Return how many entries of the paper's tables were run, and with which verdicts."""
     parts = []
     for view in views:
         verdicts = [found.verdict for found in view.distinct() if found.verdict in (*TESTED, TOO_FEW, NOT_DECIDED)]
@@ -245,7 +244,7 @@ def own_tables(views: list[TableView]) -> str:
 
 
 def repeat_lines(records: list[Record], branches: list[Record]) -> list[str]:
-    """Return the commands in a block; the last one checks whatever was made."""
+    """Return the commands in a block; the last one verifies the results."""
     commands, hidden = list_commands(records, branches)
     more = f"\n{amount(hidden, 'further command')} left out here: each record names its own." if hidden else ""
     return ["```", *commands, "make verify", "```", "", AGAIN + more]

@@ -1,4 +1,4 @@
-"""What was run, at what cost, and the commands that run it again."""
+"""What was run, what it cost, and the commands that run it again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from leaderboard.store.kinds import is_number, is_whole
 from leaderboard.store.records import stable_key
@@ -16,7 +17,7 @@ from leaderboard.tables.comparisons import accuracies
 from leaderboard.tables.sections import amount, make_sections
 from leaderboard.tables.table import BLANK, Row, escape, flops, line, make_rows, multiple, percent, sparsities_of
 
-MOST = 5  # entries of a list in a cell; more are only counted
+MOST = 5  # items of a list in an entry; more are only counted
 MOST_DIVERGED = 10  # runs named
 RAN = ("page", "data: training, validation, test images", "epochs", "runs", "diverged", "computed with", "code")
 COST = ("page", "hours", "training FLOPs", "of dense", "dense network, accuracy, %")
@@ -24,7 +25,7 @@ COST = ("page", "hours", "training FLOPs", "of dense", "dense network, accuracy,
 
 @dataclass(frozen=True)
 class Section:
-    """Runs that share a line: `title` is harmless in Markdown, `rows` are those of the runs that are no branches."""
+    """Runs that share a line: `title` is escaped, `rows` are those of the runs that are no branches."""
 
     title: str
     runs: list[Record]
@@ -37,9 +38,9 @@ def table_sections(records: list[Record]) -> list[Section]:
 
 
 def branch_sections(branches: Iterable[Record]) -> list[Section]:
-    """Return the records of branches and of the runs they go on from, a section for each page and data.
+    """Return the records of branches and their parents, a section for each page and data.
 
-    Settings that a study changed do not part them: branches of the sparsest networks have one that their parents lack.
+    Settings changed by a study do not split a section: branches of the sparsest networks have one their parents lack.
     """
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in sorted(branches, key=stable_key):
@@ -63,7 +64,7 @@ def ran_table(sections: list[Section]) -> list[str]:
                 [
                     f"{section.title}<br>{escape(runs[0]['page']['name'])}",
                     f"{escape(data['name'])}: {images}",
-                    show_epochs(runs),
+                    span(epochs_of(runs), "{:g}") or BLANK,
                     describe_runs(section),
                     str(sum(run["status"] != "ok" for run in runs)),
                     describe_machines(runs),
@@ -74,27 +75,26 @@ def ran_table(sections: list[Section]) -> list[str]:
     return lines
 
 
-def show_epochs(runs: list[Record]) -> str:
-    """Return the epochs that the page trains, `8` or `8 to 30`."""
-    known = [value for run in runs if is_number(value := run["page"]["settings"].get("epochs"))]
-    return span(known, "{:g}") or BLANK
+def epochs_of(runs: Iterable[Record]) -> list[float]:
+    """Return the epochs of the runs' pages, as far as they are recorded."""
+    return [value for run in runs if is_number(value := run["page"]["settings"].get("epochs"))]
 
 
 def span(values: Iterable[float], how: str) -> str:
-    """Return `8`, or `8 to 30`; empty where there is none."""
+    """Return the range of values, `8` or `8 to 30`, or an empty text."""
     known = sorted(values)
     ends = list(dict.fromkeys(how.format(value) for value in (known[0], known[-1]))) if known else []
     return " to ".join(ends)
 
 
 def listed(texts: Iterable[str], nouns: str) -> str:
-    """Return texts as a list, or how many there are where they are many."""
+    """Return texts as a list, or their number if they are many."""
     known = list(dict.fromkeys(texts))
     return ", ".join(known) if len(known) <= MOST else f"{len(known)} {nouns}"
 
 
 def describe_runs(section: Section) -> str:
-    """Return how many runs there are, and of what: rows, controls made from other rows' runs, sparsities and seeds."""
+    """Return how many runs there are, of how many rows, controls made from their runs, sparsities and seeds."""
     runs, rows = section.runs, section.rows
     made = [run for run in runs if "branch" in run]
     if made:
@@ -118,7 +118,7 @@ def describe_runs(section: Section) -> str:
 
 
 def describe_machines(runs: list[Record]) -> str:
-    """Return precision, kinds of machine with their threads and processes, and versions of torch."""
+    """Return arithmetic, kinds of machine with threads and processes, and versions of torch."""
     machines = count_machines(runs)
     shown = [
         machine if len(machines) == 1 else f"{machine}: {amount(count, 'run')}"
@@ -130,31 +130,28 @@ def describe_machines(runs: list[Record]) -> str:
 
 
 def count_machines(runs: Iterable[Record]) -> Counter[str]:
-    """Return the number of runs by kind of machine, each as `name_machine` names it."""
-    found = Counter(machine_of(run) for run in runs)
-    named: Counter[str] = Counter()
-    for machine, number in found.items():  # named once each, for there are many runs and few machines
-        named[name_machine(*machine)] += number
-    return named
+    """Return the number of runs by kind of machine."""
+    return Counter(name_machine(*machine_of(run)) for run in runs)
 
 
 def machine_of(run: Record) -> tuple[str, str, int, int]:
-    """Return device, its name, threads and processes of a run; what a record does not say is empty or 0."""
+    """Return device, its name, threads and processes of a run; what the record lacks is empty or 0."""
     environment = run["environment"]
     name, threads = environment.get("device_name"), environment.get("threads")
     known = name if isinstance(name, str) else ""
     return environment["device"], known, threads if is_whole(threads) else 0, ranks_of(run)
 
 
+@lru_cache  # there are many runs and few machines
 def name_machine(device: str, name: str, threads: int, ranks: int) -> str:
-    """Return `cpu (AMD EPYC), 1 thread, 4 processes`, harmless in Markdown."""
+    """Return `cpu (AMD EPYC), 1 thread, 4 processes`, escaped."""
     shown = f"{escape(device)} ({escape(name)})" if name else escape(device)
     shown += f", {amount(threads, 'thread')}" if threads else ""
     return shown + (f", {ranks} processes" if ranks > 1 else "")
 
 
 def describe_code(runs: list[Record]) -> str:
-    """Return how many commits the runs are of, and how many ran with code that is in none."""
+    """Return how many commits were run, and how many runs used code that is in none."""
     commits = {run["git"]["commit"] for run in runs} - {None}
     parts = [amount(len(commits), "commit")]
     for words, value in (("with uncommitted code", True), ("of unknown code", None)):
@@ -164,7 +161,7 @@ def describe_code(runs: list[Record]) -> str:
 
 
 def diverged_list(sections: list[Section]) -> list[str]:
-    """Return a line for each run that diverged, the first few; nothing where none did."""
+    """Return a line for each of the first MOST_DIVERGED runs that diverged, and how many more there are."""
     found = []
     for section in sections:
         for run in sorted((run for run in section.runs if run["status"] != "ok"), key=stable_key):
@@ -175,7 +172,7 @@ def diverged_list(sections: list[Section]) -> list[str]:
 
 
 def cost_table(sections: list[Section]) -> list[str]:
-    """Return the lines of the table of what it cost, with a last one for all together."""
+    """Return the lines of the table of costs, with a last one for all sections together."""
     lines = [line(COST), line(["---"] + ["---:"] * (len(COST) - 1))]
     for section in sections:
         lines.append(line([section.title, *costs_of(section.runs), dense_accuracy(section.rows)]))
@@ -185,19 +182,19 @@ def cost_table(sections: list[Section]) -> list[str]:
 
 
 def costs_of(runs: list[Record]) -> list[str]:
-    """Return hours of one process, training FLOPs, and these as a multiple of what dense training would have cost."""
+    """Return hours of one process, training FLOPs, and these as a multiple of dense training."""
     train, dense = (sum(run["macs"][key] for run in runs) for key in ("train", "train_dense"))
     return [show_hours(runs), flops(train), multiple(train / dense)]
 
 
 def show_hours(runs: list[Record]) -> str:
-    """Return the hours that the runs trained, of one process: those of several count each."""
+    """Return the hours that the runs trained, summed over their processes."""
     hours = sum(run["time"]["train_s"] * ranks_of(run) for run in runs) / 3600
     return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h"
 
 
 def dense_accuracy(rows: list[Row]) -> str:
-    """Return accuracy of the dense row and its range over seeds; BLANK where there is none."""
+    """Return accuracy of the dense row and its range over seeds, or BLANK."""
     shown = []
     for row in rows:
         for cell in row.cells.values() if row.dense else ():
@@ -207,7 +204,7 @@ def dense_accuracy(rows: list[Row]) -> str:
 
 
 MOST_COMMANDS = 12  # commands shown
-SAFE = re.compile(r"[A-Za-z0-9_.,:/=+[\]-]+")  # in a word that is shown: no meaning for a shell, make or Markdown
+SAFE = re.compile(r"[A-Za-z0-9_.,:/=+[\]-]+")  # in a word: no meaning to a shell, make or Markdown
 SHOWN = re.compile(r"[A-Za-z0-9_.,:/=+[\]\" -]+")  # in a command
 HOW = ("--jobs", "--retries", "--engine", "--engine-args", "--per-gpu", "--device", "--data", "--wandb")  # not what
 NARROW = ("--method", "--sparsity", "--task", "--seed")
@@ -215,10 +212,9 @@ STUDY = ("--task", "--scale", "--epochs", "--seed", "--more", "--scope", "--patt
 
 
 def list_commands(records: list[Record], branches: list[Record]) -> tuple[list[str], int]:
-    """Return commands that make what was run again, and how many are left out, for they are many or not plain words.
+    """Return commands that repeat what was run, and how many are left out: too many, or not plain words.
 
-    Invariant: each consists of plain words, which mean nothing else to a shell, to make or in Markdown; the same
-    records in any order give the same commands.
+    Invariant: no word has a meaning to a shell, to make or in Markdown; the order of the records is irrelevant.
     """
     grids = {text: grid_command(text) for text in {run["command"] for run in records}}
     loose = [run for run in records if not grids[run["command"]]]
@@ -234,9 +230,9 @@ def list_commands(records: list[Record], branches: list[Record]) -> tuple[list[s
 
 
 def grid_command(command: str) -> str:
-    """Return `make sweep GRID=…` for the command of a run of a grid file of configs/, else an empty text.
+    """Return `make sweep GRID=…` for the command of a sweep over a grid file in configs/, else an empty text.
 
-    Options that narrow the grid are kept, SEED as the last; those that say how it was run, not what, are left out.
+    Options that narrow the grid are kept, SEED last; those that say how it was run are left out.
     """
     words = split(command)
     if words[:2] not in (["sparse-bench", "grid"], ["sparse-bench", "sweep"]) or len(words) < 3:
@@ -251,7 +247,7 @@ def grid_command(command: str) -> str:
 
 
 def join_seeds(commands: Iterable[str]) -> list[str]:
-    """Return commands, sorted; those that differ in seeds alone become one, for all seeds where one names none."""
+    """Return commands, sorted; those that differ only in seeds become one, for all seeds if one names none."""
     seeds: dict[str, set[int] | None] = {}
     for command in sorted(set(commands)):
         found = re.fullmatch(r"(.*) SEED=(\d{1,18}(?:,\d{1,18})*)", command)
@@ -275,7 +271,7 @@ def study_command(command: str) -> str:
 
 
 def split(command: str) -> list[str]:
-    """Return the words of a command; none where its quotes make no sense."""
+    """Return the words of a command; none if its quotes do not match."""
     try:
         return shlex.split(command)
     except ValueError:
@@ -283,7 +279,7 @@ def split(command: str) -> list[str]:
 
 
 def read_options(words: list[str]) -> dict[str, str] | None:
-    """Return options with their values, `--name value` each; None for words that are not so, or not plain."""
+    """Return options with their values; None unless all are `--name value` in plain words."""
     names, values = words[::2], words[1::2]
     if len(names) != len(values) or not all(map(SAFE.fullmatch, words)):
         return None
@@ -291,7 +287,7 @@ def read_options(words: list[str]) -> dict[str, str] | None:
 
 
 def run_commands(runs: Iterable[Record]) -> list[str]:
-    """Return commands for runs, few: methods that were run alike are one, with lists."""
+    """Return as few commands as possible for runs: methods run alike share one."""
     cells: dict[tuple[str, ...], dict[str, set[int]]] = {}  # all but the sparsity: sparsity, seeds
     for run in sorted(runs, key=stable_key):
         page, method, sparsity, *rest = repeat_words(run)

@@ -1,4 +1,4 @@
-"""The one way to write a file that somebody may be reading: whole, in one instant."""
+"""Atomic writes: a reader sees the old file or the new one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Give `path` the content in one instant: a reader, or a crash at any time, sees the old content or the new.
+    """Write `content` to `path` atomically: a reader, or a crash at any time, sees the old content or the new.
 
-    `durable`: the content is on the disk before it has the name, so that it outlives a power cut too.
+    `durable`: flush the content to disk before it gets its name, so that it survives a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with hidden_file(content, path.parent, durable) as hidden:
@@ -21,9 +21,9 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 @contextlib.contextmanager
 def hidden_file(content: bytes, folder: Path, durable: bool = True) -> Iterator[Path]:
-    """Write a hidden file of a unique name to `folder`, to be given its own name by the caller; else it is deleted.
+    """Write a hidden file with a unique name to `folder`; it is deleted unless the caller renames it.
 
-    Invariant: only a killed process leaves one, `.partial-*.tmp`, which no reader looks at and git ignores.
+    Invariant: only a killed process leaves one, `.partial-*.tmp`, which readers and git ignore.
     """
     path = folder / f".partial-{os.getpid()}-{secrets.token_hex(8)}.tmp"
     try:

@@ -1,4 +1,4 @@
-"""Kinds of values in a record: the rule of each in words, the test of it, and a walk over nested rules."""
+"""Kinds of values in a record: a rule in words and a test each, and checks of nested rules."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Test = Callable[[Any], bool]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value: the rule in words, the test of it, and a quick test of many values.
+    """A kind of value: its rule in words, a test, and a quick test of many values.
 
-    The quick test may say no to values that all keep the rule; they are then tested one by one. It never says yes to a
-    value that breaks it, NaN apart, which is no JSON and is refused before.
+    The quick test may reject valid values, which are then tested one by one. It never accepts an invalid one, except
+    for NaN, which is no JSON and was refused before.
     """
 
     rule: str
@@ -30,7 +30,7 @@ class Kind:
     quick: Callable[[Sequence[Any]], bool] | None = None
 
     def accepts_all(self, values: Sequence[Any]) -> bool:
-        """Return whether every one of `values` keeps the rule."""
+        """Return whether all `values` keep the rule."""
         return not values or (self.quick is not None and self.quick(values)) or all(map(self.accepts, values))
 
 
@@ -47,7 +47,7 @@ def is_number(value: Any) -> bool:
 
 
 def parse_time(text: str) -> datetime:
-    """Return the moment an ISO-8601 text names. Raises ValueError when it is no such text or not in UTC."""
+    """Return the time in an ISO-8601 text. Raises ValueError if it is none or not in UTC."""
     moment = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
     if moment.utcoffset() != timedelta(0):
         raise ValueError(f"'{text}' is not in UTC")
@@ -63,7 +63,7 @@ def is_time(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Return whether `value` is a text with something in it."""
+    """Return whether `value` is a text that is not blank."""
     return isinstance(value, str) and value.strip() != ""
 
 
@@ -138,7 +138,7 @@ OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 
 
 def type_faults(value: Any, expected: Any, path: str) -> Iterator[str]:
-    """Yield what is missing from `value` or of another type than `expected`; `path` names it in the messages."""
+    """Yield what is missing from `value` or of another type than `expected`; messages start with `path`."""
     if isinstance(expected, Kind):
         if not expected.accepts(value):
             yield f"{path} must be {expected.rule}, got {shorten(value)}"
@@ -167,10 +167,7 @@ def shorten(value: Any) -> str:
 
 
 def make_test(expected: Any) -> Test:
-    """Return a quick test of whether `type_faults` finds nothing in a value, without words for what it finds.
-
-    Invariant: where the test says yes to plain JSON, `type_faults` yields nothing, and the other way round.
-    """
+    """Return a quick test of a value. Invariant: it accepts plain JSON if and only if `type_faults` yields nothing."""
     if isinstance(expected, Kind):
         return expected.accepts
     if isinstance(expected, list):
@@ -186,7 +183,7 @@ def make_test(expected: Any) -> Test:
 
 
 def make_rows_test(expected: dict[str, Kind]) -> Test:
-    """Return the quick test of a list of objects: each key's values are tested together, for a history is long."""
+    """Return the quick test of a list of objects: each key's values are tested together, as a history is long."""
     required = {key: kind for key, kind in expected.items() if not key.endswith("?")}
     optional = {key.rstrip("?"): kind for key, kind in expected.items() if key.endswith("?")}
     take = itemgetter(*required)

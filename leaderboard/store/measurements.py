@@ -1,7 +1,7 @@
-"""Measured speed of runs: one sealed JSON file for each measurement, kept beside the records and never edited.
+"""Measured speed of runs: a sealed JSON file for each measurement, kept beside the records and never edited.
 
-A record is closed when its run ends; speed can be measured later, again, and on other machines. So a measurement is a
-file of its own in `latency/`, which names the run and the masks that it is of.
+Speed can be measured after a run, repeatedly and on other machines, so a measurement is a file of its own in
+`latency/` that names the run and its masks.
 """
 
 from __future__ import annotations
@@ -27,24 +27,16 @@ from leaderboard.store.kinds import (
     parse_time,
     type_faults,
 )
-from leaderboard.store.records import (
-    Problem,
-    file_key,
-    file_stem,
-    list_faults,
-    list_files,
-    publish,
-    read_json,
-)
+from leaderboard.store.records import Problem, file_key, file_stem, list_faults, list_files, publish, read_json
 from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, lay_out, seal_of
 
 Measurement = dict[str, Any]
 SCHEMA = 1
 FOLDER = "latency"  # beside the folder of records
-# The engines: "dense" is the full network in its best dense mode, and what the others' speed-ups are over.
+# How a pass is computed: "dense" is the full network in its best dense mode, the reference of all speed-ups.
 ENGINES = ("dense", "dense fp32", "zeros", "csr", "dead filters", "slim", "2:4")
 ORPHAN = "restore the record, or delete this file with it"
-FIGURES = ("ms", "low_ms", "high_ms", "speed_up")  # of an engine that was timed: median and quartiles, milliseconds
+FIGURES = ("ms", "low_ms", "high_ms", "speed_up")  # of what was timed: median and quartiles, in milliseconds
 
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 FIELDS: dict[str, Any] = {
@@ -58,7 +50,7 @@ FIELDS: dict[str, Any] = {
     "hardware": TEXT,
     "threads": ABOVE_0,
     "clock": TEXT,
-    "load?": AT_LEAST_0,  # processes that wanted the processor in the minute before
+    "load?": AT_LEAST_0,  # the load average of the minute before
     "environment": {"torch": TEXT, "python": TEXT, "platform": TEXT},
     "git?": OBJECT,
     "size_bytes": {"dense": ABOVE_0, "packed": ABOVE_0},
@@ -89,7 +81,7 @@ def folder_of(records: Path) -> Path:
 def find_faults(measurement: Any) -> list[str]:
     """Return every rule that a measurement breaks, in words; an empty list for a valid one.
 
-    What is not plain JSON is told as such; else a broken seal comes first. One yet to be written may have no seal.
+    A broken seal comes first; one still to be written may lack its seal.
     """
     if not isinstance(measurement, dict):
         return ["a measurement must be an object"]
@@ -103,7 +95,7 @@ def find_faults(measurement: Any) -> list[str]:
 
 
 def figure_faults(measurement: Measurement) -> Iterator[str]:
-    """Yield where the figures of a measurement disagree with each other."""
+    """Yield where the figures of a measurement contradict each other."""
     sizes = [entry["batch"] for entry in measurement["batches"]]
     if not sizes or len(set(sizes)) < len(sizes):
         yield f"batches must name each batch size once, got {sizes}"
@@ -119,7 +111,7 @@ def figure_faults(measurement: Measurement) -> Iterator[str]:
 
 
 def engine_faults(where: str, row: dict[str, Any], dense_ms: float) -> Iterator[str]:
-    """Yield what is wrong with the figures of one engine."""
+    """Yield what is wrong with one way to compute a pass."""
     there = [figure for figure in FIGURES if figure in row]
     if len(there) != (len(FIGURES) if row["status"] == "ok" else 0):
         yield f"{where} is {row['status']} and has {', '.join(there) or 'no figures'}"
@@ -132,7 +124,7 @@ def engine_faults(where: str, row: dict[str, Any], dense_ms: float) -> Iterator[
 def write_measurement(measurement: Measurement, folder: Path) -> Path:
     """Seal a measurement, write it to `folder` as a file of its own, and return its path.
 
-    The file is named by run, machine and threads; where that is taken, it is kept beside: `.2.json`, `.3.json` …
+    The file is named by run, machine and threads; if the name is taken, it becomes `.2.json`, `.3.json` …
     Raises RecordError for an invalid one, before anything is written. Invariant: no existing file is ever changed.
     """
     content = json.loads(json.dumps(content_of(measurement)))
@@ -159,11 +151,10 @@ def read_measurement(path: Path) -> Measurement:
 
 
 def load_measurements(folder: Path, records: Iterable[Record]) -> tuple[list[Measurement], list[Problem]]:
-    """Return the measurements in `folder`, the newest first, and a Problem for each file that was set aside.
+    """Return the measurements in `folder`, the newest first, and a Problem for each file that was skipped.
 
-    Set aside are damaged and edited files, and those of a run and masks that none of `records` has. The problems name
-    files as `latency/NAME`. Invariant: every file with a record's name is in exactly one of the two lists, and the
-    order does not depend on that of the folder.
+    Skipped are damaged and edited files, and those of a run and masks that none of `records` has; problems name files
+    as `latency/NAME`. Invariant: every file is in exactly one of the two lists, in a stable order.
     """
     known = {(record["run"], record["masks_sha256"]) for record in records}
     found, problems = [], []

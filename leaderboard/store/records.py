@@ -1,4 +1,4 @@
-"""Records in a folder: written once, read one at a time or, compact, all together."""
+"""Records in a folder: written once, read one at a time or all together in compact form."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Problem:
 def write_record(record: Record, folder: Path) -> Path:
     """Write `record` to `folder` as a file of its own and return its path.
 
-    The name is that of the run, `RUN.json`; where that is taken, the run is a repeat and becomes `RUN.2.json`, `.3` …
+    The name is that of the run, `RUN.json`; if it is taken, the run is a repeat and becomes `RUN.2.json`, `.3` …
     The seal is added; a record of schema 1 has none. Raises RecordError for an invalid record (NaN, infinities and a
     wrong seal included), before anything is written. Invariant: no existing file is ever changed, and a process killed
-    at any instant leaves no part of a record under a record's name.
+    at any time leaves no partial record under a record's name.
     """
     faults = find_faults(record)
     if faults:
@@ -72,10 +72,10 @@ def file_text(record: Record) -> str:
 
 
 def find_same(record: Record, folder: Path) -> Path | None:
-    """Return the file of `folder` that holds this very record, times included, or None; with or without its seal.
+    """Return the file of `folder` that holds this very record, times included, or None.
 
-    For a writer that was killed and does not know whether its record was published. Raises UnreadableError where that
-    cannot be told, for the folder or a file of the run cannot be read now; other damaged files hold no record.
+    For a writer that was killed and does not know whether its record was published. Raises UnreadableError if the
+    folder or a file of the run cannot be read now; otherwise damaged files hold no record.
     """
     for path in list_run(record["run"], folder):
         try:
@@ -89,7 +89,7 @@ def find_same(record: Record, folder: Path) -> Path | None:
 
 
 def list_run(run: str, folder: Path) -> list[Path]:
-    """Return the files in `folder` that may hold records of a run. Raises UnreadableError where it cannot be listed."""
+    """Return the files in `folder` that may hold records of a run. Raises UnreadableError if it cannot be listed."""
     try:
         names = sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
     except OSError as error:
@@ -110,7 +110,7 @@ def file_stem(run: str) -> str:
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether Windows keeps a file name for a device, whatever its suffix: no checkout there could have it."""
+    """Return whether Windows reserves a file name for a device, whatever its suffix."""
     return re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)", name.partition(".")[0].rstrip(), re.I) is not None
 
 
@@ -128,20 +128,20 @@ def publish(temporary: Path, folder: Path, stem: str) -> Path:
 
 
 def take_name(temporary: Path, target: Path) -> None:
-    """Show the finished file `temporary` as `target`. Raises FileExistsError where that name is taken, by anyone."""
+    """Publish the finished file `temporary` as `target`. Raises FileExistsError if the name is taken."""
     try:
         os.link(temporary, target)
     except FileExistsError:
         raise
     except (OSError, AttributeError):
-        # No hard links on this file system. Taking the name first keeps others off it; a kill before the replacement
-        # leaves an empty file, which readers skip with a reason.
+        # No hard links on this file system. Taking the name first reserves it; a kill before the replacement leaves an
+        # empty file, which readers skip with a reason.
         open(target, "x").close()
         os.replace(temporary, target)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` down to the disk, where the system can."""
+    """Flush the names in `folder` to disk, if the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -166,17 +166,15 @@ def list_files(folder: Path) -> list[Path]:
 def read_records(folder: Path, branches: bool = False) -> tuple[list[Record], list[Problem]]:
     """Read every record of `folder`: the valid ones, and a Problem for each file that is damaged, invalid or a copy.
 
-    `branches`: whether it is the store of branches and of the runs they go on from; elsewhere a branch is set aside.
-
-    Each record gets one key more, `file`, the name of its file. Sorted by run, time of finishing and file; problems by
-    file. Invariant: every file with a record's name is in exactly one of the two lists.
-    `leaderboard.store.records.load_store` says the same of every file and is for large stores.
+    `branches`: whether it is the store of branches and their parents; elsewhere a branch is a Problem. Each record gets
+    a key `file`, the name of its file. Sorted by run, time of finishing and file; problems by file. Invariant: every
+    file with a record's name is in exactly one of the two lists. `load_store` does the same for large stores.
     """
     return sort_out([read_file(path) for path in list_files(folder)], branches)
 
 
 def read_file(path: Path) -> tuple[str, Record] | Problem:
-    """Return the record in a file with the seal of its content, whether it carries it or not, or what is wrong."""
+    """Return the record in a file with the seal of its content, or what is wrong with it."""
     try:
         record = read_record(path)
     except RecordError as error:
@@ -185,10 +183,10 @@ def read_file(path: Path) -> tuple[str, Record] | Problem:
 
 
 def sort_out(found: list[tuple[str, Record] | Problem], branches: bool = False) -> tuple[list[Record], list[Problem]]:
-    """Return the records and the problems of a store in order, each of several copies of a record but the first aside.
+    """Return the records and the problems of a store in order.
 
-    Records of branches are set aside too, unless it is their store: a branch is no run of a table. A copy has the same
-    content. A run of the same name with other content is a repeat and is kept.
+    Copies of the same content are problems, all but the first, and so are branches outside their own store. A run of
+    the same name with other content is a repeat and is kept.
     """
     problems = [entry for entry in found if isinstance(entry, Problem)]
     read = [entry for entry in found if not isinstance(entry, Problem)]
@@ -204,21 +202,17 @@ def sort_out(found: list[tuple[str, Record] | Problem], branches: bool = False) 
 
 
 def file_key(name: str) -> tuple[int, str]:
-    """Return what file names are sorted by: `RUN.json` before `RUN.2.json`, that before `RUN.10.json`."""
+    """Return the sort key of file names: `RUN.json` before `RUN.2.json` before `RUN.10.json`."""
     return len(name), name
 
 
 def stable_key(record: Record) -> tuple[Any, ...]:
-    """Return what read records are sorted by: run, time of finishing, file (`RUN.json` before `RUN.2.json`)."""
+    """Return the sort key of records: run, time of finishing, file."""
     return record["run"], parse_time(record["finished"]), *file_key(record["file"])
 
 
 def read_record(path: Path) -> Record:
-    """Read one record.
-
-    Raises UnreadableError for a file that cannot be read, RecordError for one that is damaged, was edited or breaks a
-    rule.
-    """
+    """Read one record. Raises UnreadableError if the disk fails, RecordError for a damaged, edited or invalid one."""
     data, record = read_json(path)
     seal: Any = record.get("seal") if isinstance(record, dict) else None
     untouched = DIGEST.accepts(seal) and is_sealed_text(data, seal)
@@ -232,10 +226,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_json(path: Path) -> tuple[bytes, Any]:
-    """Return a file's bytes and the plain JSON in them.
-
-    Raises UnreadableError for a file that cannot be read, RecordError for one that has none.
-    """
+    """Return a file's bytes and their JSON. Raises UnreadableError if the disk fails, RecordError if it is no JSON."""
     try:
         if not path.is_file():  # a folder, a broken link or a pipe, which would block
             raise RecordError("not a file")
@@ -250,7 +241,7 @@ def read_json(path: Path) -> tuple[bytes, Any]:
 
 
 def read_float(text: str) -> float:
-    """Return the float a JSON number names. Raises RecordError for one beyond the largest, which would read as inf."""
+    """Return the float of a JSON number. Raises RecordError for one that would overflow to inf."""
     value = float(text)
     if value - value:  # inf - inf is not 0
         raise RecordError(f"is not plain JSON: {text} is beyond the largest number")
@@ -258,7 +249,7 @@ def read_float(text: str) -> float:
 
 
 def refuse_constant(name: str) -> NoReturn:
-    """Raise RecordError for NaN, Infinity and -Infinity, which are no JSON."""
+    """Raise RecordError for NaN, Infinity and -Infinity, which are not JSON."""
     raise RecordError(f"not readable as JSON: {name} is not a number")
 
 
@@ -277,11 +268,10 @@ Found = tuple[str, Record] | Problem
 
 
 def load_store(folder: Path, branches: bool = False) -> tuple[list[Record], list[Problem]]:
-    """Read every record of `folder` as `leaderboard.store.records.read_records` does, but compact.
+    """Read every record of `folder` as `read_records` does, but in compact form.
 
-    In place of `history` a record has `curves`, as the function of that name gives them. Records share their equal
-    parts, so they are for reading only. `branches` as there. Invariant: the records, the problems and their order are
-    those of `read_records`, whatever the number of files and of processes.
+    Instead of `history` a record has `curves`, see the function of that name. Records share their equal parts, so they
+    are read-only. Invariant: records, problems and their order are those of `read_records`.
     """
     sharing = Sharing()
     found: list[Found] = []
@@ -291,7 +281,7 @@ def load_store(folder: Path, branches: bool = False) -> tuple[list[Record], list
 
 
 def read_chunks(paths: list[Path]) -> Iterator[list[Found]]:
-    """Yield what is in the files at `paths`, in their order, a chunk at a time; two processes read many files."""
+    """Yield the contents of the files at `paths` in order, a chunk at a time; two processes read many files."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     done = 0
     # Forked processes start in milliseconds and import nothing. Forking is safe on Linux, where no other thread holds
@@ -302,13 +292,13 @@ def read_chunks(paths: list[Path]) -> Iterator[list[Found]]:
                 for chunk in pool.map(read_chunk, chunks):
                     yield chunk
                     done += 1
-        except Exception:  # no processes to be had, or one was killed: what is left is read here
+        except Exception:  # no processes, or one was killed: read the rest here
             pass
     yield from map(read_chunk, chunks[done:])
 
 
 def read_chunk(paths: list[Path]) -> list[Found]:
-    """Return what is in the files at `paths`, compact; equal parts are one, so they pass between processes once."""
+    """Return the contents of the files at `paths` in compact form, with shared parts."""
     sharing = Sharing()
     found: list[Found] = []
     for path in paths:
@@ -318,10 +308,7 @@ def read_chunk(paths: list[Path]) -> list[Found]:
 
 
 def curves(record: Record) -> dict[str, array[float]]:
-    """Return the history of a record, full or compact, as columns: one value for each epoch, NaN where unknown.
-
-    The columns are those of COLUMNS, of equal length; shares and per cent as in the record's history.
-    """
+    """Return the history of a record, full or compact, as COLUMNS: a value for each epoch, NaN if unknown."""
     if "history" not in record:
         ready: dict[str, array[float]] = record["curves"]
         return ready
@@ -329,7 +316,7 @@ def curves(record: Record) -> dict[str, array[float]]:
 
 
 def column(history: list[dict[str, Any]], name: str) -> array[float]:
-    """Return one value of every epoch of a history, NaN where it is null or absent."""
+    """Return one column of a history, NaN where it is null or absent."""
     values = [row.get(name) for row in history]
     return array("d", [math.nan if value is None else value for value in values])
 
@@ -341,7 +328,7 @@ def compact(record: Record) -> Record:
 
 
 class Sharing:
-    """Keeps one of all equal parts of records. What it returns equals what it is given, but may be an older one."""
+    """Keeps one of all equal parts of records. What it returns equals what it is given, but may be an older object."""
 
     def __init__(self) -> None:
         self.by_content: dict[bytes, Any] = {}
@@ -365,14 +352,14 @@ class Sharing:
         return {**parts, "curves": columns}
 
     def part(self, value: Any) -> Any:
-        """Return what `keep` returns; without a look at its content where this very value was given before."""
+        """Return what `keep` returns, without looking at the content of a value that was given before."""
         known = self.by_identity.get(id(value))
         if known is None:
             known = self.by_identity[id(value)] = (value, self.keep(value))
         return known[1]
 
     def keep(self, value: Any) -> Any:
-        """Return the one value kept of all that have the content of `value`: at first this, of kept parts itself."""
+        """Return the one value kept for the content of `value`, itself made of kept parts."""
         kind = type(value)
         if kind is str:
             return sys.intern(value)
@@ -380,7 +367,7 @@ class Sharing:
             return self.by_content.setdefault(sha256(value).digest(), value)
         if kind is not dict and kind is not list:
             return value
-        key = marshal.dumps(value, 2)  # in this version equal bytes are equal values of equal types
+        key = marshal.dumps(value, 2)  # in this format equal bytes are equal values of equal types
         kept = self.by_content.get(key)
         if kept is None:
             if kind is dict:

@@ -17,10 +17,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def repeat_commands(runs: list[Record], settings: Mapping[str, Any] = NOTHING) -> list[str]:
-    """Return the commands that repeat the runs of a row, of these `settings`: one, or one for each way they were run.
-
-    Ways differ in device, processes and settings of the page.
-    """
+    """Return the commands that repeat the runs of a row: one for each device, number of processes and page settings."""
     asked: dict[tuple[str, ...], set[int]] = {}
     for run in runs:
         asked.setdefault(repeat_words(run, settings), set()).add(run["seed"])
@@ -28,11 +25,11 @@ def repeat_commands(runs: list[Record], settings: Mapping[str, Any] = NOTHING) -
 
 
 def repeat_words(run: Record, settings: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
-    """Return what a run must be asked for with, as `write_command` takes it: page, method, sparsity, device, settings.
+    """Return what repeats a run, as `write_command` takes it: page, method, sparsity, device, changed settings.
 
-    Settings are those that were changed, as `name=value`, sorted; before them comes `RANKS=n` where several processes
-    trained together. `settings`: further ones of the method, that its page had then and has no more. Invariant: asked
-    for again, with the same seed and the same version of the method, they give the same cell.
+    Settings are sorted `name=value` words, and `RANKS=n` if several processes trained together. `settings`: further
+    ones of the method that its page no longer has. Invariant: with the same seed and version of the method they give
+    the same cell.
     """
     page, method = run["page"], run["method"]
     outside = method["source"].endswith(".py") and method["source"] != f"methods/{method['name']}.py"
@@ -53,9 +50,9 @@ def setting_value(value: Any) -> str:
 
 
 def write_command(page: str, method: str, sparsity: str, device: str, *changes: str, seeds: Sequence[int]) -> str:
-    """Return a command for the shell: `make bench …`, or `sparse-bench run …` for words in which make sees a meaning.
+    """Return a shell command: `make bench …`, or `sparse-bench run …` for words that mean something to make.
 
-    Invariant: no text in a word is run by the shell or by make.
+    Invariant: neither the shell nor make runs any text in a word.
     """
     names = ("task", "method", "sparsity", "device")
     values = dict(zip(names, (page, method, sparsity, device), strict=True), seed=",".join(map(str, seeds)))
@@ -70,16 +67,16 @@ def write_command(page: str, method: str, sparsity: str, device: str, *changes: 
     )
 
 
-ROUNDING = 1e-9  # a share of a run that is a whole epoch may be off by the last bits: 0.29 x 100 = 28.999999999999996
+ROUNDING = 1e-9  # a share of a run that is a whole epoch may be off in its last bits: 0.29 x 100 = 28.999999999999996
 
 
 def name_arithmetic(precision: str, shares: int) -> str:
-    """Return the name of an arithmetic: `fp32`, or `fp32-in-4-shares` where batch norm took a batch in four shares."""
+    """Return the name of an arithmetic: `fp32`, or `fp32-in-4-shares` if batch norm saw a batch in four shares."""
     return precision if shares == 1 else f"{precision}-in-{shares}-shares"
 
 
 def arithmetic(record: Record) -> str:
-    """Return the name of a record's arithmetic. Records from before several processes could train count as one."""
+    """Return the name of a record's arithmetic; older records count as one share."""
     environment = record["environment"]
     return name_arithmetic(environment["precision"], environment.get("batch_norm_shares", 1))
 
@@ -90,8 +87,8 @@ def ranks_of(record: Record) -> int:
 
 
 def drop_epochs(shares: Iterable[float], epochs: float) -> list[int]:
-    """Return the epochs, counted from 0, from which on the learning rate is lower: shares of the run, rounded down.
+    """Return the epochs, counted from 0, from which the learning rate is lower: shares of the run, rounded down.
 
-    As int() does in the GraNet authors' code, but never before an epoch at the full rate, which a run of one has too.
+    As int() does in the GraNet authors' code, but at least one epoch keeps the full rate.
     """
     return [max(1, math.floor(share * epochs + ROUNDING)) for share in shares]

@@ -1,4 +1,4 @@
-"""What a record must be: its keys and rules, and the seal that shows whether it was edited."""
+"""The schema of a record, and the seal that shows whether it was edited."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RecordError(ValueError):
 
 
 class UnreadableError(RecordError):
-    """A record that the disk does not give at this moment: nothing is known of it, so it may be whole."""
+    """A record that cannot be read at the moment; it may be whole."""
 
 
 GROUPS = ("dense", "before training", "sparse-to-sparse", "dense-to-sparse", "control")
@@ -148,7 +148,7 @@ FIELDS: dict[str, Any] = {
         "batch_norm_shares?": ABOVE_0,  # in which a batch was normalised: the ranks, or one where they synchronised
     },
     "git": {"commit": or_null(TEXT), "dirty": or_null(BOOL)},
-    # Of a run that goes on from a snapshot of another, its parent: history, costs and times are its own from there on.
+    # Of a run that continues from a snapshot of another, its parent: history, costs and times are its own from there.
     "branch?": {
         "parent": NAME,
         "parent_label": TEXT,
@@ -158,7 +158,7 @@ FIELDS: dict[str, Any] = {
         "snapshot_sha256": DIGEST,
         "last_epoch": ABOVE_0,
         "hold_lr": BOOL,
-        "lr": NUMBER,  # in force when it begins
+        "lr": NUMBER,  # when it begins
         "changed": OBJECT,
         "before": POINT,  # the method is asked for masks
         "after": POINT,
@@ -172,8 +172,8 @@ is_typed = make_test(FIELDS)
 def find_faults(record: Any) -> list[str]:
     """Return every rule that `record` breaks, in words; an empty list for a valid record.
 
-    What is not plain JSON, or of a schema that this version does not read, is told as such and not looked into. Else a
-    broken seal comes first. A record that is yet to be written may be without its seal.
+    What is not plain JSON or has an unknown schema is reported as such and not examined. Otherwise a broken seal comes
+    first. A record still to be written may lack its seal.
     """
     if not isinstance(record, dict):
         return find_rule_faults(record)
@@ -187,9 +187,9 @@ def find_faults(record: Any) -> list[str]:
 
 
 def find_rule_faults(record: Any) -> list[str]:
-    """Return what `find_faults` does of plain JSON whose seal is known to be right.
+    """Return what `find_faults` does, for plain JSON whose seal is known to be right.
 
-    First come missing keys and wrong types; only where there are none are the numbers compared with each other.
+    Numbers are compared with each other only if no key is missing and no type is wrong.
     """
     if isinstance(record, dict) and not has_known_schema(record):
         return list(type_faults(record["schema"], FIELDS["schema"], "schema"))
@@ -203,12 +203,12 @@ def find_rule_faults(record: Any) -> list[str]:
 
 
 def has_known_schema(record: Record) -> bool:
-    """Return whether this version reads the record's schema; a record without one is held to the rules of all."""
+    """Return whether this version reads the record's schema, or there is none."""
     return "schema" not in record or FIELDS["schema"].accepts(record["schema"])
 
 
 def count_faults(record: Record) -> Iterator[str]:
-    """Yield where the counts of the layers, the weights and the densities disagree."""
+    """Yield where the counts of layers, weights and densities disagree."""
     weights, density = record["weights"], record["density"]
     prunable = [layer for layer in record["layers"] if layer["prunable"]]
     for layer in record["layers"]:
@@ -238,15 +238,15 @@ def count_faults(record: Record) -> Iterator[str]:
 
 
 def quotient_fault(name: str, value: float, of: Record, top: str, bottom: str, tolerance: float) -> Iterator[str]:
-    """Yield the fault of a quotient `name` that is not of[top] / of[bottom] within `tolerance`."""
+    """Yield a fault if the quotient `name` is not of[top] / of[bottom] within `tolerance`."""
     if abs(value - of[top] / of[bottom]) > tolerance:
         yield f"{name} is {value}, {top} / {bottom} is {of[top] / of[bottom]}"
 
 
 def budget_faults(record: Record) -> Iterator[str]:
-    """Yield where the budget is missed: the number of active weights is not the one asked for.
+    """Yield where the number of active weights is not the one asked for.
 
-    A diverged run may have stopped before its method reached the target, so only finished ones are held to it.
+    A diverged run may have stopped before its method reached the target, so only finished runs must meet it.
     """
     weights, budget, sparsity = record["weights"], record["method"]["budget"], record["sparsity"]
     if budget == "dense" and sparsity != 0:
@@ -261,7 +261,7 @@ def budget_faults(record: Record) -> Iterator[str]:
 
 
 def cost_faults(record: Record) -> Iterator[str]:
-    """Yield where costs, accuracy and times disagree with what they are made from."""
+    """Yield where costs, accuracies and times contradict each other."""
     macs, history = record["macs"], record["history"]
     for part in ("inference", "train"):
         yield from quotient_fault(f"macs.{part}_share", macs[f"{part}_share"], macs, part, f"{part}_dense", 1e-9)
@@ -284,7 +284,7 @@ def cost_faults(record: Record) -> Iterator[str]:
 
 
 def history_faults(record: Record) -> Iterator[str]:
-    """Yield where the share of weights ever active is below the share active now, or falls with the epochs."""
+    """Yield where the share of weights ever active is below the density, or falls."""
     before = 0.0
     for number, row in enumerate(record["history"]):
         if "explored" in row:
@@ -297,7 +297,7 @@ def history_faults(record: Record) -> Iterator[str]:
 
 
 def branch_faults(record: Record) -> Iterator[str]:
-    """Yield where a branch does not begin and end at the epochs it says."""
+    """Yield where a branch does not begin and end at its stated epochs."""
     branch, history = record["branch"], record["history"]
     if branch["last_epoch"] <= branch["epoch"]:
         yield f"branch.last_epoch is {branch['last_epoch']}, not after epoch {branch['epoch']}, where it begins"
@@ -306,32 +306,29 @@ def branch_faults(record: Record) -> Iterator[str]:
         yield f"history has epochs {shorten(ends)}, the branch those after {branch['epoch']} to {branch['last_epoch']}"
 
 
-UNSEALED = ("seal", "file")  # what is said of a record, not by it: its checksum and the name of its file
+UNSEALED = ("seal", "file")  # about a record, not part of it: its checksum and its file's name
 
 
 def seal_of(record: dict[str, Any]) -> str:
     """Return the seal of a record: the SHA-256, 64 hex digits, of its content as canonical JSON.
 
     Raises TypeError, ValueError or RecursionError for what is not plain JSON, NaN and infinities included. Invariant:
-    records of the same content have the same seal, whatever the order of their keys or the layout of their file.
+    the same content has the same seal, whatever the order of keys and the layout of the file.
     """
     return hashlib.sha256(canonical(content_of(record)).encode("ascii")).hexdigest()
 
 
 def lay_out(record: dict[str, Any]) -> str:
-    """Return the text of the file of a record, its seal included, for people, `git diff` and `is_sealed_text`.
-
-    It is the canonical JSON with a line for every value, indented by one space for each level.
-    """
+    """Return the text of a record's file: the canonical JSON, a line for each value, indented by one space a level."""
     text = json.dumps(record, indent=1, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text + "\n"
 
 
 def is_sealed_text(data: bytes, seal: str) -> bool:
-    """Return whether a file as `lay_out` writes it has the content that `seal`, of 64 hex digits, was made from.
+    """Return whether a file in the layout of `lay_out` has the content that `seal`, of 64 hex digits, was made from.
 
-    Much quicker than to write the numbers anew: the canonical JSON is the file without its line breaks, indents and
-    seal (a JSON text has no line break within). False for any other layout, of which nothing is known by that.
+    Much faster than formatting the numbers again: the canonical JSON is the file without its line breaks, indents and
+    seal, as no JSON string holds a line break. False for any other layout, whatever its content.
     """
     lines = data.replace(f'\n "seal":"{seal}",'.encode("ascii"), b"", 1).split(b"\n")
     return hashlib.sha256(b"".join(map(bytes.lstrip, lines))).hexdigest() == seal
@@ -345,7 +342,7 @@ def content_of(record: dict[str, Any]) -> dict[str, Any]:
 def canonical(value: Any) -> str:
     """Return `value` as the one JSON text of its content: keys sorted, no spaces, ASCII.
 
-    A float is written as the shortest decimal that reads back as the same float, the same on every platform and in
-    every version of Python from 3.1 on; so the text, and the seal with it, survives writing and reading.
+    A float is the shortest decimal that reads back as the same float, on every platform, so the text and its seal
+    survive writing and reading.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -1,4 +1,4 @@
-"""What may be said of the rows of a section: ranks that the seeds can carry, gains over controls, what went unseen.
+"""Comparisons of a section's rows: ranks that the seeds support, gains over controls, detectable differences.
 
 Everything is paired by seed: runs of one seed share initial weights and batches, so their difference has less noise
 than either accuracy.
@@ -10,11 +10,15 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import stable_key
 from leaderboard.store.schema import Record
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Cell, Row, line, percent, sparsities_of
+
+if TYPE_CHECKING:
+    from leaderboard.tables.stats import Difference
 
 Made = dict[tuple[str, str, int], Record]  # controls by the run, the masks and the seed they were made from
 Ranks = dict[tuple[int, float], tuple[int, int]]  # number of a row, sparsity: best and worst rank not excluded
@@ -32,14 +36,14 @@ def accuracies(cell: Cell) -> dict[int, float]:
     return {record["seed"]: record["accuracy_pct"]["last_epoch"] for record in cell.finished}
 
 
-def grain(cell: Cell) -> float:
-    """Return the step, in points, in which an accuracy can move: one test image; 0 where their number is unknown."""
-    images: int = cell.counted[0]["data"]["test"]
+def grain(run: Record) -> float:
+    """Return the step, in points, in which a run's accuracy can move: one test image; 0 if their number is unknown."""
+    images: int = run["data"]["test"]
     return 100 / images if images else 0.0
 
 
 def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
-    """Return the cells compared at a sparsity by number of their row: no dense row, no control made from another."""
+    """Return the entries compared at a sparsity by row number: no dense row, no control made from another."""
     return {
         number: row.cells[sparsity]
         for number, row in enumerate(rows)
@@ -48,16 +52,16 @@ def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
 
 
 def certain(cell: Cell) -> dict[int, float]:
-    """Return the accuracies that may carry a verdict: none where a counted run diverged, for the others flatter it."""
+    """Return the accuracies that may carry a verdict: none if a counted run diverged, as the others flatter the row."""
     return {} if cell.diverged else accuracies(cell)
 
 
 def make_ranks(rows: list[Row]) -> Ranks:
     """Return the range of ranks of every row at every sparsity.
 
-    A rank of 2-5 of 7 says: one row is significantly better and two are significantly worse. Paired t-tests of all
-    pairs at a sparsity, Holm's correction over the whole section. Invariant: a row that shares fewer than LEAST_SEEDS
-    with the others, or of which a run diverged, may have any rank.
+    A rank of 2-5 of 7: one row is significantly better and two are significantly worse. Paired t-tests of all pairs at
+    a sparsity, Holm's correction over the section. Invariant: a row that shares fewer than LEAST_SEEDS with the others,
+    or with a diverged run, may have any rank.
     """
     from leaderboard.tables.stats import rank_groups  # here, because scipy takes a second
 
@@ -68,7 +72,7 @@ def make_ranks(rows: list[Row]) -> Ranks:
     known = {
         sparsity: {str(number): certain(cell) for number, cell in cells.items()} for sparsity, cells in groups.items()
     }
-    step = max(grain(cell) for cells in groups.values() for cell in cells.values())
+    step = max(grain(cell.counted[0]) for cells in groups.values() for cell in cells.values())
     found = rank_groups(known, step, LEAST_SEEDS)
     return {(number, sparsity): found[sparsity][str(number)] for sparsity, cells in groups.items() for number in cells}
 
@@ -78,28 +82,39 @@ def signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # the sum turns the zero below zero into the one above
 
 
+def show_interval(found: Difference) -> str:
+    """Return a 95 % interval as `+0.10 to +0.42`, or BLANK."""
+    if found.low is None or found.high is None:
+        return BLANK
+    return f"{signed(found.low)} to {signed(found.high)}"
+
+
+def show_bounds(found: Difference) -> str:
+    """Return a 95 % interval as it follows its mean: ` [+0.10, +0.42]`, or nothing."""
+    interval = show_interval(found)
+    return "" if interval == BLANK else f" [{interval.replace(' to ', ', ')}]"
+
+
 @dataclass(frozen=True)
 class Gain:
-    """How much better a row is than a control, at a sparsity; `p` is not corrected yet."""
+    """How much better a row is than a control, at a sparsity; `p` is still uncorrected."""
 
     text: str
     p: float | None
 
 
 def make_gain(row: Cell, control: Mapping[int, float], sound: bool) -> Gain | None:
-    """Return the gain of a row's runs over a control's, paired by seed; None where they share no seed.
+    """Return the gain of a row's runs over a control's, paired by seed; None if they share no seed.
 
-    Without p, so never bold, where fewer than LEAST_SEEDS are shared or, not `sound`, a counted run of either diverged.
+    Without p, so never bold, if fewer than LEAST_SEEDS are shared or, not `sound`, a counted run of either diverged.
     """
     from leaderboard.tables.stats import paired_difference
 
     own = accuracies(row)
-    found = paired_difference(own, control, grain(row))
+    found = paired_difference(own, control, grain(row.counted[0]))
     if found.mean is None:
         return None
-    text = signed(found.mean)
-    if found.low is not None and found.high is not None:
-        text += f" [{signed(found.low)}, {signed(found.high)}]"
+    text = signed(found.mean) + show_bounds(found)
     if found.n != len(own):
         text += f" (n={found.n})"
     return Gain(text, found.p if sound and found.n >= LEAST_SEEDS else None)
@@ -107,7 +122,7 @@ def make_gain(row: Cell, control: Mapping[int, float], sound: bool) -> Gain | No
 
 @dataclass(frozen=True)
 class Control:
-    """What a row is compared with: accuracies by seed, and whether every counted run finished."""
+    """What a row is compared with: accuracies by seed, and whether all counted runs finished."""
 
     accuracies: dict[int, float]
     sound: bool
@@ -119,9 +134,9 @@ class Control:
 
 
 def donor_controls(rows: list[Row]) -> dict[str, Made]:
-    """Return the counted runs of controls made from other runs, by kind and by what they were made from.
+    """Return the counted runs of controls made from other runs, by kind and origin.
 
-    Of several versions of a control's file, those of the one that was run last: two would be two controls.
+    Of several versions of a control's file the one run last counts: two would be two controls.
     """
     counted = [record for row in rows if row.made_from for cell in row.cells.values() for record in cell.counted]
     found: dict[str, Made] = {}
@@ -161,11 +176,7 @@ def controls_of(rows: list[Row], number: int, sparsity: float, made: Mapping[str
 
 
 def gains_table(rows: list[Row]) -> list[str]:
-    """Return the lines of the table of gains over controls; none where no row has a control.
-
-    Differences in points, paired by seed, with 95 % intervals; bold where significant after Holm's correction over the
-    whole table.
-    """
+    """Return the lines of the table of gains over controls; none if no row has a control."""
     from leaderboard.tables.stats import ALPHA, holm
 
     gains: dict[tuple[int, float], dict[str, Gain]] = {}
@@ -199,7 +210,7 @@ def gains_table(rows: list[Row]) -> list[str]:
 
 
 def blind_spot(rows: list[Row], sparsity: float) -> str:
-    """Return what the seeds at hand could not see at a sparsity, in words; empty where no pair has two common seeds."""
+    """Return the smallest difference the seeds can detect at a sparsity; empty if no pair shares two seeds."""
     from leaderboard.tables.stats import smallest_detectable, widen
 
     spreads = []
@@ -208,7 +219,7 @@ def blind_spot(rows: list[Row], sparsity: float) -> str:
         a, b = accuracies(one), accuracies(other)
         differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
         if len(differences) > 1:
-            spreads.append(float(widen(statistics.stdev(differences), grain(one), 2)))
+            spreads.append(float(widen(statistics.stdev(differences), grain(one.counted[0]), 2)))
             counts.append(len(differences))
     if not spreads:
         return ""
@@ -217,7 +228,7 @@ def blind_spot(rows: list[Row], sparsity: float) -> str:
 
 
 def blind_spots(rows: list[Row]) -> str:
-    """Return one sentence on the differences that the seeds at hand could find; empty where there are none."""
+    """Return one sentence on the differences that the seeds can detect, or an empty text."""
     found = [spot for spot in (blind_spot(rows, sparsity) for sparsity in sparsities_of(rows)) if spot]
     if not found:
         return ""

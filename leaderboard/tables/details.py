@@ -1,4 +1,4 @@
-"""What the main table has no room for: details of each row, and measured speed."""
+"""Details of each row, and measured speed, for which the main table has no room."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from leaderboard.store.measurements import Measurement
 from leaderboard.store.schema import Record
+from leaderboard.tables.sections import amount
 from leaderboard.tables.table import (
     BLANK,
     Cell,
@@ -16,7 +17,7 @@ from leaderboard.tables.table import (
     duration,
     escape,
     line,
-    link,
+    list_links,
     mean,
     mean_and_std,
     multiple,
@@ -42,7 +43,7 @@ DETAILS = [
 
 
 def details_table(rows: list[Row], folder: str) -> list[str]:
-    """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
+    """Return the lines of the details: a row for each method and sparsity; `folder` is the link target of records."""
     lines = [line(DETAILS), line(["---"] * len(DETAILS))]
     devices = {
         record["environment"]["device"] for row in rows for cell in row.cells.values() for record in cell.counted
@@ -67,15 +68,14 @@ def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
     shown.append(by_device(runs, "train_s", duration, name_devices))
     shown.append(by_device(runs, "images_per_s", "{:,.0f}".format, name_devices))
     shown.append("; ".join(notes(cell)) or BLANK)
-    links = [link(record, folder, "seed") for record in cell.counted]
-    shown.append(", ".join(links + [link(record, folder, "repeat of seed") for record in cell.repeats]))
+    shown.append(list_links(cell, folder))
     return shown
 
 
 def slim_cost(runs: list[Record]) -> str:
-    """Return `slim 0.25×`: the mean cost of one image without the removed filters and the inputs that they free.
+    """Return `slim 0.25×`: the mean cost of one image without removed filters and the inputs that they free.
 
-    A multiple of the dense network's; empty where no run has it, and with `(n=2)` where not every run does.
+    A multiple of the dense network's; empty if no run has it, with `(n=2)` if not every run does.
     """
     macs = [run["macs"] for run in runs if "inference_slim" in run["macs"]]
     if not macs:
@@ -85,7 +85,7 @@ def slim_cost(runs: list[Record]) -> str:
 
 
 def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_devices: bool) -> str:
-    """Return the mean of time[key] for each device: times of different devices have no common mean."""
+    """Return the mean of time[key] for each device, as times of different devices have no common mean."""
     times: dict[str, list[float]] = {}
     for run in runs:
         times.setdefault(run["environment"]["device"], []).append(run["time"][key])
@@ -94,7 +94,7 @@ def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_d
 
 
 def notes(cell: Cell) -> list[str]:
-    """Return what a reader must know: diverged seeds, repeats, empty layers, skipped steps, zeros, uncommitted code."""
+    """Return notes: repeats, diverged seeds, empty layers, skipped steps, zeros, uncommitted code."""
     seeds: dict[str, list[str]] = {}
     for record in cell.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
@@ -127,10 +127,10 @@ Figures = dict[str, dict[str, Any]]  # of one measurement and batch, by engine
 
 
 def speed_table(rows: list[Row], measurements: Iterable[Measurement]) -> list[str]:
-    """Return the lines of the table, without any where no run of `rows` was measured.
+    """Return the lines of the table; none if no run of `rows` was measured.
 
-    `measurements` come newest first. A row's line is for one batch size, machine, number of threads and version of
-    torch; what is invalid or was not measured is blank.
+    `measurements` come newest first. A line is for one batch size, machine, number of threads and version of torch;
+    what is invalid or was not measured is blank.
     """
     by_run: dict[tuple[str, str], list[Measurement]] = {}
     for measurement in measurements:
@@ -156,7 +156,7 @@ def speed_table(rows: list[Row], measurements: Iterable[Measurement]) -> list[st
 
 
 def gather_places(cell: Cell, by_run: dict[tuple[str, str], list[Measurement]]) -> dict[Place, dict[int, Figures]]:
-    """Return the figures of a cell's runs by place and seed: of several measurements of a seed the newest.
+    """Return the figures of the runs by place and seed, the newest of several measurements.
 
     A newer version of torch on the same machine replaces an older one.
     """
@@ -174,17 +174,17 @@ def gather_places(cell: Cell, by_run: dict[tuple[str, str], list[Measurement]]) 
 
 
 def identity(record: Record) -> tuple[str, str]:
-    """Return what a measurement names its run by."""
+    """Return what identifies the run of a measurement."""
     return record["run"], record["masks_sha256"]
 
 
 def is_timed(seeds: dict[int, Figures], engine: str) -> bool:
-    """Return whether an engine has figures in any of the measurements."""
+    """Return whether any measurement has figures for a way to compute."""
     return any("ms" in figures.get(engine, {}) for figures in seeds.values())
 
 
 def average(seeds: dict[int, Figures], engine: str, figure: str, form: str) -> str:
-    """Return the mean over seeds of an engine's figure, or BLANK where it was not timed for every one of them."""
+    """Return the mean of a figure over seeds, or BLANK unless it was timed for all of them."""
     values = [figures.get(engine, {}).get(figure) for figures in seeds.values()]
     known = [value for value in values if value is not None]
     return form.format(statistics.fmean(known)) if len(known) == len(values) else BLANK
@@ -193,4 +193,4 @@ def average(seeds: dict[int, Figures], engine: str, figure: str, form: str) -> s
 def describe_place(place: Place) -> str:
     """Return the machine of a line: `AMD EPYC, 1 thread, torch 2.14`."""
     _, hardware, threads, torch = place
-    return f"{escape(hardware)}, {threads} thread{'' if threads == 1 else 's'}, torch {escape(torch)}"
+    return f"{escape(hardware)}, {amount(threads, 'thread')}, torch {escape(torch)}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from leaderboard.store.records import file_stem, stable_key
+from leaderboard.store.records import Problem, file_stem, stable_key
 from leaderboard.store.repeat import arithmetic
 from leaderboard.store.schema import Record
 from leaderboard.tables.table import escape
@@ -21,7 +21,7 @@ def amount(number: int, noun: str) -> str:
 
 
 def section_key(record: Record) -> tuple[int, str, str, str, str]:
-    """Return what the records of a table have in common; sorts the newest protocol first."""
+    """Return what the records of a table share; the newest protocol sorts first."""
     page = record["page"]
     return -record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"], arithmetic(record)
 
@@ -29,19 +29,19 @@ def section_key(record: Record) -> tuple[int, str, str, str, str]:
 def section_name(record: Record) -> str:
     """Return the name of the section a record belongs to, for files: `digits_resnet20.1a2b3c4d`.
 
-    Invariant: a visible file name of A-Z a-z 0-9 . _ - only, another one for every section.
+    Invariant: a visible file name of A-Z a-z 0-9 . _ - only, unique to the section.
     """
     digest = hashlib.sha256(json.dumps(section_key(record)).encode()).hexdigest()[:8]
     return f"{file_stem(record['page']['name'])[:80]}.{digest}"
 
 
 def is_changed(record: Record) -> bool:
-    """Return whether a record's page had settings changed."""
+    """Return whether settings of a record's page were changed."""
     return bool(record["page"]["changed"])
 
 
 def make_sections(records: list[Record]) -> list[tuple[str, list[Record]]]:
-    """Return the sections, each with a title of its own: by protocol, pages as they come first, then changed ones."""
+    """Return the sections, each with a unique title: by protocol, unchanged pages first."""
     groups: dict[tuple[int, str, str, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: (is_changed(record), stable_key(record))):
         groups.setdefault(section_key(record), []).append(record)
@@ -57,14 +57,14 @@ def make_sections(records: list[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def section_title(record: Record, write: Callable[[object], str] = escape) -> str:
-    """Return the title of a record's page, with the settings that were changed; `write` makes its text harmless."""
+    """Return the title of a record's page with its changed settings; `write` escapes text."""
     page = record["page"]
     changed = [write(f"{name} = {json.dumps(value)}") for name, value in sorted(page["changed"].items())]
     return write(page["title"]) + (f", with {', '.join(changed)}" if changed else "")
 
 
 def identity(record: Record, write: Callable[[object], str] = escape) -> str:
-    """Return what tells two sections with the same title apart; `write` makes its text harmless."""
+    """Return what tells two sections with the same title apart; `write` escapes text."""
     data, page = record["data"], record["page"]
     variant, precision = write(page["variant"]), write(arithmetic(record))
     return f"protocol {record['protocol']}, variant {variant}, data {write(data['fingerprint'][:12])}, {precision}"
@@ -80,3 +80,10 @@ def description(runs: list[Record]) -> str:
         f"{data['classes']} classes, {data['train']} training, {data['validation']} validation and {data['test']} test "
         f"images; devices: {', '.join(devices)}."
     )
+
+
+def skipped_files(problems: Iterable[Problem]) -> list[str]:
+    """Return the lines on the files that were skipped, or none."""
+    found = sorted((problem.file, problem.reason) for problem in problems)
+    lines = [f"- {escape(file)}: {escape(reason)}" for file, reason in found]
+    return ["", "## Skipped files", "", *lines] if lines else []

@@ -1,7 +1,7 @@
-"""Statistics of comparisons: paired by seed, with intervals, corrected for how many were made, honest about rounding.
+"""Statistics of comparisons: paired by seed, with 95 % intervals, corrected for multiplicity and rounding.
 
 Accuracies are in percent, differences in points. Everything rests on the t distribution, since three seeds are too few
-to resample. The tests hold the calibration, by simulation.
+to resample. The tests check the calibration by simulation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-LEVEL = 0.95  # of the intervals
 ALPHA = 0.05  # two-sided; of a single comparison, and of a family after Holm's correction
 POWER = 0.8  # with which a smallest detectable difference is found
 NO_SPREAD = 1e-9  # points; the difference of two equal percentages is off by 1e-14 in double precision
@@ -28,11 +27,10 @@ K = TypeVar("K")
 class Difference:
     """What n pairs say about a difference a - b, in points.
 
-    `sd` is the standard deviation of the differences as they are (ddof = 1); `low` and `high` bound the 95 % interval;
-    `p` is two-sided; `detectable` is the true difference that n such pairs find with 80 % power (of three runs against
-    three published ones, 70 to 80 %, by the ratio of their spreads). Mean and all else are
-    None without a pair; all but the mean where n < 2; interval, p and detectable also where the spread is zero.
-    Invariant: p < 0.05 exactly where the interval leaves out zero.
+    `sd` is the raw standard deviation of the differences (ddof = 1); `low` and `high` bound the 95 % interval; `p` is
+    two-sided; `detectable` is the true difference that n such pairs find with 80 % power (70 to 80 % for three runs
+    against three published ones, by the ratio of their spreads). All are None without a pair, all but the mean if
+    n < 2; interval, p and detectable also without spread. Invariant: p < 0.05 exactly if the interval excludes zero.
     """
 
     n: int
@@ -45,7 +43,7 @@ class Difference:
 
 
 def mean_std(values: Iterable[float]) -> tuple[float | None, float | None]:
-    """Return mean and sample standard deviation (ddof = 1); None for what too few values cannot give.
+    """Return mean and sample standard deviation (ddof = 1), None if there are too few values.
 
     Raises ValueError for a value that is None, NaN or infinite.
     """
@@ -73,13 +71,12 @@ def check_grain(grain: float) -> None:
 
 
 def widen(sd: Any, grain: float, accuracies: int) -> Any:
-    """Return the standard deviation `sd` with the noise of rounding added, for a sum of so many `accuracies`.
+    """Return the standard deviation `sd` with the noise of rounding added, for a sum of that many `accuracies`.
 
-    An accuracy moves in steps of `grain`. What was rounded away is spread evenly over one step, which has the variance
-    grain² / 12; a difference of two accuracies carries it twice, grain² / 6. So seeds that agree to the last image are
-    not taken for a spread of zero, which would make any difference infinitely significant. The noise is added, and not
-    only the least that is assumed: with sd as it is wherever it is larger, a t-test at seven seeds and a spread of 0.8
-    steps still finds 6 % of the differences that are none; with the sum it finds 5 % or fewer at any spread.
+    An accuracy moves in steps of `grain`, so rounding has the variance grain² / 12, and twice that in a difference of
+    two accuracies. Seeds that agree to the last image thus do not count as a spread of zero, which would make any
+    difference infinitely significant. The noise is added rather than used as a lower bound: with a bound, a t-test at
+    seven seeds and a spread of 0.8 steps has 6 % false positives; with the sum, 5 % or fewer at any spread.
     """
     return np.sqrt(np.square(sd) + accuracies * grain**2 / 12)
 
@@ -88,8 +85,8 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], grain: flo
     """Return a - b over the seeds (the keys) that both have: the paired, two-sided t-test.
 
     `grain` is 100 / number of test images, the step in which an accuracy moves; see `widen`. Without a grain, equal
-    differences have no spread to judge them by: they give a mean and an sd of zero, and no interval and no p, whatever
-    the mean, since no verdict may come out of a spread of zero. Raises ValueError for a value that is None or NaN.
+    differences have an sd of zero and neither interval nor p, whatever the mean: a spread of zero carries no verdict.
+    Raises ValueError for a value that is None or NaN.
     """
     check_grain(grain)
     check_values([*a.values(), *b.values()])
@@ -107,8 +104,8 @@ def difference_from_published(
     """Return ours - published, with `mean` ± `std` over `n` published runs: Welch's test. The result's `n` is ours.
 
     `std` counts as a sample standard deviation (ddof = 1); a paper that divided by n states it too small, at three runs
-    by a factor of 0.82. Where it is None, the published mean is taken as exact, so the interval is of our mean alone
-    and too narrow for the difference: say so beside it. The same holds for a `std` with n < 2.
+    by a factor of 0.82. If it is None or n < 2, the published mean is taken as exact, so the interval is of our mean
+    alone and too narrow for the difference: say so beside it.
 
     Three runs against three cover the true difference in 94 to 97 % at any ratio of spreads. At unequal numbers Welch's
     degrees of freedom are rounded down: 2 against 3 and 10 against 3 would cover 91 and 92.7 % at worst, so 93 to 98 %.
@@ -134,7 +131,7 @@ def difference_from_published(
 
 
 def conclude(n: int, mean: float, sd: float, error: float, freedom: float) -> Difference:
-    """Return the verdict of a t-test of `mean` with the standard error `error` and so many degrees of `freedom`."""
+    """Return the result of a t-test of `mean` with standard error `error` and `freedom` degrees of freedom."""
     if error <= NO_SPREAD:
         return Difference(n, mean, sd, None, None, None, None)
     half = quantile(freedom, ALPHA) * error
@@ -149,7 +146,7 @@ def p_value(mean: Any, error: Any, freedom: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def quantile(freedom: float, alpha: float) -> float:
-    """Return the t above which a share alpha / 2 of the t distribution lies."""
+    """Return the upper alpha / 2 quantile of the t distribution."""
     return float(stdtrit(freedom, 1 - alpha / 2))
 
 
@@ -157,8 +154,8 @@ def quantile(freedom: float, alpha: float) -> float:
 def shift(freedom: float, alpha: float) -> float:
     """Return the true difference, in standard errors, that a t-test at `alpha` finds with power POWER.
 
-    The noncentrality at which a noncentral t exceeds the two-sided bound in POWER of the cases. To find a difference
-    with the wrong sign is no success, so the other tail does not count.
+    The noncentrality at which a noncentral t exceeds the two-sided bound in POWER of the cases. The other tail, a
+    difference with the wrong sign, does not count.
     """
     return float(nctdtrinc(freedom, 1 - POWER, quantile(freedom, alpha)))
 
@@ -166,7 +163,7 @@ def shift(freedom: float, alpha: float) -> float:
 def smallest_detectable(n: int, sd: float, alpha: float = ALPHA) -> float | None:
     """Return the true difference that a paired t-test of n pairs finds with 80 % power, two-sided at `alpha`.
 
-    `sd` is the standard deviation of the differences, in points. None where n < 2 or the spread is zero.
+    `sd` is the standard deviation of the differences, in points. None if n < 2 or the spread is zero.
     """
     if n < 2 or sd <= NO_SPREAD:
         return None
@@ -176,7 +173,7 @@ def smallest_detectable(n: int, sd: float, alpha: float = ALPHA) -> float | None
 def seeds_needed(difference: float, sd: float, alpha: float = ALPHA) -> int | None:
     """Return the fewest seeds that find a true `difference` with 80 % power; None above MOST_SEEDS or without spread.
 
-    An estimate: an `sd` from three seeds is easily off by a factor of two, and the number goes with its square.
+    An estimate: an `sd` from three seeds is easily off by a factor of two, and the number grows with its square.
     """
     if sd <= NO_SPREAD:
         return None
@@ -190,8 +187,8 @@ def holm(ps: Mapping[K, float | None]) -> dict[K, float | None]:
     """Return the p-values adjusted for their number by Holm's step-down rule; at most 1.
 
     None is a comparison that was not made: it stays None and does not count. Raises ValueError for a p outside [0, 1].
-    Invariant: rejecting those at most 0.05 errs in at most 5 % of families, whatever is true and however the tests
-    depend on each other. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    Invariant: rejecting those at most 0.05 errs in at most 5 % of families, under any dependence between the tests.
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
     known = {key: p for key, p in ps.items() if p is not None}
     for key, p in known.items():
@@ -210,11 +207,10 @@ def rank_groups(
 ) -> dict[K, dict[str, tuple[int, int]]]:
     """Return the ranks (1 = most accurate) that each row of each group may have within its group.
 
-    `groups` has accuracies in percent by group (such as a sparsity), row and seed. From 1 + the rows that are
-    significantly better to the number of rows less those significantly worse: paired t-tests of every two rows of a
-    group, corrected by Holm for all pairs of all groups together. Rows with fewer than `least` seeds in common are not
-    different. Invariant: all ranges of all groups hold the true ranks at once in at least 95 % of such tables; three
-    seeds part few rows. Raises ValueError for a value that is None or NaN.
+    `groups` has accuracies in percent by group (such as a sparsity), row and seed. Ranks go from 1 + the significantly
+    better rows to the number of rows less the significantly worse ones: paired t-tests of all pairs in a group, with
+    Holm's correction over all groups; rows with fewer than `least` common seeds do not differ. Invariant: all ranges
+    hold the true ranks at once in at least 95 % of such tables. Raises ValueError for a value that is None or NaN.
     """
     check_grain(grain)
     pairs: dict[tuple[K, str, str], float] = {}  # better row, worse row: p
@@ -240,9 +236,9 @@ def rank_groups(
 
 
 def compare_rows(differences: Any, grain: float, least: int) -> tuple[Any, Any]:
-    """Return mean and p of each line of `differences` (pairs, seeds; NaN where a seed is not common); NaN for no p.
+    """Return mean and p of each row of `differences` (pairs, seeds; NaN for a seed that is not common).
 
-    There is none for a line of fewer than `least` values, or without spread.
+    p is NaN for a row of fewer than `least` values, or without spread.
     """
     there = ~np.isnan(differences)
     n = there.sum(axis=1)

@@ -1,4 +1,4 @@
-"""The main table: which records share a row, how rows are called, and what their cells say."""
+"""The main table: which records share a row, the names of rows, and the text of their entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from leaderboard.store.schema import GROUPS, Record
 
 BLANK = "·"
 HEADINGS = {**{group: group for group in GROUPS}, "control": "controls"}
-LEAST_SEEDS = 3  # in common; two leave one degree of freedom, and nothing short of a gulf is seen
+LEAST_SEEDS = 3  # in common; two leave one degree of freedom, too few to see any but huge differences
 LONGEST_TEXT = 200  # characters of any one text from a record
 
 
@@ -44,7 +44,7 @@ def escape(text: object) -> str:
 
 
 def mean(values: Iterable[float | None], show: Callable[[float], str]) -> str:
-    """Return the mean of the `values` that are there, as `show` writes it, or BLANK when there are none."""
+    """Return the mean of the known `values`, as `show` writes it, or BLANK."""
     known = [value for value in values if value is not None]
     return show(statistics.fmean(known)) if known else BLANK
 
@@ -68,12 +68,12 @@ def flops(macs: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in percent without needless digits: 0.9 -> `90 %`."""
+    """Return a share in percent without trailing zeros: 0.9 -> `90 %`."""
     return f"{100 * share:.10g} %"
 
 
 def duration(seconds: float) -> str:
-    """Return a time in seconds, in hours from two hours on."""
+    """Return a time in seconds, or in hours from two hours."""
     if seconds >= 7200:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"
@@ -93,7 +93,7 @@ class Cell:
 
     @property
     def finished(self) -> list[Record]:
-        """The counted runs that did not diverge: those whose numbers enter means."""
+        """The counted runs that did not diverge, whose numbers enter means."""
         return [record for record in self.counted if record["status"] == "ok"]
 
     def accuracy(self) -> str:
@@ -109,7 +109,7 @@ class Cell:
 
 
 def gather(records: list[Record]) -> Cell:
-    """Sort the runs of one method at one sparsity: for each seed the first that finished counts, diverged or not.
+    """Sort the runs of one method at one sparsity: for each seed the first to finish counts, diverged or not.
 
     Never the better one: a repeat must not be a second try.
     """
@@ -124,7 +124,7 @@ def gather(records: list[Record]) -> Cell:
 
 
 def count_zeros(record: Record) -> int:
-    """Return how many active weights were zero at the end; 0 where the record does not say."""
+    """Return how many active weights were zero at the end; 0 if the record does not say."""
     weights = record["weights"]
     return int(weights["active"] - weights.get("nonzero", weights["active"]))
 
@@ -133,8 +133,7 @@ def count_zeros(record: Record) -> int:
 class Row:
     """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by sparsity asked.
 
-    `label` is harmless in Markdown, `name` the same as text; `settings` are those to
-    ask for where they are not the defaults.
+    `label` is escaped, `name` the same as text; `settings` are those that are not the defaults.
     """
 
     group: str
@@ -149,7 +148,7 @@ class Row:
 
 
 def sparsities_of(rows: list[Row]) -> list[float]:
-    """Return the sparsities at which some row that is not dense has runs, rising."""
+    """Return the sparsities at which any sparse row has runs, in ascending order."""
     return sorted({sparsity for row in rows for sparsity in row.cells if not row.dense})
 
 
@@ -183,7 +182,7 @@ def line(cells: Iterable[str]) -> str:
 
 
 def show_rank(rank: tuple[int, int] | None) -> str:
-    """Return `1–4`, or `2` where best and worst rank are the same; BLANK where there is nothing to rank against."""
+    """Return `1–4`, or `2` if best and worst rank are the same; BLANK without a rank."""
     if rank is None:
         return BLANK
     return str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}"
@@ -192,8 +191,8 @@ def show_rank(rank: tuple[int, int] | None) -> str:
 def main_table(rows: list[Row], ranks: Mapping[tuple[int, float], tuple[int, int]]) -> list[str]:
     """Return the lines of the main table: groups of methods down, sparsities asked across, four columns for each.
 
-    `ranks`: by number of the row and sparsity. Bold is an accuracy whose rank is 1 and nothing else. Controls made from
-    another row's runs have a table of their own.
+    `ranks`: by row number and sparsity. An accuracy is bold if its rank can only be 1. Controls made from another row's
+    runs have a table of their own.
     """
     sparsities = sparsities_of(rows)
     head = ["method"]
@@ -217,7 +216,7 @@ def main_table(rows: list[Row], ranks: Mapping[tuple[int, float], tuple[int, int
 
 
 def main_cells(row: Row, sparsity: float, rank: tuple[int, int] | None, ranked: bool) -> list[str]:
-    """Return accuracy, rank (where the table has ranks) and costs of a row at a sparsity."""
+    """Return accuracy, rank (if `ranked`) and costs of a row at a sparsity."""
     cell = row.cells.get(sparsity)
     if cell is None:
         return [BLANK] * 4
@@ -226,9 +225,13 @@ def main_cells(row: Row, sparsity: float, rank: tuple[int, int] | None, ranked: 
     return [accuracy, *([show_rank(rank)] if ranked else []), *costs]
 
 
-def link(record: Record, folder: str, name: str) -> str:
-    """Return a link to the file of a record, named by its seed."""
-    return f"[{name} {record['seed']}]({quote(folder)}/{quote(record['file'], errors='replace')})"
+def list_links(cell: Cell, folder: str, diverged: str = "") -> str:
+    """Return links to the records of an entry, named by seed; `diverged` follows those that did."""
+    found = [("seed", run, "" if run["status"] == "ok" else diverged) for run in cell.counted]
+    return ", ".join(
+        f"[{name} {run['seed']}]({quote(folder)}/{quote(run['file'], errors='replace')}){note}"
+        for name, run, note in [*found, *(("repeat of seed", run, "") for run in cell.repeats)]
+    )
 
 
 Names = Mapping[str, str]  # of rows, by the name of a run
@@ -236,16 +239,16 @@ Names = Mapping[str, str]  # of rows, by the name of a run
 
 @dataclass(frozen=True)
 class RowRuns:
-    """The runs of one row, its label as text, and the settings to ask for to get it where they are not defaults.
+    """The runs of one row, its label as text, and its settings that are not defaults.
 
-    `version` tells apart rows of one group and label with another file: `(file 1a2b3c4d)`; empty where there is one.
+    `version` tells apart rows of the same group and label: `(file 1a2b3c4d)`; empty if there is only one.
     """
 
     group: str
     label: str
     version: str
     settings: dict[str, Any]
-    donor: str  # name of the row whose masks or layer densities its runs take; empty where they take none
+    donor: str  # name of the row whose masks or layer densities its runs use, or empty
     runs: list[Record]
 
     @property
@@ -256,7 +259,7 @@ class RowRuns:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a record says was asked of its method. `label` is empty where it follows from the name and the changes."""
+    """What a record's method was asked for. `label` is empty if it follows from the name and the changes."""
 
     record: Record
     settings: dict[str, Any]
@@ -266,7 +269,7 @@ class Asked:
 
     @classmethod
     def of(cls, record: Record, donors: Names) -> Asked:
-        """Return it with the names of rows, in a control's settings, as these rows are called now."""
+        """Return it for a record; row names in a control's settings become the current names of those rows."""
         method, weights = record["method"], record["weights"]
         settings = {**method["settings"], **method["changed"]}
         if weights["prunable"] != weights["dense_prunable"] or settings.get("width") == 1:
@@ -280,19 +283,19 @@ class Asked:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes a row: the group, the method, its file and its settings; a label that says otherwise as well."""
+        """What makes a row: group, method, file and settings, and a label that does not follow from them."""
         method = self.record["method"]
         own = json.dumps(self.settings, sort_keys=True)
         return method["group"], method["name"], method["sha256"], own, self.label
 
     @property
     def file(self) -> tuple[str, str]:
-        """The method and its file: what has defaults."""
+        """The method and its file, which have defaults."""
         return self.record["method"]["name"], self.record["method"]["sha256"]
 
 
 def first_word(value: Any) -> str:
-    """Return the method of a row's name; of anything else what no method is called."""
+    """Return the method in a row's name, or `-` for anything else."""
     return re.split(r" ?[(:]", value)[0] if isinstance(value, str) and value else "-"
 
 
@@ -338,7 +341,7 @@ def group_runs(asked: list[Asked]) -> list[RowRuns]:
 
 
 def tell_apart(found: list[tuple[Any, ...]]) -> list[RowRuns]:
-    """Return rows in their order; those of one label get the version of their file, or of their settings."""
+    """Return rows in order; those with the same label get the version of their file, or of their settings."""
     ordered = sorted(found, key=lambda row: row[0])
     labels = Counter((place[0], label) for place, label, *_ in ordered)
     files = Counter((place[0], label, place[4]) for place, label, *_ in ordered)
@@ -355,7 +358,7 @@ def tell_apart(found: list[tuple[Any, ...]]) -> list[RowRuns]:
 def find_defaults(asked: Iterable[Asked]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the defaults of each method's file, as its newest runs had them.
 
-    Unknown is the default of a setting that no run left alone, or that was changed to what used to be the default.
+    A default is unknown if every run changed the setting, or one changed it to the former default.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for one in asked:
@@ -369,7 +372,7 @@ def find_defaults(asked: Iterable[Asked]) -> dict[tuple[str, str], dict[str, Any
 
 
 def write_label(group: list[Asked], changed: Mapping[str, Any]) -> str:
-    """Return the label of a row: that of its newest run which changed these very settings, or one written like it."""
+    """Return the label of a row: that of its newest run with these changes, or one in the same form."""
     method = group[0].record["method"]
     for one in reversed(group):
         told = {key: one.record["method"]["changed"][key] for key in one.changed}

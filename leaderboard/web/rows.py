@@ -1,4 +1,4 @@
-"""What the browser's page tells of a row of the leaderboard and of its runs, as text and as numbers to sort by."""
+"""What the browser page shows of a row and its runs, as text and as numbers to sort by."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from leaderboard.tables.table import (
     show_rank,
 )
 
-# Heading, what is under it, and the direction of the first click; numbers are aligned to the right.
+# Heading, subheading, and the sort order of the first click; numbers are right-aligned.
 COLUMNS = (
     ("method", "", "ascending"),
     ("sparsity", "", "ascending"),
@@ -72,7 +72,7 @@ DONORS = {
 
 
 def visible(text: object) -> str:
-    """Return `text` with every character that cannot be seen, such as one that turns the line around, as its escape."""
+    """Return `text` with every invisible character, such as a change of text direction, as its escape."""
     plain_text = str(text)
     if plain_text.isprintable():
         return plain_text
@@ -80,20 +80,20 @@ def visible(text: object) -> str:
 
 
 def unescape(escaped: str) -> str:
-    """Return the text that `leaderboard.tables.table.escape` made `escaped` from, cut and on one line as there."""
+    """Return the text from which `leaderboard.tables.table.escape` made `escaped`, cut and on one line as there."""
     return re.sub(r"\\([\\*\[\]$~#_+=.)-])", r"\1", html.unescape(escaped))
 
 
 def average(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are there, to sort by; None for none."""
+    """Return the mean of the known values, to sort by; None for none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def make_lines(number: int, title: str, runs: list[Record], records: str) -> list[dict[str, Any]]:
-    """Return the rows of section `number`, one for each method and sparsity, in the order of the Markdown page.
+    """Return the rows of section `number`, one for each method and sparsity, in the order of the Markdown sheet.
 
-    Each has `shown`, a text for each of COLUMNS, and `about`: what the script needs of it, numbers to sort by included.
+    Each has `shown`, a text for each of COLUMNS, and `about`: what the script needs, including numbers to sort by.
     """
     rows = make_rows(runs)
     ranks = make_ranks(rows)
@@ -107,7 +107,7 @@ def make_lines(number: int, title: str, runs: list[Record], records: str) -> lis
 def make_line(
     number: int, title: str, row: Row, sparsity: float, cell: Cell, rank: tuple[int, int] | None, records: str
 ) -> dict[str, Any]:
-    """Return one row of the table; every figure is that of the Markdown page."""
+    """Return one row of the table; every figure is that of the Markdown sheet."""
     runs, label, group = cell.finished, unescape(row.label), HEADINGS[row.group]
     made = [*((run, False) for run in cell.counted), *((run, True) for run in cell.repeats)]
     costs = {part: cell.cost(part, absolute=True) for part in ("inference", "train")}
@@ -142,13 +142,13 @@ def make_line(
 
 
 def search_text(run: Record) -> str:
-    """Return what a run is found by: names, settings, machine, code; not its numbers, which would match anything."""
+    """Return what a search finds a run by: names, settings, machine, code; no numbers, which would match anything."""
     parts = [run["file"], settings(run["method"]["settings"]), settings(run["page"]["changed"]), device(run)]
     return " ".join([*parts, str(run["git"]["commit"]), run["masks_sha256"], run["status"]])
 
 
 def make_run(run: Record, repeat: bool, records: str) -> dict[str, Any]:
-    """Return one run as the script shows it: `values` are texts, one for each of LABELS, empty where there is none."""
+    """Return one run as the script shows it: `values` has a text for each of LABELS, empty if there is none."""
     badges = [["finished", ""] if run["status"] == "ok" else [run["status"], "warn"]]
     badges += [["repeat: not counted", "warn"]] if repeat else []
     return {
@@ -162,7 +162,7 @@ def make_run(run: Record, repeat: bool, records: str) -> dict[str, Any]:
 
 
 def run_values(run: Record) -> list[str]:
-    """Return what is told of a run, a text for each of LABELS."""
+    """Return the text of a run for each of LABELS."""
     accuracy, epochs = run["accuracy_pct"], run["selected"]
     method, macs, weights, density = run["method"], run["macs"], run["weights"], run["density"]
     time, git = run["time"], run["git"]
@@ -204,7 +204,7 @@ def settings(values: Mapping[str, Any]) -> str:
 
 
 def device(run: Record) -> str:
-    """Return where a run ran: device, its name where that is known, arithmetic, library."""
+    """Return the device of a run, its name if known, precision, processes and torch."""
     about = run["environment"]
     names = [about["device"], *([str(about["device_name"])] if "device_name" in about else []), about["precision"]]
     together = [f"{ranks_of(run)} processes"] if ranks_of(run) > 1 else []
@@ -212,6 +212,6 @@ def device(run: Record) -> str:
 
 
 def control_of(run: Record, row: str = "") -> str:
-    """Return what a run is a control of, in words, by the name of the `row`; empty for a run that is none."""
+    """Return what a run is a control of, in words, with the name of the `row`; empty if it is no control."""
     donor = run["method"].get("donor")
     return DONORS.get(donor["kind"], f"{donor['kind']} of {{}}").replace("{}", row or donor["label"]) if donor else ""

@@ -1,8 +1,8 @@
-"""The leaderboard for a browser: one HTML file that needs no other, a pure function of records and pictures.
+"""The leaderboard for a browser: one self-contained HTML file, a pure function of records and pictures.
 
-The table is whole without JavaScript, which sorts it, filters it and opens the runs of a row. Nothing from a record can
-become markup: it is escaped in the HTML, set as text by the script, and the page's content policy lets no other script,
-style or request in.
+The table is complete without JavaScript, which sorts and filters it and opens the runs of a row. Nothing from a record
+can become markup: it is escaped in the HTML and set as text by the script, and the content policy allows no other
+script, style or request.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def write_site(
     problems: Iterable[Problem] = (),
     records: str = "../records",
 ) -> str:
-    """Write the page of `sections` (of `make_sections`) to `output`; return a line that sums it up.
+    """Write the file of `sections` (of `make_sections`) to `output`; return a one-line summary.
 
-    `pictures` is the folder with the files that `leaderboard.drawing` makes; those missing are left out. `records` is
-    where links to records lead, relative to the page. Invariant: readers see the old page or the new one, whole.
+    `pictures` is the folder of the pictures; missing ones are left out. `records` is the link target of records,
+    relative to the file. Invariant: readers see the old file or the new one, whole.
     """
     files = read_pictures(pictures) if pictures is not None else {}
     text = render_site(sections, problems, files, records)
@@ -59,9 +59,9 @@ def read_pictures(folder: Path) -> dict[str, bytes]:
 def render_site(
     sections: Sections, problems: Iterable[Problem], pictures: Mapping[str, bytes], records: str = "../records"
 ) -> str:
-    """Return the page. `pictures` are files by name, SECTION_NAME.KIND.svg or .png.
+    """Return the HTML. `pictures` are files by name, SECTION_NAME.KIND.svg or .png.
 
-    Invariant: a pure function of its arguments, and of no order among the runs of a section or the problems.
+    Invariant: the order of the problems and of the runs of a section is irrelevant.
     """
     lines = [line for number, (title, runs) in enumerate(sections) for line in make_lines(number, title, runs, records)]
     style, script = ((PARTS / f"site.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -91,12 +91,12 @@ def summary(sections: Sections) -> str:
 
 
 def markup(text: object) -> str:
-    """Return `text` for HTML, inside a tag's quotes too: nothing of it is markup, all of it is seen."""
+    """Return `text` escaped for HTML, attributes included, with invisible characters shown."""
     return html.escape(visible(text))
 
 
 def embed(data: object) -> str:
-    """Return `data` as JSON that holds no character with a meaning in HTML, for a <script> element."""
+    """Return `data` as JSON without characters that mean something in HTML, for a <script> element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # all beyond ASCII is \\u.... already
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -139,7 +139,7 @@ def align(name: str) -> str:
 
 
 def choice(name: str, label: str, options: Iterable[tuple[str, str]]) -> str:
-    """Return a drop-down list of (value, text), with a first entry that leaves everything in."""
+    """Return a drop-down list of (value, text), with `all` first."""
     listed = "".join(f'<option value="{markup(value)}">{markup(text)}</option>' for value, text in options)
     return f'<label>{label} <select id="{name}"><option value="">all</option>{listed}</select></label>'
 
@@ -156,7 +156,7 @@ def table_row(line: dict[str, Any]) -> str:
 
 
 def section(number: int, title: str, runs: list[Record], pictures: Mapping[str, bytes]) -> str:
-    """Return what is shown of one section beside its rows: what it holds, its pictures, the settings of its page."""
+    """Return one section below the table: description, pictures, settings of its page."""
     listed = "".join(
         f"<li><code>{markup(name)} = {markup(json.dumps(value, ensure_ascii=False))}</code></li>"
         for name, value in sorted(runs[0]["page"]["settings"].items())
@@ -170,14 +170,14 @@ def section(number: int, title: str, runs: list[Record], pictures: Mapping[str, 
 
 
 def figures(runs: list[Record], pictures: Mapping[str, bytes]) -> str:
-    """Return the pictures of a section that are there, as images: what an image holds cannot run."""
-    from leaderboard.drawing.pictures import list_pictures
+    """Return the pictures of a section as images, in which no script can run."""
+    from leaderboard.drawing.pictures import name_pictures
 
     shown = []
-    for picture in list_pictures(runs):
-        files = [(kind, f"{section_name(runs[0])}.{picture.kind}.{kind}") for kind in MEDIA]
-        for kind, file in [(kind, file) for kind, file in files if file in pictures][:1]:
-            source = f"data:{MEDIA[kind]};base64,{base64.b64encode(pictures[file]).decode()}"
+    for stem, picture in name_pictures(section_name(runs[0]), runs).items():
+        file = next((f"{stem}.{kind}" for kind in MEDIA if f"{stem}.{kind}" in pictures), None)
+        if file is not None:
+            source = f"data:{MEDIA[file[-3:]]};base64,{base64.b64encode(pictures[file]).decode()}"
             image = f'<img src="{source}" alt="{markup(picture.title)}" decoding="async">'
             caption = f"<b>{markup(picture.title)}.</b> {markup(picture.caption)}"
             shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
@@ -185,7 +185,7 @@ def figures(runs: list[Record], pictures: Mapping[str, bytes]) -> str:
 
 
 def problem_list(problems: Iterable[Problem]) -> str:
-    """Return the files of the store that were set aside, and why."""
+    """Return the skipped files of the store, and why."""
     found = sorted((problem.file, problem.reason) for problem in problems)
     listed = "".join(f"<li><code>{markup(file)}</code>: {markup(reason)}</li>" for file, reason in found)
     return f'<section class="problems"><h2>Skipped files</h2><ul>{listed}</ul></section>' if found else ""

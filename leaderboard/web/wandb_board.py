@@ -16,9 +16,9 @@ from leaderboard.tables.table import HEADINGS, Cell, Row, make_rows, mean, mean_
 from leaderboard.web.rows import average, control_of, unescape, visible
 from leaderboard.web.wandb_session import MODES, choose_mode, open_session
 
-PAGES = ("LEADERBOARD.md", "RESULTS.md", "PAPER.md", "PLASTICITY.md")  # beside the folder of pictures
+SHEETS = ("LEADERBOARD.md", "RESULTS.md", "PAPER.md", "PLASTICITY.md")  # beside the folder of pictures
 
-# Texts as on the Markdown page; then, for W&B's own plots, numbers that are not rounded.
+# Texts as in the Markdown sheet; then, for W&B's own plots, unrounded numbers.
 COLUMNS = (
     "method",
     "group",
@@ -51,11 +51,11 @@ def log_board(
     folder: Path,
     warn: Callable[[str], None],
 ) -> bool:
-    """Log the sections (of `leaderboard.tables.sections.make_sections`) as one W&B run; return whether that went well.
+    """Log the sections (of `leaderboard.tables.sections.make_sections`) as one W&B run; return whether it succeeded.
 
-    `pictures` is the folder of the pictures, beside which the Markdown pages lie; `folder` is where W&B writes. `mode`
-    is offline or online, and online without a key becomes offline, with a warning. Raises ValueError for another mode.
-    Invariant: whatever W&B does, the caller goes on; it is told once.
+    `pictures` is the folder of the pictures, which lies beside the Markdown sheets; `folder` is where W&B writes.
+    `mode` is offline or online; online without a key becomes offline, with a warning, other modes raise ValueError.
+    Invariant: no failure of W&B reaches the caller; it is warned once.
     """
     if mode not in MODES[1:]:
         raise ValueError(f"WANDB must be offline or online to log the leaderboard, got '{mode}'")
@@ -66,7 +66,7 @@ def log_board(
         import wandb  # here, because the import alone takes a second
 
         run = open_run(wandb, mode, folder, warn)
-    except Exception as error:  # W&B's failures are many and none may cost a page
+    except Exception as error:  # no failure of W&B may cost a sheet
         warn(failure(error))
         return False
     try:
@@ -80,22 +80,22 @@ def log_board(
 
 
 def failure(error: Exception) -> str:
-    """Return the warning for an error of W&B's, without the key should the error name it."""
+    """Return the warning for a W&B error, with secrets hidden."""
     return hide_secrets(f"W&B failed and the leaderboard is not logged: {type(error).__name__}: {error}")
 
 
 def close_quietly(run: Any) -> None:
-    """Close a run that failed, so that it does not stay open until this process ends."""
+    """Close a failed run, which would stay open until this process ends."""
     try:
         run.finish(exit_code=1)
-    except Exception:  # it failed already, and that was said
+    except Exception:  # the first failure was reported
         return
 
 
 def open_run(wandb: Any, mode: str, folder: Path, warn: Callable[[str], None]) -> Any:
-    """Open a run that holds nothing of this machine: no host, no command line, no list of packages, no code.
+    """Open a new run without host, command line, packages and code.
 
-    It is a new run each time: WANDB_NAME, WANDB_RUN_ID and WANDB_RESUME are for runs that train.
+    WANDB_NAME, WANDB_RUN_ID and WANDB_RESUME are for training runs and do not count here.
     """
     private = {"host": "", "disable_git": True, "x_disable_stats": True, "x_save_requirements": False}
     own = {"id": secrets.token_hex(8), "name": "leaderboard", "job_type": "leaderboard", "resume": "allow"}
@@ -103,7 +103,7 @@ def open_run(wandb: Any, mode: str, folder: Path, warn: Callable[[str], None]) -
 
 
 def log_sections(wandb: Any, run: Any, sections: Sequence[tuple[str, list[Record]]], pictures: Path | None) -> None:
-    """Log every section's table and pictures, and the artifact with all of them and the Markdown pages."""
+    """Log every section's table and pictures, and an artifact of them and the Markdown sheets."""
     artifact = wandb.Artifact("leaderboard", type="leaderboard")
     logged: dict[str, Any] = {}
     for title, runs in sections:
@@ -116,30 +116,29 @@ def log_sections(wandb: Any, run: Any, sections: Sequence[tuple[str, list[Record
             artifact.add_file(str(path), name=f"pictures/{path.name}")
             if path.suffix == ".png":  # W&B shows no SVG
                 logged[f"{name}/{path.stem.rpartition('.')[2]}"] = wandb.Image(str(path), caption=caption)
-    pages = [pictures.parent / page for page in PAGES] if pictures is not None else []
-    for page in pages:
-        if page.is_file():
-            artifact.add_file(str(page), name=page.name)
+    for sheet in [pictures.parent / sheet for sheet in SHEETS] if pictures is not None else []:
+        if sheet.is_file():
+            artifact.add_file(str(sheet), name=sheet.name)
     run.log(logged)
     run.log_artifact(artifact)
 
 
 def find_pictures(runs: list[Record], pictures: Path | None) -> list[tuple[Path, str]]:
-    """Return the files of a section's pictures that are there, each with its title."""
+    """Return the existing files of a section's pictures, each with its title."""
     if pictures is None:
         return []
-    from leaderboard.drawing.pictures import list_pictures
+    from leaderboard.drawing.pictures import name_pictures
 
     named = [
-        (pictures / f"{section_name(runs[0])}.{picture.kind}.{kind}", picture.title)
-        for picture in list_pictures(runs)
+        (pictures / f"{stem}.{kind}", picture.title)
+        for stem, picture in name_pictures(section_name(runs[0]), runs).items()
         for kind in ("png", "svg")
     ]
     return [(path, title) for path, title in named if path.is_file()]
 
 
 def make_cells(runs: list[Record]) -> list[list[Any]]:
-    """Return the cells of a section's table: a row for each method and sparsity, a value for each of COLUMNS."""
+    """Return a section's table: a row for each method and sparsity, a value for each of COLUMNS."""
     rows = make_rows(runs)
     ranks = make_ranks(rows)
     return [

@@ -1,8 +1,8 @@
-"""How Weights & Biases is opened, for runs and for the leaderboard: by its own environment, and without waiting long.
+"""Opening Weights & Biases for runs and the leaderboard, with its own environment variables and short timeouts.
 
-What is said here are defaults: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_NOTES, WANDB_DIR,
-WANDB_BASE_URL and W&B's other variables win. WANDB_MODE and WANDB_DISABLED can only take back what was asked for: a
-run that was asked to stay offline never goes online.
+WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_NOTES, WANDB_DIR, WANDB_BASE_URL and W&B's other
+variables override the defaults here. WANDB_MODE and WANDB_DISABLED can only reduce what was asked for: a run asked to
+stay offline never goes online.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from leaderboard.store.privacy import hide_secrets
 
 MODES = ("off", "offline", "online")
 SERVER = "https://api.wandb.ai"
-REACH_S = 5.0  # for a connection to the server, names looked up; longer, and it counts as out of reach
+REACH_S = 5.0  # for a connection to the server, DNS included; after that it counts as unreachable
 INIT_S = 20  # for the server to open a run
-FINISH_S = 30.0  # to upload what is left at the end of a run; the rest stays in its files
+FINISH_S = 30.0  # to finish uploading at the end of a run; the rest stays in its files
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-# The command line and the machine would be kept, and with them whatever secret a script put there.
+# W&B would keep the command line and machine facts, and any secret in them.
 PRIVATE = {"silent": True, "console": "off", "disable_code": True, "x_disable_meta": True}
 
 Warn = Callable[[str], None]
 
 
 def choose_mode(asked: str, warn: Warn) -> str:
-    """Return one of MODES: what was asked, or less where WANDB_MODE or WANDB_DISABLED says so."""
+    """Return one of MODES: what was asked, or less if WANDB_MODE or WANDB_DISABLED says so."""
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
     disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on")
     if asked == "off":
@@ -43,10 +43,10 @@ def choose_mode(asked: str, warn: Warn) -> str:
 
 
 def open_session(wandb: Any, mode: str, folder: Path, warn: Warn, more: Mapping[str, Any], **arguments: Any) -> Any:
-    """Return a new run of W&B. Online without a key, or without the server within seconds, it becomes offline.
+    """Return a new W&B run. Online without a key, or with an unreachable server, it becomes offline.
 
-    `folder` is where W&B writes, `more` are further settings, `arguments` are those of `wandb.init`; None among them
-    leaves the choice to W&B. `warn` gets one line, with the folder, where what was meant to be online is offline.
+    `folder` is where W&B writes, `more` are further settings, `arguments` are those of `wandb.init`, where None leaves
+    the choice to W&B. `warn` gets one line, with the folder, if an online run becomes offline.
     """
     reason = ""
     if mode == "online":
@@ -69,7 +69,7 @@ def where_to_sync(run: Any, folder: Path) -> str:
 
 
 def find_obstacle(wandb: Any) -> str:
-    """Return why nothing can be logged online now; empty where it can."""
+    """Return why nothing can be logged online now, or an empty text."""
     if not any(os.environ.get(key) for key in KEYS) and not wandb.api.api_key:
         return "no key is set"
     url = find_server(wandb)
@@ -77,7 +77,7 @@ def find_obstacle(wandb: Any) -> str:
 
 
 def find_server(wandb: Any) -> str:
-    """Return the address that W&B would use: of its environment, or of its settings file."""
+    """Return the server that W&B would use, from its environment or settings file."""
     return os.environ.get("WANDB_BASE_URL") or str(wandb.setup().settings.base_url or SERVER)
 
 
@@ -97,7 +97,7 @@ def is_reachable(url: str, wait_s: float = REACH_S) -> bool:
         except (OSError, ValueError):
             answers.append(False)
 
-    thread = Thread(target=connect, daemon=True)  # for to look up a name may take longer, and cannot be limited
+    thread = Thread(target=connect, daemon=True)  # DNS may take longer and has no timeout
     thread.start()
     thread.join(wait_s)
     return answers == [True]
@@ -124,5 +124,5 @@ def init(wandb: Any, mode: str, folder: Path, more: Mapping[str, Any], arguments
 
 
 def default(variable: str, value: Any) -> Any:
-    """Return `value`, or None where a variable of the environment decides."""
+    """Return `value`, or None if an environment variable decides."""
     return None if os.environ.get(variable) else value

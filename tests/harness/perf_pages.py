@@ -209,7 +209,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
     stages: dict[str, float] = {"import": time.perf_counter() - began}
     places = {"read": (build, "load_store"), "tables": (build, "make_page"), "paper page": (build, "paper_text")}
-    places["pictures"] = (draw, "draw_sections")
+    places["pictures"] = (draw, "draw_all")
     for name, (module, function) in places.items():
         mock.patch.object(module, function, timed(name, getattr(module, function), stages)).start()
     summary, _ = build.build_all(folder, folder.parent / "LEADERBOARD.md")

@@ -47,7 +47,7 @@ def command(name: str, board: Path, *more: str) -> int:
 def test_what_was_built_is_what_the_records_give(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert faults(board) == []
     assert command("verify", board) == 0
-    assert "every sheet and picture is what the records give" in capsys.readouterr().out
+    assert "all sheets and pictures match them" in capsys.readouterr().out
     assert {path.suffix for path in (board / PICTURES).iterdir()} == {".svg", ".png"}
     text = (board / "LEADERBOARD.md").read_text()
     for path in (board / PICTURES).glob("*.svg"):
@@ -165,7 +165,7 @@ def test_pictures_of_sections_that_are_gone_are_removed_and_nothing_else(board: 
     (board / PICTURES / "mine.svg").write_text("<svg/>")
     build_all(board / "records", board / "LEADERBOARD.md")
     assert not gone.exists() and (board / PICTURES / "notes.txt").exists() and (board / PICTURES / "mine.svg").exists()
-    assert faults(board) == ["picture mine.svg belongs to no section: delete it"]
+    assert faults(board) == ["picture mine.svg belongs to no record: delete it"]
 
 
 def test_an_empty_store_has_pages_too(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ BREAKERS = {
     "LEADERBOARD.md": "leaderboard.board.build.make_page",
     PAPER: "leaderboard.board.build.paper_text",
     RESULTS: "leaderboard.board.build.results_text",
-    "the pictures": "leaderboard.drawing.draw.draw_sections",
+    "the pictures": "leaderboard.drawing.draw.draw_all",
 }
 
 
@@ -215,7 +215,7 @@ def test_a_site_that_is_there_is_kept_up_to_date(board: Path) -> None:
     target, summary = build_site(board / "records", board / "LEADERBOARD.md")
     assert target == board / SITE and "4 records" in summary
     add_record(board)
-    assert "index.html is not what the records give" in faults(board)
+    assert "index.html does not match the records" in faults(board)
     build_all(board / "records", board / "LEADERBOARD.md")
     assert faults(board) == [] and "5 records" in target.read_text()
 

@@ -74,7 +74,7 @@ def test_a_planted_difference_of_none_shows_none_and_says_what_would_have_been_s
     assert found.verdict == "no difference shown"
     assert "a difference of 1.00 points or more would have been found in 4 of 5 such comparisons" in found.reasons[0]
     (help,) = found.advice
-    assert "more" in help and "make them all before asking again" in help
+    assert "more" in help and "run them all before asking again" in help
 
 
 def test_the_seeds_a_seen_difference_needs_come_with_the_commands_that_make_them():
@@ -82,7 +82,7 @@ def test_the_seeds_a_seen_difference_needs_come_with_the_commands_that_make_them
     found = claim(two((91.0, 92.0, 93.0), (90.0, 90.0, 90.0)))
     assert found.verdict == "no difference shown"
     (help,) = found.advice
-    assert help.startswith("about 5 seeds, 2 more, would find a difference as large as the one seen (2.00 points)")
+    assert help.startswith("about 5 seeds, 2 more, would find a difference as large as the observed one (2.00 points)")
     assert "make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.9 DEVICE=cpu SEED=3,4" in help
     assert "make bench TASK=digits_resnet20 METHOD=rigl SPARSITY=0.9 DEVICE=cpu SEED=3,4" in help
 

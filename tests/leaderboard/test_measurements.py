@@ -137,7 +137,7 @@ def test_the_built_page_shows_it_and_verify_holds_it(board):
     text = (board / "LEADERBOARD.md").read_text()
     assert lines_of(text)[0][7] == "4.00×" and stale(board) == []
     (next((board / "latency").iterdir())).unlink()
-    assert stale(board) == ["LEADERBOARD.md is not what the records give"]
+    assert stale(board) == ["LEADERBOARD.md does not match the records"]
 
 
 def edit(path: Path) -> None:

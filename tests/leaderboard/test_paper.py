@@ -639,7 +639,8 @@ def test_the_page_is_made_from_the_folder_and_links_lead_to_its_files(tmp_path: 
         run.pop("file")
         write_record(run, folder)
     (folder / "broken.json").write_text("{")
-    text = paper_text(load_store(folder), folder, tmp_path / "site" / "PAPER.md")
+    store, page = load_store(folder), tmp_path / "site" / "PAPER.md"
+    text = paper_text(store, folder, page, lambda: (TABLES, compare_all(store[0], TABLES)))
     assert "[seed 0](../my%20records/cifar10_vgg19.granet.0.9.s0.json)" in text
     for done in ("Table 1: 0 of 6 cells run", "Table 2: 1 of 102 cells run", "Table 3: 0 of 21 cells run"):
         assert done in text

@@ -30,6 +30,7 @@ from leaderboard.drawing.pictures import (
     layer_densities,
     list_pictures,
     make_series,
+    name_pictures,
     pareto_front,
 )
 from leaderboard.drawing.style import drawable, shorten_names
@@ -205,7 +206,7 @@ def test_a_section_has_all_five_pictures_and_exploration_only_where_records_have
 @pytest.mark.parametrize("runs", [[], [make_dense()], [make("set", 0.9, status="diverged"), make_dense()]])
 def test_without_a_finished_sparse_run_there_is_no_picture(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     assert list_pictures(runs) == []
-    assert draw.draw_section("empty", runs, tmp_path / "pictures") == []
+    assert draw.draw_all(name_pictures("empty", runs), tmp_path / "pictures") == []
     assert not (tmp_path / "pictures").exists()
 
 
@@ -286,7 +287,7 @@ def test_texts_are_made_drawable_and_cut_in_the_middle() -> None:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("pictures")
-    draw.draw_section("page.1", make_section(), folder)
+    draw.draw_all(name_pictures("page.1", make_section()), folder)
     return folder
 
 
@@ -299,7 +300,7 @@ def files(drawn: Path, tmp_path: Path) -> Path:
 
 
 def faults(folder: Path, runs: list[dict[str, Any]] | None = None) -> list[str]:
-    return draw.check_section("page.1", make_section() if runs is None else runs, folder)
+    return draw.check_all(name_pictures("page.1", make_section() if runs is None else runs), folder)
 
 
 def test_every_picture_is_written_as_svg_and_png_and_passes_the_check(drawn: Path) -> None:
@@ -315,7 +316,7 @@ def test_every_picture_is_written_as_svg_and_png_and_passes_the_check(drawn: Pat
 def test_the_order_of_runs_does_not_matter_and_the_bytes_are_the_same_twice(drawn: Path, tmp_path: Path) -> None:
     runs = make_section()
     random.Random(1).shuffle(runs)
-    for path in draw.draw_section("page.1", runs, tmp_path):
+    for path in draw.draw_all(name_pictures("page.1", runs), tmp_path):
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
 
 
@@ -323,8 +324,9 @@ def test_another_process_with_settings_of_its_own_draws_the_same_bytes(drawn: Pa
     (tmp_path / "matplotlibrc").write_text("font.size: 30\nlines.linewidth: 9\nsvg.fonttype: none\nsavefig.dpi: 30\n")
     code = (
         "import sys; from pathlib import Path; from tests.leaderboard.test_pictures import make_section\n"
+        "from leaderboard.drawing.pictures import name_pictures\n"
         "from leaderboard.drawing import draw\n"
-        "draw.draw_section('page.1', make_section(), Path(sys.argv[1]))\n"
+        "draw.draw_all(name_pictures('page.1', make_section()), Path(sys.argv[1]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     environment = {
@@ -346,7 +348,7 @@ def test_drawing_changes_no_setting_for_anyone_else() -> None:
 
 def test_files_that_are_current_are_not_touched(files: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
-    draw.draw_section("page.1", make_section(), files)
+    draw.draw_all(name_pictures("page.1", make_section()), files)
     assert {path.name: path.stat().st_mtime_ns for path in files.iterdir()} == before
 
 
@@ -357,7 +359,7 @@ def test_an_edited_picture_is_found_and_mended(files: Path, drawn: Path, form: s
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     assert faults(files) == [f"picture page.1.cost.{form} was changed after it was drawn"]
-    draw.draw_section("page.1", make_section(), files)
+    draw.draw_all(name_pictures("page.1", make_section()), files)
     assert path.read_bytes() == (drawn / path.name).read_bytes()
 
 
@@ -366,7 +368,7 @@ def test_an_edited_svg_with_a_fitting_seal_is_found_by_drawing_it_again(files: P
     data = path.read_bytes()
     body = data[: -len(draw.make_end(b"", "0" * 64))]
     path.write_bytes(draw.seal(body.replace(b"#d55e00", b"#009e73")))
-    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 1) makes of the records"]
+    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 1) draws"]
 
 
 def test_another_matplotlibs_picture_is_held_to_its_digest_alone(files: Path) -> None:
@@ -376,22 +378,20 @@ def test_another_matplotlibs_picture_is_held_to_its_digest_alone(files: Path) ->
     path.write_bytes(draw.seal(other))
     assert faults(files) == []
     changed = [*make_section(), make("rigl", 0.9)]
-    assert "picture page.1.cost.svg is not what the records give" in faults(files, changed)
+    assert "picture page.1.cost.svg does not match the records" in faults(files, changed)
 
 
 def test_changed_records_missing_files_and_superfluous_ones_are_named(files: Path) -> None:
     runs = make_section()
     runs[1]["accuracy_pct"]["last_epoch"] += 0.01
-    stale = [f"picture page.1.{k}.{form} is not what the records give" for k in ("accuracy", "cost") for form in FORMS]
+    stale = [f"picture page.1.{k}.{form} does not match the records" for k in ("accuracy", "cost") for form in FORMS]
     assert faults(files, runs) == stale
     (files / "page.1.time.png").unlink()
     assert faults(files) == ["picture page.1.time.png is missing"]
     without = [{**run, "history": without_exploration()} for run in make_section()]
     superfluous = [fault for fault in faults(files, without) if "exploration" in fault]
-    assert superfluous == [f"picture page.1.exploration.{f} shows what no record gives: delete it" for f in FORMS[::-1]]
-    assert draw.stray(files, ["page.1"]) == []
-    assert "picture page.1.cost.svg belongs to no section: delete it" in draw.stray(files, ["page.2", "page"])
-    assert draw.stray(files / "absent", []) == [] and len(faults(files / "absent")) == 10
+    assert superfluous == [f"picture page.1.exploration.{f} belongs to no record: delete it" for f in FORMS[::-1]]
+    assert len(faults(files / "absent")) == 10
 
 
 FORMS = ("svg", "png")
@@ -400,13 +400,13 @@ FORMS = ("svg", "png")
 def test_another_version_of_the_drawing_code_draws_again(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draw, "DRAWING", 2)
     assert faults(files)[0] == "picture page.1.accuracy.svg was drawn by another version of the drawing code"
-    draw.draw_section("page.1", make_section(), files)
+    draw.draw_all(name_pictures("page.1", make_section()), files)
     assert faults(files) == []
 
 
 @pytest.mark.slow
 def test_many_pictures_are_drawn_by_other_processes_to_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
-    paths = draw.draw_sections({"page.1": make_section(), "page.2": make_section()}, tmp_path)
+    paths = draw.draw_all(name_pictures("page.1", make_section()) | name_pictures("page.2", make_section()), tmp_path)
     assert len(paths) == 20 and all(path.is_file() for path in paths)
     assert not list(tmp_path.glob(".*"))
     for path in paths:

@@ -123,7 +123,7 @@ def test_a_cell_of_which_a_branch_diverged_counts_for_no_seed():
     found = {finding.claim: finding for finding in find_findings(study)}
     assert {name: finding.pairs for name, finding in found.items()} == {"rate": 7, "mild": 11, "regrow": 11}
     assert {f.verdict for f in found.values()} == {SUPPORTED}
-    assert found["mild"].reason == "1 cells left out, of which a branch diverged"
+    assert found["mild"].reason == "1 cell left out, of which a branch diverged"
 
 
 def test_only_what_was_pruned_once_from_the_papers_networks_is_shown():
@@ -153,7 +153,7 @@ def test_page_and_pictures_are_the_same_in_any_order_and_verified(tmp_path):
     assert not (tmp_path / "PLASTICITY.md").exists() and find_stale(tmp_path / "records", page) == []
     for run in runs[:30] + runs[-4:]:
         write_record({key: value for key, value in run.items() if key != "file"}, branches)
-    assert "PLASTICITY.md is not what the records give" in find_stale(tmp_path / "records", page)
+    assert "PLASTICITY.md does not match the records" in find_stale(tmp_path / "records", page)
     build_all(tmp_path / "records", page)
     assert find_stale(tmp_path / "records", page) == []
     assert sorted(p.name.split(".", 2)[2] for p in (tmp_path / "pictures").iterdir()) == [

@@ -215,14 +215,18 @@ def test_runs_of_an_older_setting_of_the_page_are_not_the_method_at_its_defaults
     assert weigh(new + old) == weigh(old + new) == weigh(new) and weigh(new).difference is not None
 
 
-@pytest.mark.parametrize(
-    "changes", [{"method": {"sha256": "ef" * 32}}, {"environment": {"device": "cuda"}}], ids=["version", "device"]
-)
-def test_runs_of_two_versions_or_machines_carry_no_verdict(changes: dict[str, Any]) -> None:
-    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW)
-    runs += make_runs("rigl_itop", LOW, **changes) if "method" in changes else []
-    if "environment" in changes:
-        runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, **changes)
+def test_of_several_versions_of_a_file_the_newest_is_compared_and_named() -> None:
+    new = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW)
+    times = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
+    old = make_runs("rigl_itop", HIGH, method={"sha256": "ef" * 32}, **times)
+    assert weigh(old + new) == weigh(new + old) == weigh(new) and weigh(new).verdict == "as in the paper"
+    newest = f"rigl_itop (file {new[-1]['method']['sha256'][:8]})"
+    assert f"Of several versions of a method's file the newest is compared: {newest}." in show(old + new)
+    assert "versions" not in show(new).split("### ResNet-20 on digits")[1].split("### The")[0]
+
+
+def test_runs_of_two_machines_carry_no_verdict() -> None:
+    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, environment={"device": "cuda"})
     assert weigh(runs).verdict == "not decided"
 
 
@@ -281,10 +285,10 @@ def test_without_a_record_there_is_no_page(tmp_path: Path) -> None:
     build_all(records, page)
     assert not (tmp_path / RESULTS).exists() and find_stale(records, page) == []
     (tmp_path / RESULTS).write_text("left over")
-    assert find_stale(records, page) == [f"{RESULTS} is not what the records give"]
+    assert find_stale(records, page) == [f"{RESULTS} does not match the records"]
     (tmp_path / RESULTS).unlink()
     write_record(make_record(), records)
-    assert f"{RESULTS} is not what the records give" in find_stale(records, page)
+    assert f"{RESULTS} does not match the records" in find_stale(records, page)
 
 
 def test_any_order_of_the_records_gives_the_same_page() -> None:

@@ -630,6 +630,10 @@ def test_a_method_that_raises_or_returns_no_masks_is_told_apart():
     def broken(self: Method, view: View) -> Masks:
         raise ZeroDivisionError("oh")
 
-    for setup, says in ((broken, "oh"), (lambda self, view: None, "returned NoneType"), (lambda self, view: {}, "no bool")):
+    for setup, says in (
+        (broken, "oh"),
+        (lambda self, view: None, "returned NoneType"),
+        (lambda self, view: {}, "no bool"),
+    ):
         method = impostor("static", ORACLES["static"], setup=setup)(sparsity=0.8)
         assert says in (disagreement(method, "static") or "")

@@ -14,25 +14,26 @@ from benchmark.networks.costs import count_costs
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.networks.prunable import find_layers
 from benchmark.recount import flops as command
-from benchmark.recount.counting import describe_network, narrow_as_rigl
-from benchmark.recount.figures import (
+from benchmark.recount.counting import build_backbone, describe_network, narrow_as_rigl, read_row
+from benchmark.recount.flops import (
     AGREES,
+    DOCS,
     MISSED,
     MIXED,
     NEAREST,
     ROUNDING,
     UP,
-    PagePlanner,
     count_printed,
     find_part,
     find_roundings,
     judge,
     judge_all,
+    main,
+    make_files,
+    make_sheet,
     printed_shares,
-    read_row,
+    read_given,
 )
-from benchmark.recount.flops import main, make_files, make_sheet, read_given
-from benchmark.recount.sheets import DOCS
 from leaderboard.paper.published import load_tables
 from tests.harness.small import make_page
 
@@ -41,14 +42,12 @@ ROWS = {row.label: row for row in find_part(TABLES).rows}
 FIGURES = json.loads((DOCS / "flops.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def planner():
-    return PagePlanner()
+PAGE = find_part(TABLES).page
 
 
 @pytest.fixture(scope="module")
-def full(planner):
-    return planner.network(planner.find(ROWS["dense"].ours[0], 80))
+def full():
+    return build_backbone(PAGE, "dense", 0.0)
 
 
 # The sheet is what engine, conventions and printed costs give
@@ -119,11 +118,8 @@ def test_golden_shares_in_multiply_adds(row, cost, layers, rule, expected):
 
 
 def test_rarer_updates_bring_rigls_cost_down_to_that_of_constant_masks():
-    (often, static), (rare, _) = (
-        (share_of("RigL-ITOP, ERK", "training", "erk", "macs", rule)[0], FIGURES["page"]["static, ERK"])
-        for rule in ("rigl", "itop")
-    )
-    constant = static[0]["columns"]["80"]["training"]
+    often, rare = (share_of("RigL-ITOP, ERK", "training", "erk", "macs", rule)[0] for rule in ("rigl", "itop"))
+    constant = share_of("static, ERK", "training", "erk", "macs")[0]
     assert often - constant == pytest.approx((1 - constant) / (3 * 101), abs=2e-6)
     assert rare - constant == pytest.approx((1 - constant) / (3 * 4001), abs=2e-6)
 
@@ -175,10 +171,10 @@ def test_a_verdict_is_worked_by_hand(shares, kind, rounding, best):
     assert (verdict.kind, verdict.rounding, [reading["number"] for reading in verdict.best]) == (kind, rounding, best)
 
 
-def verdicts(given, full, planner, labels) -> dict[tuple[str, str], str]:
+def verdicts(given, full, labels) -> dict[tuple[str, str], str]:
     """The verdict over each printed cost of some rows, their readings worked out anew."""
     rows = tuple(ROWS[label] for label in labels)
-    readings = {row.label: read_row(row, full, planner, given) for row in rows}
+    readings = {row.label: read_row(row, full, PAGE, given) for row in rows}
     return {
         (label, cost): entry.verdict.kind
         for entry in judge_all(rows, readings)
@@ -202,8 +198,8 @@ def verdicts(given, full, planner, labels) -> dict[tuple[str, str], str]:
         ("layers.dsr.sparsities", {80: [0.8] * 54, 90: [0.9] * 54}, "DSR", "inference", AGREES, MISSED),
     ],
 )
-def test_a_wrong_convention_changes_the_verdict(path, wrong, row, cost, right, then, full, planner):
-    assert verdicts(GIVEN, full, planner, [row])[row, cost] == right
+def test_a_wrong_convention_changes_the_verdict(path, wrong, row, cost, right, then, full):
+    assert verdicts(GIVEN, full, [row])[row, cost] == right
     given = copy.deepcopy(GIVEN)
     *above, last = path.split(".")
     place = given
@@ -211,7 +207,7 @@ def test_a_wrong_convention_changes_the_verdict(path, wrong, row, cost, right, t
         place = place[key]
     assert place[last] != wrong
     place[last] = wrong
-    assert verdicts(given, full, planner, [row])[row, cost] == then
+    assert verdicts(given, full, [row])[row, cost] == then
 
 
 def sheet_of(changes: dict[str, dict[int, float]]) -> str:

@@ -47,7 +47,7 @@ def test_what_could_not_be_measured_is_not_reached():
 
 
 def test_every_module_with_a_measure_is_found():
-    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "pool", "realised", "update"}
+    assert set(command.find_measures()) >= {"data", "masking", "modes", "pool", "realised", "update"}
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
