@@ -20,9 +20,7 @@ def start(name: str, waits: bool, bad: set[int], **page) -> Training:
 
 OPTIMIZERS = {
     "sgd": {},
-    "sgd without momentum": {"momentum": 0.0, "nesterov": False},
     "sgd, clipped": {"clip_norm": 0.5},
-    "adam": {"optimizer": "adam", "lr": 0.01},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "clip_norm": 0.5},
 }
 
@@ -56,7 +54,7 @@ def test_a_checkpoint_counts_the_steps_skipped_so_far(tmp_path):
 
     train(whole, Silent(), lambda _: None, save)
     assert seen[:3] == [(1, 0), (2, 1), (3, 1)] and seen[-1] == (24, 2)
-    for step in (2, 5, 9, 13):
+    for step in (2, 9):
         again = start("granet", False, {2, 9})
         again.load_state(load_checkpoint(tmp_path / str(step)))
         finish(again)
