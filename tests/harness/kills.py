@@ -1,8 +1,8 @@
-"""Runs that kill themselves at a chosen line: what a killed and restarted run must leave, and what it may not.
+"""Runs that are killed: what a killed and restarted run must leave, and what it may not.
 
-For each run a process that has imported everything (this module, as a program) forks a child, which is traced line by
-line and sends itself SIGKILL before the n-th line of a named spot. A fork costs milliseconds where a fresh interpreter
-costs seconds.
+A kill leaves what is on the disk, so it is one of as many as there are operations that change a file: for each run a
+process that has imported everything (this module, as a program) forks a child, which sends itself SIGKILL before the
+n-th such operation, or half-way through it where it writes.
 """
 
 from __future__ import annotations
@@ -10,19 +10,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import linecache
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import traceback
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import CodeType, FrameType
 from typing import Any
 
 from rich.console import Console
@@ -40,32 +36,10 @@ from benchmark.training.masks import commit, propose
 from benchmark.training.train import Training
 from methods.core import View
 from tests.harness.benches import run_cells
-from tests.harness.forks import ROOT, Nursery, fork, save_every, serve, warm
+from tests.harness.forks import Nursery, fork, save_every, serve, warm
+from tests.harness.troubles import Trouble, Troublemaker
 from tests.harness.verdicts import PAGE, find_torn, judge
 
-TRACED = tuple(str(ROOT / room) + os.sep for room in ("benchmark", "methods", "leaderboard"))
-# Where a line is, by the functions that are running; the first one here decides, so a checkpoint that is written when
-# an epoch ends belongs to the epoch's end.
-SPOTS = {
-    "records.write_record": "record",
-    "records.find_same": "record",
-    "export.export_network": "export",
-    "train.evaluate_epoch": "epoch end",
-    "run.after_epoch": "epoch end",
-    "checkpoints.save": "checkpoint",
-    "train.update_masks": "update",
-    "train.train_step": "step",
-    "run.set_up_masks": "setup",
-    "checkpoints.load_checkpoint": "load",
-    "train.load_state": "load",
-    "run.train_cell": "cell",
-    "run.run_cell": "publish",
-}
-RANKS = {function: place for place, function in enumerate(SPOTS)}
-LOADED = 100  # about so many lines read a checkpoint back; an undisturbed run has none to count
-ANYWHERE = "anywhere"  # every line counts here too
-# Before these lines files change from one state to another; such a line of a spot is also counted as "SPOT!".
-DELICATE = ("file.write(", "fsync(", "os.replace(", "os.link(", "unlink(")
 SAID = "said"  # a child's last words, in its folder
 
 
@@ -77,83 +51,11 @@ class Run:
     method: str
     arguments: str
     save_every: int = 1  # steps between two checkpoints; an epoch's end always has one
-    spot: str = ""  # kill at line number `line` of this spot; "" = only count them
-    line: int = 0
-    count: bool = False  # whether to return how many lines each spot has
+    at: int = 0  # kill at this operation that changes a file; 0 = let it end
     fault: str = ""  # one of FAULTS
     snapshots: str = ""  # epochs after which to keep one
     parent: str = ""  # a folder that a run was made in: the run is a branch of it
     asked: str = ""  # of a branch, in JSON
-
-
-class Tracer:
-    """A trace function that counts lines by spot and kills its own process at the one that was asked for."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.counts: Counter[str] = Counter()
-        self.names: dict[CodeType, str] = {}  # of code that is traced, "" = not traced
-        self.kinds: dict[tuple[CodeType, int, str], tuple[str, ...]] = {}  # what a line of code counts as
-        self.over = False
-
-    def name(self, code: CodeType) -> str:
-        """Return a function as `file.function`, or "" where lines are not counted."""
-        if code not in self.names:
-            traced = code.co_filename.startswith(TRACED) or code is write_in_place.__code__
-            self.names[code] = f"{Path(code.co_filename).stem}.{code.co_name}" if traced else ""
-        return self.names[code]
-
-    def __call__(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
-        name = self.name(frame.f_code)
-        if not name or self.over:
-            return None
-        function = min(name, function_above(frame.f_back), key=rank)
-
-        def trace(frame: FrameType, event: str, arg: Any) -> Any:
-            if event == "line" and not self.over:
-                # Past its last step a run is over: to start it again is to repeat it, and a repeat is a new record.
-                self.over = name == "run.run_cell" and is_published(Path(self.run.folder), not self.run.parent)
-                if not self.over:
-                    self.meet(frame, SPOTS[function])
-            return trace
-
-        trace.function = function  # type: ignore[attr-defined]
-        return trace
-
-    def meet(self, frame: FrameType, spot: str) -> None:
-        """Count the line that `frame` is about to run, and die where it is the one."""
-        line = frame.f_code, frame.f_lineno, spot
-        if line not in self.kinds:
-            text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-            delicate = (f"{spot}!",) if any(word in text for word in DELICATE) else ()
-            self.kinds[line] = (ANYWHERE, spot, *delicate)
-        for kind in self.kinds[line]:
-            self.counts[kind] += 1
-            if kind == self.run.spot and self.counts[kind] == self.run.line:
-                die(frame)
-
-
-def function_above(frame: FrameType | None) -> str:
-    """Return the function of SPOTS that decides for the nearest traced frame from `frame` on."""
-    while frame is not None:
-        if frame.f_trace is not None:
-            return frame.f_trace.function  # type: ignore[attr-defined,no-any-return]
-        frame = frame.f_back
-    return ""
-
-
-def rank(function: str) -> int:
-    """Return a function's place in SPOTS; others come last."""
-    return RANKS.get(function, len(RANKS))
-
-
-def die(frame: FrameType) -> None:
-    """Kill this process before the line of `frame`, or half-way through it where it writes a file."""
-    if "file.write(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
-        content = frame.f_locals["text" if "text" in frame.f_locals else "content"]
-        frame.f_locals["file"].write(content[: len(content) // 2])
-        frame.f_locals["file"].flush()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_published(folder: Path, paged: bool = True) -> bool:
@@ -162,25 +64,28 @@ def is_published(folder: Path, paged: bool = True) -> bool:
     return not left and ((folder / PAGE).exists() or not paged) and any(folder.glob("records/*.json"))
 
 
-def live(run: Run) -> Counter[str]:
-    """Make a run in this process, saving every few steps, and return its lines by spot."""
+def live(run: Run) -> int:
+    """Make a run in this process, saving every few steps, and return by how many operations it changed files."""
     if run.fault:
         FAULTS[run.fault]()
-
     save_every(run.save_every)
-    tracer, run_cell = Tracer(run), benchmark.runs.run.run_cell
+    maker = Troublemaker(Path(run.folder), (), Path(run.folder) / "hits")
+    run_cell, changes = benchmark.runs.run.run_cell, []
 
-    def run_traced(*arguments: Any) -> Any:
-        sys.settrace(tracer if run.spot or run.count else None)
+    def run_watched(*arguments: Any) -> Any:
+        maker.changes.clear()
+        maker.troubles = (Trouble("kill", at=run.at),) if run.at else ()
         try:
             return run_cell(*arguments)
         finally:
-            sys.settrace(None)
+            changes.append(maker.changes["any"])
+            maker.troubles = ()
 
     # not the checks before it, which write nothing that stays
-    benchmark.grids.grid.run_cell = benchmark.runs.branching.run_cell = run_traced
+    benchmark.grids.grid.run_cell = benchmark.runs.branching.run_cell = run_watched
+    maker.install()
     (call_branch if run.parent else call_grid)(run)
-    return tracer.counts
+    return changes[0]
 
 
 def call_branch(run: Run) -> None:
@@ -213,19 +118,19 @@ def call_grid(run: Run) -> None:
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run in a forked child; return how it ended: 0, -9 where it was killed, 1 where it failed."""
-    lines = Path(run.folder) / "lines"
+    """Make a run in a forked child; return how it ended (0, -9 where it was killed, 1 where it failed) and `live`."""
+    changes = Path(run.folder) / "changes"
 
     def be_child() -> int:
         try:
-            lines.write_text(json.dumps(live(run)))
+            changes.write_text(str(live(run)))
         except BaseException:
             (Path(run.folder) / SAID).write_text(traceback.format_exc())
             return 1
         return 0
 
     status = os.waitstatus_to_exitcode(os.waitpid(fork(be_child), 0)[1])
-    return {"status": status, "lines": json.loads(lines.read_text()) if run.count and not status else {}}
+    return {"status": status, "changes": int(changes.read_text()) if not status else 0}
 
 
 def prepare() -> None:
@@ -263,27 +168,27 @@ class Trials:
 
     def __init__(self, nursery: Runs, folder: Path) -> None:
         self.nursery, self.folder = nursery, folder
-        self.undisturbed: dict[Run, tuple[Path, dict[str, int]]] = {}
+        self.undisturbed: dict[Run, tuple[Path, int]] = {}
         self.number = 0
 
-    def reference(self, run: Run) -> tuple[Path, dict[str, int]]:
-        """Return the folder of an undisturbed run and how many lines each spot has."""
+    def reference(self, run: Run) -> tuple[Path, int]:
+        """Return the folder of an undisturbed run and by how many operations it changed files."""
         key = dataclasses.replace(run, folder="", fault="")
         if key not in self.undisturbed:
             folder = self.folder / f"undisturbed{len(self.undisturbed)}"
-            answer = self.nursery(dataclasses.replace(key, folder=str(folder), count=True))
+            answer = self.nursery(dataclasses.replace(key, folder=str(folder)))
             assert answer["status"] == 0, (folder / SAID).read_text()
-            self.undisturbed[key] = folder, answer["lines"]
+            self.undisturbed[key] = folder, answer["changes"]
         return self.undisturbed[key]
 
-    def kill(self, run: Run, kills: Sequence[tuple[str, int]]) -> Ending:
-        """Kill a run at each of `kills`, a (spot, line), then let it end; the same command always."""
+    def kill(self, run: Run, *kills: int) -> Ending:
+        """Kill a run at each of these operations, then let it end; the same command always."""
         folder = self.folder / f"run{self.number}"
         self.number += 1
         run = dataclasses.replace(run, folder=str(folder))
         ending = Ending(0, [], [], 0)
-        for spot, line in [*kills, ("", 0)]:
-            status = self.nursery(dataclasses.replace(run, spot=spot, line=line))["status"]
+        for at in (*kills, 0):
+            status = self.nursery(dataclasses.replace(run, at=at))["status"]
             if status not in (0, -signal.SIGKILL):
                 ending.differences.append(f"refused: {(folder / SAID).read_text()}")
                 return ending
@@ -296,15 +201,11 @@ class Trials:
         return ending
 
 
-def draw_kills(lines: dict[str, int], number: int, random: Random) -> list[list[tuple[str, int]]]:
-    """Draw instants to kill at: a line of each spot, the others anywhere; every third run is killed a second time."""
-    spots = sorted(lines.keys() - {ANYWHERE})
-    random.shuffle(spots)
-    spots += [ANYWHERE] * (number - len(spots))
-    drawn = [[(spot, random.randint(1, lines[spot]))] for spot in spots[:number]]
+def draw_kills(changes: int, number: int, random: Random) -> list[list[int]]:
+    """Draw instants to kill at, one in each part of a run; every third run is killed a second time."""
+    drawn = [[1 + (place * changes + random.randrange(changes)) // number] for place in range(number)]
     for kills in drawn[::3]:
-        spot = random.choice([ANYWHERE, "load", "checkpoint!", "export!", "record!", "publish"])
-        kills.append((spot, random.randint(1, lines.get(spot, LOADED) // 2)))
+        kills.append(random.randint(1, changes // 2))
     return drawn
 
 

@@ -27,7 +27,7 @@ from benchmark.data.images import StreamedImages
 from benchmark.data.sets import MemoryImages, load_data
 from benchmark.data.shard import shrink
 from benchmark.data.standin import stand_in
-from tests.harness.images import CPU, collect, page, stored_pixels, write_folder
+from tests.harness.images import CPU, PARTS, collect, page, stored_pixels, write_folder
 
 DIGITS_SUM = 8953801  # of all pixels of scikit-learn's digits, scaled to 0..255
 DIGITS_FINGERPRINT = "2271f2211f2faac8ab5a61b487e1f0006ce0e129fcd6f7c387917b5ca989ab7a"
@@ -252,26 +252,26 @@ def test_images_of_another_shape_keep_their_proportions(tmp_path):
 
 def test_the_fingerprint_of_a_folder_sees_pixels_and_labels(tmp_path):
     for name in ("one", "two", "three"):
-        write_folder(tmp_path / name, {"train": ["a", "b"], "test": ["a", "b"]})
+        write_folder(tmp_path / name, PARTS)
     (tmp_path / "two/train/a/0.png").rename(tmp_path / "two/train/b/9.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "three/test/a/0.png")
     for in_memory in (True, False):
         pages = [page(data_dir=name, in_memory=in_memory) for name in ("one", "two", "three")]
         prints = [load_data(settings, tmp_path, CPU).fingerprint for settings in pages]
         assert len(set(prints)) == 3 and {len(text) for text in prints} == {64}
-        moved = write_folder(tmp_path / f"moved{in_memory}", {"train": ["a", "b"], "test": ["a", "b"]})
+        moved = write_folder(tmp_path / f"moved{in_memory}", PARTS)
         assert load_data(page(data_dir=str(moved), in_memory=in_memory), tmp_path, CPU).fingerprint == prints[0]
 
 
 def test_uncompressed_sets_of_the_same_names_and_sizes_have_fingerprints_of_their_own(tmp_path):
     for name, seed in (("one", 0), ("two", 1)):
-        write_folder(tmp_path / name, {"train": ["a", "b"], "test": ["a", "b"]}, kind="bmp", seed=seed)
+        write_folder(tmp_path / name, PARTS, kind="bmp", seed=seed)
     prints = [load_data(page(data_dir=name, in_memory=False), tmp_path, CPU).fingerprint for name in ("one", "two")]
     assert prints[0] != prints[1]
 
 
 def test_streamed_images_are_the_same_whatever_the_number_of_workers(tmp_path):
-    folder = write_folder(tmp_path, {"train": ["a", "b"], "test": ["a", "b"]}, count=5, size=40)
+    folder = write_folder(tmp_path, PARTS, count=5, size=40)
     files = scan_folder(folder).train
     parts = [StreamedImages(files, 16, [0.5] * 3, [0.5] * 3, flip=True, workers=workers) for workers in (0, 2)]
     torch.manual_seed(3)
@@ -394,7 +394,7 @@ def write_foreign(folder: Path) -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_line_says_what_was_read_and_what_was_left_out(tmp_path, in_memory, capsys):
-    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    folder = write_folder(tmp_path / "folder", PARTS)
     plain = load_data(page(in_memory=in_memory), tmp_path, CPU)
     assert capsys.readouterr().out == "folder folder: read 6 train and 6 test images in 2 classes\n"
     write_foreign(folder)
@@ -410,7 +410,7 @@ def test_a_line_says_what_was_read_and_what_was_left_out(tmp_path, in_memory, ca
 
 def test_what_was_done_to_pixels_is_said_with_the_cache_and_without(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SPARSE_BENCH_CACHE", str(tmp_path / "cache"))
-    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    folder = write_folder(tmp_path / "folder", PARTS)
     Image.fromarray(STEPS.astype(np.uint16) * 257).save(folder / "train/a/0.png")
     Image.new("RGB", (8, 9)).save(folder / "train/a/9.PNG")
     Image.new("RGB", (16, 16)).save(folder / "train/b/9.PNG")
@@ -425,41 +425,66 @@ def test_what_was_done_to_pixels_is_said_with_the_cache_and_without(tmp_path, ca
     assert capsys.readouterr().out == f"{read}; {looked}\n"
 
 
-@pytest.mark.parametrize("where", ["train/{}/0.png", "train/a/{}.png"])
-def test_a_name_that_is_not_text_is_refused(tmp_path, where):
-    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
-    path = folder / where.format(os.fsdecode(b"caf\xe9"))
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "folder", PARTS)
     try:
-        path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(folder / "train/a/0.png", path)
+        shutil.copyfile(folder / "train/a/0.png", folder / "train/a" / "caf\udce9.png")
     except OSError:
         pytest.skip("this file system takes no such name")
     message = refusal(page(), tmp_path)
     assert "caf\\xe9" in message and "must be UTF-8: rename it" in message
-    assert "must be UTF-8" in refusal(page(data_dir=os.fsdecode(b"caf\xe9")), tmp_path)
+    assert "must be UTF-8" in refusal(page(data_dir="caf\udce9"), tmp_path)
 
 
-@pytest.mark.parametrize("settings", [{"data_dir": "~nosuchuser/x"}, {}])
-def test_the_home_of_a_user_who_is_not_known_is_refused(settings):
-    root = Path("nowhere") if settings else Path("~nosuchuser/data")
-    for load in (lambda: load_data(page(**settings), root, CPU), lambda: stand_in(page(**settings), root)):
-        with pytest.raises(UserError, match="there is no home of user 'nosuchuser' here: write the path out"):
-            load()
+def test_the_home_of_a_user_who_is_not_known_is_refused():
+    asked = [(page(data_dir="~nosuchuser/x"), Path("nowhere")), (page(), Path("~nosuchuser/data"))]
+    for settings, root in asked:
+        for load in (lambda *places: load_data(*places, CPU), stand_in):
+            with pytest.raises(UserError, match="there is no home of user 'nosuchuser' here: write the path out"):
+                load(settings, root)
 
 
-# --- data that say nothing --------------------------------------------------------------------------------------------
+# --- data that say nothing, and errors --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_one_class_is_refused(tmp_path, in_memory):
-    write_folder(tmp_path / "folder", {"train": ["a"], "test": ["a"]})
-    assert "has one class, 'a', and any network is right" in refusal(page(in_memory=in_memory), tmp_path)
-    with pytest.raises(UserError, match="has one class"):
-        stand_in(page(in_memory=in_memory), tmp_path)
+def refusal(settings: Any, root: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        load_data(settings, root, CPU)
+    return str(refused.value)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("kind", ["link", "links", "hard links", "copies"])
+FAULTS = [  # what lies in the folder, by part and class; what is done to it; whether it is read to memory; what is told
+    ({}, None, True, r"no image folder at \S+/folder.*train/CLASS/.*test/CLASS/.*DATA="),
+    ({"extra": ["a"]}, None, True, "no folder 'train'"),
+    ({"train": ["a"]}, None, True, "neither a folder 'test' nor 'val'"),
+    ({"test": ["a"]}, lambda at: (at / "train").mkdir(), True, "train: holds no class folder"),
+    (PARTS, lambda at: write(at / "train/wasp/notes.txt", b"no image"), True, "train: no image in class wasp"),
+    ({"train": ["ant", "bee"], "val": ["ant", "fly"]}, None, True, "only in train: bee; only in val: fly"),
+    (PARTS, lambda at: write(at / "test/b/0.png", b"no picture"), True, r"test/b/0\.png: can't be decoded"),
+    (PARTS, lambda at: write(at / "test/b/0.png", b""), False, r"test/b/0\.png: can't be decoded"),
+    *(({"train": ["a"], "test": ["a"]}, None, memory, "has one class, 'a', and any net") for memory in (True, False)),
+]
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("parts", "harm", "in_memory", "told"), FAULTS)
+def test_a_folder_that_cannot_serve_is_refused_by_what_is_wrong(tmp_path, parts, harm, in_memory, told):
+    folder = write_folder(tmp_path / "folder", parts)
+    if harm:
+        harm(folder)
+    assert re.search(told, refusal(page(in_memory=in_memory), tmp_path))
+    if "one class" in told:
+        with pytest.raises(UserError, match=told):
+            stand_in(page(in_memory=in_memory), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_memory"), [("link", True), ("links", False), ("hard links", False), ("copies", True)]
+)
 def test_testing_on_the_training_images_is_refused(tmp_path, in_memory, kind):
     folder = write_folder(tmp_path / "folder", {"train": ["a", "b"]})
     ways = {"links": lambda a, b: Path(b).symlink_to(a), "hard links": os.link, "copies": shutil.copyfile}
@@ -472,7 +497,7 @@ def test_testing_on_the_training_images_is_refused(tmp_path, in_memory, kind):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_test_images_that_are_trained_on_are_counted_and_told(tmp_path, in_memory, capsys):
-    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
+    folder = write_folder(tmp_path / "folder", PARTS)
     assert load_data(page(in_memory=in_memory), tmp_path, CPU).overlap == 0 and capsys.readouterr().err == ""
     shutil.copyfile(folder / "train/a/0.png", folder / "test/b/copy.png")
     (folder / "test/a/link.png").symlink_to("../../train/b/1.png")
@@ -489,7 +514,7 @@ def test_images_that_differ_in_one_pixel_are_told_apart():
 
 
 def test_data_without_a_difference_or_a_class_are_refused_or_told(tmp_path, capsys):
-    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]}, count=2)
+    folder = write_folder(tmp_path / "folder", PARTS, count=2)
     load_data(page(split="holdout"), tmp_path, CPU)
     assert "split=holdout leaves no validation image of class b" in capsys.readouterr().err
     (folder / "train/a/1.png").unlink()
@@ -499,48 +524,6 @@ def test_data_without_a_difference_or_a_class_are_refused_or_told(tmp_path, caps
     for path in (folder / "train").rglob("*.png"):
         Image.new("RGB", (8, 8)).save(path)
     assert "all 2 training images have the same pixels" in refusal(page(), tmp_path)
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def refusal(settings: Any, root: Path) -> str:
-    with pytest.raises(UserError) as refused:
-        load_data(settings, root, CPU)
-    return str(refused.value)
-
-
-def test_a_folder_that_is_missing_or_incomplete_is_refused(tmp_path):
-    folder, settings = tmp_path / "folder", page()
-    message = refusal(settings, tmp_path)
-    for part in (f"no image folder at {folder}", "train/CLASS/", "test/CLASS/", "DATA="):
-        assert part in message
-    folder.mkdir()
-    assert "no folder 'train'" in refusal(settings, tmp_path)
-    (folder / "train").mkdir()
-    assert "neither a folder 'test' nor 'val'" in refusal(settings, tmp_path)
-    (folder / "test").mkdir()
-    assert f"{folder}/train: holds no class folder" in refusal(settings, tmp_path)
-
-
-def test_a_class_without_images_is_named(tmp_path):
-    folder = write_folder(tmp_path / "folder", {"train": ["ant", "bee"], "test": ["ant", "bee"]})
-    (folder / "train/wasp").mkdir()
-    (folder / "train/wasp/notes.txt").write_text("not an image")
-    assert "train: no image in class wasp" in refusal(page(), tmp_path)
-
-
-def test_classes_that_differ_are_named(tmp_path):
-    write_folder(tmp_path / "folder", {"train": ["ant", "bee"], "val": ["ant", "fly", "gnat"]})
-    assert "only in train: bee; only in val: fly, gnat" in refusal(page(), tmp_path)
-
-
-@pytest.mark.parametrize(("in_memory", "content"), [(True, b"not a picture"), (False, b"")])
-def test_an_image_that_can_not_be_decoded_is_named(tmp_path, in_memory, content):
-    folder = write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]})
-    (folder / "test/b/0.png").write_bytes(content)
-    message = refusal(page(in_memory=in_memory), tmp_path)
-    assert f"{folder}/test/b/0.png: can't be decoded" in message
 
 
 def test_a_truncated_image_is_named_wherever_it_stands(tmp_path):
