@@ -268,10 +268,8 @@ class Play:
     def check_log(self, start: Start, log: Path) -> None:
         """Look for what no process may say, and count what struck."""
         text = log.read_text() if log.exists() else ""
-        for word in ("Traceback", "internal error"):
-            if word in text:
-                self.faults.append(f"{start.command} said: {self.tail(log)}")
-                break
+        if "Traceback" in text or "internal error" in text:
+            self.faults.append(f"{start.command} said: {self.tail(log)}")
         hits = log.with_suffix(".hits")
         self.hits.update(hits.read_text().split("\n")[:-1] if hits.exists() else [])
 
@@ -463,7 +461,8 @@ def main() -> int:
                 report = theatre((asked.seed, number), asked.plant)
                 hits.update(report.hits)
                 passed += not report.faults
-                print(f"scenario {number}: {'FAILED' if report.faults else 'passed'} in {report.took_s:.1f} s")
+                verdict = "FAILED" if report.faults else "passed"
+                print(f"scenario {number}: {verdict} in {report.took_s:.1f} s", flush=True)
                 if report.faults:
                     print(report.words, *(f"  - {fault}" for fault in report.faults), sep="\n")
                     print(f"  again: python -m tests.harness.faults --seed {asked.seed} --only {number}", flush=True)

@@ -235,25 +235,28 @@ def test_damaged_and_foreign_snapshots_and_unknown_runs_are_refused(copied):
     place, run = copied
     folder = place.folder / "runs" / run
     path = snapshot_path(folder, 1)
+
+    def refused(match: str, name: str = run) -> None:
+        with pytest.raises(UserError, match=match):
+            place.branch(name, epoch=1)
+
     content = path.read_bytes()
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    with pytest.raises(UserError, match=r"damaged: .*snapshot .* --epochs 1"):
-        place.branch(run, epoch=1)
+    refused(r"damaged: .*snapshot .* --epochs 1")
     shutil.copy(snapshot_path(folder, 2), path)
-    with pytest.raises(UserError, match="was taken after epoch 2"):
-        place.branch(run, epoch=1)
+    refused("was taken after epoch 2")
     state = load_checkpoint(path)
     state["cell"]["run"], state["cell"]["page"]["name"] = "cifar10_vgg19.x", "cifar10_vgg19"
     save_checkpoint(path, state)
-    with pytest.raises(UserError, match=r"is of run cifar10_vgg19\.x on page cifar10_vgg19"):
-        place.branch(run, epoch=1)
+    refused(r"is of run cifar10_vgg19\.x on page cifar10_vgg19")
     save_checkpoint(path, {"cell": {"run": run}, "counters": []})
-    with pytest.raises(UserError, match=r"epoch-1 is no snapshot"):
-        place.branch(run, epoch=1)
-    with pytest.raises(UserError, match="no run 'nobody'"):
-        place.branch("nobody", epoch=1)
-    with pytest.raises(UserError, match="must be the name of a folder"):
-        place.branch("..", epoch=1)
+    refused(r"epoch-1 is no snapshot")
+    refused("no run 'nobody'", "nobody")
+    refused("must be the name of a folder", "..")
+    place.change(run, protocol=1)
+    refused("of protocol 1")
+    place.change(run, protocol=2, status="diverged")
+    refused("diverged: there is nothing to continue from")
 
 
 def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tmp_path):
@@ -265,17 +268,6 @@ def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tm
     with pytest.raises(UserError, match=r"the file of its method, .*prune\.py, is gone or has changed"):
         place.branch(run, epoch=1)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [({"protocol": 1}, "of protocol 1"), ({"status": "diverged"}, "diverged: there is nothing to continue from")],
-)
-def test_runs_of_another_protocol_and_diverged_ones_are_no_parents(copied, change, reason):
-    place, run = copied
-    place.change(run, **change)
-    with pytest.raises(UserError, match=reason):
-        place.branch(run, epoch=1)
 
 
 def test_a_run_that_goes_on_behind_a_snapshot_says_which_is_missing(tmp_path, monkeypatch):

@@ -107,15 +107,6 @@ def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(bench,
     assert len({digest.hexdigest() for digest in seen.values()}) == 1
 
 
-def test_a_repeat_is_a_record_of_its_own_and_gives_the_same_masks(bench):
-    bench()
-    bench()
-    first, second = bench.records()
-    assert first["masks_sha256"] == second["masks_sha256"]
-    assert first["accuracy_pct"] == second["accuracy_pct"]
-    assert sum(name.startswith("records/") and name.endswith(".2.json") for name in bench.written()) == 1
-
-
 @pytest.mark.gpu
 @WANTS_GPU
 def test_on_a_gpu_a_run_that_broke_off_goes_on_to_the_same_bits(bench, tmp_path_factory, monkeypatch):

@@ -12,7 +12,6 @@ import torch
 from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
-from benchmark.config.pages import load_page
 from benchmark.config.plugins import find_method
 from benchmark.conformance.trial import Silent
 from benchmark.data import readers
@@ -126,14 +125,6 @@ def test_changing_masks_compiles_nothing_again_with_the_usual_compiler(monkeypat
     made = compiled_run(monkeypatch, "inductor")
     assert made.updates == 7 and made.skipped_steps == 0
     assert made.maskset.active() == round(0.2 * made.maskset.total)
-
-
-def test_a_compiled_page_is_another_page():
-    usual, compiled = (
-        Cell("digits_resnet20", load_page("digits_resnet20", changes), {}, find_method("dense"), None, {}, 0.0, 0)
-        for changes in ({}, {"compile": True})
-    )
-    assert usual.variant != compiled.variant
 
 
 def test_slow_bf16_is_told_once_before_training_with_both_times_and_changes_nothing(monkeypatch):
