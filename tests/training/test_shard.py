@@ -203,6 +203,14 @@ def shard_of(folder: Path) -> Path:
     return path
 
 
+def test_a_touched_source_is_resized_again(folder):
+    load(folder)
+    before = shard_of(folder)
+    photo(np.random.RandomState(9)).save(folder / "train/a/0.jpg")
+    load(folder)
+    assert shard_of(folder) != before
+
+
 @pytest.mark.parametrize("cut", [0, -1])
 def test_a_truncated_file_is_made_again(folder, cut, capsys):
     good, path = served(load(folder)), shard_of(folder)
