@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+import benchmark.runs.run
 from benchmark.cli.app import app
 from benchmark.grids.grid import run_grid
 from benchmark.grids.sweep import run_sweep
@@ -61,6 +64,11 @@ class Bench:
         told = {"console": console, "tell": lambda message: self.said.append(str(message))}
         more = {"methods": methods, "sparsities": sparsities, "arguments": arguments, **told, **more}
         return run_cells(self.folder, **more)
+
+    def break_off(self, at: str, *asked: str, **more: Any) -> None:
+        """Run until the engine calls a function of `benchmark.runs.run`, which fails."""
+        with mock.patch.object(benchmark.runs.run, at, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            self(*asked, **more)
 
     def records(self) -> list[dict[str, Any]]:
         found, problems = read_records(self.folder / "records")

@@ -1,19 +1,12 @@
-"""Processes that train one network together, forked from one that has imported everything.
-
-A fork costs milliseconds where a fresh interpreter costs seconds, so that many small trainings share one start.
-"""
+"""Processes that train one network together, forked from one that has imported everything."""
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 import hashlib
 import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -26,23 +19,18 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-import benchmark.base.system
-import benchmark.runs.record
-import benchmark.runs.run
 import benchmark.training.train as loop
-from benchmark.config.plugins import find_method, method_names
+from benchmark.config.plugins import find_method
 from benchmark.conformance import nets
 from benchmark.conformance.ranks import SHARED
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.runs.checkpoints import Saver
-from benchmark.training.precision import make_autocast, measure_accuracy
 from methods.core import View
 from tests.harness.benches import run_cells
+from tests.harness.forks import Nursery, fork, serve
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120
 
 
@@ -146,25 +134,15 @@ def change_a_mask() -> None:
     loop.train_step = drift
 
 
-def leave_sums_unsettled() -> None:
-    """Wrap the network without the backward pass after which torch sorts the gradients anew."""
-    loop.average_gradients = lambda model, images: DistributedDataParallel(model)  # type: ignore[attr-defined]
-
-
 FAULTS = {
     "an update fails": fail_in_an_update,
     "a weight drifts": change_a_weight,
     "a mask drifts": change_a_mask,
-    "sums are in any order": leave_sums_unsettled,
 }
 
 
-def run_bench(
-    folder: str, arguments: str, method: str = "rigl_itop", die: Sequence[int] = (), fault: str = ""
-) -> dict[str, Any]:
+def run_bench(folder: str, arguments: str, die: Sequence[int] = ()) -> dict[str, Any]:
     """Make a whole run, saving after every step; `die`: the rank that kills itself, and after which step."""
-    if fault:
-        FAULTS[fault]()
 
     def save_often(saver: Saver, training: loop.Training) -> None:
         if own_rank() == 0:
@@ -176,7 +154,7 @@ def run_bench(
     said = io.StringIO()
     failed = run_cells(
         Path(folder),
-        methods=method,
+        methods="rigl_itop",
         sparsities="0.8",
         arguments=arguments,
         command="crews",
@@ -186,38 +164,14 @@ def run_bench(
     return {"failed": failed, "said": said.getvalue()}
 
 
-def measure(images: int) -> dict[str, Any]:
-    """Return the accuracy of an untrained network, in single precision, on so many random images."""
-    page = nets.make_kit_page(ema_decay=0.0)
-    data = nets.make_data(page)
-    data.test.stored = torch.randint(0, 256, (images, *data.test.stored.shape[1:]), dtype=torch.uint8)  # type: ignore
-    data.test.labels = data.test.stored_labels = torch.arange(images) % nets.CLASSES  # type: ignore[attr-defined]
-    served = 0
-    original = data.test.batches
-
-    def count(*rest: Any) -> Any:
-        nonlocal served
-        for batch in original(*rest):
-            served += len(batch[1])
-            yield batch
-
-    test = dataclasses.replace(data, test=data.test).test
-    test.batches = count  # type: ignore[method-assign]
-    model = nets.make_network("vit", 0)
-    model.head.weight.data.mul_(30)  # type: ignore[union-attr,operator]  # or it would see one class everywhere
-    accuracy = measure_accuracy(model, test, torch.device("cpu"), make_autocast(torch.device("cpu"), "fp32"), False)
-    return {"accuracy": accuracy, "served": served}
-
-
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
-    task.__name__: task for task in (train_methods, train_network, train_with, run_bench, measure)
+    task.__name__: task for task in (train_methods, train_network, train_with, run_bench)
 }
 
 
-def work(folder: Path, rank: int, ranks: int, task: str, arguments: dict[str, Any]) -> None:
+def work(folder: Path, rank: int, ranks: int, task: str, arguments: dict[str, Any]) -> int:
     """Do a task as one of the ranks and write down what came of it."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     if ranks > 1:
         store = f"file://{folder / 'store'}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
@@ -227,28 +181,21 @@ def work(folder: Path, rank: int, ranks: int, task: str, arguments: dict[str, An
     except BaseException as error:
         answer = {"raised": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
     (folder / f"{rank}.json").write_text(json.dumps(answer))
+    return 0
 
 
-def fork(ranks: int, task: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def work_together(ranks: int, task: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """Do a task in forked processes; return what each says, or nothing of one that was killed.
 
     When one is killed so are the others, as torchrun does it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        children = {}
-        for rank in range(ranks):
-            child = os.fork()
-            if not child:
-                try:
-                    work(Path(folder), rank, ranks, task, arguments)
-                finally:
-                    os._exit(0)
-            children[child] = rank
+        children = {fork(lambda rank=rank: work(Path(folder), rank, ranks, task, arguments)) for rank in range(ranks)}
         deadline = time.monotonic() + PATIENCE_S
         while children:
             ended, status = os.waitpid(-1, os.WNOHANG)
             if ended:
-                del children[ended]
+                children.remove(ended)
             if status or time.monotonic() > deadline:
                 for child in children:
                     os.kill(child, signal.SIGKILL)
@@ -258,42 +205,17 @@ def fork(ranks: int, task: str, arguments: dict[str, Any]) -> list[dict[str, Any
         return [json.loads(file.read_text()) if file.exists() else {} for file in files]
 
 
-def serve() -> None:
-    """Read tasks from standard input, one JSON list a line, and answer each when it has ended."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a child prints must not be taken for an answer
-    torch.set_num_threads(1)
-    for name in method_names():
-        find_method(name)
-    git = benchmark.base.system.describe_git()
-    benchmark.runs.record.describe_git = lambda: git  # the checkout may change while the tests run
-    gc.freeze()  # or every child would search, and so copy, all that was imported
-    for line in sys.stdin:
-        answers.write(json.dumps(fork(*json.loads(line))) + "\n")
-        answers.flush()
-
-
-class Crew:
+class Crew(Nursery):
     """The process that others are forked from. A context manager."""
 
-    def __enter__(self) -> Crew:
-        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-m", "tests.harness.crews"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **alone}, **pipes)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+    def __init__(self) -> None:
+        super().__init__("tests.harness.crews")
 
     def __call__(self, ranks: int, task: str, **arguments: Any) -> list[dict[str, Any]]:
         """Do a task in so many processes and return what each says."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([ranks, task, arguments]) + "\n")
-        self.process.stdin.flush()
-        answer: list[dict[str, Any]] = json.loads(self.process.stdout.readline())
+        answer: list[dict[str, Any]] = self.ask([ranks, task, arguments])
         return answer
 
 
 if __name__ == "__main__":
-    serve()
+    serve(lambda asked: work_together(*asked))

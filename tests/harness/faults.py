@@ -1,32 +1,27 @@
 """Faults: grids whose processes, disks and files fail in drawn ways, run once more and held to an undisturbed run.
 
 `make faults N=200 SEED=0` plays scenarios (tests/harness/scenarios.py); `python -m tests.harness.faults --seed 0 --only
-17` plays one again. Processes are forked from one that has imported everything, in a mount namespace of its own where
-that is allowed: a scenario then has a small file system to fill and folders to mount read-only. Held afterwards: see
-`judge`.
+17` plays one again. Processes are forked from one that has imported everything. Held afterwards: see `judge`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import gc
 import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import benchmark.base.system
 import benchmark.cli.app
@@ -43,18 +38,13 @@ import leaderboard.board.build
 import leaderboard.paper.markdown
 import leaderboard.paper.published
 from benchmark.config.grids import read_grid
-from benchmark.config.plugins import built_in_names, find_method
-from benchmark.runs.checkpoints import FINISHED, Saver
-from benchmark.training.train import Training
-from tests.harness.forks import Forks, be_reaper, fork, list_children
-from tests.harness.kills import PAGE
-from tests.harness.mounts import Mounts
+from benchmark.runs.checkpoints import FINISHED
+from tests.harness.forks import Forks, Nursery, be_reaper, fork, list_children, save_every, serve, warm
 from tests.harness.plants import PLANTS
 from tests.harness.scenarios import DAMAGE, TWICE, WEATHER, Damage, Round, Scenario, Start, draw_scenario, read_scenario
 from tests.harness.troubles import KINDS, Troublemaker
-from tests.harness.verdicts import Reader, digest, judge
+from tests.harness.verdicts import PAGE, Reader, digest, judge
 
-ROOT = Path(__file__).resolve().parents[2]
 # 2 x 4 steps of a small network; its dropout and optimiser have states that a run that goes on must get back.
 PAGE_SETTINGS = (
     "epochs: 2",
@@ -87,7 +77,6 @@ EXPECTED = {
     "kill of a worker from outside",
 }
 SAVE_EVERY = 2  # steps between two checkpoints
-ROOM_MIB = 6  # of the small file system
 LONGEST_S = 300.0  # that a round may take before it is said to hang
 ENDINGS = {0, 1, 2}  # documented: all is done, a run failed, a mistake or a disk that refuses
 STOPPED = {130, -signal.SIGTERM}  # by SIGTERM: as by Ctrl-C while it runs, else as every process
@@ -100,60 +89,39 @@ class Report:
     faults: list[str]  # in words; none where it passed
     hits: Counter[str]  # what really struck
     took_s: float
+    words: str = ""  # the scenario
 
 
-def warm() -> None:
+def prepare() -> None:
     """Import all that runs need, once, and leave out what costs time and has no part in faults."""
-    torch.set_num_threads(1)
-    for name in built_in_names():
-        find_method(name)
-    git = benchmark.base.system.describe_git()
-    benchmark.runs.record.describe_git = lambda: git
+    warm()
+    save_every(SAVE_EVERY)
     benchmark.grids.sweep.POLL_S = benchmark.grids.driver.LOOK_S = benchmark.grids.sweep.LOOK_S = 0.05
     benchmark.workers.local.subprocess = Forks()  # type: ignore[assignment]
-    leaderboard.board.build.draw_pictures = lambda store, folder: (
-        "no picture"
-    )  # seconds each; no fault is aimed at them
-    leaderboard.paper.published.load_tables = cache(leaderboard.paper.published.load_tables)
-    leaderboard.paper.published.load_tables()
-    remember_costs()
-    remember_pages()
+    leaderboard.board.build.draw_pictures = lambda store, folder: "no picture"  # no fault is aimed at them
+    published = leaderboard.paper.published
+    published.load_tables = cache(published.load_tables)
+    published.load_tables()
+    count, load = benchmark.networks.costs.count_costs, benchmark.config.pages.load_page
+    benchmark.networks.build.count_costs = once(count, lambda model, layers, shape: (tuple(layers), shape))
+    benchmark.config.cells.load_page = once(load, lambda *asked: json.dumps(asked, sort_keys=True))
     with tempfile.TemporaryDirectory() as folder:
         write_grids(Path(folder))
         for name in FILES:
             read_grid(Path(folder) / f"{name}.yaml")
 
-    def save_often(saver: Saver, training: Training) -> None:
-        if training.step % SAVE_EVERY == 0 or not training.epoch_step:
-            saver.save(training)
 
-    Saver.__call__ = save_often  # type: ignore[method-assign]  # a real one waits until twenty times its cost is over
+def once(function: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is called once for each key of its arguments: all cells have the same network."""
+    known: dict[Any, Any] = {}
 
+    def call(*arguments: Any) -> Any:
+        found = key(*arguments)
+        if found not in known:
+            known[found] = function(*arguments)
+        return known[found]
 
-def remember_costs() -> None:
-    """Count the costs of a network once: all cells have the same one."""
-    count, known = benchmark.networks.costs.count_costs, {}
-
-    def count_once(model: Any, layers: Any, shape: Any) -> Any:
-        key = tuple(layers), shape
-        if key not in known:
-            known[key] = count(model, layers, shape)
-        return known[key]
-
-    benchmark.networks.build.count_costs = count_once
-
-
-def remember_pages() -> None:
-    """Read a page with its settings once."""
-    load, known = benchmark.config.pages.load_page, {}
-
-    def load_once(name: str, changes: dict[str, Any] | None = None) -> Any:
-        key = name, json.dumps(changes, sort_keys=True)
-        if key not in known:
-            known[key] = load(name, changes)
-        return known[key]
-
-    benchmark.config.cells.load_page = load_once
+    return call
 
 
 def write_grids(folder: Path) -> None:
@@ -197,7 +165,6 @@ class Stage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.mounts = Mounts()
         be_reaper()
         self.undisturbed: dict[tuple[str, ...], Path] = {}
         self.counts: dict[str, int] = {}
@@ -247,8 +214,6 @@ class Play:
         self.statuses: list[int] = []  # of the last round
         for folder in (self.folder, self.logs):
             folder.mkdir()
-        if stage.mounts.available:
-            stage.mounts.make_small(self.folder, ROOM_MIB)
         write_grids(self.folder)
 
     def run(self) -> None:
@@ -262,8 +227,6 @@ class Play:
 
     def clean(self) -> None:
         """Remove the folders of the scenario."""
-        if self.stage.mounts.available:
-            self.stage.mounts.release(self.folder)
         for folder in (self.folder, self.logs):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -305,10 +268,8 @@ class Play:
     def check_log(self, start: Start, log: Path) -> None:
         """Look for what no process may say, and count what struck."""
         text = log.read_text() if log.exists() else ""
-        for word in ("Traceback", "internal error"):
-            if word in text:
-                self.faults.append(f"{start.command} said: {self.tail(log)}")
-                break
+        if "Traceback" in text or "internal error" in text:
+            self.faults.append(f"{start.command} said: {self.tail(log)}")
         hits = log.with_suffix(".hits")
         self.hits.update(hits.read_text().split("\n")[:-1] if hits.exists() else [])
 
@@ -412,7 +373,9 @@ class Watch:
         """Let the weather begin, or the paused cell be started once more."""
         if self.round.twice:
             self.start_twice()
-        elif self.round.weather is not None and self.begin_weather(self.round.weather.kind):
+        elif self.round.weather is not None:
+            records = self.play.folder / "records"
+            records.rename(records.with_name("records.away"))
             self.play.hits[self.round.weather.kind] += 1
             self.weather_until = time.monotonic() - self.began + self.round.weather.for_s
 
@@ -427,22 +390,6 @@ class Watch:
             child, log = self.play.start(start)
             self.processes.append((start, child, log))
             self.running[child], self.logs[child] = start, log
-
-    def begin_weather(self, kind: str) -> bool:
-        """Let something happen to the folders; return whether it did."""
-        records, mounts = self.play.folder / "records", self.play.stage.mounts
-        if kind == "records away":
-            records.rename(records.with_name("records.away"))
-        elif not mounts.available:
-            return False
-        elif kind == "records read-only":
-            return mounts.make_read_only(records)
-        else:
-            with contextlib.suppress(OSError), open(self.play.folder / "filler", "wb") as file:
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-        return True
 
     def end_weather(self) -> None:
         """Let it be as before."""
@@ -459,59 +406,35 @@ class Watch:
                 self.play.faults.append(f"records went to another folder: {sorted(p.name for p in records.iterdir())}")
                 shutil.rmtree(records)
             away.rename(records)
-        elif self.round.weather and self.round.weather.kind == "records read-only":
-            self.play.stage.mounts.release(records)
-        (folder / "filler").unlink(missing_ok=True)
 
 
-def play_stream(stage: Stage, seed: int, numbers: list[int], plant: str, out: Any) -> int:
-    """Play scenarios one after the other; write a line of JSON for each."""
-    for number in numbers:
-        scenario = draw_scenario(seed, number, stage.counts)
-        report = stage.play(scenario, plant)
-        line = json.dumps([number, str(scenario), report.faults, report.hits, report.took_s])
-        os.write(out, f"{line}\n".encode())
-    return 0
+class Theatre(Nursery):
+    """The process that plays scenarios. A context manager."""
 
-
-def serve() -> None:
-    """Play the scenarios that come from standard input, a line of JSON each, and answer each with its report."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    warm()
-    with tempfile.TemporaryDirectory(prefix="faults") as root:
-        stage = Stage(Path(root))
-        stage.make_reference()
-        gc.freeze()
-        for line in sys.stdin:
-            asked, plant = json.loads(line)
-            scenario = read_scenario(asked) if isinstance(asked, dict) else draw_scenario(*asked, stage.counts)
-            report = stage.play(scenario, plant)
-            answers.write(f"{json.dumps(vars(report))}\n")
-            answers.flush()
-
-
-class Theatre:
-    """The process that plays scenarios for tests. A context manager."""
-
-    def __enter__(self) -> Theatre:
-        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-m", "tests.harness.faults", "--serve"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **alone}, **pipes)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+    def __init__(self) -> None:
+        super().__init__("tests.harness.faults", "--serve")
 
     def __call__(self, scenario: Scenario | tuple[int, int], plant: str = "") -> Report:
         """Play a scenario, or that of a seed and a number, and return its report."""
-        assert self.process.stdin and self.process.stdout
         asked = dataclasses.asdict(scenario) if isinstance(scenario, Scenario) else scenario
-        self.process.stdin.write(f"{json.dumps([asked, plant])}\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        return Report(answer["faults"], Counter(answer["hits"]), answer["took_s"])
+        answer = self.ask([asked, plant])
+        return Report(**{**answer, "hits": Counter(answer["hits"])})
+
+
+def play_all(root: Path) -> None:
+    """Be the process of a Theatre."""
+    stage = Stage(root)
+
+    def play(asked: Any) -> dict[str, Any]:
+        scenario, plant = asked
+        drawn = read_scenario(scenario) if isinstance(scenario, dict) else draw_scenario(*scenario, stage.counts)
+        return vars(dataclasses.replace(stage.play(drawn, plant), words=str(drawn)))
+
+    def begin() -> None:
+        prepare()
+        stage.make_reference()
+
+    serve(play, begin)
 
 
 def main() -> int:
@@ -525,28 +448,27 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="play what comes from standard input; for tests")
     asked = parser.parse_args()
     if asked.serve:
-        serve()
+        with tempfile.TemporaryDirectory(prefix="faults") as root:
+            play_all(Path(root))
         return 0
     numbers = asked.only or list(range(asked.count))
-    warm()
     began, passed, hits = time.monotonic(), 0, Counter()
-    with tempfile.TemporaryDirectory(prefix="faults") as root:
-        stage = Stage(Path(root))
-        stage.make_reference()
-        gc.freeze()  # or every child would search, and so copy, all that was imported
-        streams = min(asked.streams, len(numbers))
-        come, go = os.pipe()
-        for stream in range(streams):
-            fork(lambda stream=stream: play_stream(stage, asked.seed, numbers[stream::streams], asked.plant, go))
-        os.close(go)
-        for line in os.fdopen(come):
-            number, words, faults, struck, took_s = json.loads(line)
-            hits.update(struck)
-            passed += not faults
-            print(f"scenario {number}: {'FAILED' if faults else 'passed'} in {took_s:.1f} s", flush=True)
-            if faults:
-                print(words, *(f"  - {fault}" for fault in faults), sep="\n", flush=True)
-                print(f"  again: python -m tests.harness.faults --seed {asked.seed} --only {number}", flush=True)
+
+    def play(some: list[int]) -> None:
+        nonlocal passed
+        with Theatre() as theatre:
+            for number in some:
+                report = theatre((asked.seed, number), asked.plant)
+                hits.update(report.hits)
+                passed += not report.faults
+                verdict = "FAILED" if report.faults else "passed"
+                print(f"scenario {number}: {verdict} in {report.took_s:.1f} s", flush=True)
+                if report.faults:
+                    print(report.words, *(f"  - {fault}" for fault in report.faults), sep="\n")
+                    print(f"  again: python -m tests.harness.faults --seed {asked.seed} --only {number}", flush=True)
+
+    with ThreadPoolExecutor(asked.streams) as pool:
+        list(pool.map(play, [numbers[stream :: asked.streams] for stream in range(asked.streams)]))
     print(f"{passed} of {len(numbers)} scenarios passed in {time.monotonic() - began:.0f} s; what struck:")
     for name, times in sorted(hits.items()):
         print(f"  {times:6,}  {name}")

@@ -4,15 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import benchmark.base.system
 import benchmark.cli.app
 import benchmark.cli.shell
+import benchmark.runs.record
+from benchmark.config.plugins import built_in_names, find_method
+from benchmark.runs.checkpoints import Saver
+from benchmark.training.train import Training
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nursery:
+    """A process that has imported everything and forks a child for each request. A context manager.
+
+    It is a module run as a program, which calls `serve`. It has no threads and no GPU that a fork could break.
+    """
+
+    def __init__(self, module: str, *words: str) -> None:
+        self.command = [sys.executable, "-m", module, *words]
+
+    def __enter__(self) -> Any:
+        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(self.command, cwd=ROOT, env={**os.environ, **alone}, **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def ask(self, request: Any) -> Any:
+        """Return the answer to a request; both go as a line of JSON."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{json.dumps(request)}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def warm() -> None:
+    """Import what every run needs, once; the checkout may change while the tests run."""
+    torch.set_num_threads(1)
+    for name in built_in_names():
+        find_method(name)
+    git = benchmark.base.system.describe_git()
+    benchmark.runs.record.describe_git = lambda: git
+
+
+def serve(answer: Callable[[Any], Any], prepare: Callable[[], None] = warm) -> None:
+    """Answer the requests that come from standard input."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a child prints must not be taken for an answer
+    prepare()
+    gc.freeze()  # or every child would search, and so copy, all that was imported
+    for line in sys.stdin:
+        answers.write(f"{json.dumps(answer(json.loads(line)))}\n")
+        answers.flush()
+
+
+def save_every(steps: int) -> None:
+    """Save at each n-th step and each epoch's end; a real Saver waits until twenty times its cost is over."""
+
+    def save_often(saver: Saver, run: Training) -> None:
+        if run.step % steps == 0 or not run.epoch_step:
+            saver.save(run)
+
+    Saver.__call__ = save_often  # type: ignore[method-assign]
 
 
 def fork(action: Any) -> int:

@@ -1,37 +1,27 @@
-"""Runs that kill themselves at a chosen line: what a killed and restarted run must leave, and what it may not.
+"""Runs that are killed: what a killed and restarted run must leave, and what it may not.
 
-`Nursery` starts one process that has imported everything (this module, as a program). For each run it forks a child,
-which is traced line by line and sends itself SIGKILL before the n-th line of a named spot. A fork costs milliseconds
-where a fresh interpreter costs seconds, and the nursery has no threads and no GPU that a fork could break.
+A kill leaves what is on the disk, so it is one of as many as there are operations that change a file: for each run a
+process that has imported everything (this module, as a program) forks a child, which sends itself SIGKILL before the
+n-th such operation, or half-way through it where it writes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import io
 import json
-import linecache
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import CodeType, FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 
 import benchmark.base.system
 import benchmark.grids.grid
@@ -40,43 +30,16 @@ import benchmark.runs.checkpoints
 import benchmark.runs.export
 import benchmark.runs.record
 import benchmark.runs.run
-from benchmark.base.errors import UserError
-from benchmark.config.plugins import built_in_names, find_method
 from benchmark.runs.branching import Stores, make_options, run_branch
-from benchmark.runs.checkpoints import FINISHED, Saver, load_checkpoint
-from benchmark.runs.export import MASKS, WEIGHTS
+from benchmark.runs.checkpoints import FINISHED
 from benchmark.training.contract import commit, propose
 from benchmark.training.train import Training
-from leaderboard import read_records
-from leaderboard.board.page import make_page
 from methods.core import View
 from tests.harness.benches import run_cells
+from tests.harness.forks import Nursery, fork, save_every, serve, warm
+from tests.harness.troubles import Trouble, Troublemaker
+from tests.harness.verdicts import PAGE, find_torn, judge
 
-ROOT = Path(__file__).resolve().parents[2]
-TRACED = tuple(str(ROOT / room) + os.sep for room in ("benchmark", "methods", "leaderboard"))
-PAGE = "LEADERBOARD.md"
-# Where a line is, by the functions that are running; the first one here decides, so a checkpoint that is written when
-# an epoch ends belongs to the epoch's end.
-SPOTS = {
-    "records.write_record": "record",
-    "records.find_same": "record",
-    "export.export_network": "export",
-    "train.evaluate_epoch": "epoch end",
-    "run.after_epoch": "epoch end",
-    "checkpoints.save": "checkpoint",
-    "train.update_masks": "update",
-    "train.train_step": "step",
-    "run.set_up_masks": "setup",
-    "checkpoints.load_checkpoint": "load",
-    "train.load_state": "load",
-    "run.train_cell": "cell",
-    "run.run_cell": "publish",
-}
-RANKS = {function: place for place, function in enumerate(SPOTS)}
-LOADED = 100  # about so many lines read a checkpoint back; an undisturbed run has none to count
-ANYWHERE = "anywhere"  # every line counts here too
-# Before these lines files change from one state to another; such a line of a spot is also counted as "SPOT!".
-DELICATE = ("file.write(", "fsync(", "os.replace(", "os.link(", "unlink(")
 SAID = "said"  # a child's last words, in its folder
 
 
@@ -88,84 +51,11 @@ class Run:
     method: str
     arguments: str
     save_every: int = 1  # steps between two checkpoints; an epoch's end always has one
-    spot: str = ""  # kill at line number `line` of this spot; "" = only count them
-    line: int = 0
-    count: bool = False  # whether to return how many lines each spot has
-    after_s: float = 0.0  # kill from outside after so long; 0 = never
+    at: int = 0  # kill at this operation that changes a file; 0 = let it end
     fault: str = ""  # one of FAULTS
     snapshots: str = ""  # epochs after which to keep one
     parent: str = ""  # a folder that a run was made in: the run is a branch of it
     asked: str = ""  # of a branch, in JSON
-
-
-class Killer:
-    """A trace function that counts lines by spot and kills its own process at the one that was asked for."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.counts: Counter[str] = Counter()
-        self.names: dict[CodeType, str] = {}  # of code that is traced, "" = not traced
-        self.kinds: dict[tuple[CodeType, int, str], tuple[str, ...]] = {}  # what a line of code counts as
-        self.over = False
-
-    def name(self, code: CodeType) -> str:
-        """Return a function as `file.function`, or "" where lines are not counted."""
-        if code not in self.names:
-            traced = code.co_filename.startswith(TRACED) or code is write_in_place.__code__
-            self.names[code] = f"{Path(code.co_filename).stem}.{code.co_name}" if traced else ""
-        return self.names[code]
-
-    def __call__(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
-        name = self.name(frame.f_code)
-        if not name or self.over:
-            return None
-        function = min(name, function_above(frame.f_back), key=rank)
-
-        def trace(frame: FrameType, event: str, arg: Any) -> Any:
-            if event == "line" and not self.over:
-                # Past its last step a run is over: to start it again is to repeat it, and a repeat is a new record.
-                self.over = name == "run.run_cell" and is_published(Path(self.run.folder), not self.run.parent)
-                if not self.over:
-                    self.meet(frame, SPOTS[function])
-            return trace
-
-        trace.function = function  # type: ignore[attr-defined]
-        return trace
-
-    def meet(self, frame: FrameType, spot: str) -> None:
-        """Count the line that `frame` is about to run, and die where it is the one."""
-        line = frame.f_code, frame.f_lineno, spot
-        if line not in self.kinds:
-            text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-            delicate = (f"{spot}!",) if any(word in text for word in DELICATE) else ()
-            self.kinds[line] = (ANYWHERE, spot, *delicate)
-        for kind in self.kinds[line]:
-            self.counts[kind] += 1
-            if kind == self.run.spot and self.counts[kind] == self.run.line:
-                die(frame)
-
-
-def function_above(frame: FrameType | None) -> str:
-    """Return the function of SPOTS that decides for the nearest traced frame from `frame` on."""
-    while frame is not None:
-        if frame.f_trace is not None:
-            return frame.f_trace.function  # type: ignore[attr-defined,no-any-return]
-        frame = frame.f_back
-    return ""
-
-
-def rank(function: str) -> int:
-    """Return a function's place in SPOTS; others come last."""
-    return RANKS.get(function, len(RANKS))
-
-
-def die(frame: FrameType) -> None:
-    """Kill this process before the line of `frame`, or half-way through it where it writes a file."""
-    if "file.write(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
-        content = frame.f_locals["text" if "text" in frame.f_locals else "content"]
-        frame.f_locals["file"].write(content[: len(content) // 2])
-        frame.f_locals["file"].flush()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_published(folder: Path, paged: bool = True) -> bool:
@@ -174,30 +64,28 @@ def is_published(folder: Path, paged: bool = True) -> bool:
     return not left and ((folder / PAGE).exists() or not paged) and any(folder.glob("records/*.json"))
 
 
-def live(run: Run) -> Counter[str]:
-    """Make a run in this process, saving every few steps, and return its lines by spot."""
-    torch.set_num_threads(1)
+def live(run: Run) -> int:
+    """Make a run in this process, saving every few steps, and return by how many operations it changed files."""
     if run.fault:
         FAULTS[run.fault]()
+    save_every(run.save_every)
+    maker = Troublemaker(Path(run.folder), (), Path(run.folder) / "hits")
+    run_cell, changes = benchmark.runs.run.run_cell, []
 
-    def save_often(saver: Saver, training: Training) -> None:
-        if training.step % run.save_every == 0 or not training.epoch_step:
-            saver.save(training)
-
-    Saver.__call__ = save_often  # type: ignore[method-assign]  # a real one waits until twenty times its cost is over
-    killer, run_cell = Killer(run), benchmark.runs.run.run_cell
-
-    def run_traced(*arguments: Any) -> Any:
-        sys.settrace(killer if run.spot or run.count else None)
+    def run_watched(*arguments: Any) -> Any:
+        maker.changes.clear()
+        maker.troubles = (Trouble("kill", at=run.at),) if run.at else ()
         try:
             return run_cell(*arguments)
         finally:
-            sys.settrace(None)
+            changes.append(maker.changes["any"])
+            maker.troubles = ()
 
     # not the checks before it, which write nothing that stays
-    benchmark.grids.grid.run_cell = benchmark.runs.branching.run_cell = run_traced
+    benchmark.grids.grid.run_cell = benchmark.runs.branching.run_cell = run_watched
+    maker.install()
     (call_branch if run.parent else call_grid)(run)
-    return killer.counts
+    return changes[0]
 
 
 def call_branch(run: Run) -> None:
@@ -229,152 +117,40 @@ def call_grid(run: Run) -> None:
     assert not failed, said.getvalue()
 
 
-def fork(run: Run) -> dict[str, Any]:
-    """Make a run in a forked child; return how it ended: 0, -9 where it was killed, 1 where it failed."""
-    lines = Path(run.folder) / "lines"
-    child = os.fork()
-    if not child:
-        status = 1
+def make(run: Run) -> dict[str, Any]:
+    """Make a run in a forked child; return how it ended (0, -9 where it was killed, 1 where it failed) and `live`."""
+    changes = Path(run.folder) / "changes"
+
+    def be_child() -> int:
         try:
-            counts = live(run)
-            if run.count:
-                lines.write_text(json.dumps(counts))
-            status = 0
+            changes.write_text(str(live(run)))
         except BaseException:
             (Path(run.folder) / SAID).write_text(traceback.format_exc())
-        finally:
-            os._exit(status)
-    if run.after_s:
-        time.sleep(run.after_s)
-        os.kill(child, signal.SIGKILL)  # not yet waited for, so the number is still this child's
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"status": status, "lines": json.loads(lines.read_text()) if run.count and not status else {}}
+            return 1
+        return 0
+
+    status = os.waitstatus_to_exitcode(os.waitpid(fork(be_child), 0)[1])
+    return {"status": status, "changes": int(changes.read_text()) if not status else 0}
 
 
-def serve() -> None:
-    """Read runs from standard input, one JSON object a line, and answer each when it has ended."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a child prints must not be taken for an answer
-    torch.set_num_threads(1)
-    for name in built_in_names():
-        find_method(name)
-    git = benchmark.base.system.describe_git()
-    benchmark.runs.record.describe_git = lambda: git  # the checkout may change while the tests run
-    with tempfile.TemporaryDirectory() as folder:  # once, for what is imported and computed at the first run only
+def prepare() -> None:
+    """Import all that runs need, and make one for what is computed at the first run only."""
+    warm()
+    with tempfile.TemporaryDirectory() as folder:
         call_grid(Run(folder, "dense", "epochs=1 batch_size=1024 model_args.width=0.1"))
-    gc.freeze()  # or every child would search, and so copy, all that was imported
-    for line in sys.stdin:
-        answers.write(json.dumps(fork(Run(**json.loads(line)))) + "\n")
-        answers.flush()
 
 
-class Nursery:
+class Runs(Nursery):
     """The process that runs are forked from. A context manager."""
 
-    def __enter__(self) -> Nursery:
-        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-m", "tests.harness.kills"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **alone}, **pipes)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+    def __init__(self) -> None:
+        super().__init__("tests.harness.kills")
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """Make a run and return how it ended; see `fork`."""
-        assert self.process.stdin and self.process.stdout
+        """Make a run and return how it ended; see `make`."""
         Path(run.folder).mkdir(parents=True, exist_ok=True)
-        self.process.stdin.write(json.dumps(dataclasses.asdict(run)) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        answer: dict[str, Any] = self.ask(dataclasses.asdict(run))
         return answer
-
-
-@dataclass
-class Outcome:
-    """What a run left behind, without what may differ between two runs: times and the state of the checkout."""
-
-    records: list[dict[str, Any]]
-    files: dict[str, Any]  # of the run's folder, by name
-    page: str
-    litter: list[str] = field(default_factory=list)  # hidden files among records and beside the page
-
-
-def read_outcome(folder: Path) -> Outcome:
-    """Read what the runs in `folder` left. A record that was published twice counts as two."""
-    records, problems = read_records(folder / "records", branches=True)
-    copies = [problem for problem in problems if problem.reason.startswith("a copy of ")]
-    assert copies == problems, problems
-    records += [{"copy": problem.file} for problem in copies]
-    files = {str(path.relative_to(folder)): read_content(path) for path in folder.glob("runs/*/*") if path.is_file()}
-    page = (folder / PAGE).read_text() if (folder / PAGE).exists() else ""
-    litter = [path.name for room in (folder, folder / "records") for path in room.glob(".*")]
-    return Outcome([timeless(record) for record in records], files, without_times(page), litter)
-
-
-def read_content(path: Path) -> Any:
-    """Return what a file holds: bytes, or of a safetensors file, whose metadata come in any order, each part."""
-    content = path.read_bytes()
-    if path.suffix != ".safetensors":
-        return content
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without times, environment, state of the checkout, and the seal that all of it goes into."""
-    apart = ("started", "finished", "time", "environment", "git", "seal")
-    return {key: record[key] for key in record if key not in apart}
-
-
-def without_times(page: str) -> str:
-    """Return a leaderboard page without the columns that show times."""
-    lines, hidden = [], []
-    for line in page.splitlines():
-        cells = line.split(" | ")
-        if "training time" in cells:
-            hidden = [cells.index("training time"), cells.index("images/s")]
-        lines.append(" | ".join(cell for i, cell in enumerate(cells) if len(cells) == 1 or i not in hidden))
-    return "\n".join(lines)
-
-
-def find_differences(wanted: Outcome, found: Outcome) -> list[str]:
-    """Return what is not as it should be, by name: parts of the record, files, the page."""
-    if len(found.records) != 1:
-        return [f"{len(found.records)} records"]
-    (one,), (two,) = wanted.records, found.records
-    names = [f"record: {key}" for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key)]
-    every = sorted(wanted.files.keys() | found.files.keys())
-    names += [Path(name).name for name in every if wanted.files.get(name) != found.files.get(name)]
-    return names + (["page"] if wanted.page != found.page else [])
-
-
-def find_torn(folder: Path) -> list[str]:
-    """Return what a reader of `folder`, at this very instant, would find damaged or untrue."""
-    torn = [
-        f"record {problem.file}: {problem.reason}" for problem in read_records(folder / "records", branches=True)[1]
-    ]
-    page = folder / PAGE
-    if page.exists() and page.read_text() != make_page(folder / "records", page)[0]:
-        torn.append("page")
-    for path in folder.glob(f"runs/*/{FINISHED}"):
-        with contextlib.suppress(ValueError):
-            json.loads(path.read_bytes())
-            continue
-        torn.append(FINISHED)
-    for path in folder.glob("runs/*/checkpoint"):
-        try:
-            load_checkpoint(path)
-        except UserError:
-            torn.append("checkpoint")
-    for path in [path for name in (WEIGHTS, MASKS) for path in folder.glob(f"runs/*/{name}")]:
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (OSError, SafetensorError):
-            torn.append(path.name)
-    return torn
 
 
 @dataclass
@@ -384,38 +160,35 @@ class Ending:
     kills: int  # how many of those asked for were reached
     torn: list[str]  # found between a kill and the restart
     differences: list[str]  # from the undisturbed run
-    litter: list[str]
     resumed: int  # restarts that went on from a checkpoint
 
 
 class Trials:
     """Kills runs, restarts them and compares what they leave with undisturbed runs, made once each."""
 
-    def __init__(self, nursery: Nursery, folder: Path) -> None:
+    def __init__(self, nursery: Runs, folder: Path) -> None:
         self.nursery, self.folder = nursery, folder
-        self.undisturbed: dict[Run, tuple[Outcome, dict[str, int]]] = {}
+        self.undisturbed: dict[Run, tuple[Path, int]] = {}
         self.number = 0
 
-    def reference(self, run: Run) -> tuple[Outcome, dict[str, int]]:
-        """Return what an undisturbed run leaves and how many lines each spot has."""
+    def reference(self, run: Run) -> tuple[Path, int]:
+        """Return the folder of an undisturbed run and by how many operations it changed files."""
         key = dataclasses.replace(run, folder="", fault="")
         if key not in self.undisturbed:
             folder = self.folder / f"undisturbed{len(self.undisturbed)}"
-            answer = self.nursery(dataclasses.replace(key, folder=str(folder), count=True))
+            answer = self.nursery(dataclasses.replace(key, folder=str(folder)))
             assert answer["status"] == 0, (folder / SAID).read_text()
-            self.undisturbed[key] = read_outcome(folder), answer["lines"]
+            self.undisturbed[key] = folder, answer["changes"]
         return self.undisturbed[key]
 
-    def kill(self, run: Run, kills: Sequence[tuple[str, int] | float]) -> Ending:
-        """Kill a run at each of `kills`, a (spot, line) or a time in seconds, then let it end; same command always."""
+    def kill(self, run: Run, *kills: int) -> Ending:
+        """Kill a run at each of these operations, then let it end; the same command always."""
         folder = self.folder / f"run{self.number}"
         self.number += 1
         run = dataclasses.replace(run, folder=str(folder))
-        ending = Ending(0, [], [], [], 0)
-        for kill in [*kills, None]:
-            spot, line = kill if isinstance(kill, tuple) else ("", 0)
-            after_s = kill if isinstance(kill, float) else 0.0
-            status = self.nursery(dataclasses.replace(run, spot=spot, line=line, after_s=after_s))["status"]
+        ending = Ending(0, [], [], 0)
+        for at in (*kills, 0):
+            status = self.nursery(dataclasses.replace(run, at=at))["status"]
             if status not in (0, -signal.SIGKILL):
                 ending.differences.append(f"refused: {(folder / SAID).read_text()}")
                 return ending
@@ -424,21 +197,15 @@ class Trials:
             ending.torn += find_torn(folder)
             if status == 0 or is_published(folder, not run.parent):
                 break
-        found = read_outcome(folder)
-        ending.litter = found.litter
-        ending.differences = find_differences(self.reference(run)[0], found)
+        ending.differences = judge(folder, self.reference(run)[0])
         return ending
 
 
-def draw_kills(lines: dict[str, int], number: int, random: Random) -> list[list[tuple[str, int]]]:
-    """Draw instants to kill at: a line of each spot, the others anywhere; every third run is killed a second time."""
-    spots = sorted(lines.keys() - {ANYWHERE})
-    random.shuffle(spots)
-    spots += [ANYWHERE] * (number - len(spots))
-    drawn = [[(spot, random.randint(1, lines[spot]))] for spot in spots[:number]]
+def draw_kills(changes: int, number: int, random: Random) -> list[list[int]]:
+    """Draw instants to kill at, one in each part of a run; every third run is killed a second time."""
+    drawn = [[1 + (place * changes + random.randrange(changes)) // number] for place in range(number)]
     for kills in drawn[::3]:
-        spot = random.choice([ANYWHERE, "load", "checkpoint!", "export!", "record!", "publish"])
-        kills.append((spot, random.randint(1, lines.get(spot, LOADED) // 2)))
+        kills.append(random.randint(1, changes // 2))
     return drawn
 
 
@@ -482,7 +249,7 @@ def write_in_place(path: Path, content: bytes) -> None:
 
 def write_all_in_place() -> None:
     """Let every writer of the run's folder write in place."""
-    for module in (benchmark.runs.checkpoints, benchmark.runs.export, benchmark.runs.checkpoints):
+    for module in (benchmark.runs.checkpoints, benchmark.runs.export):
         module.write_atomically = write_in_place  # type: ignore[attr-defined]
 
 
@@ -500,4 +267,4 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    serve()
+    serve(lambda asked: make(Run(**asked)), prepare)

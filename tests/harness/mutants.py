@@ -122,14 +122,11 @@ def forget_momentum(maskset, optimizer, masks, weights, states) -> None:
                 state.zero_()
 
 
-def drop_average(original):
-    return lambda self, proposed, planned, optimizer=None, average=None, trained=None: original(
-        self, proposed, planned, optimizer
-    )
+def of_dense_gradients(change: Callable[..., torch.Tensor]) -> Callable[[], Fault]:
+    def make(original):
+        return lambda self: {name: change(self, name, gradient) for name, gradient in original(self).items()}
 
-
-def mask_dense_gradients(original):
-    return lambda self: {name: gradient * self.masks[name] for name, gradient in original(self).items()}
+    return patched(MaskSet, "dense_gradients", make)
 
 
 def draw_again(original):
@@ -185,14 +182,6 @@ def score_other_weights(original):
     return score
 
 
-def forget_dense_gradients(original):
-    return lambda self, dense, trained=None: original(self, False, trained)
-
-
-def charge_new_masks(original):
-    return lambda self, images, forward_macs, *rest, **more: original(self, images, self.forward, *rest, **more)
-
-
 def ignore_groups(original):
     def count(model, layers, shape):
         counted = original(model, layers, shape)
@@ -201,10 +190,6 @@ def ignore_groups(original):
         return costs.Costs(per_weight, counted.layers, counted.fixed, counted.dense, counted.operators, counted.omitted)
 
     return count
-
-
-def ignore_attention(original):
-    return {**original, "aten::scaled_dot_product_attention": lambda inputs, outputs: Counter()}
 
 
 def step_as_well(original):
@@ -241,23 +226,11 @@ def list_tied_twice(original):
     return find
 
 
-def prune_all_matrices(original):
-    return lambda model, layers: {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
-
-
 def shuffle_by_global_generator(original):
     def draw_order(count, seed, epoch):
         return torch.from_numpy(numpy.random.permutation(count)), original(count, seed, epoch)[1]
 
     return draw_order
-
-
-def count_nonzero(original):
-    return lambda self: {name: int((weight != 0).sum()) for name, weight in self.weights.items()}
-
-
-def halve_precision(original):
-    return lambda self: {name: gradient.bfloat16() for name, gradient in original(self).items()}
 
 
 def keep_local_gradients() -> None:
@@ -284,7 +257,7 @@ def draw_masks_per_rank() -> None:
     from benchmark.distributed.ranks import own_rank
 
     original = View.random
-    View.random = lambda self, name, purpose="": original(self, name, f"{purpose}{own_rank() or ''}")
+    View.random = lambda self, name, purpose="", run=False: original(self, name, f"{purpose}{own_rank() or ''}", run)
     MaskSet.check_ranks = lambda self, proposed, fault: None
     MaskSet.take_leading = lambda self, proposed: proposed
     MaskSet.check_in_force = lambda self: None
@@ -308,6 +281,7 @@ class Salted(Original):
 '''
 
 M = mutant_methods
+ATTENTION = "aten::scaled_dot_product_attention"
 METHODS = [
     ("threshold keeps ties", "a threshold instead of exactly k", "budget-with-ties", M.ThresholdKeepsTies),
     ("Bernoulli masks", "each weight drawn with a probability", "budget-after-every-update", M.BernoulliStart),
@@ -352,7 +326,7 @@ MUTANTS = [
     Mutant("second moment kept", "Adam's exp_avg_sq of dropped weights stays", "inactive-optimiser-state", "rigl_itop",
            after_commit(leave_state("exp_avg_sq"))),
     Mutant("average not masked", "the averaged weights stay dense", "inactive-average", "granet",
-           patched(MaskSet, "commit", drop_average)),
+           patched(MaskSet, "commit", lambda original: lambda self, *rest, average=None: original(self, *rest[:3]))),
     Mutant("gradients not masked", "inactive weights are revived by the optimiser", "inactive-weights", "static",
            patched(MaskSet, "mask_gradients", lambda original: lambda self: None)),
     Mutant("weights not zeroed", "masks change, weights stay", "inactive-weights", "gmp", after_commit(leave_weights)),
@@ -361,11 +335,12 @@ MUTANTS = [
     Mutant("momentum forgotten", "weights that stay lose their momentum", "grown-weights", "set",
            after_commit(forget_momentum)),
     Mutant("counts of non-zeros", "density taken from values, not from masks", "budget-after-every-update", "rigl_itop",
-           patched(MaskSet, "counts", count_nonzero)),
+           patched(MaskSet, "counts", lambda original: lambda self: {
+               n: int((w != 0).sum()) for n, w in self.weights.items()})),
     Mutant("sparse growth", "growth by gradients that were masked before", "dense-gradients", "rigl",
-           patched(MaskSet, "dense_gradients", mask_dense_gradients)),
+           of_dense_gradients(lambda self, name, gradient: gradient * self.masks[name])),
     Mutant("gradients in bf16", "growth scores in half precision", "bf16", "granet",
-           patched(MaskSet, "dense_gradients", halve_precision)),
+           of_dense_gradients(lambda self, name, gradient: gradient.bfloat16())),
     Mutant("masks drawn again", "a continued run draws new masks", "resume", "static",
            patched(MaskSet, "load_packed", draw_again)),
     Mutant("optimiser lost", "a continued run has no momentum", "resume", "granet",
@@ -390,14 +365,16 @@ MUTANTS = [
     Mutant("half the images", "scored on fewer images than declared", "scoring-gradients", "grasp",
            patched(scoring, "scoring_chunks", lambda original: lambda *rest: [c[::2] for c in original(*rest)])),
     Mutant("dense step for free", "the dense gradient is not charged", "training-cost", "rigl",
-           patched(costs.Meter, "weight_gradients", forget_dense_gradients)),
+           patched(costs.Meter, "weight_gradients", lambda original: lambda self, dense, *rest: original(
+               self, False, *rest))),
     Mutant("charged too late", "a step is charged with the masks after its update", "training-cost", "gmp",
-           patched(costs.Meter, "step", charge_new_masks)),
+           patched(costs.Meter, "step", lambda original: lambda self, images, _, *rest, **more: original(
+               self, images, self.forward, *rest, **more))),
     Mutant("groups ignored", "depthwise and grouped convolutions overcharged", "inference-cost", "static",
            patched(building, "count_costs", ignore_groups)),
     Mutant("attention dropped", "fused attention is not counted", "inference-cost", "static",
            together(patched(costs, "unfuse_attention", lambda original: lambda model: []),
-                    patched(costs, "HANDLES", ignore_attention))),
+                    patched(costs, "HANDLES", lambda original: {**original, ATTENTION: lambda *_: Counter()}))),
     Mutant("step and update", "the update does not take the step's place", "replaces-step", "rigl",
            patched(loop, "update_masks", step_as_well)),
     Mutant("one step late", "updates a step after their time", "update-window", "set",
@@ -407,7 +384,8 @@ MUTANTS = [
     Mutant("tied twice", "a shared weight counted for each use", "prunable-layers", "static",
            patched(building, "find_layers", list_tied_twice)),
     Mutant("every matrix", "prunable by number of dimensions", "prunable-layers", "static",
-           patched(engine, "prunable_weights", prune_all_matrices)),
+           patched(engine, "prunable_weights", lambda original: lambda model, layers: {
+               n: p for n, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad})),
     Mutant("global order", "batches drawn from the global generator", "same-treatment", "set",
            patched(data, "draw_order", shuffle_by_global_generator)),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ in a fresh process, as `make leaderboard` builds them.
 from __future__ import annotations
 
 import json
+import math
 import random
 import resource
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from leaderboard.store.records import file_text
-from tests.harness.record_factory import make_record
+from tests.harness.record_factory import count_layers, make_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,68 +59,28 @@ LAYERS: list[tuple[str, list[int], int]] = [
 REST = 1_578  # parameters in norms and biases
 
 
-def size(shape: list[int]) -> int:
-    """Return how many weights a layer of `shape` has."""
-    return shape[0] * shape[1] * (shape[2] * shape[3] if len(shape) > 2 else 1)
-
-
-TOTAL = sum(size(shape) for _, shape, _ in LAYERS)
-DENSE = sum(size(shape) * positions for _, shape, positions in LAYERS)
+SIZES = [math.prod(shape) for _, shape, _ in LAYERS]
+TOTAL = sum(SIZES)
 
 
 def spread(active: int, draw: random.Random, free: bool) -> list[int]:
     """Return how many of `active` weights each layer keeps: large layers are sparser; with `free`, by chance too."""
-    scores = [size(shape) ** 0.5 * (draw.uniform(0.6, 1.4) if free else 1.0) for _, shape, _ in LAYERS]
-    counts = [
-        min(size(shape), int(active * score / sum(scores))) for score, (_, shape, _) in zip(scores, LAYERS, strict=True)
-    ]
-    for place in sorted(range(len(counts)), key=lambda place: -size(LAYERS[place][1])):  # what rounding left over
-        counts[place] += min(size(LAYERS[place][1]) - counts[place], active - sum(counts))
+    scores = [size**0.5 * (draw.uniform(0.6, 1.4) if free else 1.0) for size in SIZES]
+    counts = [min(size, int(active * score / sum(scores))) for size, score in zip(SIZES, scores, strict=True)]
+    for place in sorted(range(len(SIZES)), key=lambda place: -SIZES[place]):  # what rounding left over
+        counts[place] += min(SIZES[place] - counts[place], active - sum(counts))
     return counts
 
 
 def make_counts(active: int, draw: random.Random, free: bool) -> dict[str, Any]:
     """Return layers, weights, densities and costs of a network with `active` weights."""
-    counts = spread(active, draw, free)
-    inference = sum(count * positions for count, (_, _, positions) in zip(counts, LAYERS, strict=True))
-    share = min(1.0, inference / DENSE * draw.uniform(1.0, 1.3))
-    dense_train = 3 * DENSE * 45_000 * 160
-    train = round(share * dense_train)
-    layers = [
-        {
-            "name": name,
-            "shape": shape,
-            "weights": size(shape),
-            "active": count,
-            "macs": size(shape) * positions,
-            "prunable": True,
-        }
-        for count, (name, shape, positions) in zip(counts, LAYERS, strict=True)
-    ]
-    return {
-        "layers": layers,
-        "empty_layers": [layer["name"] for layer in layers if layer["active"] == 0],
-        "weights": {
-            "prunable": TOTAL,
-            "active": active,
-            "parameters": TOTAL + REST,
-            "active_parameters": active + REST,
-            "dense_prunable": TOTAL,
-            "dense_parameters": TOTAL + REST,
-        },
-        "density": {"prunable": active / TOTAL, "all_parameters": (active + REST) / (TOTAL + REST)},
-        "macs": {
-            "inference_dense": DENSE,
-            "inference": inference,
-            "train_dense": dense_train,
-            "train": train,
-            "scoring": 0,
-            "inference_share": inference / DENSE,
-            "train_share": train / dense_train,
-            "operators": {"conv": DENSE - 640, "linear": 640},
-            "omitted": {"batch_norm": 19, "aten::add": 9},
-        },
-    }
+    counts = zip(LAYERS, spread(active, draw, free), strict=True)
+    layers = [(name, shape, count, positions, True) for (name, shape, positions), count in counts]
+    found = count_layers(layers, REST, 45_000 * 160)
+    macs = found["macs"]
+    macs["train"] = round(min(1.0, macs["inference_share"] * draw.uniform(1.0, 1.3)) * macs["train_dense"])
+    macs["train_share"] = macs["train"] / macs["train_dense"]
+    return found
 
 
 def make_history(epochs: int, density: float, final: float, draw: random.Random) -> list[dict[str, Any]]:
@@ -161,7 +122,12 @@ def make_varied(number: int) -> dict[str, Any]:
         sparsity=sparsity,
         seed=seed,
         protocol=2,
-        page={"name": page, "title": f"ResNet-20, {page}", "variant": f"{number % 4:08x}", "settings": make_settings()},
+        page={
+            "name": page,
+            "title": f"ResNet-20, {page}",
+            "variant": f"{number % 4:08x}",
+            "settings": {f"setting_{key}": key / 7 for key in range(40)},  # as many as a page has
+        },
         method={
             "name": name,
             "label": label,
@@ -177,28 +143,10 @@ def make_varied(number: int) -> dict[str, Any]:
     )
 
 
-def make_settings() -> dict[str, Any]:
-    """Return as many settings as a page has."""
-    return {f"setting_{number}": number / 7 for number in range(40)}
-
-
 def write_varied(folder: Path, number: int) -> int:
     """Write the record of this number to `folder`, without waiting for the disk; return the size of its file."""
     record = make_varied(number)
     return (folder / f"{record['run']}.json").write_text(file_text(record), encoding="utf-8")
-
-
-def timed(name: str, function: Callable[..., Any], stages: dict[str, float]) -> Callable[..., Any]:
-    """Return `function` with the seconds it takes added to stages[name]."""
-
-    def run(*arguments: Any, **named: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return function(*arguments, **named)
-        finally:
-            stages[name] = stages.get(name, 0.0) + time.perf_counter() - began
-
-    return run
 
 
 def measure(folder: Path) -> dict[str, Any]:
@@ -210,8 +158,19 @@ def measure(folder: Path) -> dict[str, Any]:
     stages: dict[str, float] = {"import": time.perf_counter() - began}
     places = {"read": (build, "load_store"), "tables": (build, "make_page"), "paper page": (build, "paper_text")}
     places["pictures"] = (draw, "draw_all")
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                stages[name] = stages.get(name, 0.0) + time.perf_counter() - start
+
+        return run
+
     for name, (module, function) in places.items():
-        mock.patch.object(module, function, timed(name, getattr(module, function), stages)).start()
+        mock.patch.object(module, function, timed(name, getattr(module, function))).start()
     summary, _ = build.build_all(folder, folder.parent / "LEADERBOARD.md")
     total_s = time.perf_counter() - began
     own, child = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -222,20 +181,15 @@ def report(found: dict[str, Any], records: int, mean_kb: float) -> str:
     """Return what was measured, held against the goals, as lines of text."""
     # Where memory could not be watched: as if both processes had their peaks at once and shared nothing.
     memory = found["peak_mb"] or found["own_mb"] + 2 * found["child_mb"]
-    goals = [
-        ("total", found["total_s"], "s", GOAL_S),
-        ("peak memory", memory, "MB", GOAL_MB),
-    ]
+    goals = [("total", found["total_s"], "s", GOAL_S), ("peak memory", memory, "MB", GOAL_MB)]
     lines = [f"{records:,} records of {mean_kb:.1f} kB: {found['summary']}"]
     lines += [f"{name:<14}{seconds:8.2f} s" for name, seconds in found["stages"].items()]
-    lines += [
-        f"{name:<14}{value:8.2f} {unit}, goal < {goal} {unit}: {'pass' if value < goal else 'SHORT'}"
-        for name, value, unit, goal in goals
-    ]
+    for name, value, unit, goal in goals:
+        verdict = "pass" if value < goal else "SHORT"
+        lines.append(f"{name:<14}{value:8.2f} {unit}, goal < {goal} {unit}: {verdict}")
     own, child = found["own_mb"], found["child_mb"]
-    return "\n".join(
-        [*lines, f"{'':<14}of it {own:.0f} MB at most in the process, {child:.0f} MB in its largest child"]
-    )
+    lines.append(f"{'':<14}of it {own:.0f} MB at most in the process, {child:.0f} MB in its largest child")
+    return "\n".join(lines)
 
 
 def group_mb(group: int) -> float:

@@ -5,6 +5,7 @@ They carry no seal, as a record in memory does: `leaderboard.write_record` adds 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,6 @@ from leaderboard import Problem, render
 # (20 positions), and 50 parameters in norms and biases: 1,000 prunable weights, 1,150 parameters,
 # 600 x 10 + 400 x 5 + 100 x 20 = 10,000 multiply-adds.
 STEM, FIRST, SECOND, REST = 100, 600, 400, 50
-DENSE_MACS = 10_000
 IMAGES = 300  # seen in training: 3 epochs of 100
 
 
@@ -103,50 +103,52 @@ def make_counts(sparsity: float) -> dict[str, Any]:
     active = round((1 - sparsity) * (FIRST + SECOND))
     second = active - active * 3 // 5
     layers = [
-        ("stem.weight", [4, 1, 5, 5], STEM, STEM, 20, False),
-        ("first.weight", [6, 4, 5, 5], FIRST, active - second, 10, True),
-        ("second.weight", [4, 4, 5, 5], SECOND, second, 5, True),
+        ("stem.weight", [4, 1, 5, 5], STEM, 20, False),
+        ("first.weight", [6, 4, 5, 5], active - second, 10, True),
+        ("second.weight", [4, 4, 5, 5], second, 5, True),
     ]
-    parameters = STEM + FIRST + SECOND + REST
+    return {**count_layers(layers, REST, IMAGES), "masks_sha256": "cd" * 32}
+
+
+def count_layers(layers: list[tuple[str, list[int], int, int, bool]], rest: int, images: int) -> dict[str, Any]:
+    """Return the counts and costs of a network whose masks stay as they are for so many images of training.
+
+    layers: name, shape, active weights, output positions, whether it is pruned. rest: parameters beside them.
+    """
+    rows = [
+        {"name": n, "shape": shape, "weights": size, "active": kept, "macs": positions * size, "prunable": prunable}
+        for n, shape, kept, positions, prunable in layers
+        for size in [math.prod(shape)]
+    ]
+    prunable, active = (sum(row[key] for row in rows if row["prunable"]) for key in ("weights", "active"))
+    left_out = rest + sum(row["weights"] for row in rows if not row["prunable"])
+    dense, inference = sum(row["macs"] for row in rows), sum(kept * uses for _, _, kept, uses, _ in layers)
     return {
         "weights": {
-            "prunable": FIRST + SECOND,
+            "prunable": prunable,
             "active": active,
-            "parameters": parameters,
-            "active_parameters": STEM + REST + active,
-            "dense_prunable": FIRST + SECOND,
-            "dense_parameters": parameters,
+            "parameters": left_out + prunable,
+            "active_parameters": left_out + active,
+            "dense_prunable": prunable,
+            "dense_parameters": left_out + prunable,
         },
-        "density": {"prunable": active / (FIRST + SECOND), "all_parameters": (STEM + REST + active) / parameters},
-        "layers": [
-            {
-                "name": name,
-                "shape": shape,
-                "weights": size,
-                "active": kept,
-                "macs": positions * size,
-                "prunable": prunable,
-            }
-            for name, shape, size, kept, positions, prunable in layers
-        ],
-        "empty_layers": [name for name, _, _, kept, _, _ in layers if kept == 0],
-        "masks_sha256": "cd" * 32,
-        "macs": make_macs(sum(positions * kept for _, _, _, kept, positions, _ in layers)),
-    }
-
-
-def make_macs(inference: int) -> dict[str, Any]:
-    """Return the costs of a record whose network costs `inference` multiply-adds in every step of training."""
-    return {
-        "inference_dense": DENSE_MACS,
-        "inference": inference,
-        "train_dense": IMAGES * 3 * DENSE_MACS,
-        "train": IMAGES * 3 * inference,
-        "scoring": 0,
-        "inference_share": inference / DENSE_MACS,
-        "train_share": inference / DENSE_MACS,
-        "operators": {"conv": DENSE_MACS},
-        "omitted": {"batch_norm": 3},
+        "density": {
+            "prunable": active / prunable,
+            "all_parameters": (left_out + active) / (left_out + prunable),
+        },
+        "layers": rows,
+        "empty_layers": [row["name"] for row in rows if row["active"] == 0],
+        "macs": {
+            "inference_dense": dense,
+            "inference": inference,
+            "train_dense": images * 3 * dense,
+            "train": images * 3 * inference,
+            "scoring": 0,
+            "inference_share": inference / dense,
+            "train_share": inference / dense,
+            "operators": {"conv": dense},
+            "omitted": {"batch_norm": 3},
+        },
     }
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 from tests.harness.troubles import FAILURES, KINDS, Trouble
 
-# What happens to the folders from outside while processes run: no space on the file system, records mounted read-only,
-# the folder of records away.
-WEATHER = ("disk full", "records read-only", "records away")
+WEATHER = ("records away",)  # what happens to the folders from outside while processes run
 DAMAGE = {
     "checkpoint": ("cut short", "emptied", "flipped"),
     "finished record": ("cut short", "emptied", "flipped"),
@@ -33,14 +31,6 @@ class Start:
     to_worker: bool = False  # whether that is sent to a worker of it
     after_s: float = 0.0  # when that is sent
 
-    def __str__(self) -> str:
-        name = "the first cell alone" if self.command == "cell" else f"the grid {self.command}"
-        jobs = f" with {self.jobs} workers" if self.jobs else ""
-        whom = " to a worker" if self.to_worker else ""
-        outside = [f"SIG{self.signal.upper()}{whom} from outside after {self.after_s:.2f} s"] if self.signal else []
-        wrong = [*map(str, self.troubles), *outside]
-        return f"{name}{jobs}: {'; '.join(wrong) if wrong else 'undisturbed'}"
-
 
 @dataclass(frozen=True)
 class Weather:
@@ -48,9 +38,6 @@ class Weather:
 
     kind: str  # one of WEATHER
     for_s: float
-
-    def __str__(self) -> str:
-        return f"{self.kind} for {self.for_s:.2f} s, begun at the first pause"
 
 
 @dataclass(frozen=True)
@@ -61,9 +48,6 @@ class Damage:
     how: str
     which: float
     at: float  # the byte that is flipped, or where the file is cut, as a share of its length
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.how} ({self.which:.3f}, {self.at:.3f})"
 
 
 @dataclass(frozen=True)
@@ -91,26 +75,12 @@ class Scenario:
         used = {start.command for one in self.rounds for start in one.starts}
         return tuple(name for name in GRIDS if name in used or name == GRIDS[0])
 
-    def __str__(self) -> str:
-        return "\n".join([f"seed {self.seed}, scenario {self.number}", *self.lines()])
-
-    def lines(self) -> Iterator[str]:
-        """Yield the rounds in words."""
-        for number, one in enumerate(self.rounds, 1):
-            for text in (*one.damage, *one.starts, *([one.weather] if one.weather else [])):
-                yield f"  round {number}: {text}"
-            if one.twice:
-                yield f"  round {number}: the cell is started once more while the first process is paused"
-
 
 def read_scenario(content: dict[str, Any]) -> Scenario:
     """Return the scenario that `dataclasses.asdict` made `content` of."""
     rounds = [
         Round(
-            tuple(
-                Start(**{**start, "troubles": tuple(Trouble(**t) for t in start["troubles"])})
-                for start in one["starts"]
-            ),
+            tuple(Start(**{**s, "troubles": tuple(Trouble(**t) for t in s["troubles"])}) for s in one["starts"]),
             tuple(Damage(**damage) for damage in one["damage"]),
             Weather(**one["weather"]) if one["weather"] else None,
             one["twice"],

@@ -45,16 +45,6 @@ class Trouble:
     share: float = 0.5  # of the piece being written that reaches the disk before the kill, or before the disk is full
     seconds: float = 0.0  # that a clock is wrong by
 
-    def __str__(self) -> str:
-        lasting = f" for {self.length} operations" if self.length else " to its end"
-        return {
-            "clock": f"its clock is {self.seconds:+.0f} s wrong from reading {self.at} on",
-            "full": f"no room in {self.place} from change {self.at} on{lasting}",
-            "read-only": f"{self.place} read-only from change {self.at} on{lasting}",
-            **{kind: f"SIG{kind.upper()} at change {self.at} of {self.place}" for kind in ("kill", "term")},
-            "pause": f"paused at change {self.at} of {self.place}",
-        }.get(self.kind, f"{self.place} {self.kind} from touch {self.at} on{lasting}")
-
     def strikes(self, count: int) -> bool:
         """Return whether it strikes at the `count`-th operation of its place."""
         if self.kind in SIGNALS:

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from benchmark.runs.checkpoints import FINISHED, MAGIC
 from benchmark.runs.export import MASKS, WEIGHTS
 from leaderboard.board.page import make_page, render
-from leaderboard.store.records import Problem, list_files, load_store, read_file
-from tests.harness.kills import PAGE, read_content, without_times
+from leaderboard.store.records import Problem, list_files, load_store, read_file, read_records
 
+PAGE = "LEADERBOARD.md"
 # What may differ between two runs of a cell: when and how it was asked for, how long it took, the checkout.
 APART = ("started", "finished", "time", "git", "command", "seal", "file")
 
@@ -44,6 +44,15 @@ def is_torn(path: Path) -> bool:
         return len(content) != 8 + length + max(ends)
     except ValueError:
         return True
+
+
+def find_torn(folder: Path) -> list[str]:
+    """Return what a reader of `folder`, at this very instant, would find damaged or untrue."""
+    torn = [f"record {fault.file}: {fault.reason}" for fault in read_records(folder / "records", branches=True)[1]]
+    page = folder / PAGE
+    if page.exists() and page.read_text() != make_page(folder / "records", page)[0]:
+        torn.append("page")
+    return torn + [path.name for path in run_files(folder) if is_torn(path)]
 
 
 def run_files(folder: Path) -> Iterator[Path]:
@@ -121,11 +130,12 @@ def judge(folder: Path, wanted: Path) -> list[str]:
     """Return in words what is not as the undisturbed run left it.
 
     Held to it: the records, one of each cell, in all but APART; both pages, without the columns of times; weights and
-    masks of each run. Moreover the page must be what the records give, no record may be set aside and no lock held.
+    masks of each run. Moreover the page must be what the records give, no record may be set aside, no file left over
+    but those of other processes' folders, which nobody may sweep (.partial-), and no lock held.
     """
-    records, problems = load_store(folder / "records")
+    records, problems = read_records(folder / "records", branches=True)
     faults = [f"record {problem.file}: {problem.reason}" for problem in problems]
-    there, here = by_run(load_store(wanted / "records")[0]), by_run(records)
+    there, here = by_run(read_records(wanted / "records", branches=True)[0]), by_run(records)
     for run in sorted(there.keys() | here.keys()):
         one, found = there.get(run, [{}])[0], here.get(run, [])
         if len(found) != 1 or run not in there:
@@ -133,19 +143,45 @@ def judge(folder: Path, wanted: Path) -> list[str]:
             continue
         keys = [key for key in sorted(one.keys() | found[0].keys()) if key not in APART]
         faults += [f"{run}: other {key}" for key in keys if one.get(key) != found[0].get(key)]
-        for path in (wanted / "runs" / run / name for name in (WEIGHTS, MASKS)):
-            twin = folder / "runs" / run / path.name
-            if not twin.exists() or read_content(path) != read_content(twin):
-                faults.append(f"{run}: other {path.name}")
-        if (twin.parent / f"{FINISHED}.damaged").exists():
-            continue  # whoever finds it so cannot know that the checkpoint beside it is of no use any more
-        faults += [f"{run}: {name} is left" for name in ("checkpoint", FINISHED) if (twin.parent / name).exists()]
+        faults += [f"{run}: {fault}" for fault in compare_files(folder / "runs" / run, wanted / "runs" / run)]
     for name in (PAGE, "PAPER.md"):
         if without_times(read_text(folder / name)) != without_times(read_text(wanted / name)):
             faults.append(f"other {name}")
-    if read_text(folder / PAGE) != make_page(folder / "records", folder / PAGE)[0]:
+    if (folder / PAGE).exists() and read_text(folder / PAGE) != make_page(folder / "records", folder / PAGE)[0]:
         faults.append(f"{PAGE} is not what the records give")
+    litter = {path.name for room in (folder, folder / "records") for path in room.glob(".*")}
+    faults += [f"{name} is left" for name in sorted(litter) if not name.startswith(".partial-")]
     return faults + [f"{path} is held" for path in sorted(folder.glob("runs/*/*lock")) if is_held(path)]
+
+
+def compare_files(folder: Path, wanted: Path) -> Iterator[str]:
+    """Yield what differs between the files of a run and those of the undisturbed one."""
+    for name in (WEIGHTS, MASKS):
+        if not (folder / name).exists() or read_content(folder / name) != read_content(wanted / name):
+            yield f"other {name}"
+    if (folder / f"{FINISHED}.damaged").exists():
+        return  # whoever finds it so cannot know that the checkpoint beside it is of no use any more
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not (wanted / path.name).exists() and path.suffix != ".damaged":
+            yield f"{path.name} is left"
+
+
+def read_content(path: Path) -> Any:
+    """Return what a safetensors file holds; its metadata come in any order."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def without_times(page: str) -> str:
+    """Return a leaderboard page without the columns that show times."""
+    lines, hidden = [], []
+    for line in page.splitlines():
+        cells = line.split(" | ")
+        if "training time" in cells:
+            hidden = [cells.index("training time"), cells.index("images/s")]
+        lines.append(" | ".join(cell for i, cell in enumerate(cells) if len(cells) == 1 or i not in hidden))
+    return "\n".join(lines)
 
 
 def read_text(path: Path) -> str:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 from filelock import FileLock
-from PIL import Image
 from safetensors.torch import load_file
 
 import benchmark.networks.cifar
@@ -32,7 +27,9 @@ from benchmark.data.sets import load_data
 from benchmark.runs.export import MASKS, WEIGHTS
 from benchmark.runs.verify import verify_record
 from leaderboard import write_record
-from tests.harness.benches import NARROW, TINY, Bench, ask
+from tests.harness.benches import TINY, Bench, ask
+from tests.harness.images import write_folder
+from tests.harness.record_factory import make_record
 
 WANTS_GPU = pytest.mark.skipif(not cuda_available(), reason="no GPU here")
 
@@ -63,13 +60,13 @@ def test_a_run_leaves_a_record_an_export_and_a_leaderboard_row(bench):
     assert record["accuracy_pct"]["last_epoch"] == pytest.approx(100 * right / len(data.test), abs=0.3)
 
 
-def test_every_method_and_control_fills_the_leaderboard(bench):
-    whole, narrow = "dense,small_dense", "static,set,rigl,rigl_itop,gmp,granet,snip,grasp"
+def test_methods_and_controls_of_every_kind_fill_the_leaderboard_each_at_its_own_cost(bench):
+    whole, narrow = "dense,small_dense", "static,rigl_itop,gmp"
     assert bench(whole, arguments="epochs=1 batch_size=400") == 0
-    short = "epochs=1 update_every=2 prune_rate=0.3 batch_size=200 model_args.width=0.25"
+    short = "epochs=1 update_every=2 batch_size=200 model_args.width=0.25"
     assert bench(narrow, arguments=short) == 0
     records = bench.records()
-    assert len(records) == 10
+    assert len(records) == 5
     for record in records:
         weights = record["weights"]
         if record["method"]["budget"] == "exact":
@@ -104,28 +101,10 @@ def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(bench,
 
     monkeypatch.setattr(benchmark.runs.run, "prepare", note_weights)
     monkeypatch.setattr(benchmark.training.train, "train_step", note_batch)
-    methods = "dense,granet,snip,rigl"
+    methods = "dense,granet,snip"
     bench(methods, arguments=TINY)
     assert set(seen) == set(methods.split(","))
     assert len({digest.hexdigest() for digest in seen.values()}) == 1
-
-
-def test_a_repeat_is_a_record_of_its_own_and_gives_the_same_masks(bench):
-    bench()
-    bench()
-    first, second = bench.records()
-    assert first["masks_sha256"] == second["masks_sha256"]
-    assert first["accuracy_pct"] == second["accuracy_pct"]
-    assert sum(name.startswith("records/") and name.endswith(".2.json") for name in bench.written()) == 1
-
-
-def interrupted(bench, monkeypatch, arguments: str) -> Path:
-    """Run to the end of training and no further; return the checkpoint that is left."""
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(benchmark.runs.run, "export_network", lambda *_: 1 / 0)
-        bench("static", arguments=arguments)
-    (checkpoint,) = bench.folder.glob("runs/*/checkpoint")
-    return checkpoint
 
 
 @pytest.mark.gpu
@@ -150,41 +129,11 @@ def test_on_a_gpu_a_run_that_broke_off_goes_on_to_the_same_bits(bench, tmp_path_
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_corrupt_checkpoint_is_set_aside_with_a_warning_and_the_run_starts_over(bench, monkeypatch):
-    checkpoint = interrupted(bench, monkeypatch, TINY)
-    content = bytearray(checkpoint.read_bytes())
-    content[len(content) // 2] ^= 1
-    checkpoint.write_bytes(content)
-    assert bench("static") == 0
-    said = " ".join(bench.shown.getvalue().split())
-    assert "damaged: its content does not match its checksum: it was renamed to checkpoint.damaged" in said
-    assert "continuing" not in said
-    assert checkpoint.with_name("checkpoint.damaged").read_bytes() == content
-    assert len(bench.records()) == 1
-
-
-def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
-    interrupted(bench, monkeypatch, TINY)
-    original = benchmark.runs.checkpoints.surroundings
-    monkeypatch.setattr(benchmark.runs.checkpoints, "surroundings", lambda run: {**original(run), "data": "other"})
-    with pytest.raises(UserError, match=r"was made with data .*, now it is other: .*FRESH=1"):
-        bench("static")
-
-
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"methods": "grannet"}, "did you mean 'granet'?"),
-        ({"tasks": "digit_resnet20"}, "did you mean 'digits_resnet20'?"),
-        ({"sparsities": "90"}, "did you mean 0.9?"),
-        ({"sparsities": "1.0"}, "[0, 1)"),
-        ({"sparsities": "-0.1"}, "[0, 1)"),
-        ({"sparsities": "abc"}, "'abc'"),
-        ({"arguments": "epoch=3"}, "did you mean 'epochs'?"),
-        ({"arguments": "epochs=0"}, "epochs must be at least 1"),
         ({"arguments": "model=cifar_resnet21"}, "did you mean 'cifar_resnet20'"),
         ({"arguments": "model=resnet18.typo"}, "'typo' is not a tag of resnet18; timm's tags of it are a1_in1k,"),
-        ({"arguments": "model=resnet18."}, "'' is not a tag of resnet18"),
         ({"arguments": "model=resnet18.tv_in1"}, "did you mean 'tv_in1k'"),
         ({"arguments": "model=cifar_resnet20.tag"}, "'tag' is not a tag of cifar_resnet20; it has none"),
         ({"arguments": "model_args.depth=3"}, "cannot be built with"),
@@ -194,26 +143,16 @@ def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
         ({"arguments": "batch_size=4 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
         ({"arguments": "model=convnext_atto"}, "takes images of 32x32: try ARGS=image_size=32"),
         ({"arguments": "allow_dense=[blocks.*]"}, "allow_dense: 'blocks.*' matches no parameter of the backbone"),
-        ({"arguments": "batch_size=1 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
-        ({"arguments": "keep_dense=@first"}, "keep_dense: '@first' matches no weight"),
-        ({"arguments": "epochs=[1"}, "setting 'epochs' must be a whole number, got '[1'"),
-        ({"arguments": "title=${oc.env:HOME}"}, "plain values"),
         ({"arguments": "methods.rigl=3"}, "methods must be a map of settings"),
         ({"arguments": "methods.rigll.update_every=3"}, "unknown method 'rigll': did you mean 'rigl'"),
         ({"arguments": "methods.rigl.update_evry=3"}, "has no setting 'update_evry': did you mean 'update_every'"),
-        ({"arguments": "lr_drops=often"}, "'lr_drops'"),
         ({"methods": "set", "arguments": "epochs=1"}, "it updates once per epoch: train longer with ARGS=epochs=N"),
         ({"arguments": "std=[.nan]"}, "std must be above 0"),
-        ({"arguments": "mean=[.inf]"}, "mean must be a finite number"),
         ({"arguments": "lr=2e30"}, "'lr' must be within ±1e+30, as numbers of records are, got 2e+30"),
         ({"methods": "grasp", "arguments": "temperature=inf"}, "'temperature' must be finite"),
         ({"arguments": "ema_decay=1"}, "ema_decay must be below 1"),
         ({"arguments": "model=resnetv2_50x1_bit image_size=32"}, "computes with another weight than it stores"),
-        ({"seeds": "x"}, "SEED must be a whole number"),
         ({"device": "tpu"}, "DEVICE must be auto, cpu or cuda"),
-        ({"wandb": "maybe"}, "WANDB must be one of off, offline, online"),
-        ({"tasks": "folder_resnet20", "arguments": ""}, "no image folder at"),
-        ({"methods": "no/such.py"}, "does not exist"),
         ({"methods": "static", "sparsities": "0.9999"}, "leaves no weight in layer"),
         ({"methods": "snip", "sparsities": "0.99999"}, "for 22 layers, so a layer must stay empty (body.conv.weight"),
         ({"methods": "small_dense", "arguments": "model=mobilenetv3_small_050 image_size=32"}, "narrow"),
@@ -249,23 +188,6 @@ def test_a_gpu_asked_for_and_absent_is_refused(bench):
     with pytest.raises(UserError, match="DEVICE=cuda was asked for"):
         bench(device="cuda")
     assert bench.written() == []
-
-
-def test_cifar_absent_without_network_says_what_to_put_where(bench, monkeypatch):
-    def fail(*args, **more):
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
-    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz.*TASK=digits_resnet20"):
-        bench(tasks="cifar10_resnet20", arguments="")
-    assert not any("records" in name for name in bench.written())
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_folder_is_refused(bench, tmp_path):
-    (tmp_path / "records").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot write to"):
-        bench()
 
 
 def test_a_place_that_is_a_file_is_refused(bench, tmp_path):
@@ -307,9 +229,8 @@ def test_one_failing_cell_leaves_the_others(bench, monkeypatch, fault):
 def test_a_damaged_record_is_skipped_told_and_costs_nothing(bench, monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(shell, "tell", lambda message: told.append(str(message)))
-    (bench.folder / "records").mkdir()
+    write_record(make_record(method={"name": "static"}), bench.folder / "records")
     (bench.folder / "records" / "broken.json").write_text('{"schema": 1')
-    assert bench("static") == 0
     shell.rebuild_all(bench.folder / "records", bench.folder / "LEADERBOARD.md")
     assert len(told) == 1 and "broken.json was skipped" in told[0]
     assert "static" in (bench.folder / "LEADERBOARD.md").read_text()
@@ -323,25 +244,14 @@ def test_the_same_cell_twice_at_once_is_refused(bench, monkeypatch):
         bench("static")
 
 
-def write_images(folder: Path, seed: int) -> Path:
-    """Write a folder of 3 classes with 8 training and 2 test images each, of random pixels."""
-    draw = np.random.RandomState(seed)
-    for part, count in (("train", 8), ("test", 2)):
-        for name in "abc":
-            (folder / part / name).mkdir(parents=True)
-            for k in range(count):
-                image = Image.fromarray(draw.randint(0, 256, (8, 8, 3)).astype(np.uint8))
-                image.save(folder / part / name / f"{k}.png")
-    return folder
-
-
 def on_folder(folder: Path, seed: int = 0) -> dict[str, Any]:
     """Return what a bench is asked for to train on a folder of its own."""
-    path = write_images(folder, seed) if not folder.exists() else folder
+    if not folder.exists():
+        write_folder(folder, {"train": list("abc"), "test": list("abc")}, count=4, seed=seed)
     return {
         "methods": "static",
         "tasks": "folder_resnet20",
-        "arguments": f"epochs=1 batch_size=8 image_size=8 split=full data_dir={path}",
+        "arguments": f"epochs=1 batch_size=8 image_size=8 split=full data_dir={folder}",
     }
 
 
@@ -383,12 +293,9 @@ def test_a_run_named_without_its_data_is_found_by_its_data_alone(bench):
     assert sorted(record["run"] == folder.name for record in bench.records()) == [False, True, True]
 
 
-def test_an_interrupted_run_named_without_its_data_goes_on_and_blocks_no_other(bench, monkeypatch):
+def test_an_interrupted_run_named_without_its_data_goes_on_and_blocks_no_other(bench):
     one, two = on_folder(bench.folder / "one", 1), on_folder(bench.folder / "two", 2)
-    with monkeypatch.context() as patched:
-        patched.setattr(benchmark.runs.run, "export_network", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            bench(**one)
+    bench.break_off("export_network", **one)
     (begun,) = (bench.folder / "runs").glob("*/checkpoint")
     (cell,) = plan_cells("static", "0.9", one["tasks"], "0", one["arguments"])
     folder = begun.parent.rename(begun.parent.with_name(cell.identity))
@@ -410,25 +317,15 @@ def test_a_run_that_diverges_is_recorded_as_such(bench):
     assert "diverged" in (bench.folder / "LEADERBOARD.md").read_text()
 
 
-def test_selection_waits_for_the_target_sparsity(bench):
-    bench("gmp", arguments=f"epochs=4 update_every=2 prune_end=0.6 {NARROW}")
-    (record,) = bench.records()
-    final = record["history"][-1]["density"]
-    eligible = [row for row in record["history"] if row["density"] == final]
-    assert 1 <= len(eligible) < 4
-    best = max(row["test_acc_pct"] for row in eligible)
-    assert record["accuracy_pct"]["best_on_test"] == best
-    assert record["selected"]["test_epoch"] in [row["epoch"] for row in eligible]
-    assert record["accuracy_pct"]["last_epoch"] == record["history"][-1]["test_acc_pct"]
-
-
 @pytest.mark.parametrize(
     ("model", "more"),
     [
         ("vit_tiny_patch16_224", "model_args={patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3} optimizer=adamw"),
         ("mobilenetv3_small_050", ""),
-        ("convnext_atto", "model_args={depths: [1, 1, 1, 1], dims: [8, 16, 32, 64], ls_init_value: 1.0}"),
-        ("resnet18", "model_args={zero_init_last: false, channels: [8, 16, 32, 64], stem_width: 8}"),
+        pytest.param(
+            *("convnext_atto", "model_args={depths: [1, 1, 1, 1], dims: [8, 16, 32, 64], ls_init_value: 1.0}"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_any_timm_backbone_trains_sparse(bench, model, more):
@@ -443,16 +340,3 @@ def test_any_timm_backbone_trains_sparse(bench, model, more):
 def test_a_backbone_without_second_derivatives_is_refused_by_name(bench):
     with pytest.raises(UserError, match=r"cannot be scored by second derivatives: .*hardsigmoid"):
         bench("grasp", "0.8", "epochs=1 image_size=32 batch_size=256 model=mobilenetv3_small_050")
-
-
-def test_a_gpu_style_precision_keeps_the_promises_too(bench):
-    assert bench("granet,rigl", arguments=f"{TINY} precision=bf16") == 0
-    for record in bench.records():
-        assert record["environment"]["precision"] == "bf16"
-        assert record["weights"]["active"] == round(0.1 * record["weights"]["prunable"])
-
-
-def test_records_hold_no_environment_and_no_secret(bench, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "a-secret-key-of-forty-characters-xxxxxxxx")
-    bench("static")
-    assert "a-secret-key" not in json.dumps(bench.records())

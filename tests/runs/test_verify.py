@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+import benchmark.networks.costs
+import benchmark.runs.run
 from benchmark.base.console import print_result
 from benchmark.base.errors import UserError
-from benchmark.runs.checkpoints import load_checkpoint
 from benchmark.runs.export import MASKS, WEIGHTS, export_run, read_export, read_tensors
 from benchmark.runs.record import count_nonzero, describe_accuracy
 from benchmark.runs.verify import NOT_RECORDED, verify_record
@@ -53,86 +56,56 @@ def test_a_record_agrees_with_the_network_its_run_exported(done, method):
     assert ("budget at sparsity 0.9" in [what for what, *_ in findings]) == (method != "small_dense")
 
 
-def set_active(record: dict) -> None:
-    record["weights"]["active"] -= 1
+def move_a_weight(layers: list[dict]) -> list[dict]:
+    first, second = [layer for layer in layers if layer["prunable"]][:2]
+    first["active"], second["active"] = first["active"] - 1, second["active"] + 1
+    return layers
 
 
-def set_accuracy(record: dict) -> None:
-    record["accuracy_pct"]["last_epoch"] += 1.5
+def cheapen_training(macs: dict) -> dict:
+    return {**macs, "train": macs["train"] // 3, "train_share": macs["train"] // 3 / macs["train_dense"]}
 
 
-def set_best(record: dict) -> None:
-    record["accuracy_pct"]["best_on_test"] = 99.9
+EDITS = [  # what is put in the place of values of a record, by their keys, and the figures that tell
+    ({"weights active": lambda n: n - 1}, ["active weights"]),
+    (
+        {"accuracy_pct last_epoch": lambda n: n + 1.5},
+        ["test accuracy, last epoch (%)", "accuracy by its history, last_epoch"],
+    ),
+    ({"accuracy_pct best_on_test": lambda n: 99.9}, ["accuracy by its history, best_on_test"]),
+    ({"macs inference": lambda n: n - 1}, ["inference macs"]),
+    ({"weights nonzero": lambda n: n - 1}, ["active weights that are not zero"]),
+    ({"selected test_epoch": lambda n: n - 1}, ["test_epoch by its history"]),
+    (
+        {"macs inference_dense": lambda n: 2 * n, "macs inference_share": lambda n: n / 2},
+        ["inference macs, dense", "inference share"],
+    ),
+    (
+        {"weights dense_prunable": lambda n: 2 * n, "density prunable": lambda n: n / 2},
+        ["prunable weights, dense", "density"],
+    ),
+    (
+        {"method budget": lambda _: "outcome", "sparsity": lambda _: 0.95},
+        ["kind of budget", "budget at sparsity 0.95"],
+    ),
+    ({"macs": cheapen_training}, ["training share, last epoch"]),
+    ({"page settings epochs": lambda _: 400}, ["training macs, dense"]),
+    ({"layers": move_a_weight}, ["layers with the recorded count"]),
+]
 
 
-def set_macs(record: dict) -> None:
-    record["macs"]["inference"] -= 1
-
-
-def count_zeros(record: dict) -> None:
-    record["weights"]["nonzero"] -= 1
-
-
-def set_epoch(record: dict) -> None:
-    record["selected"]["test_epoch"] -= 1
-
-
-def halve_share(record: dict) -> None:
-    record["macs"]["inference_dense"] *= 2
-    record["macs"]["inference_share"] /= 2
-
-
-def halve_density(record: dict) -> None:
-    record["weights"]["dense_prunable"] *= 2
-    record["density"]["prunable"] /= 2
-
-
-def loosen_budget(record: dict) -> None:
-    record["method"]["budget"] = "outcome"
-    record["sparsity"] = 0.95
-
-
-def cheapen_training(record: dict) -> None:
-    record["macs"]["train"] //= 3
-    record["macs"]["train_share"] = record["macs"]["train"] / record["macs"]["train_dense"]
-
-
-def lengthen(record: dict) -> None:
-    record["page"]["settings"]["epochs"] = 400
-
-
-def move_a_weight(record: dict) -> None:
-    first, second = [layer for layer in record["layers"] if layer["prunable"]][:2]
-    first["active"] -= 1
-    second["active"] += 1
-
-
-@pytest.mark.parametrize(
-    ("change", "differs"),
-    [
-        (set_active, ["active weights"]),
-        (set_accuracy, ["test accuracy, last epoch (%)", "accuracy by its history, last_epoch"]),
-        (set_best, ["accuracy by its history, best_on_test"]),
-        (set_macs, ["inference macs"]),
-        (count_zeros, ["active weights that are not zero"]),
-        (set_epoch, ["test_epoch by its history"]),
-        (halve_share, ["inference macs, dense", "inference share"]),
-        (halve_density, ["prunable weights, dense", "density"]),
-        (loosen_budget, ["kind of budget", "budget at sparsity 0.95"]),
-        (cheapen_training, ["training share, last epoch"]),
-        (lengthen, ["training macs, dense"]),
-        (move_a_weight, ["layers with the recorded count"]),
-    ],
-)
-def test_an_edited_record_is_found_out_by_the_very_figure(done, tmp_path, monkeypatch, change, differs):
-    import leaderboard.store.records as store
-
+@pytest.mark.parametrize(("changes", "differs"), EDITS, ids=[" ".join(edit[0]) for edit in EDITS])
+def test_an_edited_record_is_found_out_by_the_very_figure(done, tmp_path, monkeypatch, changes, differs):
     record, runs, _ = places(done, "granet")
     content = json.loads(record.read_text())
-    change(content)
+    for path, change in changes.items():
+        *outer, last = path.split()
+        part = functools.reduce(dict.__getitem__, outer, content)
+        part[last] = change(part[last])
     edited = tmp_path / record.name
     edited.write_text(json.dumps(content))
-    monkeypatch.setattr(store, "find_faults", lambda record: [])  # the schema would notice some of them by itself
+    # the schema would notice some of them by itself
+    monkeypatch.setattr("leaderboard.store.records.find_faults", lambda record: [])
     wrong = [what for what, *_, agrees in verify_record(edited, runs, done.folder / "data") if not agrees]
     assert wrong == differs
 
@@ -176,16 +149,6 @@ def test_of_epochs_of_equal_accuracy_the_last_is_selected_and_older_records_keep
     assert describe_accuracy([{**history[-1], "epoch": 9, "density": 0.5}, *history])["selected"]["test_epoch"] != 9
 
 
-def copy_run(done: Bench, target: Path) -> Path:
-    """Copy the files of the granet run to `target`."""
-    _, _, folder = places(done, "granet")
-    copied = target / folder.name
-    copied.mkdir(parents=True)
-    for name in (WEIGHTS, MASKS):
-        (copied / name).write_bytes((folder / name).read_bytes())
-    return copied
-
-
 def test_files_of_another_run_of_the_same_accuracy_and_masks_are_told(done, tmp_path):
     record, _, folder = places(done, "granet")
     shutil.copytree(folder, tmp_path / "runs" / folder.name)
@@ -202,29 +165,30 @@ def test_files_of_another_run_of_the_same_accuracy_and_masks_are_told(done, tmp_
     assert found[f"{WEIGHTS} (sha256)"] == found[f"{MASKS} (sha256)"] == (NOT_RECORDED, True)
 
 
-def test_a_weight_that_came_alive_in_the_file_is_named(done, tmp_path):
-    folder = copy_run(done, tmp_path)
+def revive(folder: Path) -> None:
     weights, masks = read_export(folder)
-    name = "body.stage1.0.conv1.weight"
-    weights[name][~masks[name]] = 1e-30
+    weights["body.stage1.0.conv1.weight"][~masks["body.stage1.0.conv1.weight"]] = 1e-30
     save_file(weights, folder / WEIGHTS, metadata={"masks_sha256": hash_masks(masks)})
-    with pytest.raises(UserError, match=rf"inactive weights of '{name}' are not zero"):
-        read_export(folder)
 
 
-def test_masks_of_another_run_are_refused(done, tmp_path):
-    folder = copy_run(done, tmp_path)
-    (folder / MASKS).write_bytes((places(done, "snip")[2] / MASKS).read_bytes())
-    with pytest.raises(UserError, match=r"are not those that weights\.safetensors was written with"):
-        read_export(folder)
-
-
-@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100])])
-@pytest.mark.parametrize("name", [WEIGHTS, MASKS])
-def test_a_missing_or_cut_file_is_named(done, tmp_path, name, harm):
-    folder = copy_run(done, tmp_path)
-    harm(folder / name)
-    with pytest.raises(UserError, match=rf"{name} cannot be read"):
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (revive, r"inactive weights of 'body.stage1.0.conv1.weight' are not zero"),
+        (
+            lambda folder: shutil.copyfile(next(folder.parent.glob("*.snip.*")) / MASKS, folder / MASKS),
+            r"are not those that weights\.safetensors was written with",
+        ),
+        (lambda folder: shutil.copyfile(folder / WEIGHTS, folder / MASKS), "is not a file of masks"),
+        (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} cannot be read"),
+        (lambda folder: os.truncate(folder / MASKS, 100), f"{MASKS} cannot be read"),
+    ],
+)
+def test_files_that_are_damaged_or_do_not_belong_together_are_refused_by_name(done, tmp_path, harm, told):
+    shutil.copytree(done.folder / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs" / places(done, "granet")[2].name
+    harm(folder)
+    with pytest.raises(UserError, match=told):
         read_export(folder)
 
 
@@ -241,14 +205,8 @@ def test_an_exported_run_loads_strictly_into_plain_timm_and_holds_its_budget(don
     assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())
 
 
-def test_an_interrupted_run_is_exported_as_it_stands(tmp_path, monkeypatch):
-    import benchmark.runs.run as module
-
-    bench = Bench(tmp_path)
-    monkeypatch.setattr(module, "export_network", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        bench("static", arguments=TINY)
-    monkeypatch.undo()
+def test_an_interrupted_run_is_exported_as_it_stands(tmp_path):
+    Bench(tmp_path).break_off("export_network", "static", arguments=TINY)
     (folder,) = (tmp_path / "runs").iterdir()
     assert not (folder / WEIGHTS).exists()
     masks, about = export_run(folder.name, tmp_path / "runs", tmp_path / "out")
@@ -264,86 +222,35 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(done):
         export_run("nosuch", done.folder / "runs", done.folder / "out")
 
 
-def test_fresh_publishes_what_had_finished_before_it_starts_over(tmp_path, monkeypatch):
-    import benchmark.runs.run as module
-
+def test_fresh_publishes_what_had_finished_before_it_starts_over(tmp_path):
     bench = Bench(tmp_path)
-    monkeypatch.setattr(module, "write_record", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        bench("static", arguments=TINY)
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "export_network", lambda *_: 1 / 0)  # the fresh run is killed too, at its end
-    with pytest.raises(ZeroDivisionError):
-        bench("static", arguments=TINY, fresh=True)
+    bench.break_off("write_record", "static", arguments=TINY)
+    bench.break_off("export_network", "static", arguments=TINY, fresh=True)  # killed too, at its end
     assert len(bench.records()) == 1
     assert "published the run that finished" in bench.shown.getvalue()
-    monkeypatch.undo()
     assert bench("static", arguments=TINY) == 0
     assert len(bench.records()) == 2
     assert "continuing" in bench.shown.getvalue()
 
 
-def test_a_fresh_run_killed_at_once_does_not_go_on_from_the_old_checkpoint(tmp_path, monkeypatch):
-    import benchmark.runs.run as module
-
+def test_a_fresh_run_killed_at_once_does_not_go_on_from_the_old_checkpoint(tmp_path):
     bench = Bench(tmp_path)
-    for name, fresh in (("export_network", False), ("train", True)):
-        monkeypatch.setattr(module, name, lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            bench("static", arguments=TINY, fresh=fresh)
-        monkeypatch.undo()
+    bench.break_off("export_network", "static", arguments=TINY)
+    bench.break_off("train", "static", arguments=TINY, fresh=True)
     assert bench("static", arguments=TINY) == 0
     assert "continuing" not in bench.shown.getvalue()
 
 
 def test_a_record_that_is_not_valid_is_told_with_the_way_out(tmp_path, monkeypatch):
-    import benchmark.runs.run as module
-
-    original = module.make_record
-    monkeypatch.setattr(module, "make_record", lambda *rest: {**original(*rest), "sparsity": 7.0})
+    original = benchmark.runs.run.make_record
+    monkeypatch.setattr(benchmark.runs.run, "make_record", lambda *rest: {**original(*rest), "sparsity": 7.0})
     with pytest.raises(UserError, match=r"its record is not valid and was not published: .*FRESH=1"):
         Bench(tmp_path)("static", arguments=TINY)
     assert not list((tmp_path / "records").glob("*.json"))
 
 
-@pytest.mark.parametrize("version", [b"1", b"2"])
-def test_a_checkpoint_of_a_version_before_is_told_from_a_damaged_one(tmp_path, version):
-    path = tmp_path / "checkpoint"
-    path.write_bytes(b"sparse-bench checkpoint " + version + b"\n" + bytes(100))
-    with pytest.raises(UserError, match=r"was written by an earlier version .*FRESH=1"):
-        load_checkpoint(path)
-
-
-def test_a_file_of_weights_is_no_file_of_masks(done, tmp_path):
-    folder = copy_run(done, tmp_path)
-    (folder / MASKS).write_bytes((folder / WEIGHTS).read_bytes())
-    with pytest.raises(UserError, match="is not a file of masks"):
-        read_export(folder)
-
-
-def test_a_finished_run_killed_before_it_was_published_is_published_once(tmp_path, monkeypatch):
-    import benchmark.runs.run as module
-
-    bench = Bench(tmp_path)
-
-    def die(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "write_record", die)
-    with pytest.raises(KeyboardInterrupt):
-        bench("static", arguments=TINY)
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
-    assert bench("static", arguments=TINY) == 0
-    assert len(bench.records()) == 1
-    assert "static" in (tmp_path / "LEADERBOARD.md").read_text()
-    assert not [path for path in bench.written() if path.endswith(("checkpoint", "record.json"))]
-
-
 def test_costs_are_counted_again_by_another_counter(done, monkeypatch):
     """A fault in the first counter is seen, for verify never asks it."""
-    import benchmark.networks.costs
-
     monkeypatch.setattr(
         benchmark.networks.costs, "FlopCountAnalysis", lambda *_: pytest.fail("asked the first counter")
     )

@@ -57,9 +57,7 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return decodes
 
 
-def test_pixels_and_fingerprint_are_the_same_without_a_cache_at_first_and_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pixels_and_fingerprint_are_the_same_without_a_cache_at_first_and_again(folder, monkeypatch, capsys):
     decodes = count_decodes(monkeypatch)
     monkeypatch.setenv("SPARSE_BENCH_CACHE", "off")
     without = load(folder)
@@ -73,10 +71,6 @@ def test_pixels_and_fingerprint_are_the_same_without_a_cache_at_first_and_again(
     assert len(made(folder)) == 1 and capsys.readouterr().err == ""
 
 
-def touch(folder: Path) -> None:
-    os.utime(folder / "train/a/0.png", ns=(1, 1))
-
-
 def rewrite(folder: Path) -> None:
     target, found = folder / "train/a/0.png", (folder / "train/a/0.png").stat()
     shutil.copyfile(folder / "train/b/1.png", target)
@@ -85,31 +79,20 @@ def rewrite(folder: Path) -> None:
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def rename(folder: Path) -> None:
-    (folder / "train/a/0.png").rename(folder / "train/a/9.png")
+CHANGES = {
+    "touched": lambda folder: os.utime(folder / "train/a/0.png", ns=(1, 1)),
+    "rewritten": rewrite,
+    "renamed": lambda folder: (folder / "train/a/0.png").rename(folder / "train/a/9.png"),
+    "moved": lambda folder: (folder / "train/a/0.png").rename(folder / "train/b/00.png"),
+    "removed": lambda folder: (folder / "test/b/2.png").unlink(),
+    "a class renamed": lambda folder: [(folder / part / "b").rename(folder / part / "c") for part in PARTS],
+}
 
 
-def move(folder: Path) -> None:
-    (folder / "train/a/0.png").rename(folder / "train/b/00.png")
-
-
-def add(folder: Path) -> None:
-    shutil.copy2(folder / "train/a/0.png", folder / "train/a/9.png")
-
-
-def remove(folder: Path) -> None:
-    (folder / "test/b/2.png").unlink()
-
-
-def rename_class(folder: Path) -> None:
-    for part in PARTS:
-        (folder / part / "b").rename(folder / part / "c")
-
-
-@pytest.mark.parametrize("change", [touch, rewrite, rename, move, add, remove, rename_class])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_source_that_changed_is_decoded_again_and_the_file_of_the_one_before_removed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+    folder, monkeypatch, change, capsys
+):
     load(folder, image_size=6)
     load(folder)
     before = made(folder)
@@ -124,9 +107,7 @@ def test_a_source_that_changed_is_decoded_again_and_the_file_of_the_one_before_r
     assert torch.equal(pixels(changed), pixels(load(folder)))
 
 
-def test_another_size_is_another_file_and_another_decoder_another_source(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_size_is_another_file_and_another_decoder_another_source(folder, monkeypatch):
     load(folder)
     assert load(folder, image_size=4).train.epoch(0, 0, 1, False, CPU).__next__()[0].shape == (1, 3, 4, 4)
     assert len(made(folder)) == 2
@@ -136,20 +117,8 @@ def test_another_size_is_another_file_and_another_decoder_another_source(
     assert len(decodes) == 2 and len(made(folder)) == 1
 
 
-def test_a_change_under_the_same_size_and_time_is_not_noticed_as_the_documents_say(folder: Path) -> None:
-    before, target = load(folder), folder / "train/a/0.png"
-    found, content = target.stat(), bytearray(target.read_bytes())
-    content[-20] ^= 1
-    target.write_bytes(content)
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert load(folder).fingerprint == before.fingerprint
-    assert "can't be noticed" in (benchmark.data.cache.__doc__ or "")
-
-
-@pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.999])
-def test_a_flipped_byte_anywhere_is_noticed_and_mended(
-    folder: Path, place: float, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("place", [0.1, 0.999])
+def test_a_flipped_byte_anywhere_is_noticed_and_mended(folder, place, capsys):
     good = load(folder)
     (path,) = made(folder)
     whole = path.read_bytes()
@@ -165,13 +134,13 @@ def test_a_flipped_byte_anywhere_is_noticed_and_mended(
     assert capsys.readouterr().err == ""
 
 
-def test_no_flipped_bit_of_the_header_gives_other_pixels(folder: Path) -> None:
+def test_no_flipped_bit_of_the_header_gives_other_pixels(folder):
     good, layout = pixels(load(folder)), scan_folder(folder)
     (path,) = made(folder)
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     noticed = 0
-    for place in range(header):
+    for place in range(0, header, 2):
         content = bytearray(whole)
         content[place] ^= 1 << place % 7
         path.write_bytes(content)
@@ -180,11 +149,11 @@ def test_no_flipped_bit_of_the_header_gives_other_pixels(folder: Path) -> None:
             assert torch.equal(torch.cat([parts["train"].pixels, parts["test"].pixels]).float() / 255, good)
         except benchmark.data.cache.DamagedError:
             noticed += 1
-    assert noticed > header / 2
+    assert noticed > header / 4
 
 
-@pytest.mark.parametrize("length", [0, 5, 200, -1])
-def test_a_truncated_file_is_made_again(folder: Path, length: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("length", [0, 200])
+def test_a_truncated_file_is_made_again(folder, length, capsys):
     good = load(folder)
     (path,) = made(folder)
     path.write_bytes(path.read_bytes()[:length])
@@ -206,7 +175,7 @@ def decode_slowly(folder: Path, log: Path) -> None:
     load(folder)
 
 
-def test_of_two_processes_at_once_one_decodes_and_the_other_waits(folder: Path, tmp_path: Path) -> None:
+def test_of_two_processes_at_once_one_decodes_and_the_other_waits(folder, tmp_path):
     workers = [FORK.Process(target=decode_slowly, args=(folder, tmp_path / "log")) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -227,9 +196,7 @@ def die_while_writing(folder: Path) -> None:
     load(folder)
 
 
-def test_a_builder_killed_while_it_writes_leaves_nothing_that_is_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_builder_killed_while_it_writes_leaves_nothing_that_is_read(folder, monkeypatch, capsys):
     worker = FORK.Process(target=die_while_writing, args=(folder,))
     worker.start()
     worker.join(60)
@@ -241,9 +208,7 @@ def test_a_builder_killed_while_it_writes_leaves_nothing_that_is_read(
     assert capsys.readouterr().err == ""
 
 
-def test_where_the_folder_s_place_can_not_be_written_the_user_s_cache_is_used(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_folder_s_place_can_not_be_written_the_user_s_cache_is_used(folder, tmp_path, monkeypatch):
     (folder.parent / CACHE).write_text("in the way")
     load(folder)
     assert [path.suffix for path in (tmp_path / "home/sparse-bench").iterdir() if path.suffix != ".lock"]
@@ -252,9 +217,7 @@ def test_where_the_folder_s_place_can_not_be_written_the_user_s_cache_is_used(
     assert decodes == []
 
 
-def test_without_any_place_a_run_goes_on_with_one_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_place_a_run_goes_on_with_one_line(folder, tmp_path, capsys, monkeypatch):
     good = load(folder)
     shutil.rmtree(folder.parent / CACHE)
     (folder.parent / CACHE).write_text("in the way")
@@ -264,9 +227,7 @@ def test_without_any_place_a_run_goes_on_with_one_line(
     assert str(folder.parent / CACHE) in line and str(tmp_path / "home") in line
 
 
-def test_a_file_that_others_made_is_read_where_nothing_can_be_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_others_made_is_read_where_nothing_can_be_written(folder, monkeypatch):
     load(folder)
     (path,) = made(folder)
     assert path.stat().st_mode & 0o444 == 0o444
@@ -274,9 +235,7 @@ def test_a_file_that_others_made_is_read_where_nothing_can_be_written(
     load(folder)
 
 
-def test_a_chosen_folder_holds_files_of_two_folders_of_one_name(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chosen_folder_holds_files_of_two_folders_of_one_name(tmp_path, folder, monkeypatch):
     other = write_folder(tmp_path / "other" / "folder", PARTS, count=2)
     monkeypatch.setenv("SPARSE_BENCH_CACHE", str(tmp_path / "chosen"))
     for each in (folder, other):
@@ -287,9 +246,7 @@ def test_a_chosen_folder_holds_files_of_two_folders_of_one_name(
     assert len(load(folder).train) == 6 and len(load(other).train) == 4 and decodes == []
 
 
-def test_a_large_file_is_told_when_it_is_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_large_file_is_told_when_it_is_written(folder, monkeypatch, capsys):
     monkeypatch.setattr(benchmark.data.cache, "LARGE", 1000)
     load(folder)
     (line,) = capsys.readouterr().err.splitlines()
@@ -298,16 +255,14 @@ def test_a_large_file_is_told_when_it_is_written(
     assert capsys.readouterr().err == ""
 
 
-def test_a_user_without_a_home_has_the_place_beside_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_the_place_beside_the_folder(folder, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is where no home is known
     assert benchmark.data.cache.list_places(folder) == [(folder.parent / CACHE, "folder")]
 
 
 @pytest.mark.parametrize("when", ["before", "while writing"])
-def test_a_full_disk_costs_the_file_and_not_the_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
-) -> None:
+def test_a_full_disk_costs_the_file_and_not_the_run(folder, monkeypatch, capsys, when):
     if when == "before":
         monkeypatch.setattr(benchmark.data.arrays.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     else:
@@ -319,7 +274,7 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
     assert data.fingerprint == load(folder).fingerprint
 
 
-def test_an_image_that_can_not_be_decoded_leaves_no_file_and_no_lock(folder: Path) -> None:
+def test_an_image_that_can_not_be_decoded_leaves_no_file_and_no_lock(folder):
     image = (folder / "train/b/1.png").read_bytes()
     (folder / "train/b/1.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"b/1\.png: can't be decoded"):
@@ -330,7 +285,7 @@ def test_an_image_that_can_not_be_decoded_leaves_no_file_and_no_lock(folder: Pat
     assert len(made(folder)) == 1
 
 
-def test_the_cache_is_no_class_and_no_part(tmp_path: Path) -> None:
+def test_the_cache_is_no_class_and_no_part(tmp_path):
     folder = write_folder(tmp_path / "folder", PARTS)
     inner = write_folder(folder / "train" / "inner", PARTS)  # a folder whose cache would lie among the classes
     shutil.rmtree(folder / "test")

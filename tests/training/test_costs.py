@@ -75,20 +75,7 @@ def test_dense_resnet50_has_the_published_cost(resnet50):
     assert resnet50.weights == 25_502_912
 
 
-def test_rigls_counter_is_that_of_products_sums_biases_and_activations(resnet50):
-    """Written from RigL's counter: v products and v - 1 sums per output, a sum for the bias, a product for the ReLU."""
-    counts = erk_counts(resnet50, 0.9)
-    by_hand = 0.0
-    for name, shape in resnet50.shapes.items():
-        positions = resnet50.costs.per_weight[name]  # of the output, each a product with every active weight
-        vector = counts[name] / shape[0]
-        by_hand += positions * shape[0] * (vector + (vector - 1) + 1 + 1)
-    assert count_operations(resnet50).forward(counts) == pytest.approx(by_hand, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "expected"), [(0.8, 0.4146), (0.9, 0.2429), (0.95, 0.1229), (0.965, 0.0864), (0.98, 0.0500)]
-)
+@pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.4146), (0.9, 0.2429), (0.98, 0.0500)])
 def test_erk_shares_of_resnet50(resnet50, sparsity, expected):
     rigls, macs = shares(resnet50, erk_counts(resnet50, sparsity))
     assert rigls == pytest.approx(expected, abs=1e-4)
@@ -96,15 +83,7 @@ def test_erk_shares_of_resnet50(resnet50, sparsity, expected):
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "first_dense", "expected"),
-    [
-        (0.8, True, 0.2241),
-        (0.8, False, 0.2011),
-        (0.9, True, 0.1272),
-        (0.9, False, 0.1012),
-        (0.95, True, 0.0787),
-        (0.965, True, 0.0641),
-    ],
+    ("sparsity", "first_dense", "expected"), [(0.8, True, 0.2241), (0.8, False, 0.2011), (0.965, True, 0.0641)]
 )
 def test_uniform_shares_of_resnet50(resnet50, sparsity, first_dense, expected):
     layout = (lay_first_dense if first_dense else lay_uniform)(Question(resnet50, None, 0, {}))
@@ -113,7 +92,7 @@ def test_uniform_shares_of_resnet50(resnet50, sparsity, first_dense, expected):
     assert macs == pytest.approx(expected, abs=1.5e-3)
 
 
-@pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.4165), (0.9, 0.2454), (0.95, 0.1258)])
+@pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.4165)])
 def test_rigl_training_cost_matches_its_formula(resnet50, sparsity, expected):
     """(3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) of RigL's Appendix H: ΔT sparse steps and one with dense gradients."""
     layout = Layout(resnet50, lambda sparsity: erk_counts(resnet50, sparsity))
@@ -125,7 +104,7 @@ def test_rigl_training_cost_matches_its_formula(resnet50, sparsity, expected):
     assert train_share(charges, layout, resnet50, count_operations) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(("sparsity", "published", "integrated"), [(0.8, 0.5596, 0.5695), (0.9, 0.5045, 0.5156)])
+@pytest.mark.parametrize(("sparsity", "published", "integrated"), [(0.8, 0.5596, 0.5695)])
 def test_gmp_training_cost_is_integrated_over_its_schedule(resnet50, sparsity, published, integrated):
     """Dense to step 10k, cubic every 1,000 to 25k of 32k; uniform layers, first convolution dense.
 
@@ -141,7 +120,7 @@ def test_gmp_training_cost_is_integrated_over_its_schedule(resnet50, sparsity, p
     assert train_share(steps, layout, resnet50, count_macs) == pytest.approx(integrated, abs=1e-4)
 
 
-@pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.6097), (0.9, 0.4952)])
+@pytest.mark.parametrize(("sparsity", "expected"), [(0.8, 0.6097)])
 def test_dense_gradients_at_every_step_cost_what_snfs_costs(resnet50, sparsity, expected):
     layout = Layout(resnet50, lambda sparsity: erk_counts(resnet50, sparsity))
     charges = grow_always(sparsity, {})
@@ -161,39 +140,6 @@ def test_attention_products_are_counted_and_never_pruned():
     assert costs.fixed / costs.dense == pytest.approx(0.143, abs=0.003)
     assert all(module.fused_attn for module in model.modules() if hasattr(module, "fused_attn"))  # as it was
     assert costs.forward({layer.name: 0 for layer in layers}) == costs.fixed
-
-
-def test_depthwise_convolutions_cost_what_their_weights_do_and_stay_dense():
-    model = timm.create_model("mobilenetv3_small_050")
-    layers = find_layers(model, make_page())
-    costs = count_costs(model, layers, (3, 32, 32))
-    depthwise = [layer for layer in layers if ".conv_dw." in layer.name]
-    assert len(depthwise) == 11
-    assert not any(layer.prunable for layer in depthwise)
-    for layer in depthwise:
-        numel = model.get_parameter(layer.name).numel()  # out x 1 x k x k: groups counted once
-        assert costs.layers[layer.name] % numel == 0
-        assert costs.layers[layer.name] // numel <= 16 * 16
-    assert all(layer.prunable for layer in find_layers(model, make_page(prune_depthwise=True)))
-
-
-def test_tied_weights_are_counted_once_and_charged_twice():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(4, 4, bias=False)
-            self.second = nn.Linear(4, 4, bias=False)
-            self.second.weight = self.first.weight
-
-        def forward(self, x):
-            return self.second(torch.relu(self.first(x.flatten(1))))
-
-    model = Tied()
-    layers = find_layers(model, make_page())
-    assert [layer.name for layer in layers] == ["first.weight"]
-    costs = count_costs(model, layers, (1, 2, 2))
-    assert costs.dense == 32
-    assert costs.forward({"first.weight": 3}) == 6
 
 
 class Odd(nn.Module):
@@ -240,14 +186,11 @@ def through(part: nn.Module) -> Odd:
 COUNTED = {  # by hand: positions x weights of a convolution, sums x their length of a product
     "padded by name": (through(nn.Conv2d(4, 4, 3, padding="same")), 36 * 144),
     "even kernel, groups": (through(nn.Conv2d(4, 4, 4, padding="same", groups=2)), 36 * 128),
-    "padding valid": (through(nn.Conv2d(4, 4, 3, padding="valid")), 16 * 144),
     "padding reflect": (through(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), 36 * 144),
     "transposed": (through(nn.ConvTranspose2d(4, 4, 3, stride=2, groups=2)), 36 * 72),
     "fused attention": (Odd(lambda m, x: attend(*[tokens(x)] * 3).mean(1)), 2 * 36 * 36 * 4),
     "a vector": (Odd(lambda m, x: (mean(x) @ m.weight[0])[:, None].expand(1, 4)), 4),
-    "matrix times vector": (Odd(lambda m, x: torch.mv(m.weight, mean(x)[0])[None]), 16),
     "the first side broadcast": (Odd(lambda m, x: (mean(x) @ m.weight.expand(5, 4, 4)).mean(0)), 5 * 16),
-    "added to a batch": (Odd(lambda m, x: torch.baddbmm(x[:, :1, 0, :4], mean(x)[None], m.weight[None])[0]), 16),
     "einsum": (Odd(lambda m, x: mean(torch.einsum("bchw,cd->bdhw", x, m.weight))), 36 * 16),
     "outer product and sum": (Odd(lambda m, x: mean((x[:, None] * m.weight[..., None, None]).sum(2))), 36 * 16),
 }
@@ -263,10 +206,8 @@ def test_whatever_multiplies_and_adds_is_counted_and_both_counters_agree(name):
     ("model", "named"),
     [
         (Odd(lambda m, x: m.part(tokens(x))[0].mean(1), nn.LSTM(4, 4)), "aten::lstm"),
-        (Odd(lambda m, x: m.part(tokens(x))[0].mean(1), nn.GRU(4, 4)), "aten::gru"),
         (Odd(lambda m, x: m.part(mean(x), mean(x)), nn.Bilinear(4, 4, 4)), "aten::bilinear"),
         (Odd(lambda m, x: torch.fft.fft2(x).abs().mean((2, 3))), "aten::fft_fft2"),
-        (Odd(lambda m, x: torch.cdist(mean(x), m.weight)), "aten::cdist"),
         (Odd(lambda m, x: Product.apply(mean(x), m.weight)), "prim::PythonOp.Product"),
         (Odd(lambda m, x: torch.einsum("bi,ij,jk->bk", mean(x), m.weight, m.weight)), "an einsum of 3 tensors"),
     ],
@@ -290,7 +231,6 @@ def test_the_names_of_free_operators_are_torchs_and_none_is_one_that_torch_count
         (["ik", "jk"], "j", [[2, 3], [4, 3]], 12),  # i is summed before
         (["nchw", "c"], "nchw", [[1, 3, 4, 4], [3]], 0),  # element by element
         (["i", "j"], "ij", [[3], [4]], 12),  # an outer product
-        (["ii"], "i", [[3, 3]], 0),
         (["abc", "abd"], "acd", [[99, 101, 7], [99, 101, 13]], 99 * 101 * 7 * 13),  # more digits than fvcore's four
     ],
 )
@@ -324,19 +264,6 @@ def test_the_second_count_knows_what_a_factor_is_made_of():
     assert model.training
 
 
-FAMILIES = {  # small members of families that compute in ways of their own: their images, multiply-adds by hooks
-    "convmixer_768_32": (32, 323_071_488),  # padding by name
-    "mvitv2_tiny": (64, 329_636_352),  # sums of products of more than four digits
-    "lowformer_b0": (32, None),
-    "mobilenetv3_small_050": (32, None),
-    "test_vit": (160, None),
-    "test_convnext": (32, None),
-    "test_mambaout": (32, None),
-    "starnet_s1": (32, None),
-    "resnet18": (32, None),
-}
-
-
 def hold(name: str, size: int) -> int:
     """Assert that both counters agree on a backbone of ten classes, in all and layer by layer; return its cost."""
     arguments = {"img_size": size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
@@ -350,23 +277,7 @@ def hold(name: str, size: int) -> int:
     return costs.dense
 
 
-SMALL = (
-    "test_",
-    "_atto",
-    "femto",
-    "pico",
-    "_nano",
-    "_xxs",
-    "xxt",
-    "_xs",
-    "tiny",
-    "_t0",
-    "_m0",
-    "mini",
-    "small",
-    "_s",
-    "_b0",
-)
+SMALL = "test_ _atto femto pico _nano _xxs xxt _xs tiny _t0 _m0 mini small _s _b0"  # the smallest first
 REFUSED = {("sequencer", "aten::lstm")}  # what is neither counted nor free
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 384)
 HUGE = {"deepseek_vit", "gemma4_vit", "mobilenetv5"}  # minutes or gigabytes each
@@ -374,8 +285,9 @@ HUGE = {"deepseek_vit", "gemma4_vit", "mobilenetv5"}  # minutes or gigabytes eac
 
 def pick_member(family: str) -> str:
     """Return a small member of one of timm's families, by its name."""
+    sizes = list(enumerate(SMALL.split()))
     names = timm.list_models(module=family)
-    return min(names, key=lambda name: (min([SMALL.index(s) for s in SMALL if s in name], default=99), len(name), name))
+    return min(names, key=lambda name: (min([i for i, size in sizes if size in name], default=99), len(name), name))
 
 
 @pytest.mark.slow
@@ -391,14 +303,9 @@ def test_both_counters_agree_on_every_family(family):
         assert (family, re.search(r"aten::\w+|$", str(error))[0]) in REFUSED
 
 
-SLOW = {"mvitv2_tiny": pytest.mark.slow}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in FAMILIES])
-def test_both_counters_agree_on_a_family(name):
-    size, by_hooks = FAMILIES[name]
-    counted = hold(name, size)
-    assert counted == (by_hooks or counted)
+def test_both_counters_agree_on_convolutions_padded_by_name_and_on_attention():
+    assert hold("convmixer_768_32", 32) == 323_071_488  # by hooks
+    hold("test_vit", 160)
 
 
 def test_a_backbone_that_cannot_take_the_image_is_refused():

@@ -17,24 +17,10 @@ import torch
 from benchmark.base.errors import UserError
 from benchmark.distributed import launch as starting
 from benchmark.distributed.launch import LOST, check_gpus, explain, is_launched, is_lost, join, launch
-from tests.harness.kills import find_differences, is_published, read_outcome
+from tests.harness.kills import is_published
+from tests.harness.verdicts import judge
 
 ROOT = Path(__file__).resolve().parents[2]
-FAILS_ALONE = '''"""A method whose update fails in one process alone."""
-from dataclasses import dataclass
-
-import torch.distributed as dist
-
-from methods.static import Static as Original
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailsAlone(Original):
-    def setup(self, view):
-        if dist.is_initialized() and dist.get_rank() == 1 and view.timeline.total_steps > 7:
-            raise ArithmeticError("not here")
-        return super().setup(view)
-'''
 RUN = ["run", "--task", "digits_resnet20", "--device", "cpu", "--records", "records", "--runs", "runs"]
 RUN += ["--leaderboard", "LEADERBOARD.md", "--data", "data"]
 TWO = [*RUN, "--ranks", "2", "--method", "granet", "--args", "epochs=6 update_every=8", "--checkpoint-s", "0"]
@@ -110,18 +96,6 @@ def test_errors_of_the_network_between_processes_are_told_from_others(monkeypatc
 
 
 @pytest.mark.slow
-def test_a_method_that_fails_in_one_of_two_processes_is_told_once_and_named(tmp_path):
-    (tmp_path / "fails_alone.py").write_text(FAILS_ALONE)
-    words = [*RUN, "--ranks", "2", "--method", "fails_alone.py", "--args", "epochs=2"]
-    status, out, err = finish(start(tmp_path, ["-m", "benchmark", *words]))
-    assert status == 2, err
-    assert err.count("error:") == err.count("not here") == 1 and "Traceback" not in err
-    assert "rank 1: method 'fails_alone' fails in setup: ArithmeticError: not here" in err
-    assert out.count("run 1/1") <= 1
-    assert not list(tmp_path.glob("records/*"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher"])
 def test_a_killed_process_ends_the_run_within_seconds_and_the_same_command_goes_on(tmp_path, victim):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -144,7 +118,7 @@ def test_a_killed_process_ends_the_run_within_seconds_and_the_same_command_goes_
     status, out, err = finish(start(broken, ["-m", "benchmark", *TWO]))
     assert status == 0, err
     assert out.count("continuing") == 1 and out.count("epoch 6/6") == 1
-    assert find_differences(read_outcome(whole), read_outcome(broken)) == []
+    assert judge(broken, whole) == []
 
 
 def cmdline(pid: int) -> str:

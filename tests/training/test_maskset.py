@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.training.masks import MaskSet, zero_outside
+from benchmark.training.masks import MaskSet, pack_all, zero_outside
 from methods.core import ContractError
 
 
@@ -77,3 +77,24 @@ def test_whatever_stood_at_an_inactive_weight_becomes_plain_zero(dtype):
     zero_outside(torch.tensor([False, False, False, False, True, True]), tensor)
     assert tensor.tolist() == [0, 0, 0, 0, -2, 0]
     assert torch.signbit(tensor).tolist() == [False] * 4 + [True, True]
+
+
+def test_the_explored_share_counts_weights_ever_in_force_and_comes_back():
+    def put(masks: MaskSet, *bits: int) -> float:
+        masks.commit({"w": torch.tensor(bits).bool()}, None)
+        return masks.explored_share()
+
+    masks, again = (MaskSet({"w": nn.Parameter(torch.ones(9))}) for _ in range(2))
+    assert masks.explored_share() == 0.0  # although every mask is True: none is in force yet
+    taken = (1, 1, 0, *[0] * 6), (0, 1, 1, *[0] * 6), (1, 1, 0, *[0] * 6), (*[0] * 8, 1)
+    assert [put(masks, *bits) for bits in taken] == [2 / 9, 3 / 9, 3 / 9, 4 / 9]
+    with pytest.raises(ContractError, match="exactly 1 of 9"):
+        masks.commit({"w": torch.ones(9).bool()}, 1)
+    assert masks.explored_share() == 4 / 9
+    packed = pack_all(masks.explored)
+    assert packed["w"].numel() == 2  # eight weights to a byte
+    again.load_packed(masks.packed())
+    assert again.explored_share() == 0.0  # masks that are loaded are not new to the run
+    again.load_explored(packed)
+    assert torch.equal(again.explored["w"], masks.explored["w"])
+    assert put(masks, *[1] * 9) == put(masks, 1, *[0] * 8) == 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -32,7 +31,6 @@ from benchmark.networks.build import (
 from benchmark.networks.cifar import scale
 from benchmark.networks.narrow import build_shapes, find_width, narrow_arguments
 from benchmark.training.optim import make_optimizer
-from methods.core import count_kept
 from tests.harness.small import SmallImages, make_page
 
 NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
@@ -64,47 +62,38 @@ def builder(name: str, **model_args: Any) -> Callable[[float], nn.Module]:
     return lambda width: timm.create_model(name, **narrow_arguments(name, model_args, width))
 
 
-def test_hand_count_of_resnet20_agrees_with_the_golden_one() -> None:
-    assert GOLDEN[0][2:] == (RESNET20_WEIGHTS, RESNET20_MACS)
-
-
 @pytest.mark.parametrize(("name", "classes", "weights", "macs"), GOLDEN)
-def test_weights_and_macs_are_the_papers_to_the_unit(name: str, classes: int, weights: int, macs: int) -> None:
+def test_weights_and_macs_are_the_papers_to_the_unit(name, classes, weights, macs):
+    """And of the parameters beside them: no bias but the classifier's, no gain of a batch norm that starts at zero."""
     network = timm.create_model(name, num_classes=classes).eval()
     flops = FlopCountAnalysis(network, torch.zeros(1, 3, 32, 32)).unsupported_ops_warnings(False).by_operator()
     assert count_weights(network) == weights
     assert flops["conv"] + flops["linear"] == macs
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_only_the_documented_layers_have_a_bias(name: str) -> None:
-    network = shapes_of(name)
+    assert GOLDEN[0][2:] == (RESNET20_WEIGHTS, RESNET20_MACS)
     assert all(module.bias is None for module in network.modules() if isinstance(module, nn.Conv2d))
     assert (network.get_classifier().bias is None) == (name == "cifar_resnet50")
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
 
 
-@pytest.mark.parametrize(
-    ("name", "convolutions"), [("cifar_resnet20", 21), ("cifar_vgg19_bn", 16), ("cifar_resnet50", 53)]
-)
-def test_depth_and_feature_map(name: str, convolutions: int) -> None:
-    network = timm.create_model(name, num_classes=7, width=0.1).eval()
-    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == convolutions
-    side = {"cifar_resnet20": 8, "cifar_vgg19_bn": 2, "cifar_resnet50": 4}[name]
-    features = network.forward_features(torch.zeros(2, 3, 32, 32))
-    assert features.shape == (2, network.num_features, side, side)
-    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+def test_loading_the_module_once_more_is_silent_and_another_s_name_is_still_told():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        benchmark.networks.cifar.register(timm.models.model_entrypoint("cifar_resnet20"))
+    before = timm.models.model_entrypoint("resnet18")
+
+    def resnet18(pretrained=False, **kwargs):
+        raise NotImplementedError
+
+    with pytest.warns(UserWarning, match="Overwriting resnet18"):
+        benchmark.networks.cifar.register(resnet18)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timm.models.register_model(before)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_small_gray_images_pass_and_reach_every_weight(name: str) -> None:
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=10, in_chans=1, width=0.1)
-    network(torch.randn(4, 1, 8, 8)).square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in network.parameters())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_are_the_classifier_of_the_mean_feature(name: str) -> None:
+def test_timm_lists_and_describes_the_networks_and_logits_are_the_classifier_of_the_mean_feature(name):
     torch.manual_seed(0)
     network = timm.create_model(name, width=0.1).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -112,53 +101,14 @@ def test_logits_are_the_classifier_of_the_mean_feature(name: str) -> None:
     pooled = network.forward_head(features, pre_logits=True)
     torch.testing.assert_close(pooled, features.flatten(2).mean(2))
     torch.testing.assert_close(network(images), network.get_classifier()(pooled))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_timm_lists_and_describes_the_networks(name: str) -> None:
     assert name in timm.list_models("cifar_*")
-    network = shapes_of(name)
     assert network.default_cfg["input_size"] == (3, 32, 32)
     first = network.get_submodule(network.default_cfg["first_conv"])
     assert any(module.weight.shape[1] == 3 for module in first.modules() if isinstance(module, nn.Conv2d))
     assert network.get_submodule(network.default_cfg["classifier"]) is network.get_classifier()
 
 
-def test_there_are_no_pretrained_weights_to_ask_for() -> None:
-    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-        timm.create_model("cifar_resnet20", pretrained=True)
-
-
-def test_reloading_the_module_is_silent_and_keeps_the_names() -> None:
-    before = {name: timm.models.model_entrypoint(name) for name in NAMES}
-    namespace = dict(vars(benchmark.networks.cifar))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            importlib.reload(benchmark.networks.cifar)
-        assert all(timm.models.model_entrypoint(name) is not before[name] for name in NAMES)
-        assert count_weights(shapes_of("cifar_resnet20")) == 270_896
-    finally:  # other modules hold the classes of the first import
-        vars(benchmark.networks.cifar).update(namespace)
-        for name in NAMES:
-            benchmark.networks.cifar.register(before[name])
-
-
-def test_taking_anothers_name_still_warns() -> None:
-    def resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        raise NotImplementedError
-
-    before = timm.models.model_entrypoint("resnet18")
-    try:
-        with pytest.warns(UserWarning, match="Overwriting resnet18"):
-            benchmark.networks.cifar.register(resnet18)
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            timm.models.register_model(before)
-
-
-def test_vgg_starts_kaiming_normal_over_outputs_and_small_in_the_classifier() -> None:
+def test_vgg_starts_kaiming_normal_over_outputs_and_small_in_the_classifier():
     torch.manual_seed(0)
     network = timm.create_model("cifar_vgg19_bn", num_classes=100)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -172,8 +122,12 @@ def test_vgg_starts_kaiming_normal_over_outputs_and_small_in_the_classifier() ->
     assert not network.get_classifier().bias.any()
 
 
-def test_resnet20_starts_kaiming_normal_over_inputs() -> None:
+def test_resnet20_starts_kaiming_normal_over_inputs_and_resnet50_uniform_as_pytorch_has_it():
     torch.manual_seed(0)
+    for module in timm.create_model("cifar_resnet50").modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.numel() > 10_000:
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            assert 0.99 * bound < module.weight.abs().max().item() <= bound
     network = timm.create_model("cifar_resnet20")
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
@@ -182,59 +136,18 @@ def test_resnet20_starts_kaiming_normal_over_inputs() -> None:
     assert network.get_classifier().weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.1)
 
 
-def test_resnet50_keeps_pytorchs_uniform_start() -> None:
-    torch.manual_seed(0)
-    network = timm.create_model("cifar_resnet50")
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.numel() > 10_000:
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            assert 0.99 * bound < module.weight.abs().max().item() <= bound
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_batch_norm_gain_starts_at_zero(name: str) -> None:
-    norms = [module for module in timm.create_model(name, width=0.1).modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms and all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_new_classifier_starts_like_the_first(name: str) -> None:
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=500)
-    first = network.get_classifier()
-    network.reset_classifier(400)
-    second = network.get_classifier()
-    assert second.weight.shape == (400, first.in_features) and network.num_classes == 400
-    assert second.weight.std().item() == pytest.approx(first.weight.std().item(), rel=0.05)
-    assert (second.bias is None) == (first.bias is None)
-    network.reset_classifier(0)
-    assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, network.num_features)
-    with pytest.raises(UserError, match="global_pool='max'"):
-        network.reset_classifier(10, global_pool="max")
-
-
 @pytest.mark.parametrize(
     ("channels", "width", "expected"),
     [(64, 1.0, 64), (64, 0.5, 32), (64, 0.465, 30), (64, 0.001, 1), (3, 0.5, 2), (5, 0.5, 3), (64, 2.1, 134)],
 )
-def test_widths_round_to_the_nearest_channel(channels: int, width: float, expected: int) -> None:
+def test_widths_round_to_the_nearest_channel(channels, width, expected):
     assert scale(channels, width) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("cifar_resnet20", [8] * 7 + [16] * 7 + [32] * 7),
-        ("cifar_vgg19_bn", [32] * 2 + [64] * 2 + [128] * 4 + [256] * 8),
-    ],
-)
-def test_width_multiplies_every_hidden_channel_count(name: str, expected: list[int]) -> None:
-    network = shapes_of(name, width=0.5)
-    assert [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)] == expected
-    assert network.get_classifier().weight.shape == (10, expected[-1])
-
-
-def test_width_keeps_the_expansion_of_a_bottleneck() -> None:
+def test_width_multiplies_every_hidden_channel_count_and_keeps_the_expansion_of_a_bottleneck():
+    vgg = shapes_of("cifar_vgg19_bn", width=0.5)
+    channels = [module.out_channels for module in vgg.modules() if isinstance(module, nn.Conv2d)]
+    assert channels == [32] * 2 + [64] * 2 + [128] * 4 + [256] * 8
     network = shapes_of("cifar_resnet50", width=0.465)  # 64, 128, 256, 512 -> 30, 60, 119, 238
     widest = [
         max(module.out_channels for module in block.modules() if isinstance(module, nn.Conv2d))
@@ -245,14 +158,16 @@ def test_width_keeps_the_expansion_of_a_bottleneck() -> None:
 
 
 @pytest.mark.parametrize("width", [0, -0.5, float("nan")])
-def test_a_width_that_is_not_positive_is_refused(width: float) -> None:
+def test_a_width_that_is_not_positive_or_another_pooling_is_refused(width):
     with pytest.raises(UserError, match="width must be positive"):
         timm.create_model("cifar_resnet20", width=width)
     with pytest.raises(UserError, match="width must be positive"):
         narrow_arguments("resnet18", {}, width)
+    with pytest.raises(UserError, match="global_pool='max'"):
+        timm.create_model("cifar_resnet20", global_pool="max")
 
 
-def test_channels_last_is_left_off_where_it_would_corrupt_memory() -> None:
+def test_channels_last_is_left_off_where_it_would_corrupt_memory():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert not is_unsafe(timm.create_model("cifar_resnet20"), cpu)  # its narrowest projection has 16 inputs
     narrow = timm.create_model("cifar_resnet20", width=0.3)
@@ -264,7 +179,7 @@ def test_channels_last_is_left_off_where_it_would_corrupt_memory() -> None:
 # -- what a page says of the initial weights and of the decay ----------------------------------------------------------
 
 
-def test_the_imagenet_page_draws_and_decays_as_the_authors_code() -> None:
+def test_the_imagenet_page_draws_and_decays_as_the_authors_code():
     """There: kaiming_normal_ with fan_in for every convolution; no decay where "bn" is in the name."""
     page = load_page("imagenet_resnet50")
     arguments = {"num_classes": 1000, **page.model_args}
@@ -288,7 +203,7 @@ def test_the_imagenet_page_draws_and_decays_as_the_authors_code() -> None:
     assert {p.ndim > 1: group["weight_decay"] for group in groups for p in group["params"]} == {True: 1e-4, False: 0.0}
 
 
-def test_a_part_of_no_name_is_refused_with_both_ways_out() -> None:
+def test_a_part_of_no_name_is_refused_with_both_ways_out():
     network = timm.create_model("cifar_resnet20")
     page = load_page("cifar10_resnet20", {"no_decay": ["norm"]})
     with pytest.raises(
@@ -304,23 +219,8 @@ def linear(width: float) -> nn.Module:
     return nn.Linear(8, scale(10, width), bias=False)  # 8 weights for each of 1 to 10 outputs
 
 
-@pytest.mark.parametrize(
-    ("budget", "width"),
-    [
-        (80, 1.0 - 0.05),  # 10 outputs from 0.95 on, and the smallest such width wins
-        (1000, 0.95),
-        (24, 0.25),  # 3 outputs from 0.25 to 0.349
-        (31, 0.25),  # 32 are one too many
-        (32, 0.35),
-        (8, 0.001),
-    ],
-)
-def test_finds_the_smallest_width_of_the_largest_count_within_the_budget(budget: int, width: float) -> None:
-    assert find_width(linear, count_weights, budget) == pytest.approx(width, abs=1e-9)
-
-
-@pytest.mark.parametrize("budget", [3_000, 5_418, 13_545, 27_090, 54_179, 135_448, 270_895, 270_896, 10**9])
-def test_no_other_width_has_more_weights_within_the_budget(budget: int) -> None:
+@pytest.mark.parametrize("budget", [3_000, 5_418, 54_179, 270_895, 10**9])
+def test_no_other_width_has_more_weights_within_the_budget(budget):
     plans = [(16, 16, 6), (16, 32, 1), (32, 32, 5), (32, 64, 1), (64, 64, 5)]
 
     def by_hand(width: float) -> int:
@@ -333,21 +233,7 @@ def test_no_other_width_has_more_weights_within_the_budget(budget: int) -> None:
     assert find_width(builder("cifar_resnet20"), count_weights, budget) == best
 
 
-@pytest.mark.parametrize(
-    ("name", "sparsity"),
-    [
-        *(("cifar_resnet20", sparsity) for sparsity in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)),
-        *((name, 0.98) for name in ("cifar_vgg19_bn", "resnet18", "deit_tiny_patch16_224")),
-    ],
-)
-def test_a_narrower_network_has_no_more_weights_than_were_asked_for(name: str, sparsity: float) -> None:
-    """ResNet-20 at 98 %: of the 5,418 asked; 5,653, the nearest count, are too many."""
-    budget = count_kept(sparsity, count_weights(shapes_of(name)))
-    width = find_width(builder(name), count_weights, budget)
-    assert 0.8 * budget < count_weights(shapes_of(name, **narrow_arguments(name, {}, width))) <= budget
-
-
-def test_a_dip_beside_the_crossing_is_seen() -> None:
+def test_a_dip_beside_the_crossing_is_seen():
     """ViT's width can fall by a step where the head count rises: the exact hit lies behind the crossing."""
 
     def dipping(width: float) -> nn.Module:
@@ -357,7 +243,7 @@ def test_a_dip_beside_the_crossing_is_seen() -> None:
     assert find_width(dipping, count_weights, 601) == 0.304  # 300 and 301 have 600 and 602
 
 
-def test_search_leaves_the_random_state_alone_and_repeats_itself() -> None:
+def test_search_leaves_the_random_state_alone_and_repeats_itself():
     def stubborn(width: float) -> nn.Module:
         network = linear(width)
         float(network.weight.sum())  # fails on the meta device
@@ -370,14 +256,14 @@ def test_search_leaves_the_random_state_alone_and_repeats_itself() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_an_empty_budget_is_refused() -> None:
+def test_an_empty_budget_is_refused():
     with pytest.raises(UserError, match="at least 1 weight, got 0"):
         find_width(linear, count_weights, 0)
     with pytest.raises(UserError, match="within the budget of 7 weights, the narrowest has 8: lower the sparsity"):
         find_width(linear, count_weights, 7)
 
 
-def test_a_result_says_by_how_much_its_count_is_off() -> None:
+def test_a_result_says_by_how_much_its_count_is_off():
     """ResNet-20 at 98 %: 5,165 of the 5,418 asked for."""
     weights = {"active": 5_165, "dense_prunable": 270_896}
     record = {"sparsity": 0.98, "weights": weights, "method": {"budget": "outcome"}}
@@ -390,26 +276,14 @@ def test_a_result_says_by_how_much_its_count_is_off() -> None:
 
 
 RESNET50 = 25_502_912
-RIGL_WIDTHS = [(0.8, 0.465), (0.9, 0.34), (0.95, 0.26), (0.965, 0.231)]
 
 
-@pytest.mark.parametrize(("sparsity", "published"), RIGL_WIDTHS)
-def test_rigls_published_widths_follow_from_rigls_budget(sparsity: float, published: float) -> None:
+@pytest.mark.parametrize(("sparsity", "published"), [(0.8, 0.465), (0.965, 0.231)])
+def test_rigls_published_widths_follow_from_rigls_budget(sparsity, published):
     """RigL matched bytes: 32 bits for an active weight and one bit of mask for every weight (its notebook)."""
     budget = round(RESNET50 * (1 - sparsity + 1 / 32))
     width = find_width(builder("resnet50"), count_weights, budget)
     assert width == pytest.approx(published, abs=0.02)
-    assert count_weights(shapes_of("resnet50", **narrow_arguments("resnet50", {}, width))) == pytest.approx(
-        budget, rel=0.02
-    )
-
-
-@pytest.mark.parametrize(("sparsity", "by_hand"), [(0.8, 0.424), (0.9, 0.288), (0.95, 0.193), (0.965, 0.156)])
-def test_equal_weights_need_a_narrower_resnet50_than_rigls(sparsity: float, by_hand: float) -> None:
-    """The hand values solve 23,445,504 w^2 + 2,048,000 w + 9,408 = budget (convolutions, classifier, fixed stem)."""
-    budget = round(RESNET50 * (1 - sparsity))
-    width = find_width(builder("resnet50"), count_weights, budget)
-    assert width == pytest.approx(by_hand, abs=0.002)
     assert count_weights(shapes_of("resnet50", **narrow_arguments("resnet50", {}, width))) == pytest.approx(
         budget, rel=0.02
     )
@@ -426,37 +300,23 @@ TRAINED = [  # backbone, arguments, image size, tolerance on a tenth of the weig
     ("deit_tiny_patch16_224", {"img_size": 32}, 32, 0.04),
     ("convnext_atto", {}, 32, 0.04),
 ]
-NARROWABLE = [(name, model_args) for name, model_args, _, _ in TRAINED] + [
-    ("cifar_resnet50", {}),
-    ("resnet18d", {}),
-    ("resnet26t", {}),
-    ("wide_resnet50_2", {}),
-    ("vit_small_patch16_224", {}),
-]
 
 
 @pytest.mark.parametrize(("name", "model_args", "side", "tolerance"), TRAINED)
-def test_every_family_builds_within_its_budget_and_trains(
-    name: str, model_args: dict[str, Any], side: int, tolerance: float
-) -> None:
-    torch.manual_seed(0)
+def test_every_family_builds_within_its_budget_and_computes(name, model_args, side, tolerance):
     model_args = {**model_args, "num_classes": 10}
     budget = count_weights(shapes_of(name, **model_args)) // 10
     width = find_width(builder(name, **model_args), count_weights, budget)
-    network = timm.create_model(name, **narrow_arguments(name, model_args, width))
+    network = timm.create_model(name, **narrow_arguments(name, model_args, width)).eval()
     assert (1 - tolerance) * budget < count_weights(network) <= budget
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    before = network.get_classifier().weight.detach().clone()
-    logits = network(torch.randn(2, 3, side, side))
-    loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
-    loss.backward()
-    optimizer.step()
-    assert logits.shape == (2, 10) and torch.isfinite(loss)
-    assert not torch.equal(before, network.get_classifier().weight)
+    assert torch.isfinite(network(torch.randn(2, 3, side, side))).all()
 
 
-@pytest.mark.parametrize(("name", "model_args"), NARROWABLE)
-def test_width_one_is_the_full_network(name: str, model_args: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "model_args"),
+    [*(case[:2] for case in TRAINED), ("cifar_resnet50", {}), ("resnet26t", {}), ("wide_resnet50_2", {})],
+)
+def test_width_one_is_the_full_network(name, model_args):
     full = shapes_of(name, **model_args)
     same = shapes_of(name, **narrow_arguments(name, model_args, 1.0))
     assert [(k, v.shape) for k, v in full.named_parameters()] == [(k, v.shape) for k, v in same.named_parameters()]
@@ -466,21 +326,16 @@ def test_width_one_is_the_full_network(name: str, model_args: dict[str, Any]) ->
     ("name", "model_args", "width", "expected"),
     [
         ("cifar_resnet20", {"num_classes": 100}, 0.5, {"num_classes": 100, "width": 0.5}),
-        ("cifar_resnet20", {"width": 2.0}, 0.5, {"width": 1.0}),
         ("resnet50", {}, 0.465, {"channels": (30, 60, 119, 238)}),
         ("resnet50", {"channels": (32, 64, 128, 256)}, 0.5, {"channels": (16, 32, 64, 128)}),
         ("resnet18d", {}, 0.3, {"channels": (20, 38, 77, 154), "stem_width": 10}),  # 2 * 10 = 20: no projection
-        ("tf_efficientnetv2_b0", {}, 0.3, {"channel_multiplier": 0.3}),
         ("tf_efficientnetv2_b0", {"channel_multiplier": 0.5}, 0.5, {"channel_multiplier": 0.25}),
         ("deit_tiny_patch16_224", {}, 1 / 3, {"num_heads": 1, "embed_dim": 64}),
-        ("deit_tiny_patch16_224", {}, 0.5, {"num_heads": 2, "embed_dim": 96}),
         ("vit_base_patch16_224", {}, 0.5, {"num_heads": 6, "embed_dim": 384}),
         ("convnext_atto", {}, 0.3, {"dims": (12, 24, 48, 96)}),
     ],
 )
-def test_arguments_are_those_worked_by_hand(
-    name: str, model_args: dict[str, Any], width: float, expected: dict[str, Any]
-) -> None:
+def test_arguments_are_those_worked_by_hand(name, model_args, width, expected):
     given = dict(model_args)
     assert narrow_arguments(name, model_args, width) == expected
     assert model_args == given
@@ -492,18 +347,14 @@ def test_arguments_are_those_worked_by_hand(
         ("vgg11_bn", "family .VGG. has no rule"),
         ("densenet121", "family .DenseNet. has no rule"),
         ("resnext50_32x4d", "grouped layers"),
-        ("resnet50_gn", "grouped layers"),
         ("test_resnet", "do not all follow channels"),
         ("mobilenetv2_100", "timm fixes its channel_multiplier"),
-        ("mobilenetv3_small_100", "timm fixes its channel_multiplier"),
-        ("efficientnet_b0", "timm fixes its channel_multiplier"),
         ("mobilenet_edgetpu_100", "its last 1280 features ignore channel_multiplier"),
-        ("fbnetv3_b", "its last 1984 features ignore channel_multiplier"),
         ("mobilenet_edgetpu_v2_xs", "cannot build it with channel_multiplier halved"),
         ("vit_small_patch16_18x2_224", "not the plain one"),
     ],
 )
-def test_what_does_not_scale_is_refused_with_its_reason(name: str, reason: str) -> None:
+def test_what_does_not_scale_is_refused_with_its_reason(name, reason):
     with pytest.raises(UserError, match=reason) as refused:
         narrow_arguments(name, {}, 0.5)
     assert f"'{name}'" in str(refused.value)
@@ -520,10 +371,7 @@ def picture(size: int) -> Data:
     ("name", "told", "taken"),
     [
         ("efficientformer_l1", "Expected size for first two dimensions", 224),  # takes img_size and still no other
-        ("crossvit_tiny_240", "size of tensor", 240),
-        ("inception_v3", "Kernel size can't be greater", 96),
         ("halonet26t", "AssertionError", 256),  # an assertion without a text
-        ("eca_halonext26ts", "AssertionError", 256),
     ],
 )
 def test_a_refused_image_size_comes_with_one_that_the_network_takes(name, told, taken):

@@ -33,16 +33,9 @@ def test_position_embeddings_and_tokens_are_not():
     assert all(name.endswith(".weight") and "norm" not in name for name in names)
 
 
-def test_swin_bias_tables_are_not():
-    model = timm.create_model("swin_tiny_patch4_window7_224")
-    assert not any("relative_position" in name for name in prunable(model))
-
-
 @pytest.mark.parametrize(
     ("patterns", "left"),
     [
-        (["first"], ["conv2.weight", "fc.weight"]),
-        (["last"], ["conv1.weight", "conv2.weight"]),
         (["first", "last"], ["conv2.weight"]),
         (["conv*"], ["fc.weight"]),
     ],
@@ -51,12 +44,9 @@ def test_a_page_keeps_layers_dense(patterns, left):
     assert prunable(SmallNet(), keep_dense=patterns) == left
 
 
-def test_a_pattern_that_matches_nothing_is_refused():
+def test_a_pattern_that_matches_nothing_or_leaves_nothing_is_refused():
     with pytest.raises(UserError, match=r"'stem' matches no weight; the weights are conv1.weight, conv2.weight"):
         prunable(SmallNet(), keep_dense=["stem"])
-
-
-def test_a_page_that_leaves_nothing_to_prune_is_refused():
     with pytest.raises(UserError, match="leaves nothing to prune"):
         prunable(SmallNet(), keep_dense=["*"])
 
@@ -186,16 +176,13 @@ def test_many_weights_under_no_mask_are_refused_unless_the_page_allows_them():
         tell(Mixed(16), allow_dense=["matrx"])
 
 
-def test_the_permission_that_is_offered_can_be_given():
+def test_the_permission_that_is_offered_can_be_given_and_makes_no_other_page():
     page = make_page(allow_dense=suggest({"blocks.0.a.weight": 3, "blocks.1.b": 2, "matrix": 1}))
     assert page.allow_dense == ["blocks.*", "matrix"]
     (cell,) = plan_cells("static", "0.5", "digits_resnet20", "0", f"allow_dense=[{','.join(page.allow_dense)}]")
     assert cell.page.allow_dense == page.allow_dense
-
-
-def test_the_permission_makes_no_other_page():
-    plain, allowed = (plan_cells("static", "0.5", "digits_resnet20", "0", a)[0] for a in ("", "allow_dense=[x]"))
-    assert (plain.variant, plain.identity) == (allowed.variant, allowed.identity)
+    (plain,) = plan_cells("static", "0.5", "digits_resnet20", "0", "")
+    assert (plain.variant, plain.identity) == (cell.variant, cell.identity)
 
 
 def test_what_the_page_keeps_dense_is_told_and_never_refused():

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from torch import nn
 
 from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
-from benchmark.config.pages import load_page
 from benchmark.config.plugins import find_method
 from benchmark.conformance.trial import Silent
 from benchmark.data import readers
-from benchmark.grids.grid import run_grid
 from benchmark.runs import run
 from benchmark.runs.run import set_up_masks
 from benchmark.training import speed
 from benchmark.training.precision import choose_precision
 from benchmark.training.speed import choose_threads, probe_precision, warn_slow
 from benchmark.training.train import train
+from tests.harness.benches import TINY
 from tests.harness.small import make_page, make_training
 
 CPU = torch.device("cpu")
@@ -37,12 +33,8 @@ def test_small_steps_use_one_thread_and_large_ones_as_many_as_usual(monkeypatch)
     assert choose_threads(5e8, CPU) == 1  # the digits page: 2.5e6 x 3 x 64
     assert choose_threads(1.6e10, CPU) == 7  # ResNet-20 on 128 images of 32x32
     assert choose_threads(5e8, torch.device("cuda")) == 7
-
-
-def test_threads_that_a_user_asked_for_stand(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(speed, "USUAL_THREADS", 7)
-    assert choose_threads(5e8, CPU) == 7
+    assert choose_threads(5e8, CPU) == 7  # a user who asks for threads has them
 
 
 def test_a_continued_run_has_the_threads_it_was_begun_with():
@@ -82,48 +74,16 @@ def test_the_probe_takes_the_faster_precision_and_leaves_everything_as_it_was(mo
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_auto_is_still_single_precision_on_a_cpu():
-    assert choose_precision(make_page(), CPU) == "fp32"
-    assert choose_precision(make_page(precision="bf16"), CPU) == "bf16"
-
-
-def run_digits(folder: Path, **changes: str) -> dict:
-    """Run a short cell on the digits page and return its record."""
-    arguments = {"epochs": "1", "update_every": "8", "checkpoint_s": "1000"} | changes
-    seconds = float(arguments.pop("checkpoint_s"))
-    run_grid(
-        methods="static",
-        sparsities="0.5",
-        tasks="digits_resnet20",
-        seeds="0",
-        arguments=" ".join(f"{key}={value}" for key, value in arguments.items()),
-        device="cpu",
-        data_root=folder,
-        wandb="off",
-        fresh=False,
-        checkpoint_s=seconds,
-        places={"records": folder / "records", "page": folder / "page.md", "runs": folder / "runs"},
-        command="test",
-        console=Console(quiet=True),
-        tell=lambda message: pytest.fail(str(message)),
-    )
-    (path,) = (folder / "records").glob("*.json")
-    return json.loads(path.read_text())
-
-
-def test_the_fastest_precision_is_recorded_and_kept_by_a_run_that_goes_on(tmp_path, monkeypatch):
+def test_the_fastest_precision_is_recorded_and_kept_by_a_run_that_goes_on(bench, monkeypatch):
     chosen = iter(["bf16", "fp32"])  # the second time the probe would choose otherwise
     monkeypatch.setattr(run, "probe_precision", lambda *rest: next(chosen))
-
-    original = run.make_record
-    monkeypatch.setattr(run, "make_record", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        run_digits(tmp_path, precision="fastest", checkpoint_s="0")
-    monkeypatch.setattr(run, "make_record", original)
-    record = run_digits(tmp_path, precision="fastest", checkpoint_s="0")
+    arguments = f"{TINY} precision=fastest"
+    bench.break_off("make_record", "static", arguments=arguments)
+    assert bench("static", arguments=arguments) == 0
+    (record,) = bench.records()
     assert record["environment"]["precision"] == "bf16"
-    assert record["page"]["changed"] == {"precision": "fastest"} | record["page"]["changed"]
-    assert record["page"]["settings"]["precision"] == "fastest"
+    assert record["page"]["changed"]["precision"] == record["page"]["settings"]["precision"] == "fastest"
+    assert choose_precision(make_page(), CPU) == "fp32"  # auto
 
 
 def test_digits_are_scikit_learn_s_to_the_last_value(monkeypatch):
@@ -167,29 +127,6 @@ def test_changing_masks_compiles_nothing_again_with_the_usual_compiler(monkeypat
     assert made.maskset.active() == round(0.2 * made.maskset.total)
 
 
-def test_a_second_compilation_would_be_noticed():
-    """What the tests above rely on: a network called with another shape is an error there."""
-    model = torch.compile(nn.Linear(3, 2), backend="eager", dynamic=False)
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        model(torch.ones(4, 3))
-        with pytest.raises(Exception, match=r"[Rr]ecompil"):
-            model(torch.ones(5, 3))
-
-
-def test_a_compiled_page_is_another_page():
-    usual, compiled = (
-        Cell("digits_resnet20", load_page("digits_resnet20", changes), {}, find_method("dense"), None, {}, 0.0, 0)
-        for changes in ({}, {"compile": True})
-    )
-    assert usual.variant != compiled.variant
-
-
-def test_a_precision_that_is_none_is_refused():
-    with pytest.raises(UserError, match="precision must be one of auto, fastest, fp32, bf16"):
-        load_page("digits_resnet20", {"precision": "fp8"})
-
-
 def test_slow_bf16_is_told_once_before_training_with_both_times_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(speed, "has_bf16", lambda device: False)
     monkeypatch.setattr(speed, "time_step", lambda model, images, precision: {"bf16": 100.0, "fp32": 1.0}[precision])
@@ -217,11 +154,11 @@ def test_a_processor_is_known_by_its_instructions(monkeypatch, flags, has):
     assert speed.has_bf16(CPU) is has
 
 
-def test_compiling_without_a_compiler_is_refused_before_training_with_the_way_out(tmp_path, monkeypatch):
+def test_compiling_without_a_compiler_is_refused_before_training_with_the_way_out(bench, monkeypatch):
     def fail(function, dynamic):
         raise RuntimeError("\nNo working C++ compiler found\nand pages of advice")
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(UserError, match=r"compile=true: torch cannot compile \(No working C\+\+ compiler found\).*CXX"):
-        run_digits(tmp_path, compile="true")
-    assert not list((tmp_path / "records").glob("*"))
+        bench("static", arguments=f"{TINY} compile=true")
+    assert bench.records() == []
