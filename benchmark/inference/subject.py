@@ -13,8 +13,7 @@ from benchmark.base.errors import UserError, nearest, reason
 from benchmark.base.files import run_folder
 from benchmark.base.seeds import derive
 from benchmark.config.pages import Page, merge_settings
-from benchmark.networks.build import count_prunable, create_network, model_arguments
-from benchmark.networks.narrow import find_width, narrow_arguments
+from benchmark.networks.build import count_prunable, create_network, fit_width, model_arguments
 from benchmark.runs.export import MASKS, WEIGHTS, read_export
 from benchmark.runs.record import rebuild_network
 from benchmark.runs.verify import load_record
@@ -113,7 +112,7 @@ def make_subject(record: Record, weights: Mapping[str, Tensor], masks: dict[str,
         torch.manual_seed(derive("latency"))
         dense = create_network(page, model_arguments(page, images))
         network = rebuild_network(record, page, images, create_network(page, model_arguments(page, images)), masks)
-        slim, note = make_slim(page, images, dense, count_active(masks))
+        slim, note = make_slim(page, images, count_active(masks))
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
@@ -122,19 +121,14 @@ def make_subject(record: Record, weights: Mapping[str, Tensor], masks: dict[str,
     return Subject(record, images, masks, network.eval(), dense.eval(), slim, note)
 
 
-def make_slim(page: Page, images: Images, full: nn.Module, budget: int) -> tuple[nn.Module | None, str]:
+def make_slim(page: Page, images: Images, budget: int) -> tuple[nn.Module | None, str]:
     """Return a dense network with random weights, at most `budget` of them prunable, and its size; or None, and why."""
-    arguments, count = model_arguments(page, images), count_prunable(page)
-
-    def narrowed(width: float) -> nn.Module:
-        return create_network(page, narrow_arguments(page.model, arguments, width))
-
     try:
-        width = find_width(narrowed, count, budget)
-        slim = narrowed(width)
+        width, arguments = fit_width(page, images, budget)
     except UserError as error:
         return None, str(error)
-    return slim, f"{width:g} of the width, {count(slim):,} prunable weights to the run's {budget:,}"
+    slim = create_network(page, arguments)
+    return slim, f"{width:g} of the width, {count_prunable(slim, page):,} prunable weights to the run's {budget:,}"
 
 
 def packed_bytes(subject: Subject) -> int:

@@ -177,7 +177,7 @@ def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[st
     """Compare the numbers of weights of the full network, and the densities relative to it."""
     active = count_active(masks)
     idle = sum(mask.numel() for mask in masks.values()) - active
-    prunable = count_prunable(page)(full)
+    prunable = count_prunable(full, page)
     parameters = sum(weight.numel() for weight in full.parameters())
     return [
         same("prunable weights, dense", record["weights"]["dense_prunable"], prunable),

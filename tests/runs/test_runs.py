@@ -193,7 +193,7 @@ def test_a_checkpoint_of_other_data_is_refused(bench, monkeypatch):
         ({"arguments": "keep_dense=[stem.*]"}, "'stem.*' matches no weight"),
         ({"arguments": "batch_size=4 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
         ({"arguments": "model=convnext_atto"}, "takes images of 32x32: try ARGS=image_size=32"),
-        ({"arguments": "allow_dense=[blocks.*]"}, "allow_dense: 'blocks.*' matches no parameter of the backbone"),
+        ({"arguments": "allow_dense=[blocks.*]"}, "allow_dense: 'blocks.*' matches no weight"),
         ({"arguments": "batch_size=1 model=cifar_vgg19_bn"}, "the last batch of an epoch has one image"),
         ({"arguments": "keep_dense=@first"}, "keep_dense: '@first' matches no weight"),
         ({"arguments": "epochs=[1"}, "setting 'epochs' must be a whole number, got '[1'"),
