@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +27,17 @@ from benchmark.data.files import (
     hash_files,
     scan_folder,
 )
-from benchmark.data.images import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
+from benchmark.data.images import (
+    ALONE,
+    Batches,
+    Images,
+    Share,
+    StreamedImages,
+    batch_starts,
+    draw_order,
+    normalise,
+    per_channel,
+)
 from benchmark.data.readers import READERS
 from benchmark.data.shard import Resized, load_shard
 from benchmark.distributed.ranks import own_cores
@@ -85,8 +94,8 @@ class MemoryImages:
         drop_last: bool,
         device: torch.device,
         start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        share: Share = ALONE,
+    ) -> Batches:
         """Yield the shuffled, augmented batches of an epoch from batch index `start` on; see `Images`."""
         order, generator = draw_order(len(self), seed, epoch)
         drawn = self._draw(order, generator)
@@ -99,9 +108,7 @@ class MemoryImages:
             lengths = [batch.shape[1] for batch in own]
             yield from zip(images.to(device).split(lengths), labels.to(device).split(lengths), strict=True)
 
-    def batches(
-        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, device: torch.device, share: Share = ALONE) -> Batches:
         """Yield every image once in stored order, not augmented; see `Images`."""
         inside = slice(self.pad, self.pad + self.size)
         for i in batch_starts(len(self), batch_size)[share[0] :: share[1]]:
