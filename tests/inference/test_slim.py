@@ -210,9 +210,7 @@ def test_a_run_whose_network_cannot_be_cut_has_its_record_and_a_warning(tmp_path
     (record,) = bench.records()
     assert record["status"] == "ok" and "inference_slim" not in record["macs"]
     told = " ".join(bench.shown.getvalue().split())
-    assert (
-        "warning: the record does not say what the network costs without its removed filters: torch.fx cannot" in told
-    )
+    assert "warning: the record lacks the cost of the network without its removed filters: torch.fx cannot" in told
 
 
 def test_what_has_no_files_or_other_data_is_refused(board):

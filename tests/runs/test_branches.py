@@ -237,7 +237,7 @@ def test_a_course_other_than_the_records_is_refused_and_leaves_no_snapshot(copie
         ({"epoch": 5}, "--epoch must be from 1 to 4, the end of digits_resnet20.granet.0.8"),
         ({"epoch": 2, "more": 0}, "--more must be at least 1 epoch, got 0"),
         ({"epoch": 2, "more": -3}, "--more must be at least 1 epoch, got -3"),
-        ({"epoch": 4}, "nothing is left to train after epoch 4"),
+        ({"epoch": 4}, "no epoch is left to train after 4"),
         ({"epoch": 2, "more": 3}, "add --hold-lr, or --args epochs=5"),
         ({"epoch": 3}, "no snapshot of epoch 3 .there: 1, 2.; make it again: sparse-bench snapshot"),
         ({"epoch": 2, "arguments": "model=cifar_vgg19_bn"}, "model cannot change in a branch"),
@@ -245,7 +245,7 @@ def test_a_course_other_than_the_records_is_refused_and_leaves_no_snapshot(copie
         ({"epoch": 2, "arguments": "epoch=8"}, "has a setting 'epoch': did you mean 'epochs'"),
         ({"epoch": 2, "method": "granett"}, "unknown method 'granett'"),
         ({"epoch": 2, "method": "dense", "sparsity": "0.5"}, "method 'dense' prunes nothing"),
-        ({"epoch": 2, "method": "static", "arguments": "masks=granet"}, "starts from another run"),
+        ({"epoch": 2, "method": "static", "arguments": "masks=granet"}, "starts from a donor"),
         ({"epoch": 2, "method": "small_dense"}, "narrower"),
         ({"epoch": 2, "more": 1, "arguments": "prune_end=1.0"}, "asks for [0-9,]+: train longer"),
     ],
@@ -309,7 +309,7 @@ def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tm
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"protocol": 1}, "of protocol 1"), ({"status": "diverged"}, "diverged: there is nothing to continue from")],
+    [({"protocol": 1}, "of protocol 1"), ({"status": "diverged"}, "diverged and cannot be continued")],
 )
 def test_runs_of_another_protocol_and_diverged_ones_are_no_parents(copied, change, reason):
     place, run = copied

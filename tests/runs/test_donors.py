@@ -530,7 +530,7 @@ def test_a_diverged_donor_is_refused(done, tmp_path):
     change(record_of(done, GRANET), tmp_path, status="diverged")
     places = Places(records=tmp_path / "records", runs=done.folder / "runs")
     for asked in (SPELLED, record_of(done, GRANET)["run"]):
-        assert "diverged, so its masks are not a result" in refusal(done, f"densities={asked}", places=places)
+        assert " diverged: name another run" in refusal(done, f"densities={asked}", places=places)
 
 
 def test_a_diverged_run_is_not_passed_over_for_a_later_one(done, tmp_path):
@@ -564,7 +564,7 @@ def test_an_edited_record_is_refused(done, tmp_path):
     assert f"record {edited}: " in refusal(done, f"densities={edited}")
     # sealed anew: the exported masks tell
     path = change(content, tmp_path)
-    assert "have other counts than its record says" in refusal(done, f"masks={path}")
+    assert "are not those of its record, which was edited" in refusal(done, f"masks={path}")
     edited.write_text(source.read_text()[:500])
     assert "not readable as JSON" in refusal(done, f"densities={edited}")
 

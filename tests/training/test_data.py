@@ -509,7 +509,7 @@ def test_the_home_of_a_user_who_is_not_known_is_refused(settings: dict[str, str]
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_one_class_is_refused(tmp_path: Path, in_memory: bool) -> None:
     write_folder(tmp_path / "folder", {"train": ["a"], "test": ["a"]})
-    assert "has one class, 'a', and any network is right" in refusal(page(in_memory=in_memory), tmp_path)
+    assert "has one class, 'a', so any network is right" in refusal(page(in_memory=in_memory), tmp_path)
     with pytest.raises(UserError, match="has one class"):
         stand_in(page(in_memory=in_memory), tmp_path)
 
@@ -523,7 +523,7 @@ def test_testing_on_the_training_images_is_refused(tmp_path: Path, in_memory: bo
         (folder / "test").symlink_to("train")
     else:
         shutil.copytree(folder / "train", folder / "test", copy_function=ways[kind])
-    assert re.search("all 6 .*so a test would say nothing", refusal(page(in_memory=in_memory), tmp_path))
+    assert re.search("all 6 .*so a test would mean nothing", refusal(page(in_memory=in_memory), tmp_path))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -581,7 +581,7 @@ def test_a_folder_that_is_missing_or_incomplete_is_refused(tmp_path: Path, in_me
     (folder / "train").mkdir()
     assert "neither a folder 'test' nor 'val'" in refusal(settings, tmp_path)
     (folder / "test").mkdir()
-    assert f"{folder}/train: holds no class folder" in refusal(settings, tmp_path)
+    assert f"{folder}/train: no class folder" in refusal(settings, tmp_path)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
