@@ -1,4 +1,4 @@
-"""Images held as arrays: what is stored, how it is split, and the file that keeps decoded images."""
+"""Images held in memory: what is stored, how it is split, and the cached file of decoded images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from benchmark.data.files import Layout, decode_files
 
 
 def split_indices(labels: Tensor, split: str, shuffled: bool) -> tuple[Tensor, Tensor]:
-    """Return the indices that train and those that validate (10 %, rounded up), both rising.
+    """Return the training and the validation indices (10 %, rounded up), both rising.
 
     split "holdout": drawn by `stratify`. split "paper": the last 10 % in stored order, or of a fixed permutation if
-    `shuffled`. Invariant: disjoint, together all images, a function of (labels, split, shuffled) alone.
+    `shuffled`. Invariant: a partition that depends on (labels, split, shuffled) alone.
     """
     count = len(labels)
     share = -(-count // 10)
@@ -43,10 +43,10 @@ def split_indices(labels: Tensor, split: str, shuffled: bool) -> tuple[Tensor, T
 
 
 def stratify(labels: Tensor, total: int, name: str) -> Tensor:
-    """Choose `total` indices, from each class in proportion to its size, by a draw that depends on `name` alone.
+    """Choose `total` rising indices, from each class in proportion to its size; the draw depends on `name` alone.
 
-    Within a class images are ordered by a hash of (name, index); the k-th of n stands at (k + 1/2) / n, and the `total`
-    lowest places over all classes are taken (Sainte-Lague's apportionment). Returns rising indices.
+    Within a class images are ordered by a hash of (name, index); the k-th of n has rank (k + 1/2) / n, and the `total`
+    lowest ranks over all classes are taken (Sainte-Lague apportionment).
     """
     places: list[tuple[float, int, int]] = []
     for label in sorted(set(labels.tolist())):
@@ -67,7 +67,7 @@ class Arrays:
 class Stored:
     """A data set as read: class names, and its parts by name: `train`, `test`, perhaps `validation`.
 
-    `notes`: how many images were changed in which way as they were decoded.
+    notes: how many images were changed in which way when decoded.
     """
 
     classes: tuple[str, ...]
@@ -76,7 +76,7 @@ class Stored:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 over class names, and labels, shape and pixels of every part; computed once."""
+        """A sha256 of class names, and of labels, shape and pixels of every part."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for name, part in sorted(self.parts.items()):
             digest.update(f"\n{name} {tuple(part.pixels.shape)}\n".encode())
@@ -85,27 +85,18 @@ class Stored:
         return digest.hexdigest()
 
 
-ABOUT = "about"  # in the file's metadata: one entry, for several have no fixed order
+ABOUT = "about"  # the only metadata entry, since several would have no fixed order
 
 
 def load_decoded(folder: Path, layout: Layout, size: int) -> Stored:
-    """Return the images of a folder's layout as uint8 squares of `size`: from the cache, or decoded and kept there.
+    """Return the images of a folder's layout as uint8 squares of `size`: from the cache, or decoded and cached.
 
-    Raises UserError naming an image that can't be decoded. Invariant: the same pixels and fingerprint either way; what
-    the cache holds is used only where its pixels, labels and class names have the fingerprint of what was decoded.
+    Raises UserError naming an image that can't be decoded. Invariant: the same pixels either way; cached ones are used
+    only if they, the labels and the class names still have the fingerprint that was computed after decoding.
     """
     slot = Slot(folder, f"decoded-{size}", hash_source(folder, layout))
 
-    def read(path: Path) -> Stored:
-        return read_decoded(path, layout)
-
-    found = slot.read(read)
-    if found is not None:
-        return found
-    with slot.building() as path:
-        found = slot.read(read, silent=True)  # another process may have made it while this one waited
-        if found is not None:
-            return found
+    def decode(path: Path | None) -> Stored:
         notes: Counter[str] = Counter()
         parts = {}
         for name, files in layout.parts().items():
@@ -114,11 +105,15 @@ def load_decoded(folder: Path, layout: Layout, size: int) -> Stored:
             notes += changed
         stored = Stored(layout.classes, parts, notes)
         slot.write(path, lambda temporary: write_decoded(temporary, stored))
-    return stored
+        return stored
+
+    found = slot.load(lambda path: read_decoded(path, layout), decode)
+    assert found is not None
+    return found
 
 
 def find_fingerprint(folder: Path, layout: Layout, size: int) -> str:
-    """Return the fingerprint of the images as `load_decoded` gives them, or "" where the cache does not say."""
+    """Return the fingerprint of what `load_decoded` returns, or "" if the images are not cached."""
 
     def read(path: Path) -> str:
         try:
@@ -131,7 +126,7 @@ def find_fingerprint(folder: Path, layout: Layout, size: int) -> str:
 
 
 def write_decoded(path: Path, stored: Stored) -> None:
-    """Write the pixels of all parts, and the fingerprint of the whole. Raises OSError where the disk is full."""
+    """Write the pixels of all parts, and the fingerprint. Raises OSError where the disk is full."""
     pixels = {name: part.pixels for name, part in stored.parts.items()}
     if shutil.disk_usage(path.parent).free < sum(tensor.numel() for tensor in pixels.values()):
         raise OSError(errno.ENOSPC, "the disk has no room for it")
@@ -143,7 +138,7 @@ def write_decoded(path: Path, stored: Stored) -> None:
 
 
 def read_about(file: Any) -> dict[str, Any]:
-    """Return what an open file says of itself; raises ValueError where that is not what was written."""
+    """Return an open file's metadata; raises ValueError where they are not what was written."""
     digest, _, about = (file.metadata() or {}).get(ABOUT, "").partition(" ")
     if hashlib.sha256(about.encode()).hexdigest() != digest:
         raise ValueError("its metadata do not match their checksum")
@@ -151,11 +146,11 @@ def read_about(file: Any) -> dict[str, Any]:
 
 
 def read_decoded(path: Path, layout: Layout) -> Stored:
-    """Read what `write_decoded` wrote of this layout; raises DamagedError when it is anything else."""
+    """Read what `write_decoded` wrote for this layout; raises DamagedError for anything else."""
     try:
         with safe_open(path, "pt") as file:
             about = read_about(file)
-            # Copied, not mapped: a file cut short by others under a mapping would end the process without a word.
+            # Copied, since a mapped file that someone truncates would crash the process.
             pixels = {name: file.get_tensor(name).clone() for name in layout.parts()}
     except (SafetensorError, ValueError) as error:
         raise DamagedError(f"damaged ({error})") from error

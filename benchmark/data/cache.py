@@ -1,10 +1,10 @@
-"""Files made from a folder of images, kept so that the next start need not make them again.
+"""Files made from a folder of images, kept for the next start.
 
-They lie in `.sparse-bench-cache` beside the folder or, where that can't be written, in the user's cache
-(XDG_CACHE_HOME or ~/.cache, `sparse-bench`). SPARSE_BENCH_CACHE=off keeps none, SPARSE_BENCH_CACHE=FOLDER keeps them
-there. A file's name holds a hash of its source: every image's name, size and time of change, the class names and the
-decoder's version. Another source is another name, and the files made from the one before are then removed. An image
-whose content was changed under the same size and time can't be noticed: remove the cache by hand after such a change.
+They lie in `.sparse-bench-cache` beside the folder or, where that isn't writable, in the user's cache (XDG_CACHE_HOME
+or ~/.cache, `sparse-bench`). SPARSE_BENCH_CACHE=off keeps none, SPARSE_BENCH_CACHE=FOLDER keeps them there. A file's
+name contains a hash of its source: the name, size and modification time of every image, the class names and the
+decoder's version. When the source changes, the old files are removed. An image changed without changing its size and
+time goes unnoticed: remove the cache by hand then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import features
 from benchmark.data.files import CACHE, DECODER, Layout
 
 VARIABLE = "SPARSE_BENCH_CACHE"
-LARGE = 100 * 2**20  # bytes: a file that its owner wants to know of
+LARGE = 100 * 2**20  # bytes: the user is told of larger files
 FORMAT = 3  # raised whenever the same source would give another file
 MADE = re.compile(r"(?P<stem>.+)\.(?P<kind>(?:decoded|resized)-\d+)\.(?P<source>[0-9a-f]{16})")
 
@@ -34,20 +34,20 @@ T = TypeVar("T")
 
 
 class DamagedError(Exception):
-    """A file of the cache is not what was written."""
+    """A cached file is not what was written."""
 
 
 def tell(text: str) -> None:
-    """Print a line about the cache where it disturbs no result."""
+    """Print a line about the cache to stderr."""
     print(f"cache: {text}", file=sys.stderr, flush=True)
 
 
 def list_places(folder: Path) -> list[tuple[Path, str]]:
-    """Return where files made from `folder` may lie, and the stem of their names there, in order of preference."""
+    """Return the places for files made from `folder`, in order of preference, and the stem of their names there."""
     asked, folder = os.environ.get(VARIABLE, ""), folder.resolve()
     if asked == "off":
         return []
-    distinct = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"  # two may have the same name
+    distinct = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"  # names alone may clash
     if asked:
         return [(Path(_expand(asked)), distinct)]
     home = os.environ.get("XDG_CACHE_HOME") or _expand("~/.cache")
@@ -56,12 +56,12 @@ def list_places(folder: Path) -> list[tuple[Path, str]]:
 
 
 def hash_source(folder: Path, layout: Layout) -> str:
-    """Return 16 hexadecimal digits of all that decides the pixels of a folder's images, without reading one."""
+    """Return a hash, 16 hex digits, of all that determines the pixels of a folder's images, without reading one."""
     versions = [FORMAT, DECODER, PIL.__version__, features.version("jpg"), features.version("libjpeg_turbo")]
     digest = hashlib.sha256(repr([versions, layout.classes]).encode())
     for name, part in sorted(layout.parts().items()):
         for path, label in zip(part.paths, part.labels.tolist(), strict=True):
-            found = os.stat(path)  # noqa: PTH116 (of a million files, each a Path, takes twice as long)
+            found = os.stat(path)  # noqa: PTH116 (a million Paths would take twice as long)
             line = (name, path.removeprefix(f"{folder}{os.sep}"), label, found.st_size, found.st_mtime_ns)
             digest.update(f"{line!r}\n".encode())
     return digest.hexdigest()[:16]
@@ -69,20 +69,32 @@ def hash_source(folder: Path, layout: Layout) -> str:
 
 @dataclass(frozen=True)
 class Slot:
-    """One file of the cache, which may not be there yet: what it was made from, and what it is.
+    """A file of the cache, which may not exist yet.
 
-    `kind`: decoded-SIZE or resized-SIZE. `source`: as `hash_source` gives it, taken before any image is read, so that
-    an image changed meanwhile makes the file one that is not found again.
+    kind: decoded-SIZE or resized-SIZE. source: from `hash_source`, before any image is read, so that the file isn't
+    found again if an image changes meanwhile.
     """
 
     folder: Path
     kind: str
     source: str
 
-    def read(self, reader: Callable[[Path], T], silent: bool = False) -> T | None:
-        """Return what `reader` makes of the file, or None where there is none or it is damaged.
+    def load(self, reader: Callable[[Path], T], maker: Callable[[Path | None], T | None]) -> T | None:
+        """Return what `reader` makes of the file or, where there is none, what `maker` returns, which may write it.
 
-        `reader` raises DamagedError or OSError. A file that is not used is told in one line, unless `silent`.
+        `maker` runs under the lock and gets the path that `write` takes.
+        """
+        found = self.read(reader)
+        if found is not None:
+            return found
+        with self.building() as path:
+            found = self.read(reader, silent=True)  # another process may have made it while this one waited
+            return maker(path) if found is None else found
+
+    def read(self, reader: Callable[[Path], T], silent: bool = False) -> T | None:
+        """Return what `reader` makes of the file, or None where it is missing or damaged.
+
+        `reader` raises DamagedError or OSError, which is printed unless `silent`.
         """
         for place, stem in list_places(self.folder):
             path = place / f"{stem}.{self.kind}.{self.source}"
@@ -97,9 +109,9 @@ class Slot:
 
     @contextlib.contextmanager
     def building(self) -> Iterator[Path | None]:
-        """Hold the lock under which the file is made, waiting for another process that makes one of this folder.
+        """Hold the lock under which files of this folder are made, waiting for other processes.
 
-        Gives the file's path, or None, which is told, where no place can be written.
+        Yields the file's path, or None, with a warning, where no place is writable.
         """
         reasons = []
         for place, stem in list_places(self.folder):
@@ -120,17 +132,17 @@ class Slot:
         yield None
 
     def write(self, path: Path | None, writer: Callable[[Path], None]) -> bool:
-        """Let `writer` fill a file and put it at `path` whole; return whether it is there. Call within `building`.
+        """Let `writer` write the file, atomically; return whether it succeeded. Call it inside `building`.
 
-        A full disk costs the file, told in one line. Files made from this folder in another state are removed.
+        A full disk costs the file, with a warning. Files made from earlier states of the folder are removed.
         """
         if path is None:
             return False
         stem = path.name.removesuffix(f".{self.kind}.{self.source}")
-        temporary = path.with_name(f"{stem}.tmp")  # one name, under the lock: what a killed builder left is overwritten
+        temporary = path.with_name(f"{stem}.tmp")  # one name, under the lock: overwrites what a killed process left
         try:
             writer(temporary)
-            temporary.chmod(0o644)  # other users of the same folder may read it
+            temporary.chmod(0o644)  # for other users of the folder
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -155,12 +167,12 @@ class Slot:
 
 
 def _expand(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111 (leaves a home that it does not know; Path would raise)
+    return os.path.expanduser(path)  # noqa: PTH111 (keeps an unknown home; Path would raise)
 
 
 def _acquire(lock: FileLock) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        tell(f"another process makes a file of the same folder: waiting for it ({lock.lock_file})")
+        tell(f"waiting for another process that makes a file of the same folder ({lock.lock_file})")
         lock.acquire()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,36 +17,34 @@ from benchmark.data.files import Layout, write_skipped
 from benchmark.distributed.ranks import own_rank
 from leaderboard.tables.table import printable
 
-COMPARED = 100_000  # training images, of a streamed set: to look into more files would take minutes
-PLACES = 64  # pixels by which images are told apart before all of them are compared
+COMPARED = 100_000  # training images of a streamed set: reading more files would take minutes
+PLACES = 64  # pixels that are compared first
 
 
 def tell(text: str, warn: bool = True) -> None:
-    """Print a line about the data, once however many processes train; a warning where it disturbs no result."""
+    """Print a line about the data, on rank 0 alone; a warning goes to stderr."""
     if own_rank() == 0:
         print(printable(f"warning: {text}" if warn else text), file=sys.stderr if warn else sys.stdout, flush=True)
 
 
 def describe_read(name: str, layout: Layout, notes: Mapping[str, int]) -> str:
-    """Return what was read of a folder of images, what was left out and why, and what was done to pixels, in a line."""
+    """Describe, in one line, what was read from a folder of images, what was skipped, and how pixels were changed."""
     counts = [f"{len(files.paths):,} {part}" for part, files in layout.parts().items()]
     classes = "1 class" if len(layout.classes) == 1 else f"{len(layout.classes):,} classes"
     read = f"{name}: read {', '.join(counts[:-1])} and {counts[-1]} images in {classes}"
-    changed = "".join(
-        f"; {count:,} {'image' if count == 1 else 'images'} {kind}" for kind, count in sorted(notes.items())
-    )
-    return read + write_skipped(layout.skipped) + changed
+    changed = [f"; {count:,} {'image' if count == 1 else 'images'} {kind}" for kind, count in sorted(notes.items())]
+    return read + write_skipped(layout.skipped) + "".join(changed)
 
 
 def check_classes(name: str, classes: tuple[str, ...], train: Tensor, validation: Tensor | None, split: str) -> None:
-    """Raise UserError for a data set of one class, and for a class that is not trained on; `train` holds labels.
+    """Raise UserError for a data set of one class, and for a class without training images; `train` holds labels.
 
-    A class that the validation part lacks is told.
+    Warns of a class without validation images.
     """
     if len(classes) < 2:
         raise UserError(
-            f"{name} has one class, '{classes[0]}', and any network is right on all of its images: add a folder for "
-            "each further class, in train and in test"
+            f"{name} has one class, '{classes[0]}', so any network is right on every image: add a folder for each "
+            "further class, in train and in test"
         )
     absent = write_absent(classes, train)
     if absent:
@@ -53,20 +52,20 @@ def check_classes(name: str, classes: tuple[str, ...], train: Tensor, validation
             f"{name}: split={split} leaves no training image of class {absent}: add images to it, or set split=full"
         )
     if validation is not None and (absent := write_absent(classes, validation)):
-        tell(f"{name}: split={split} leaves no validation image of class {absent}, for it has too few images")
+        tell(f"{name}: split={split} leaves no validation image of class {absent}, which has too few images")
 
 
 def write_absent(classes: tuple[str, ...], labels: Tensor) -> str:
-    """Return the names of the classes that are not among `labels`, the first five of them; "" where all are."""
+    """Name the classes that are not among `labels`, at most five; "" if there are none."""
     there = set(labels.unique().tolist())
     absent = [name for label, name in enumerate(classes) if label not in there]
     return ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
 
 
 def check_overlap(name: str, stored: Stored) -> int:
-    """Return how many test images have the pixels of a training image; what any two parts share is told.
+    """Return how many test images have the pixels of a training image; warns of images that any two parts share.
 
-    Raises UserError where these are all test images, and where all training images are the same.
+    Raises UserError if all of them do, and if all training images are the same.
     """
     prints = dict(zip(stored.parts, hash_images([part.pixels for part in stored.parts.values()]), strict=True))
     train = set(prints["train"])
@@ -81,9 +80,9 @@ def check_overlap(name: str, stored: Stored) -> int:
 
 
 def check_copies(name: str, layout: Layout) -> int:
-    """Return how many test images are files of the training part, or copies of one, byte by byte; some are told.
+    """Return how many test images are files of the training part or exact copies of one; warns if there are any.
 
-    Raises UserError where all are. Of more than COMPARED training images only files are compared, not what they hold.
+    Raises UserError if all are. With more than COMPARED training images, contents are not compared.
     """
     found = layout.shared
     if len(layout.train.paths) <= COMPARED:
@@ -99,10 +98,10 @@ def check_copies(name: str, layout: Layout) -> int:
 
 
 def judge_overlap(name: str, found: int, tested: int) -> int:
-    """Return `found`, how many of the test images are training images too: some are told, all are refused."""
+    """Return `found`, the number of test images that are training images too: warn of some, refuse all."""
     if found == tested:
         raise UserError(
-            f"{name}: all {found:,} test images are training images too, so a test would say nothing: hold images out "
+            f"{name}: all {found:,} test images are training images too, so a test would mean nothing: hold images out "
             "of train"
         )
     if found:
@@ -111,14 +110,12 @@ def judge_overlap(name: str, found: int, tested: int) -> int:
 
 
 def hash_images(parts: list[Tensor]) -> Iterator[list[bytes]]:
-    """Yield, for each part, what tells its images apart: equal for equal pixels of all parts, and only for these.
+    """Yield, for each part, a key for each image; keys are equal if and only if pixels are, in all parts.
 
-    Most images differ in a few pixels already; only those that do not are hashed as a whole.
+    Most images already differ in a few pixels; only the others are hashed as a whole.
     """
     firsts = [sample_pixels(part.flatten(1).numpy()) for part in parts]
-    times: dict[bytes, int] = {}
-    for image in (image for part in firsts for image in part):
-        times[image] = times.get(image, 0) + 1
+    times = Counter(image for part in firsts for image in part)
     for part, few in zip(parts, firsts, strict=True):
         whole = part.flatten(1).numpy()
         yield [
@@ -128,6 +125,6 @@ def hash_images(parts: list[Tensor]) -> Iterator[list[bytes]]:
 
 
 def sample_pixels(images: np.ndarray) -> list[bytes]:
-    """Return PLACES pixels of each row, or fewer where it has no more, spread over it."""
+    """Return PLACES pixels of each row, evenly spread."""
     chosen = np.linspace(0, images.shape[1] - 1, PLACES).astype(int)
     return [row.tobytes() for row in images[:, chosen]]

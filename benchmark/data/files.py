@@ -1,4 +1,4 @@
-"""Folders of images: which files are read, each once, how many are left out, and how one becomes RGB pixels."""
+"""Folders of images: which files are read, which are skipped, and how a file becomes RGB pixels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from torch import Tensor
 from benchmark.base.errors import UserError
 from leaderboard.tables.table import plain
 
-# Every kind that Pillow decodes without another program, and that holds a picture rather than data or a document.
+# Every picture format that Pillow decodes by itself.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".tga"),
 )
-CACHE = ".sparse-bench-cache"  # a folder of benchmark.data.cache, never a class
-# Folders that archives, file systems and storage servers make, some with previews of the images beside them.
+CACHE = ".sparse-bench-cache"  # the folder of benchmark.data.cache, never a class
+# Folders made by archives, file systems and storage servers, some with previews of the images.
 FOREIGN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 Key = tuple[int, int]  # device and inode
@@ -47,7 +47,7 @@ class Files:
 
 
 def list_part(part: Path) -> Part:
-    """Return the images of the folder `part` and its class names, sorted; see `scan_folder` for order and errors."""
+    """Return the images of the folder `part` and its class names; see `scan_folder` for order and errors."""
     listed = Part()
     try:
         listed.fill(part)
@@ -55,22 +55,21 @@ def list_part(part: Path) -> Part:
         raise UserError(
             f"{write_path(error.filename or part)}: cannot be read ({error.strerror}); fix or remove it"
         ) from error
-    there = set(listed.labels)
-    empty = [name for label, name in enumerate(listed.classes) if label not in there]
-    why = write_skipped(listed.skipped)
+    filled, why = set(listed.labels), write_skipped(listed.skipped)
+    empty = [name for label, name in enumerate(listed.classes) if label not in filled]
     if empty:
         kinds = " ".join(EXTENSIONS)
         raise UserError(f"{part}: no image in class {', '.join(empty)}; add files ({kinds}) or remove the folder{why}")
     if not listed.classes:
-        raise UserError(f"{part}: holds no class folder; wanted: {part}/CLASS/*.jpg, one folder per class{why}")
+        raise UserError(f"{part}: no class folder; expected {part}/CLASS/*.jpg, one folder per class{why}")
     return listed
 
 
 @dataclass
 class Part:
-    """The images of one part as they are listed, and how many of each kind were left out.
+    """The images of one part while they are listed, and how many files of each kind were skipped.
 
-    `keys`: what the file system knows each file by, device and inode. `seen`: the same of folders.
+    keys: device and inode of each image. seen: those of folders.
     """
 
     classes: list[str] = field(default_factory=list)
@@ -79,22 +78,21 @@ class Part:
     keys: list[Key] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     seen: set[Key] = field(default_factory=set)
-    once: set[Key] = field(default_factory=set)  # keys, for looking up
-    linked: set[Key] = field(default_factory=set)  # of files that were found through a link
+    once: set[Key] = field(default_factory=set)  # keys as a set
+    linked: set[Key] = field(default_factory=set)  # keys of files found through a link
 
     def files(self) -> Files:
-        """Return the files in order."""
+        """Return the files, in order."""
         return Files(self.paths, torch.tensor(self.labels, dtype=torch.int64))
 
     def fill(self, part: Path) -> None:
-        """List all classes of the folder `part`. Raises OSError, and UserError for a name that is not UTF-8."""
-        for above in (part, part.parent):  # a link may lead back up
-            self.seen.add(key_of(above))
+        """List all classes of the folder `part`; raises OSError, and UserError for a name that is not UTF-8."""
+        self.seen |= {key_of(part), key_of(part.parent)}  # a link may lead back up
         folders, others = self.sort_out(str(part))
         self.skipped.update("image outside of the class folders" for _ in others)
-        entered = {path: self.enter(path) for path in folders}  # all, before a link in one leads to another
+        entered = {path: self.enter(path) for path in folders}  # all first: a link in one may lead to another
         for path, is_new in entered.items():
-            if not any(not name.startswith(".") for name in os.listdir(path)):  # noqa: PTH208
+            if all(name.startswith(".") for name in os.listdir(path)):  # noqa: PTH208
                 self.skipped["empty folder"] += 1
                 continue
             self.classes.append(Path(path).name)
@@ -102,7 +100,7 @@ class Part:
                 self.take(root, entries)
 
     def walk(self, folder: str) -> Iterator[tuple[str, list[Entry]]]:
-        """Yield a folder and those inside it, each with its images; none twice, wherever links lead."""
+        """Yield a folder and those inside it, each with its images, none twice whatever the links."""
         folders, images = self.sort_out(folder)
         yield folder, images
         for inner in folders:
@@ -110,7 +108,7 @@ class Part:
                 yield from self.walk(inner)
 
     def enter(self, folder: str) -> bool:
-        """Return whether a folder was not met before, and remember it."""
+        """Return whether a folder is new, and remember it."""
         key = key_of(folder)
         if key in self.seen:
             self.skipped["folder met before through a link"] += 1
@@ -119,7 +117,7 @@ class Part:
         return True
 
     def sort_out(self, folder: str) -> tuple[list[str], list[Entry]]:
-        """Return the folders and the images in a folder, sorted; count what else it holds."""
+        """Return the folders and the images in a folder, sorted; count everything else."""
         folders, images = [], []
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -143,7 +141,7 @@ class Part:
         return folders, images
 
     def take(self, root: str, images: list[Entry]) -> None:
-        """Add the images of a folder, but for those that are there already and that a link leads to."""
+        """Add the images of a folder, except those that were found before and are links, or were found by one."""
         device = key_of(root)[0]
         for entry in images:
             key, linked = (device, entry.inode()), entry.is_symlink()
@@ -161,13 +159,13 @@ class Part:
 
 
 def key_of(path: str | Path) -> Key:
-    """Return what the file system knows a file or folder by, links followed."""
-    found = os.stat(path)  # noqa: PTH116 (of a million files, each a Path, takes twice as long)
+    """Return the device and inode of a file or folder, following links."""
+    found = os.stat(path)  # noqa: PTH116 (a million Paths would take twice as long)
     return found.st_dev, found.st_ino
 
 
 def is_a(ask: Callable[[], bool]) -> bool:
-    """Return the answer of an entry's `is_dir` or `is_file`; a link to itself is neither."""
+    """Call an entry's `is_dir` or `is_file`; a link to itself is neither."""
     try:
         return ask()
     except OSError:
@@ -175,7 +173,7 @@ def is_a(ask: Callable[[], bool]) -> bool:
 
 
 def check_name(path: str) -> str:
-    """Return the path; raises UserError where it is not UTF-8, for a record holds text."""
+    """Return the path; raises UserError if it is not UTF-8, since records hold text."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -184,32 +182,29 @@ def check_name(path: str) -> str:
 
 
 def write_path(path: str | Path) -> str:
-    """Return a path as text that can be printed, whatever its bytes."""
+    """Return a path as printable text, whatever its bytes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def write_skipped(skipped: Mapping[str, int]) -> str:
-    """Return `; skipped 2 hidden files, 1 file of type .txt`, or nothing."""
-    counts = sorted((kind, count) for kind, count in skipped.items() if count)
-    listed = ", ".join(f"{count:,} {plural(kind) if count > 1 else kind}" for kind, count in counts)
-    return f"; skipped {listed}" if listed else ""
+    """Return `; skipped 2 hidden files, 1 file of type .txt`, or an empty string."""
+    listed = []
+    for kind, count in sorted((kind, count) for kind, count in skipped.items() if count):
+        plural = re.sub(r"\b(file|folder|image|link)\b", r"\1s", kind, count=1)
+        listed.append(f"{count:,} {plural if count > 1 else kind}")
+    return f"; skipped {', '.join(listed)}" if listed else ""
 
 
-def plural(kind: str) -> str:
-    """Return the plural of `hidden file`, `folder met before through a link` and the like."""
-    return re.sub(r"\b(file|folder|image|link)\b", r"\1s", kind, count=1)
-
-
-DECODED_AT_ONCE = 256  # files one thread takes at a time: large enough to hide the pool's own cost
+DECODED_AT_ONCE = 256  # files per task of a thread: large enough to hide the pool's overhead
 MAX_WORKERS = 16
 DECODER = 2  # raised whenever the same file would give other pixels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder of images holds. `validation` is None unless the folder has both `val` and `test`.
+    """What a folder of images contains; `validation` is None unless it has both `val` and `test`.
 
-    `skipped`: how many of each kind were left out.
+    skipped: how many files of each kind were left out.
     """
 
     classes: tuple[str, ...]
@@ -217,15 +212,15 @@ class Layout:
     validation: Files | None
     test: Files
     skipped: Mapping[str, int] = field(default_factory=dict)
-    shared: int = 0  # images of the test part that are files of the training part
+    shared: int = 0  # test images that are files of the training part
 
     def parts(self) -> dict[str, Files]:
-        """Return the parts there are by name: `train`, `test`, perhaps `validation`."""
+        """Return the parts by name: `train`, `test`, perhaps `validation`."""
         held_out = {} if self.validation is None else {"validation": self.validation}
         return {"train": self.train, "test": self.test, **held_out}
 
     def whole(self) -> Files:
-        """Return the files of all parts, one part after the other."""
+        """Return the files of all parts, in the order of `parts`."""
         parts = self.parts().values()
         return Files([path for part in parts for path in part.paths], torch.cat([part.labels for part in parts]))
 
@@ -233,14 +228,16 @@ class Layout:
 def scan_folder(folder: Path) -> Layout:
     """List the images of `folder`: `train/CLASS/*`, and `test/CLASS/*` or `val/CLASS/*` (or both).
 
-    Label k is the k-th class name in sorted order; folders inside a class are searched too. Nothing is decoded. What is
-    hidden, empty or no image is left out and counted, and so is a file or folder that links lead to twice.
-    Raises UserError when the folder, `train`, or both `test` and `val` are missing, when a part has no class or a class
-    has no image, when two parts have different classes, and when every test image is a training image.
+    Label k is the k-th class name in sorted order; folders inside a class are searched too. Nothing is decoded. Hidden
+    and empty entries, other files, and whatever links lead to a second time are skipped and counted. Raises UserError
+    when the folder, `train`, or both `test` and `val` are missing, when a part has no class or a class has no image,
+    when two parts have different classes, and when every test image is a training image.
     Invariant: every class has at least one file in every part; no part has a file twice.
     """
-    wanted = f"{folder}/train/CLASS/*.jpg and {folder}/test/CLASS/*.jpg (or val)"
-    way_out = f"wanted: {wanted}; name another place with DATA= (the folder above) or the page's data_dir"
+    way_out = (
+        f"expected {folder}/train/CLASS/*.jpg and {folder}/test/CLASS/*.jpg (or val); name another place with DATA= "
+        "(the folder above) or the page's data_dir"
+    )
     check_name(str(folder))
     if not folder.is_dir():
         raise UserError(f"no image folder at {folder}; {way_out}")
@@ -272,24 +269,24 @@ def scan_folder(folder: Path) -> Layout:
     )
     if layout.shared == len(layout.test.paths):
         raise UserError(
-            f"{folder}: all {layout.shared} images of {held_out[0]} are files of train, so a test would say nothing: "
-            "hold images out of train (split= makes a validation part, no test part)"
+            f"{folder}: all {layout.shared} images of {held_out[0]} are files of train, so a test would mean nothing: "
+            "hold images out of train (split= makes a validation part, not a test part)"
         )
     return layout
 
 
 def check_memory(files: Files, size: int) -> None:
-    """Raise UserError when `files`, decoded at `size`, can't fit the machine's memory."""
+    """Raise UserError when `files`, decoded at `size`, don't fit in the machine's memory."""
     need = len(files.paths) * 3 * size * size
     if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(f"{len(files.paths)} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
 
 
 def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
-    """Decode all `files` in threads to a uint8 tensor (images, 3, size, size), resized by `fit_image` where needed.
+    """Decode all `files`, in threads, to a uint8 tensor (images, 3, size, size), resized by `fit_image`.
 
-    Also returns how many images were changed in which way, see `read_image`. Raises UserError naming the first file
-    that can't be decoded.
+    Also returns how many images were changed in which way. Raises UserError naming the first file that can't be
+    decoded.
     """
     pixels = np.empty((len(files.paths), 3, size, size), dtype=np.uint8)
     notes: list[str] = []
@@ -304,19 +301,19 @@ def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_WORKERS))
     try:
         for _ in pool.map(decode, range(0, len(files.paths), DECODED_AT_ONCE)):
-            pass  # asking for the results raises the first error in file order
+            pass  # reading the results raises the first error in file order
     finally:
         pool.shutdown(cancel_futures=True)
     return torch.from_numpy(pixels), Counter(notes)
 
 
-SAMPLED = 1000  # files whose bytes count in a fingerprint: of a million, to read all would take as long as an epoch
+SAMPLED = 1000  # files whose content enters a fingerprint: reading a million would take as long as an epoch
 
 
 def hash_files(folder: Path, layout: Layout) -> str:
-    """Return a sha256 over the sorted names (relative to `folder`) and sizes in bytes of all files, and DECODER.
+    """Return a sha256 of DECODER and the sorted names (relative to `folder`) and sizes of all files.
 
-    And over the bytes of SAMPLED files, spread evenly: uncompressed images of two sets may have the same sizes.
+    SAMPLED files, evenly spread, enter with their content, since uncompressed images of two sets may have equal sizes.
     """
     paths = {path.removeprefix(f"{folder}{os.sep}"): path for part in layout.parts().values() for path in part.paths}
     digest = hashlib.sha256(f"decoder {DECODER}\n".encode())
@@ -333,33 +330,33 @@ OPAQUE = "taken as opaque (transparency is left out)"
 FIRST = "of several frames, the first of which was read"
 RESIZED = "resized to the page's image_size"
 CUT = "cut to the square in the middle"
-COLOURS = ("LAB", "HSV", "YCbCr", "CMYK")  # modes of other colours, turned into RGB as Pillow does it
+COLOURS = ("LAB", "HSV", "YCbCr", "CMYK")  # other colour spaces, converted to RGB by Pillow
 
 
 def read_image(path: str, notes: list[str] | None = None) -> Image.Image:
-    """Decode one image as RGB, upright; raises UserError naming the file when that fails.
+    """Decode one image as upright RGB; raises UserError naming the file when that fails.
 
-    What was done to its pixels is added to `notes`. Invariant: a file whose mode is RGB or L and whose EXIF data, if
-    any, call for no rotation is what Pillow's `convert("RGB")` gives.
+    Changes to its pixels are added to `notes`. Invariant: a file of mode RGB or L that EXIF data do not rotate gives
+    what Pillow's `convert("RGB")` gives.
     """
     try:
         with Image.open(path) as opened:
             return to_rgb(opened, notes)
     except UserError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    except Exception as error:  # Pillow's decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
         refuse_image(path, error)
 
 
 def to_rgb(image: Image.Image, notes: list[str] | None = None) -> Image.Image:
-    """Return an opened image decoded, upright and as RGB; see `read_image`. Raises ValueError where nobody can say how.
+    """Return an opened image as upright RGB; see `read_image`. Raises ValueError for an ambiguous format.
 
-    16 bits become 8 by their upper half, as Pillow reads RGB of 16 bits. Transparency is left out and not filled.
+    Of 16 bits the upper 8 are kept, as Pillow does for 16-bit RGB. Transparency is ignored.
     """
     told: list[str] = []
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose others are previews of the first
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose other frames are previews
         told.append(FIRST)
-    turned = orientation(image) != 1  # asked first: a TIFF file is turned as it is loaded
+    turned = orientation(image) != 1  # asked first, since a TIFF file is rotated on loading
     image.load()
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
@@ -373,30 +370,30 @@ def to_rgb(image: Image.Image, notes: list[str] | None = None) -> Image.Image:
         told.append(f"turned from {image.mode} to RGB")
     if notes is not None:
         notes += told
-    if image.mode in ("P", "PA", "La", "RGBa"):  # straight to RGB, Pillow warns of these or refuses
+    if image.mode in ("P", "PA", "La", "RGBa"):  # Pillow warns of these or refuses to convert them directly
         image = image.convert({"La": "LA"}.get(image.mode, "RGBA"))
     return image.convert("RGB")
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation that an image's EXIF data ask for, 1 to 8; 1, which is upright, where they say nothing."""
+    """Return the EXIF orientation of an image, 1 to 8; 1 (upright) where there is none."""
     asked: int | None = None
-    with contextlib.suppress(Exception):  # EXIF data that cannot be read cost no image
+    with contextlib.suppress(Exception):  # broken EXIF data must not cost the image
         asked = image.getexif().get(ExifTags.Base.Orientation)
     return asked if asked is not None and asked in range(2, 9) else 1
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits as L. Raises ValueError where black and white are not known: floats, 32 bits."""
+    """Return a 16-bit grey image as L. Raises ValueError for floats and 32 bits, whose white level is unknown."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, and nothing says which is white: save 8 bits")
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two are of 16 bits at most
-        raise ValueError("its pixels are whole numbers of 32 bits, and nothing says which is white: save 8 or 16 bits")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # which have at most 16 bits
+        raise ValueError("its pixels are 32-bit integers, and nothing says which is white: save 8 or 16 bits")
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Return whether a pixel of the image is not opaque."""
+    """Return whether any pixel is not opaque."""
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         return bool(image.getextrema()[-1][0] < 255)  # type: ignore[index, misc]
     if "transparency" not in image.info:
@@ -410,7 +407,7 @@ def refuse_image(path: str | Path, error: Exception) -> NoReturn:
 
 
 def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the shorter side is `size` and cut the centre square; an image that fits is returned as it is.
+    """Resize the shorter side to `size` and crop the centre square; an image that fits is returned as it is.
 
     Bilinear with antialiasing, in Pillow's integer arithmetic: the same pixels on every machine.
     """

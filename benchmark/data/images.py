@@ -14,34 +14,38 @@ from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
 from benchmark.data.files import Files, read_image
 
+Batches = Iterator[tuple[Tensor, Tensor]]  # images and labels
+Share = tuple[int, int]  # rank, ranks
+ALONE: Share = (0, 1)
+
 
 def draw_order(count: int, seed: int, epoch: int) -> tuple[Tensor, torch.Generator]:
-    """Return the order of `count` images in an epoch and the CPU generator that drew it, for the draws that follow.
+    """Return the order of `count` images in an epoch, and the CPU generator that drew it, for further draws.
 
-    Invariant: a function of (count, seed, epoch) alone, so every method and every device sees the same order.
+    Invariant: a function of (count, seed, epoch) alone: the same order for every method and device.
     """
     generator = torch.Generator().manual_seed(derive("epoch", seed, epoch))
     return torch.randperm(count, generator=generator), generator
 
 
 def batch_starts(count: int, batch_size: int, drop_last: bool = False, start: int = 0) -> range:
-    """Return where each batch of `count` images begins, from batch index `start` on; its length counts the batches."""
+    """Return the first image of each batch, from batch index `start` on."""
     stop = count - count % batch_size if drop_last else count
     return range(start * batch_size, stop, batch_size)
 
 
 def per_channel(values: Sequence[float]) -> Tensor:
-    """Return a mean or deviation given in [0, 1] units as a (1, channels, 1, 1) tensor in units of uint8 pixels."""
+    """Return a mean or deviation in [0, 1] units as a (1, channels, 1, 1) tensor in units of uint8 pixels."""
     return torch.tensor(values, dtype=torch.float32).mul_(255).view(1, -1, 1, 1)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return uint8 images as float32: (pixel - mean) / std per channel, both as given by `per_channel`."""
+    """Return uint8 images as float32, (pixel - mean) / std per channel; see `per_channel`."""
     return images.to(torch.float32).sub_(mean).div_(std)
 
 
 class Images(Protocol):
-    """One part of a data set. Images are served as normalised float32 (batch, channels, height, width)."""
+    """One part of a data set; images are normalised float32 (batch, channels, height, width)."""
 
     labels: Tensor  # int64, on the CPU, one per image in stored order
 
@@ -55,26 +59,21 @@ class Images(Protocol):
         drop_last: bool,
         device: torch.device,
         start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        share: Share = ALONE,
+    ) -> Batches:
         """Yield shuffled, augmented (images, labels) from batch index `start` on.
 
-        share: (rank, ranks); each rank is given, and makes, every ranks-th image of each batch, from `rank` on.
-        Invariant: a function of (seed, epoch) alone: every method, device and resumed run sees the same images.
+        share: (rank, ranks); each rank makes every ranks-th image of each batch, from `rank` on. Invariant: a function
+        of (seed, epoch) alone: every method, device and resumed run sees the same images.
         """
         ...
 
-    def batches(
-        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once in stored order, for evaluation; with `share` (rank, ranks), every ranks-th batch."""
+    def batches(self, batch_size: int, device: torch.device, share: Share = ALONE) -> Batches:
+        """Yield every image once, in stored order, for evaluation; with `share`, every ranks-th batch."""
         ...
 
     def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices` with their labels, for scoring at initialisation.
-
-        They are augmented as in training, or as for evaluation.
-        """
+        """Return the images at `indices` with their labels, for scoring; not `augmented`: as in evaluation."""
         ...
 
 
@@ -82,15 +81,15 @@ class Reader(Protocol):
     """Where the images of a part come from."""
 
     def read(self, index: int, augmented: bool) -> Tensor:
-        """Return image `index`, uint8 (3, size, size), for training if `augmented`, else for evaluation.
+        """Return image `index`, uint8 (3, size, size), for training if `augmented`, otherwise for evaluation.
 
-        Random numbers are drawn from torch's generator of the CPU, which the caller has seeded. Raises UserError.
+        Random numbers come from torch's CPU generator, which the caller has seeded. Raises UserError.
         """
         ...
 
 
 class Originals:
-    """Images read from their files by Pillow and cut by torchvision's transforms; see `Reader`, `StreamedImages`."""
+    """Images decoded from their files by Pillow and cropped by torchvision's transforms; see `StreamedImages`."""
 
     def __init__(self, paths: list[str], image_size: int, flip: bool) -> None:
         self.paths = paths
@@ -102,18 +101,17 @@ class Originals:
         self.plain = transforms.Compose([resize, crop, transforms.PILToTensor()])
 
     def read(self, index: int, augmented: bool) -> Tensor:
-        """Decode image `index` and cut it; see `Reader`."""
+        """Decode and crop image `index`; see `Reader`."""
         image: Tensor = (self.augmented if augmented else self.plain)(read_image(self.paths[index]))
         return image
 
 
 class StreamedImages:
-    """One part of a data set, read as it is used, by default from its files: ImageNet's transforms.
+    """One part of a data set, decoded as it is used, with ImageNet's transforms.
 
     Training: RandomResizedCrop(image_size), and a horizontal flip if `flip`. Evaluation: Resize to 256/224 of
-    image_size, CenterCrop(image_size). `workers` processes decode; 0 decodes in this one.
-    Invariant: an augmented image is a function of (seed, epoch, its index) alone, whatever the number of workers, and
-    no global random state is changed.
+    image_size, CenterCrop(image_size). `workers` processes decode; 0: this one does. Invariant: an augmented image is
+    a function of (seed, epoch, its index) alone, and no global random state changes.
     """
 
     def __init__(
@@ -141,17 +139,15 @@ class StreamedImages:
         drop_last: bool,
         device: torch.device,
         start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        share: Share = ALONE,
+    ) -> Batches:
         """Yield the shuffled, augmented batches of an epoch from batch index `start` on; see `Images`."""
         order, _ = draw_order(len(self), seed, epoch)
         starts = batch_starts(len(self), batch_size, drop_last, start)
         batches = [order[i : i + batch_size][share[0] :: share[1]] for i in starts]
         yield from self._stream(batches, ("augment", seed, epoch), device)
 
-    def batches(
-        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, device: torch.device, share: Share = ALONE) -> Batches:
         """Yield all images in order, not augmented, for evaluation; see `Images`."""
         batches = torch.arange(len(self)).split(batch_size)[share[0] :: share[1]]
         yield from self._stream(list(batches), None, device)
@@ -163,22 +159,20 @@ class StreamedImages:
         parts = list(self._stream([indices[i : i + 64].cpu() for i in starts], key, device))
         return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
-    def _stream(
-        self, batches: list[Tensor], key: tuple[Any, ...] | None, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _stream(self, batches: list[Tensor], key: tuple[Any, ...] | None, device: torch.device) -> Batches:
         loader = DataLoader(
             BatchReader(self.reader, key),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=min(self.workers, len(batches)),
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # or else the loader would draw from the global random state
+            generator=torch.Generator(),  # otherwise the loader draws from the global random state
         )
         mean, std = self.mean.to(device), self.std.to(device)
         for batch, images in zip(batches, loader, strict=True):
             if isinstance(images, str):
                 raise UserError(images)
-            images = images.to(device, non_blocking=True).contiguous()  # from pixels to planes, quickest on the device
+            images = images.to(device, non_blocking=True).contiguous()  # channels first: fastest on the device
             yield normalise(images, mean, std), self.labels[batch].to(device)
 
 
@@ -189,9 +183,9 @@ class BatchReader(Dataset[Tensor]):
         self.reader, self.key = reader, key
 
     def __getitems__(self, indices: Iterable[int]) -> Tensor | str:
-        # An error is returned, not raised: the loader would bury its message in a worker's traceback.
+        # Errors are returned, since the loader would bury a raised one in a worker's traceback.
         try:
-            # Pixel by pixel, as decoded: to put planes together here would cost a fifth of the time of a small JPEG.
+            # Channels last, as decoded: converting here would take a fifth of the time of a small JPEG.
             return torch.stack([self._read(index).permute(1, 2, 0) for index in indices]).permute(0, 3, 1, 2)
         except UserError as error:
             return str(error)
@@ -205,5 +199,5 @@ class BatchReader(Dataset[Tensor]):
             return self.reader.read(index, augmented=True)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

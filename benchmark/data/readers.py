@@ -1,4 +1,4 @@
-"""Data sets that are read whole: the embedded digits, CIFAR, and small folders of images."""
+"""Data sets that are read as a whole: the embedded digits and CIFAR."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CIFAR = {
 
 
 def read_digits(page: Page, folder: Path) -> Stored:
-    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 scaled to 0..255; `folder` is not read.
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 scaled to 0..255; `folder` is ignored.
 
-    The test part is a fixed 360 images (20 %): those `stratify` draws under the name "digits test"; the other 1,437
-    are the training part, in scikit-learn's order.
+    360 images (20 %), drawn by `stratify` under the name "digits test", are the test part; the other 1,437 are the
+    training part, in scikit-learn's order.
     """
     images, targets = load_digits()
     pixels = np.rint(images * (255 / 16)).astype(np.uint8)
@@ -36,34 +36,33 @@ def read_digits(page: Page, folder: Path) -> Stored:
     test = stratify(labels, -(-len(labels) // 5), "digits test")
     train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
     stacked = stack_images(pixels, page.image_size)
-    chosen = {"train": train, "test": test}
-    parts = {name: Arrays(stacked[index], labels[index]) for name, index in chosen.items()}
+    parts = {"train": Arrays(stacked[train], labels[train]), "test": Arrays(stacked[test], labels[test])}
     return Stored(tuple("0123456789"), parts)
 
 
 def read_cifar(page: Page, folder: Path) -> Stored:
     """Return CIFAR-10 or CIFAR-100 from `folder`, downloaded there by torchvision on first use.
 
-    Raises UserError saying which file to put where when it is absent and can't be downloaded.
+    Raises UserError, saying which file to put where, when it is missing and can't be downloaded.
     """
     name, archive, unpacked = CIFAR[page.data]
     try:
         train, test = (open_cifar(name, folder, train) for train in (True, False))
     except Exception as error:  # networks, archives and pickles raise many kinds
-        there = [name for name in (archive, unpacked) if (folder / name).exists()]
-        seen = f"{' and '.join(there)} in {folder} is damaged" if there else f"not found in {folder}"
-        way_out = f"delete what is damaged and put {archive}" if there else f"put {archive}"
+        found = [name for name in (archive, unpacked) if (folder / name).exists()]
+        seen = f"{' and '.join(found)} in {folder} is damaged" if found else f"not found in {folder}"
+        way_out = f"delete it and put {archive}" if found else f"put {archive}"
         raise UserError(
             f"{page.data}: {seen}, and the download failed ({error}); {way_out} or the unpacked {unpacked}/ in "
             f"{folder}, or name the folder above it with DATA=; TASK=digits_resnet20 needs no download"
         ) from error
-    found, size = {"train": train, "test": test}, page.image_size
-    parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in found.items()}
+    sets, size = {"train": train, "test": test}, page.image_size
+    parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in sets.items()}
     return Stored(tuple(train.classes), parts)
 
 
 def open_cifar(name: str, folder: Path, train: bool) -> Any:
-    """Open a part of torchvision's data set `name`; where it is absent, one process downloads and the others wait."""
+    """Open a part of torchvision's data set `name`; if it is missing, one process downloads it and others wait."""
     reader = getattr(torchvision.datasets, name)
     try:
         return reader(str(folder), train=train)
@@ -84,14 +83,14 @@ def stack_images(pixels: np.ndarray, size: int) -> Tensor:
 READERS = {"digits": read_digits, "cifar10": read_cifar, "cifar100": read_cifar}
 
 
-STORED = Path("datasets", "data", "digits.csv.gz")  # in scikit-learn's package; a row: 64 grey levels and the digit
+STORED = Path("datasets", "data", "digits.csv.gz")  # in scikit-learn's package; rows of 64 grey levels and the digit
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the 1,797 images, float64 (1797, 8, 8) of grey levels 0..16, and their digits, int64 (1797,).
 
-    Importing scikit-learn takes longer than a whole epoch on them, so its file is read where it is found; a version
-    that keeps it elsewhere is asked itself. Invariant: the values of sklearn.datasets.load_digits, in its order.
+    Importing scikit-learn takes longer than an epoch, so its file is read directly where possible.
+    Invariant: the values and order of sklearn.datasets.load_digits.
     """
     package = find_spec("sklearn")
     for folder in (package.submodule_search_locations or ()) if package else ():

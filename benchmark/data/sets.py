@@ -1,9 +1,8 @@
-"""Data sets: read, split once for all methods, and served as batches that depend on (seed, epoch) alone."""
+"""Data sets: read, split in the same way for all methods, and served as batches that depend on (seed, epoch) alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,22 +27,31 @@ from benchmark.data.files import (
     hash_files,
     scan_folder,
 )
-from benchmark.data.images import Images, StreamedImages, batch_starts, draw_order, normalise, per_channel
+from benchmark.data.images import (
+    ALONE,
+    Batches,
+    Images,
+    Share,
+    StreamedImages,
+    batch_starts,
+    draw_order,
+    normalise,
+    per_channel,
+)
 from benchmark.data.readers import READERS
 from benchmark.data.shard import Resized, load_shard
 from benchmark.distributed.ranks import own_cores
 
-PIXELS_AT_ONCE = 2**23  # augmented in one go on an accelerator: few launches, about 200 MB of workspace
+PIXELS_AT_ONCE = 2**23  # augmented together on an accelerator: few launches, about 200 MB of workspace
 
 
 @dataclass(frozen=True)
 class Data:
     """A data set, split.
 
-    `fingerprint` is a sha256 of all parts before the split, the same on every machine: of class names, labels and
-    pixels (at image_size) in memory, of file names, sizes and the bytes of a sample when streamed.
-    `overlap`: how many test images are training images too, by their pixels or, when streamed, by their bytes; None
-    where the data are no user's folder.
+    fingerprint: a sha256 of all parts before the split, the same on every machine: of class names, labels and pixels
+    (at image_size) in memory, of file names, sizes and a sample of contents when streamed. overlap: how many test
+    images are training images too, by pixels or, when streamed, by content; None for data other than folders.
     """
 
     name: str
@@ -58,10 +66,10 @@ class Data:
 
 
 class MemoryImages:
-    """One part of a data set held as uint8 on `device`; crops and flips are one gather per batch, no copy per image.
+    """One part of a data set held as uint8 on `device`; crops and flips are one gather per batch.
 
-    `pad` > 0: a random square of the stored size is cut after padding by `pad` pixels, by reflection or with zeros
-    (black before normalisation, as torchvision's RandomCrop does). `flip`: mirrored with probability 1/2.
+    pad > 0: a random square of the stored size is cropped after padding by `pad` pixels, by reflection or with zeros
+    (black before normalisation, as torchvision's RandomCrop does). flip: mirrored with probability 1/2.
     """
 
     def __init__(
@@ -71,7 +79,7 @@ class MemoryImages:
         self.stored = pad_images(part.pixels.to(device), pad, mode)
         self.stored_labels = part.labels.to(device)
         self.mean, self.std = per_channel(page.mean).to(device), per_channel(page.std).to(device)
-        # On an accelerator several batches are cut at once: launches, not arithmetic, are what a small batch costs.
+        # On an accelerator several batches are cropped together, since launches dominate the cost of small ones.
         self.pixels_at_once = 0 if device.type == "cpu" else PIXELS_AT_ONCE
 
     def __len__(self) -> int:
@@ -85,8 +93,8 @@ class MemoryImages:
         drop_last: bool,
         device: torch.device,
         start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        share: Share = ALONE,
+    ) -> Batches:
         """Yield the shuffled, augmented batches of an epoch from batch index `start` on; see `Images`."""
         order, generator = draw_order(len(self), seed, epoch)
         drawn = self._draw(order, generator)
@@ -99,9 +107,7 @@ class MemoryImages:
             lengths = [batch.shape[1] for batch in own]
             yield from zip(images.to(device).split(lengths), labels.to(device).split(lengths), strict=True)
 
-    def batches(
-        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, device: torch.device, share: Share = ALONE) -> Batches:
         """Yield every image once in stored order, not augmented; see `Images`."""
         inside = slice(self.pad, self.pad + self.size)
         for i in batch_starts(len(self), batch_size)[share[0] :: share[1]]:
@@ -118,7 +124,7 @@ class MemoryImages:
         return images.to(device), labels.to(device)
 
     def _draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        # Rows: image, top, left, mirrored. Drawn on the CPU in this fixed order: all devices see the same images.
+        # Rows: image, top, left, mirrored. Drawn on the CPU, in this order: the same images on every device.
         offsets = torch.randint(0, 2 * self.pad + 1, (2, len(indices)), generator=generator)
         mirrored = torch.randint(0, 2, (1, len(indices)), generator=generator) * int(self.flip)
         return torch.cat([indices.unsqueeze(0), offsets, mirrored]).to(self.stored.device)
@@ -138,7 +144,7 @@ class MemoryImages:
 def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
     """Pad uint8 images by `pad` pixels on each side: `reflect` (the border is not repeated) or `zero`."""
     padded, size = functional.pad(pixels, (pad, pad, pad, pad)), pixels.shape[-1]
-    if mode == "reflect":  # torch reflects no uint8: line by line instead, all rows before all columns
+    if mode == "reflect":  # torch cannot reflect uint8: copy line by line, all rows before all columns
         first, last = pad, pad + size - 1
         for dim in (2, 3):
             for k in range(1, pad + 1):
@@ -150,15 +156,14 @@ def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
 def load_data(page: Page, root: Path, device: torch.device) -> Data:
     """Read the page's data set from `root`/(data_dir or the data set's name), split it, and put it on `device`.
 
-    `split`: full = all training images; paper = the first 90 % in stored order (of a fixed permutation for folders,
-    whose stored order is by class), the rest validates; holdout = 10 % of every class validate, the rest trains. A
-    folder with both `val` and `test` brings its own validation part: its training part is never cut.
-    Raises UserError before any batch when data is missing or can't be used; when streaming, one image per class and
-    part is decoded here and any other broken file is named when it is reached.
-    Invariant: parts are disjoint, and no run's seed has a part in them.
+    split: full = train on all training images; paper = on the first 90 % in stored order (for folders, which are stored
+    by class, of a fixed permutation), validate on the rest; holdout = validate on 10 % of every class. A folder with
+    both `val` and `test` has its own validation part, so its training part is never split. Raises UserError before any
+    batch when data is missing or unusable; when streaming, only one image per class and part is decoded here.
+    Invariant: parts are disjoint and do not depend on the run's seed.
     """
     folder = find_folder(page, root)
-    name = folder.resolve().name if page.data in FOLDERS else page.data  # a folder's images are known by its name
+    name = folder.resolve().name if page.data in FOLDERS else page.data
     channels = 1 if page.data == "digits" else 3
     if len(page.mean) != channels or len(page.std) != channels:
         raise UserError(f"mean and std must have {channels} value(s) for data={page.data}, got {page.mean}, {page.std}")
@@ -169,18 +174,18 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     else:
         raise UserError(f"in_memory=false streams from a folder of images; data={page.data} is always in memory")
     if page.drop_last and len(data.train) < page.batch_size:
-        most = f"{len(data.train)} (all training images) where drop_last is on"
+        most = f"{len(data.train)} (all training images) with drop_last"
         raise UserError(f"batch_size must be at most {most}, got {page.batch_size}")
     return data
 
 
 def find_folder(page: Page, root: Path) -> Path:
-    """Return the folder of the page's data set; raises UserError where it is that of a user who is not known."""
+    """Return the folder of the page's data set; raises UserError for `~user` of an unknown user."""
     return expand(root) / expand(Path(page.data_dir or page.data))
 
 
 def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Data:
-    """Return the images of a folder, in memory or streamed, and tell what was read of it; see `load_data`."""
+    """Return the images of a folder, in memory or streamed, and print what was read; see `load_data`."""
     layout = scan_folder(folder)
     if page.in_memory:
         for files in layout.parts().values():
@@ -211,12 +216,12 @@ def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
 
 
 def stream_folder(page: Page, name: str, folder: Path, layout: Layout) -> tuple[Data, dict[str, int]]:
-    """Split the images of a folder as the page says, to be decoded as they are used: its files, or resized once.
+    """Split the images of a folder as the page says, to be decoded (or resized once) as they are used.
 
-    Also returns how many images, of those that are decoded now, are changed in which way.
+    Also returns how many of the images that are decoded now are changed in which way.
     """
     whole, shard = layout.whole(), load_shard(folder, layout, page.resized) if page.resized else None
-    notes = check_firsts(layout) if shard is None else {}  # a shard has every image decoded already, and told of them
+    notes = check_firsts(layout) if shard is None else {}  # making a shard decodes every image and prints its notes
     workers = page.workers or min(own_cores(), MAX_WORKERS)
 
     def serve(numbers: Tensor) -> StreamedImages:
@@ -237,7 +242,7 @@ def stream_folder(page: Page, name: str, folder: Path, layout: Layout) -> tuple[
 
 
 def check_firsts(layout: Layout) -> dict[str, int]:
-    """Decode one image per class and part; return how many of these are changed in which way, but for their size.
+    """Decode one image per class and part; return how many are changed in which way, other than in size.
 
     Raises UserError naming one that can't be decoded.
     """

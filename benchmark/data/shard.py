@@ -1,7 +1,7 @@
 """Folders of images resized once: every image as a small JPEG, all in one file, read image by image.
 
-The file: the JPEGs one after the other; then, as NumPy saves them, where each ends and its CRC-32; then a tail that
-says where that index begins and what its SHA-256 is.
+The file: the JPEGs one after the other; an index, two NumPy arrays with the end and the CRC-32 of each; and a tail with
+the start and the SHA-256 of the index.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from benchmark.data.cache import DamagedError, Slot, hash_source, tell
 from benchmark.data.files import MAX_WORKERS, Layout, orientation, refuse_image, to_rgb
 
 QUALITY = 90
-TOGETHER = 16  # images one thread takes at a time
-AHEAD = 4  # such portions per thread that may wait for the disk: memory stays small where it is slow
-LOOK = 500  # images after which it is seen whether the disk has room for all
+TOGETHER = 16  # images per task of a thread
+AHEAD = 4  # tasks per thread that may wait for a slow disk: bounds the memory
+LOOK = 500  # images after which the free space is checked
 TELL_S = 10.0  # seconds between two lines of progress
-TAIL = struct.Struct("<QQ32s")  # where the index begins, how many images, its SHA-256
+TAIL = struct.Struct("<QQ32s")  # start of the index, number of images, SHA-256 of the index
 
 
 class Shard:
-    """The images of a folder, resized, in one open file, in the order of the layout's parts.
+    """The resized images of a folder in one open file, in the order of the layout's parts.
 
-    Read, not mapped: of a file cut short by others, a read gives less, where a mapping would end the process.
+    Read, since a mapped file that someone truncates would crash the process.
     """
 
     def __init__(self, path: Path, ends: np.ndarray, checks: np.ndarray) -> None:
@@ -53,7 +53,7 @@ class Shard:
         self.file = path.open("rb")
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.path, self.ends, self.checks  # a loader's process opens the file anew
+        return self.path, self.ends, self.checks  # a loader's process opens the file itself
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.__init__(*state)  # type: ignore[misc]
@@ -62,11 +62,11 @@ class Shard:
         return len(self.ends)
 
     def read(self, number: int) -> bytes | None:
-        """Return the JPEG of image `number`, or None where it is not what was written."""
+        """Return the JPEG of image `number`, or None where it is damaged."""
         start = int(self.ends[number - 1]) if number else 0
         try:
             content = os.pread(self.file.fileno(), int(self.ends[number]) - start, start)
-        except OSError:  # a bad disk, or a file removed by others from one that is far away
+        except OSError:  # a bad disk, or a file that was removed from a network drive
             return None
         return content if zlib.crc32(content) == self.checks[number] else None
 
@@ -74,7 +74,7 @@ class Shard:
 def load_shard(folder: Path, layout: Layout, size: int) -> Shard | None:
     """Return the images of a folder's layout with their shorter side resized to `size`, made on first use.
 
-    None where the file can't be written, which is told: `shrink` then makes the same images as they are used. Raises
+    None, with a warning, where the file can't be written: `shrink` then makes the same images on each use. Raises
     UserError naming an image that can't be decoded.
     """
     slot = Slot(folder, f"resized-{size}", hash_source(folder, layout))
@@ -83,32 +83,27 @@ def load_shard(folder: Path, layout: Layout, size: int) -> Shard | None:
     def read(path: Path) -> Shard:
         return open_shard(path, len(paths))
 
-    found = slot.read(read)
-    if found is not None:
-        return found
-    with slot.building() as path:
-        found = slot.read(read, silent=True)  # another process may have made it while this one waited
-        if found is None and slot.write(path, lambda temporary: write_shard(temporary, paths, size)):
-            found = slot.read(read)
+    def make(path: Path | None) -> Shard | None:
+        return slot.read(read) if slot.write(path, lambda temporary: write_shard(temporary, paths, size)) else None
+
+    found = slot.load(read, make)
     if found is None:
-        tell(
-            f"images are resized again each time they are used, to the same bits: resized={size} is slow without a file"
-        )
+        tell(f"images are resized again each time they are used: resized={size} is slow without a file")
     return found
 
 
 def shrink(path: str, size: int, notes: list[str] | None = None) -> bytes:
-    """Return an image file as a JPEG, RGB, its shorter side resized to `size`; one that is smaller keeps its own.
+    """Return an image file as an RGB JPEG with its shorter side reduced to `size` (smaller images keep theirs).
 
-    Bilinear with antialiasing. Raises UserError naming the file when it can't be decoded.
-    Invariant: a function of the file, `size` and Pillow's version alone.
+    Bilinear with antialiasing. Raises UserError naming a file that can't be decoded. Invariant: a function of the file,
+    `size` and Pillow's version alone.
     """
     try:
         with Image.open(path) as opened:
-            turned = 5 <= orientation(opened) <= 8 and opened.format != "TIFF"  # of which Pillow says the upright size
+            turned = 5 <= orientation(opened) <= 8 and opened.format != "TIFF"  # whose size is the upright one
             scale = min(1.0, size / min(opened.size))
             wanted = round(opened.width * scale), round(opened.height * scale)
-            opened.draft("RGB", (2 * wanted[0], 2 * wanted[1]))  # a large JPEG, decoded no larger than needed
+            opened.draft("RGB", (2 * wanted[0], 2 * wanted[1]))  # decode large JPEGs no larger than needed
             image = to_rgb(opened, notes)
         wanted = wanted[::-1] if turned else wanted
         if image.size != wanted:
@@ -121,7 +116,7 @@ def shrink(path: str, size: int, notes: list[str] | None = None) -> bytes:
 
 
 def shrink_all(paths: Sequence[str], size: int, notes: list[str] | None = None) -> Iterator[bytes]:
-    """Yield `shrink` of every file in order, made by threads that run a bounded number of images ahead."""
+    """Yield `shrink` of every file in order; threads work a bounded number of images ahead."""
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
     firsts = iter(range(0, len(paths), TOGETHER))
     pool = ThreadPoolExecutor(workers)
@@ -141,7 +136,7 @@ def shrink_all(paths: Sequence[str], size: int, notes: list[str] | None = None) 
 
 
 def write_shard(path: Path, paths: Sequence[str], size: int) -> None:
-    """Write the file of all images, telling how far it is. Raises OSError as soon as the disk seems too small."""
+    """Write the file of all images, printing progress. Raises OSError once the disk turns out to be too small."""
     count, written, began = len(paths), 0, time.monotonic()
     told = began
     ends, checks = np.zeros(count, np.int64), np.zeros(count, np.uint32)
@@ -153,9 +148,8 @@ def write_shard(path: Path, paths: Sequence[str], size: int) -> None:
             ends[number], checks[number] = written, zlib.crc32(content)
             left = (count - number - 1) / (number + 1)
             if number + 1 == LOOK and shutil.disk_usage(path.parent).free < left * written:
-                raise OSError(
-                    errno.ENOSPC, f"about {(1 + left) * written / 2**30:.1f} GiB are needed: no room on the disk"
-                )
+                needed = (1 + left) * written / 2**30
+                raise OSError(errno.ENOSPC, f"about {needed:.1f} GiB are needed: no room on the disk")
             if time.monotonic() - told > TELL_S:
                 told = time.monotonic()
                 line = f"{number + 1:,} of {count:,} images resized, about {(told - began) * left / 60:.0f} min left"
@@ -169,9 +163,9 @@ def write_shard(path: Path, paths: Sequence[str], size: int) -> None:
 
 
 def open_shard(path: Path, count: int) -> Shard:
-    """Open a file that `write_shard` wrote of `count` images; raises DamagedError when it is anything else.
+    """Open a file of `count` images from `write_shard`; raises DamagedError for anything else.
 
-    The index is checked here, each image when it is read.
+    This checks the index; each image is checked when it is read.
     """
     length = path.stat().st_size
     with path.open("rb") as file:
@@ -186,13 +180,13 @@ def open_shard(path: Path, count: int) -> Shard:
     return Shard(path, np.load(saved, allow_pickle=False), np.load(saved, allow_pickle=False))
 
 
-CROP = transforms.RandomResizedCrop(1)  # for its law of boxes
+CROP = transforms.RandomResizedCrop(1)  # for the distribution of its boxes
 
 
 class Resized:
-    """A part's images as `shrink` made them: from the shard or, where it fails, from their files, to the same bits.
+    """A part's images as `shrink` makes them: from the shard or, where it fails, from their files, to the same bits.
 
-    `numbers`: the place of each image in the shard. Training and evaluation as `folders.StreamedImages` says.
+    numbers: the index of each image in the shard. For the transforms see `StreamedImages`.
     """
 
     def __init__(
@@ -203,7 +197,7 @@ class Resized:
         self.told = False
 
     def read(self, index: int, augmented: bool) -> Tensor:
-        """Return image `index`, uint8 (3, size, size). An augmented one draws from torch's generator of the CPU."""
+        """Return image `index`, uint8 (3, size, size); an augmented one draws from torch's CPU generator."""
         image = decode(self.fetch(index))
         if not augmented:
             shorter = round(self.size * 256 / 224)
@@ -215,18 +209,16 @@ class Resized:
         return cut.flip(-1) if self.flip and torch.rand(1) < 0.5 else cut
 
     def fetch(self, index: int) -> bytes:
-        """Return the JPEG of image `index`; one that the shard does not hold whole is made again from its file."""
+        """Return the JPEG of image `index`, made again from its file where the shard is damaged."""
         content = None if self.shard is None else self.shard.read(int(self.numbers[index]))
         if content is None and self.shard is not None and not self.told:
             self.told = True
-            tell(
-                f"{self.shard.path}: damaged at {self.paths[index]}, which is made again; delete it to have it rebuilt"
-            )
+            tell(f"{self.shard.path}: damaged at {self.paths[index]}, which is made again; delete it to rebuild it")
         return shrink(self.paths[index], self.resized) if content is None else content
 
 
 def decode(content: bytes) -> Tensor:
-    """Decode a JPEG to uint8 (3, height, width); raises UserError where torchvision was built without a decoder."""
+    """Decode a JPEG to uint8 (3, height, width); raises UserError where torchvision has no decoder."""
     try:
         image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except RuntimeError as error:
@@ -235,8 +227,8 @@ def decode(content: bytes) -> Tensor:
 
 
 def scale(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize a uint8 image (3, ?, ?) to (3, height, width): bilinear with antialiasing, in whole-number arithmetic."""
+    """Resize a uint8 image (3, ?, ?) to (3, height, width): bilinear with antialiasing, in integer arithmetic."""
     if image.shape[1:] == (height, width):
         return image
-    laid_out = image[None].contiguous(memory_format=torch.channels_last)  # as decoded; twice as fast as planes
+    laid_out = image[None].contiguous(memory_format=torch.channels_last)  # twice as fast
     return functional.interpolate(laid_out, size=(height, width), mode="bilinear", antialias=True)[0]

@@ -1,11 +1,10 @@
-"""Data sets by their numbers alone: what a plan needs of data that may not be on this machine."""
+"""Data sets without images: labels and sizes, all that a plan needs of data that may not be on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,54 +16,32 @@ from benchmark.data.files import hash_files, scan_folder
 from benchmark.data.images import Images
 from benchmark.data.sets import Data, find_folder, load_data
 
-# Classes, training images, test images, as published. In each training part the classes are of (nearly) equal size.
+# Classes, training images, test images, as published. Training classes have (nearly) equal size.
 KNOWN = {"cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000), "imagenet": (1000, 1_281_167, 50_000)}
 
 
 @dataclass
 class Counted:
-    """One part of a data set of which only the labels are known. Serving an image raises RuntimeError."""
+    """One part of a data set of which only the labels are known."""
 
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def epoch(
-        self,
-        seed: int,
-        epoch: int,
-        batch_size: int,
-        drop_last: bool,
-        device: torch.device,
-        start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Refuse: there are no images."""
-        refuse()
+    def epoch(self, *asked: Any, **more: Any) -> NoReturn:
+        """Raise RuntimeError: there are no images."""
+        raise RuntimeError("a stand-in has labels but no images")
 
-    def batches(
-        self, batch_size: int, device: torch.device, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Refuse: there are no images."""
-        refuse()
-
-    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
-        """Refuse: there are no images."""
-        refuse()
-
-
-def refuse() -> NoReturn:
-    """Raise RuntimeError: a stand-in was asked for images."""
-    raise RuntimeError("a stand-in holds labels and no images")
+    batches = sample = epoch
 
 
 def stand_in(page: Page, root: Path) -> Data:
-    """Return the page's data set by its numbers, split as `load_data` splits it, without reading or downloading images.
+    """Return the page's data set, split as `load_data` splits it, without reading or downloading images.
 
-    The embedded digits are themselves; CIFAR and ImageNet are taken at their published sizes, an image folder (and
-    ImageNet, where it is there) as its files are listed. `fingerprint` is empty where the images would have to be read.
-    Raises UserError for a folder that is not there.
+    CIFAR and ImageNet have their published sizes, an image folder (ImageNet too, if present) what its listing says; the
+    embedded digits are really loaded. `fingerprint` is empty where it would need the images. Raises UserError for a
+    missing folder.
     """
     if page.data == "digits":
         return load_data(page, root, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Ways to compute a pass through a sparse network, each timed in its best mode."""
+"""Ways to compute a pass through a sparse network, each timed in its fastest mode."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmark.base import errors
+from benchmark.base.errors import reason
 from benchmark.inference.csr import convert_layers, find_winners
 from benchmark.inference.passes import PLAIN, Clock, Mode, Pass, modes_of
 from benchmark.inference.subject import Subject
-from benchmark.networks.filters import describe_removal, remove_dead_filters
+from benchmark.networks.filters import describe_removal, distance, remove_dead_filters
 
 TOLERANCE = 1e-4  # of the largest logit of the plain network
-LEAST_COMPARED = 8  # images on which outputs are compared; those that are timed are among them
-ROUNDING_FACTOR = 2.0  # in bf16, outputs may be so many times as far off as the plain network's own in bf16
-BUDGET_S = 15.0  # of the timing itself, for each batch; within the bounds of rounds
+LEAST_COMPARED = 8  # images on which outputs are compared, including those that are timed
+ROUNDING_FACTOR = 2.0  # in bf16, outputs may differ this many times as much as the plain network's own in bf16
+BUDGET_S = 15.0  # of timing for each batch size, within the limits on rounds
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
-KEEPING = ("zeros", "csr", "dead filters")  # what computes the run's own function
+KEEPING = ("zeros", "csr", "dead filters")  # kernels that compute the run's own function
 
 
 @dataclass(frozen=True)
-class Engine:
+class Kernel:
     """One way to run a network: `build` makes its pass over images in a mode; `mode` is the one it is timed in.
 
-    `build` is None for an engine that cannot run here; the note then says why.
+    `build` is None where it cannot run here; `note` then says why. Measurements call it an engine.
     """
 
     name: str
@@ -40,59 +40,59 @@ class Engine:
 
 
 def measure_batch(subject: Subject, batch: int, clock: Clock, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Return the figures of every engine at one batch size, as `leaderboard.store.measurements` keeps them.
+    """Return the figures of every kernel at one batch size, as `leaderboard.store.measurements` stores them.
 
-    Invariant: an engine of KEEPING has figures only where its outputs are those of the run's network.
+    Invariant: a kernel of KEEPING has figures only if its outputs match those of the run's network.
     """
     generator = torch.Generator().manual_seed(0)
     compared = torch.randn(max(batch, LEAST_COMPARED), *subject.images.shape, generator=generator).to(clock.device)
     images = compared[:batch]
-    engines = make_engines(subject, images, clock, tell)
+    kernels = make_kernels(subject, images, clock, tell)
     tell("comparing outputs")
-    checked = [(engine, *check(engine, subject.network, compared)) for engine in engines]
-    fit = [engine for engine, fault, _ in checked if engine.build is not None and not fault]
+    checked = [(kernel, *check(kernel, subject.network, compared)) for kernel in kernels]
     tell("timing")
-    rounds, times = time_engines(fit, images, clock)
-    rows = []
-    for engine, fault, error in checked:
-        row: dict[str, Any] = {"engine": engine.name, "status": "ok", "note": engine.note, "mode": str(engine.mode)}
-        if engine.build is None or fault:
-            row |= {"status": "invalid" if fault else "skipped", "note": fault or engine.note}
-            del row["mode"]
-        else:
-            row |= describe_times(times[engine.name])
-            row |= {} if error is None else {"error": error}
-        rows.append(row)
+    fit = [kernel for kernel, fault, _ in checked if kernel.build is not None and not fault]
+    rounds, times = time_kernels(fit, images, clock)
+    rows: list[dict[str, Any]] = []
+    for kernel, fault, error in checked:
+        if kernel.name not in times:
+            status = "invalid" if fault else "skipped"
+            rows.append({"engine": kernel.name, "status": status, "note": fault or kernel.note})
+            continue
+        row = {"engine": kernel.name, "status": "ok", "note": kernel.note, "mode": str(kernel.mode)}
+        rows.append({**row, **describe_times(times[kernel.name]), **({} if error is None else {"error": error})})
     return {"batch": batch, "rounds": rounds, "engines": compare_with_dense(rows)}
 
 
-def make_engines(subject: Subject, images: Tensor, clock: Clock, tell: Callable[[str], None]) -> list[Engine]:
-    """Return every engine for a batch; those of dense kernels in the mode that a short contest finds the fastest."""
+def make_kernels(subject: Subject, images: Tensor, clock: Clock, tell: Callable[[str], None]) -> list[Kernel]:
+    """Return every kernel for a batch, the dense ones in the mode that a short trial finds fastest."""
     tell("finding the best dense mode")
     dense = in_best_mode("dense", subject.dense, images, clock)
-    same = [w.shape for w in subject.network.parameters()] == [w.shape for w in subject.dense.parameters()]
     build = partial(Pass, subject.network)
-    zeros = Engine("zeros", build, dense.mode) if same else in_best_mode("zeros", subject.network, images, clock)
+    zeros = (
+        in_best_mode("zeros", subject.network, images, clock)
+        if subject.is_narrow
+        else Kernel("zeros", build, dense.mode)
+    )
     tell("finding the layers where CSR wins")
     csr = make_csr(subject, zeros, images, clock)
     tell("removing dead filters, narrowing")
-    if subject.slim is None:
-        slim = Engine("slim", None, note=subject.slim_note)
-    else:
+    slim = Kernel("slim", None, note=subject.slim_note)
+    if subject.slim is not None:
         slim = in_best_mode("slim", subject.slim, images, clock, subject.slim_note)
-    plain = Engine("dense fp32", partial(Pass, subject.dense))
+    plain = Kernel("dense fp32", partial(Pass, subject.dense))
     return [dense, plain, zeros, csr, make_dead(subject, zeros, images, clock), slim, make_semi(dense, images, clock)]
 
 
-def in_best_mode(name: str, network: nn.Module, images: Tensor, clock: Clock, note: str = "") -> Engine:
-    """Return the engine of a network in dense kernels, in the fastest of its modes."""
+def in_best_mode(name: str, network: nn.Module, images: Tensor, clock: Clock, note: str = "") -> Kernel:
+    """Return the dense kernel of a network in its fastest mode."""
     modes = modes_of(network)
     best, _ = clock.find_fastest([Pass(network, images, mode) for mode in modes])
-    return Engine(name, partial(Pass, network), modes[best], note)
+    return Kernel(name, partial(Pass, network), modes[best], note)
 
 
-def make_csr(subject: Subject, zeros: Engine, images: Tensor, clock: Clock) -> Engine:
-    """Return the engine with CSR weights where they win, beside plain fp32 or the best mode, whichever is faster."""
+def make_csr(subject: Subject, zeros: Kernel, images: Tensor, clock: Clock) -> Kernel:
+    """Return the kernel with CSR weights where they win, in plain fp32 or the best mode, whichever is faster."""
     assert zeros.build is not None
     modules = [name.removesuffix(".weight") for name in subject.masks]
     modes = list(dict.fromkeys((PLAIN, zeros.mode)))
@@ -102,8 +102,8 @@ def make_csr(subject: Subject, zeros: Engine, images: Tensor, clock: Clock) -> E
     count = len(winners[best])
     note = f"{count} of {len(modules)} layers converted"
     if count:
-        return Engine("csr", builds[best], modes[best], note)
-    return Engine("csr", zeros.build, zeros.mode, f"{note}: CSR wins in none, so this is zeros")
+        return Kernel("csr", builds[best], modes[best], note)
+    return Kernel("csr", zeros.build, zeros.mode, f"{note}: CSR wins in none, so this is zeros")
 
 
 def build_csr(build: Callable[[Tensor, Mode], Pass], names: list[str], images: Tensor, mode: Mode) -> Pass:
@@ -113,27 +113,25 @@ def build_csr(build: Callable[[Tensor, Mode], Pass], names: list[str], images: T
     return run
 
 
-def make_dead(subject: Subject, zeros: Engine, images: Tensor, clock: Clock) -> Engine:
-    """Return the engine without the filters that have no effect; that of zeros where there are none."""
+def make_dead(subject: Subject, zeros: Kernel, images: Tensor, clock: Clock) -> Kernel:
+    """Return the kernel without dead filters; that of zeros where there are none."""
     try:
         smaller, removal = remove_dead_filters(subject.network)
-    except Exception as error:  # torch.fx raises anything at all for a network that it cannot follow
-        reason = str(error).strip().splitlines()[:1] or [""]
-        return Engine("dead filters", None, note=f"the network cannot be traced: {type(error).__name__}: {reason[0]}")
+    except Exception as error:  # torch.fx may raise anything
+        why = f"the network cannot be traced: {type(error).__name__}: {reason(error)}"
+        return Kernel("dead filters", None, note=why)
     note = describe_removal(removal)
     if removal.removed:
         return in_best_mode("dead filters", smaller, images, clock, note)
-    return Engine("dead filters", zeros.build, zeros.mode, f"{note}, so this is zeros")
+    return Kernel("dead filters", zeros.build, zeros.mode, f"{note}, so this is zeros")
 
 
-def make_semi(dense: Engine, images: Tensor, clock: Clock) -> Engine:
-    """Return the engine with 2:4 weights in its linear layers, on random weights and in bf16."""
-    reason = reason_against(clock.device)
-    if reason:
-        return Engine("2:4", None, note=reason)
+def make_semi(dense: Kernel, images: Tensor, clock: Clock) -> Kernel:
+    """Return the kernel with 2:4 weights in its linear layers, on random weights and in bf16."""
+    if why := reason_against(clock.device):
+        return Kernel("2:4", None, note=why)
     assert dense.build is not None
-    mode = Mode("bf16", dense.mode.channels_last)
-    source = dense.build
+    source, mode = dense.build, Mode("bf16", dense.mode.channels_last)
 
     def build(images: Tensor, mode: Mode) -> Pass:
         run = source(images, mode)
@@ -145,37 +143,36 @@ def make_semi(dense: Engine, images: Tensor, clock: Clock) -> Engine:
         count = convert_linear(run)
         run()
     except RuntimeError as error:
-        return Engine("2:4", None, note=f"torch has no such kernel here: {errors.reason(error)}")
+        return Kernel("2:4", None, note=f"torch has no such kernel here: {reason(error)}")
     if not count:
-        return Engine("2:4", None, note=f"no linear layer whose sides are multiples of {MULTIPLE}")
-    return Engine("2:4", build, mode, f"{count} linear layers, on random weights")
+        return Kernel("2:4", None, note=f"no linear layer whose sides are multiples of {MULTIPLE}")
+    return Kernel("2:4", build, mode, f"{count} linear layers, on random weights")
 
 
-def check(engine: Engine, network: nn.Module, images: Tensor) -> tuple[str, float | None]:
-    """Return what is wrong with an engine's outputs, or an empty text, and how far off they are in plain fp32.
+def check(kernel: Kernel, network: nn.Module, images: Tensor) -> tuple[str, float | None]:
+    """Return what is wrong with a kernel's outputs, or an empty text, and their relative error in plain fp32.
 
-    Only engines of KEEPING are held to anything. In plain fp32, without TensorFloat-32, every output may differ from
-    the plain network's by TOLERANCE of its largest. In the mode that is timed likewise, or by ROUNDING_FACTOR times
-    what the mode's own rounding (bf16) costs the plain network, where that is more.
+    Only kernels of KEEPING are checked. In plain fp32, without TensorFloat-32, outputs may differ from the plain
+    network's by TOLERANCE of the largest; in the timed mode also by ROUNDING_FACTOR times the error that the mode's
+    rounding (bf16) causes in the plain network, if that is more.
     """
-    if engine.name not in KEEPING or engine.build is None:
+    if kernel.name not in KEEPING or kernel.build is None:
         return "", None
     with exact_fp32():
         expected = Pass(network, images, PLAIN)().float()
-        error = distance(engine.build(images, PLAIN)(), expected)
-    if not error <= TOLERANCE:  # NaN is no match either
+        error = distance(kernel.build(images, PLAIN)(), expected)
+    if not error <= TOLERANCE:  # NaN fails too
         return f"its outputs differ from the network's by {error:.1e} of the largest, more than {TOLERANCE:g}", None
-    rounding = distance(Pass(network, images, engine.mode)(), expected)
-    allowed = max(TOLERANCE, ROUNDING_FACTOR * rounding)
-    timed = distance(engine.build(images, engine.mode)(), expected)
+    allowed = max(TOLERANCE, ROUNDING_FACTOR * distance(Pass(network, images, kernel.mode)(), expected))
+    timed = distance(kernel.build(images, kernel.mode)(), expected)
     if not timed <= allowed:
-        return f"its outputs in {engine.mode} differ by {timed:.1e} of the largest, more than {allowed:.1e}", None
+        return f"its outputs in {kernel.mode} differ by {timed:.1e} of the largest, more than {allowed:.1e}", None
     return "", error
 
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Keep a GPU from rounding fp32 products to TensorFloat-32 meanwhile."""
+    """Keep a GPU from rounding fp32 products to TensorFloat-32."""
     matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -184,17 +181,12 @@ def exact_fp32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
 
 
-def distance(outputs: Tensor, expected: Tensor) -> float:
-    """Return the largest difference between outputs as a share of the largest one expected."""
-    return float((outputs.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-def time_engines(engines: list[Engine], images: Tensor, clock: Clock) -> tuple[int, dict[str, list[float]]]:
-    """Return the number of rounds and each engine's seconds in them, taken in turn."""
-    passes = [engine.build(images, engine.mode) for engine in engines if engine.build is not None]
+def time_kernels(kernels: list[Kernel], images: Tensor, clock: Clock) -> tuple[int, dict[str, list[float]]]:
+    """Return the number of rounds and each kernel's seconds in them, taken in turn."""
+    passes = [kernel.build(images, kernel.mode) for kernel in kernels if kernel.build is not None]
     round_s = sum(clock.seconds(run) * clock.choose_repeats(run) for run in passes)
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(BUDGET_S / max(round_s, 1e-9))))
-    return rounds, dict(zip([engine.name for engine in engines], clock.in_turn(passes, rounds), strict=True))
+    return rounds, dict(zip([kernel.name for kernel in kernels], clock.in_turn(passes, rounds), strict=True))
 
 
 def describe_times(seconds: list[float]) -> dict[str, float]:
@@ -204,10 +196,7 @@ def describe_times(seconds: list[float]) -> dict[str, float]:
 
 
 def compare_with_dense(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with each engine's speed-up over the best dense mode.
-
-    Should plain fp32 turn out faster than the mode that the contest chose, it is the best one.
-    """
+    """Add to each row its speed-up over the best dense mode: plain fp32, if that beats the mode chosen by trial."""
     by_name = {row["engine"]: row for row in rows}
     dense, plain = by_name["dense"], by_name["dense fp32"]
     if plain["ms"] < dense["ms"]:
@@ -219,7 +208,7 @@ def compare_with_dense(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 LEAST_CAPABILITY = (8, 0)
-MULTIPLE = 64  # of both sides of a weight, as the 16-bit format asks
+MULTIPLE = 64  # of both sides of a weight, as the 16-bit format requires
 
 
 def reason_against(device: torch.device) -> str:
@@ -239,7 +228,7 @@ def keep_two_of_four(weight: Tensor) -> Tensor:
 
 
 def convert_linear(run: Pass) -> int:
-    """Give the linear layers of a bf16 pass 2:4 weights, in place; return how many have a shape that allows it."""
+    """Give the linear layers of a bf16 pass 2:4 weights, in place; return how many have a suitable shape."""
     layers = [layer for layer in run.network.modules() if isinstance(layer, nn.Linear)]
     fitting = [layer for layer in layers if all(size % MULTIPLE == 0 for size in layer.weight.shape)]
     for layer in fitting:

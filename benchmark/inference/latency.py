@@ -1,9 +1,10 @@
-"""A measurement from request to file: what was asked is checked, every engine timed, the file sealed and shown."""
+"""A latency measurement from request to file: check the request, time every kernel, write and show the result."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmark.inference.subject import Subject, dense_bytes, load_subject, pack
 from benchmark.runs.record import stamp
 from leaderboard import rebuild
 from leaderboard.store.measurements import SCHEMA, Measurement, folder_of, write_measurement
+from leaderboard.tables.sections import amount
 from leaderboard.tables.table import printable
 
 LARGEST_BATCH = 4096
@@ -32,18 +34,27 @@ ENVIRONMENT = ("torch", "timm", "python", "platform", "tf32_matmul", "tf32_conv"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: batch sizes, threads and device, each checked."""
+    """What to measure with: batch sizes, threads and device, each checked."""
 
     batches: list[int]
     threads: int
     device: torch.device
 
+    @contextmanager
+    def use_threads(self) -> Iterator[None]:
+        """Let torch use the request's threads, then its own number again."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
 
 def read_request(batches: str, threads: int | None, device: str) -> Request:
-    """Return what was asked; raises UserError for sizes and threads that cannot be, and for a GPU that is absent.
+    """Return the checked request; raises UserError for impossible sizes or threads, and for a missing GPU.
 
-    Without a number of threads it is one on a CPU, where one more would be timed with its waiting, and torch's own
-    number beside a GPU.
+    The default is one thread on a CPU, where the waiting of more would be timed too, and torch's own number with a GPU.
     """
     sizes = [parse_batch(text) for text in split_list(batches, "BATCH")]
     chosen = choose_device(device)
@@ -51,12 +62,12 @@ def read_request(batches: str, threads: int | None, device: str) -> Request:
         threads = 1 if chosen.type == "cpu" else torch.get_num_threads()
     there = os.cpu_count() or 1
     if not 1 <= threads <= there:
-        raise UserError(f"THREADS must be a whole number from 1 to {there}, the processors here, got {threads}")
+        raise UserError(f"THREADS must be a whole number from 1 to {there}, this machine's processors, got {threads}")
     return Request(list(dict.fromkeys(sizes)), threads, chosen)
 
 
 def parse_batch(text: str) -> int:
-    """Return a batch size; raises UserError for what is none."""
+    """Return a batch size; raises UserError for anything else."""
     if text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_BATCH:
         return int(text)
     raise UserError(f"BATCH must be whole numbers from 1 to {LARGEST_BATCH}, comma-separated, got '{text}'")
@@ -65,37 +76,31 @@ def parse_batch(text: str) -> int:
 def measure_run(
     name: str, request: Request, folders: Mapping[str, Path | None], command: str, console: Console
 ) -> None:
-    """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's page.
+    """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's sheets.
 
-    `folders`: records, page and runs where they are not the usual ones. Raises UserError for anything a user can fix,
+    folders: records, page (the sheet) and runs, None for the default. Raises UserError for anything a user can fix,
     before the first pass.
     """
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     subject = load_subject(name, places.records, places.runs)
     target = folder_of(places.records)
     check_places(Places(target, places.page, places.runs))
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.threads)
-    try:
+    with request.use_threads():
         measurement = make_measurement(subject, request, command, lambda text: console.print(text, style="dim"))
-    finally:
-        torch.set_num_threads(before)
     path = write_measurement(measurement, target)
     print_measurement(console, measurement)
     try:
         rebuild(places.records, places.page)
-    except Exception as error:  # the measurement is what counts, and a record may be what breaks the page
-        reason = printable(str(error))
-        console.print(
-            f"warning: {places.page} was not rebuilt ({reason}): `make leaderboard` tries again", markup=False
-        )
+    except Exception as error:  # the measurement is done, and any record may be what breaks the sheet
+        warning = f"warning: {places.page} was not rebuilt ({printable(str(error))}): `make leaderboard` tries again"
+        console.print(warning, markup=False)
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def make_measurement(subject: Subject, request: Request, command: str, tell: Callable[[str], None]) -> Measurement:
     """Return the measurement of a run; raises UserError for a run whose outputs are not finite."""
     clock = Clock(request.device, request.threads)
-    refuse_endless(subject)
+    refuse_infinite(subject)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     batches = [
         measure_batch(subject, size, clock, lambda text, size=size: tell(f"batch {size}: {text}"))  # type: ignore[misc]
@@ -120,20 +125,20 @@ def make_measurement(subject: Subject, request: Request, command: str, tell: Cal
     }
 
 
-def refuse_endless(subject: Subject) -> None:
-    """Raise UserError for a network whose outputs are not finite numbers: no engine could be held to them."""
+def refuse_infinite(subject: Subject) -> None:
+    """Raise UserError for a network whose outputs are not finite: no kernel could be compared with them."""
     with torch.inference_mode():
         outputs = subject.network(torch.randn(1, *subject.images.shape, generator=torch.Generator().manual_seed(0)))
     if not bool(outputs.isfinite().all()):
         raise UserError(
-            f"run {subject.record['run']} ({subject.record['status']}) gives outputs that are not finite, so nothing "
-            "can be compared with them: measure another seed"
+            f"the outputs of run {subject.record['run']} ({subject.record['status']}) are not finite, so nothing can "
+            "be compared with them: measure another seed"
         )
 
 
 def print_measurement(console: Console, measurement: Measurement) -> None:
-    """Print the figures of every engine at every batch size, and the sizes on disk."""
-    machine = f"{measurement['hardware']}, {amount_of(measurement)}, {measurement['clock']}"
+    """Print the figures of every kernel at every batch size, and the sizes on disk."""
+    machine = f"{measurement['hardware']}, {amount(measurement['threads'], 'thread')}, {measurement['clock']}"
     title = f"{measurement['run']}: one forward pass on {machine}, load {measurement.get('load', 0):.1f}"
     table = Table(title=escape(printable(title)), title_justify="left")
     for column in ("batch", "engine", "ms", "quartiles", "speed-up", "mode", "what it is"):
@@ -152,13 +157,8 @@ def print_measurement(console: Console, measurement: Measurement) -> None:
     )
 
 
-def amount_of(measurement: Measurement) -> str:
-    """Return `1 thread`, `2 threads`."""
-    return f"{measurement['threads']} thread{'' if measurement['threads'] == 1 else 's'}"
-
-
 def show_figures(row: dict[str, Any]) -> list[str]:
-    """Return an engine's figures as the table shows them: its status where it has none."""
+    """Return a kernel's figures as the table shows them, or its status if it has none."""
     if row["status"] != "ok":
         return ["", "", row["status"], ""]
     spread = f"{row['low_ms']:.3g} to {row['high_ms']:.3g}"

@@ -1,9 +1,10 @@
-"""One forward pass over a batch in a mode of arithmetic and memory, and the clock that times it."""
+"""One forward pass over a batch, in a given precision and memory format, and the clock that times it."""
 
 from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmark.base.timing import time_in_turn
 from benchmark.training.precision import make_autocast
 
-SAMPLE_S = 0.02  # a timing lasts so long at least: shorter ones are repeated within it
+SAMPLE_S = 0.02  # a timing lasts at least this long: shorter actions are repeated
 MOST_REPEATS = 100
-HOPELESS = 3.0  # a first pass so many times as slow as the fastest one's ends a contest
-TRIALS = 3  # timings of each in a contest, in turn
+HOPELESS = 3.0  # in a trial, an action this many times slower than the fastest in its first pass is dropped
+TRIALS = 3  # timings of each action in a trial, in turn
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How dense kernels compute: "fp32"; "bf16" (weights kept in it); "bf16 autocast" (cast in every pass)."""
+    """How dense kernels compute: "fp32"; "bf16" (weights stored in it); "bf16 autocast" (cast in every pass)."""
 
     precision: str
     channels_last: bool
@@ -36,13 +36,13 @@ MODES = tuple(Mode(precision, last) for precision in ("fp32", "bf16 autocast", "
 
 
 def modes_of(network: nn.Module) -> tuple[Mode, ...]:
-    """Return the modes that a network can run in; three-dimensional convolutions know no channels last."""
+    """Return the modes that a network can run in; three-dimensional convolutions have no channels last."""
     flat = all(weight.dim() < 5 for weight in network.parameters())
     return tuple(mode for mode in MODES if flat or not mode.channels_last)
 
 
 class Pass:
-    """A copy of a network, in evaluation mode, ready for passes over `images` in one mode; calling it runs one."""
+    """A copy of a network in evaluation mode, ready for passes over `images` in one mode; calling it runs one."""
 
     def __init__(self, network: nn.Module, images: Tensor, mode: Mode) -> None:
         layout = torch.channels_last if mode.channels_last else torch.contiguous_format
@@ -54,20 +54,20 @@ class Pass:
         self.mode = mode
 
     def __call__(self) -> Tensor:
-        """Return the outputs for the batch, in the mode's own type."""
+        """Return the outputs for the batch, in the mode's dtype."""
         return self.within(lambda: self.network(self.images))
 
     def within(self, action: Callable[[], Tensor]) -> Tensor:
-        """Return what `action` returns, run under the pass's autocast and without gradients."""
+        """Run `action` under the pass's autocast and without gradients."""
         autocast = make_autocast(self.images.device, "bf16" if self.mode.precision == "bf16 autocast" else "fp32")
         with torch.inference_mode(), autocast:
             return action()
 
 
 class Clock:
-    """Times actions on a device. With one thread on a CPU it is the processor's time, which a neighbour's load spares.
+    """Times actions on a device. With one thread on a CPU it measures processor time, which other load hardly affects.
 
-    `name` says which clock: processor time, wall clock, or CUDA events.
+    name: processor time, wall clock, or CUDA events.
     """
 
     def __init__(self, device: torch.device, threads: int) -> None:
@@ -86,7 +86,7 @@ class Clock:
         return (self.now() - began) / repeats
 
     def device_seconds(self, action: Callable[[], object], repeats: int) -> float:
-        """Return what `seconds` does, between two events on a GPU that has nothing else to do."""
+        """Return the same as `seconds`, between two events on an otherwise idle GPU."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(self.device)
         start.record()
@@ -97,23 +97,21 @@ class Clock:
         return float(start.elapsed_time(end)) / 1000 / repeats
 
     def in_turn(self, actions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-        """Return the seconds of each action in each round, A B A B, after a round that warms up and is left out."""
+        """Return the seconds of each action in each round, A B A B, after a warm-up round that is discarded."""
         repeats = [self.choose_repeats(action) for action in actions]
-        timed = {
-            str(number): lambda action=action, times=times: self.seconds(action, times)  # type: ignore[misc]
-            for number, (action, times) in enumerate(zip(actions, repeats, strict=True))
-        }
-        return list(time_in_turn(timed, rounds).values())
+        timed = list(zip(actions, repeats, strict=True))
+        times = [[self.seconds(action, count) for action, count in timed] for _ in range(rounds + 1)]
+        return [list(seen) for seen in zip(*times[1:], strict=True)]
 
     def choose_repeats(self, action: Callable[[], object]) -> int:
-        """Return how often a timing repeats `action` so that it lasts SAMPLE_S."""
+        """Return how often to repeat `action` so that a timing lasts SAMPLE_S."""
         return max(1, min(MOST_REPEATS, math.ceil(SAMPLE_S / max(self.seconds(action), 1e-9))))
 
     def find_fastest(self, actions: Sequence[Callable[[], object]]) -> tuple[int, list[float]]:
-        """Return which action is the fastest and the median seconds of each, inf where the first pass was hopeless."""
+        """Return the index of the fastest action, and each one's median seconds (inf if dropped after one pass)."""
         first = [self.seconds(action) for action in actions]
         near = [number for number, seconds in enumerate(first) if seconds <= HOPELESS * min(first)]
         medians = [math.inf] * len(first)
         for number, seen in zip(near, self.in_turn([actions[number] for number in near], TRIALS), strict=True):
-            medians[number] = sorted(seen)[len(seen) // 2]
+            medians[number] = statistics.median_high(seen)
         return medians.index(min(medians)), medians

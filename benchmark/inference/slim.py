@@ -1,4 +1,4 @@
-"""The really smaller network of a structured run: cut, written, counted and timed."""
+"""The smaller network that a structured run leaves once its dead filters are removed: written, counted and timed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from benchmark.base.files import Places, refuse_links, run_folder
 from benchmark.base.system import describe_environment
 from benchmark.config.pages import Page, merge_settings
 from benchmark.data.sets import load_data
-from benchmark.inference.kernels import describe_times, in_best_mode, time_engines
+from benchmark.inference.kernels import describe_times, in_best_mode, time_kernels
 from benchmark.inference.latency import Request
 from benchmark.inference.passes import Clock
 from benchmark.inference.subject import Subject, load_subject
-from benchmark.networks.build import ImageFacts, model_arguments
+from benchmark.networks.build import model_arguments
 from benchmark.networks.filters import Removal, count_network, describe_removal, shrink
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.runs.export import read_tensors
 from benchmark.runs.verify import stay_home
 from leaderboard.store.files import write_atomically
+from leaderboard.tables.sections import amount
 
 COMPARED = 256  # test images on which outputs are compared, or as many as there are
 
@@ -38,10 +39,10 @@ COMPARED = 256  # test images on which outputs are compared, or as many as there
 def slim_run(
     name: str, target: Path | None, request: Request, folders: Mapping[str, Path | None], data: Path, console: Console
 ) -> None:
-    """Write the really smaller network of a run to `target` (default: `slim` in the run's folder) and show what it is.
+    """Write a run's network without its dead filters to `target` (default: `slim` in its folder) and print a summary.
 
-    `folders`: records and runs where they are not the usual ones. Raises UserError for anything a user can fix: an
-    unknown run, one without files, a page whose images are not here, a network that cannot be followed.
+    folders: records and runs, None for the default. Raises UserError for anything a user can fix: an unknown run, a run
+    without files, a page whose images are not here, a network that cannot be traced.
     """
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     subject = load_subject(name, places.records, places.runs)
@@ -50,17 +51,13 @@ def slim_run(
     if target is None:
         refuse_links(folder, home)
     slim = slim_down(subject, take_images(subject, data))
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.threads)
-    try:
+    with request.use_threads():
         times = [time_batch(subject, slim.network, size, request) for size in request.batches]
-    finally:
-        torch.set_num_threads(before)
     layout = write_slim(slim, subject, folder, times)
     console.print(f"{subject.record['run']}: {describe_removal(slim.removal)}", markup=False, highlight=False)
     if not slim.removal.removed:
         console.print(
-            "every filter has an effect; METHOD=gmp_structured, pattern=filters, removes whole ones", style="yellow"
+            "every filter has an effect; METHOD=gmp_structured, pattern=filters, removes whole filters", style="yellow"
         )
     print_sizes(console, layout)
     print_times(console, layout, request)
@@ -68,40 +65,36 @@ def slim_run(
 
 
 def take_images(subject: Subject, root: Path) -> Tensor:
-    """Return test images of the run's page, as it feeds them to a network."""
+    """Return test images of the run's page, as the network sees them."""
     data = load_data(stay_home(page_of(subject)), root, torch.device("cpu"))
     if data.fingerprint != subject.record["data"]["fingerprint"]:
         raise UserError(
-            f"the data in {root} are not those of run {subject.record['run']}: outputs are compared on its own test "
-            "images; name the folder with --data"
+            f"the data in {root} are not those of run {subject.record['run']}, on whose test images outputs are "
+            "compared: name the folder with --data"
         )
     images, _ = next(iter(data.test.batches(COMPARED, torch.device("cpu"))))
     return images
 
 
 def time_batch(subject: Subject, smaller: torch.nn.Module, batch: int, request: Request) -> dict[str, Any]:
-    """Return the milliseconds of a forward pass of the full dense network and of the smaller one, in turn.
+    """Return median and quartiles, in ms, of a forward pass of the full dense network and the smaller one.
 
-    Each in the mode of arithmetic and memory that is its fastest; medians and quartiles of processor time, or of
-    another clock that is named.
+    Each runs in its fastest mode; they are timed in turn, by the clock that is named.
     """
     clock = Clock(request.device, request.threads)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *subject.images.shape, generator=generator).to(request.device)
-    engines = [
-        in_best_mode(name, network, images, clock) for name, network in (("dense", subject.dense), ("slim", smaller))
-    ]
-    rounds, seconds = time_engines(engines, images, clock)
-    there = describe_environment(request.device, "fp32")
-    found: dict[str, Any] = {engine.name: describe_times(seconds[engine.name]) for engine in engines}
-    for engine in engines:
-        found[engine.name]["mode"] = str(engine.mode)
-    about = {"hardware": there["device_name"], "threads": request.threads, "clock": clock.name, "rounds": rounds}
+    networks = {"dense": subject.dense, "slim": smaller}
+    kernels = [in_best_mode(name, network, images, clock) for name, network in networks.items()]
+    rounds, seconds = time_kernels(kernels, images, clock)
+    found: dict[str, Any] = {k.name: {**describe_times(seconds[k.name]), "mode": str(k.mode)} for k in kernels}
+    hardware = describe_environment(request.device, "fp32")["device_name"]
+    about = {"hardware": hardware, "threads": request.threads, "clock": clock.name, "rounds": rounds}
     return {"batch": batch, **found, "speed_up": found["dense"]["ms"] / found["slim"]["ms"], **about}
 
 
 def print_sizes(console: Console, layout: Mapping[str, Any]) -> None:
-    """Print parameters and multiply-adds of the dense network, of its masks and of the smaller network."""
+    """Print parameters and multiply-adds of the dense network, by the masks, and of the smaller network."""
     macs, parameters = layout["macs"], layout["parameters"]
     table = Table(box=None, pad_edge=False)
     for column in ("", "dense", "by its masks", "slim", "slim / dense"):
@@ -113,7 +106,7 @@ def print_sizes(console: Console, layout: Mapping[str, Any]) -> None:
     console.print(table)
     outputs = layout["outputs"]
     console.print(
-        f"outputs on {outputs['images']} test images: {outputs['relative_error']:.1e} of the largest apart",
+        f"outputs on {outputs['images']} test images differ by {outputs['relative_error']:.1e} of the largest",
         highlight=False,
     )
 
@@ -129,20 +122,19 @@ def print_times(console: Console, layout: Mapping[str, Any], request: Request) -
         table.add_row(str(row["batch"]), *figures, modes)
     console.print(table)
     first = layout["times"][0]
-    plural = "" if request.threads == 1 else "s"
-    console.print(f"medians, {first['clock']}, {request.threads} thread{plural}, {first['hardware']}", highlight=False)
+    threads = amount(request.threads, "thread")
+    console.print(f"medians, {first['clock']}, {threads}, {first['hardware']}", highlight=False)
 
 
 WEIGHTS, LAYOUT = "slim.safetensors", "slim.json"
 FORMAT = 1
-Widths = dict[str, dict[str, int | bool]]
 
 
 @dataclass(frozen=True)
 class Slim:
-    """A run's network with fewer filters: what was removed, its size and cost, and how far its outputs are off.
+    """A run's network without its dead filters: what was removed, its size and cost, and the error of its outputs.
 
-    `macs` and `parameters` of one image and network: of the dense backbone, of its masks (macs alone), and really.
+    macs, parameters: of the dense network, by the masks (macs only), and of the smaller network ("slim").
     """
 
     network: nn.Module
@@ -156,40 +148,35 @@ class Slim:
 def slim_down(subject: Subject, images: Tensor) -> Slim:
     """Return the smaller network of a run, compared with the run's on these images.
 
-    Raises UserError for a network that torch.fx cannot follow, and where an output differs by more than the tolerance.
+    Raises UserError for a network that torch.fx cannot trace, and for outputs that differ by more than the tolerance.
     """
     try:
         smaller, removal, off = shrink(subject.network, images)
     except UserError as error:
         raise UserError(f"run {subject.record['run']}: {error}; nothing was written") from error
     page, shape = page_of(subject), subject.images.shape
-    dense, really = count_network(subject.dense, page, shape), count_network(smaller, page, shape)
-    parameters = {"dense": count_parameters(subject.dense), "slim": count_parameters(smaller)}
-    macs = {"dense": dense, "masks": int(subject.record["macs"]["inference"]), "slim": really}
+    networks = {"dense": subject.dense, "slim": smaller}
+    parameters = {name: sum(w.numel() for w in network.parameters()) for name, network in networks.items()}
+    macs = {name: count_network(network, page, shape) for name, network in networks.items()}
+    macs["masks"] = int(subject.record["macs"]["inference"])
     return Slim(smaller, removal, macs, parameters, len(images), off)
 
 
 def page_of(subject: Subject) -> Page:
-    """Return the page that the run's record holds."""
+    """Return the page of the run's record."""
     return merge_settings(subject.record["page"]["settings"], f"record of {subject.record['run']}")
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Return the number of a network's parameters."""
-    return sum(weight.numel() for weight in network.parameters())
-
-
-def backbone_arguments(subject: Subject, images: ImageFacts) -> dict[str, Any]:
-    """Return what timm is asked for with the run's backbone: with its width where the run narrowed it."""
+def backbone_arguments(subject: Subject) -> dict[str, Any]:
+    """Return timm's arguments for the run's backbone, including its width if the run narrowed it."""
     page, settings = page_of(subject), subject.record["method"]["settings"]
-    arguments = model_arguments(page, images)
-    same = [w.shape for w in subject.network.parameters()] == [w.shape for w in subject.dense.parameters()]
-    return arguments if same else narrow_arguments(page.model, arguments, settings["width"])
+    arguments = model_arguments(page, subject.images)
+    return narrow_arguments(page.model, arguments, settings["width"]) if subject.is_narrow else arguments
 
 
-def describe_widths(network: nn.Module) -> Widths:
+def describe_widths(network: nn.Module) -> dict[str, dict[str, int | bool]]:
     """Return the widths of every layer and batch norm, by module name."""
-    widths: Widths = {}
+    widths: dict[str, dict[str, int | bool]] = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             widths[name] = {"in": module.in_channels, "out": module.out_channels, "bias": module.bias is not None}
@@ -201,18 +188,18 @@ def describe_widths(network: nn.Module) -> Widths:
 
 
 def write_slim(slim: Slim, subject: Subject, folder: Path, times: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write the smaller network to `folder` and read it back; return what the layout's file says.
+    """Write the smaller network to `folder` and read it back; return the content of the layout file.
 
-    Raises UserError where the network that is read back is another one.
+    Raises UserError where the network that is read back differs.
     """
-    backbone = timm.create_model(page_of(subject).model, **backbone_arguments(subject, subject.images))
-    usual, widths = describe_widths(backbone), describe_widths(slim.network)
+    model, arguments = page_of(subject).model, backbone_arguments(subject)
+    usual, widths = describe_widths(timm.create_model(model, **arguments)), describe_widths(slim.network)
     layout = {
         "format": FORMAT,
         "run": subject.record["run"],
         "masks_sha256": subject.record["masks_sha256"],
-        "model": page_of(subject).model,
-        "arguments": backbone_arguments(subject, subject.images),
+        "model": model,
+        "arguments": arguments,
         "image": list(subject.images.shape),
         "widths": {name: width for name, width in widths.items() if width != usual[name]},
         "filters": {"of": slim.removal.filters, "removed": slim.removal.removed, **slim.removal.reasons},
@@ -227,7 +214,7 @@ def write_slim(slim: Slim, subject: Subject, folder: Path, times: list[dict[str,
     write_atomically(folder / LAYOUT, (json.dumps(layout, indent=1) + "\n").encode())
     again = load_slim(folder).state_dict()
     if again.keys() != state.keys() or any(not torch.equal(again[name], state[name]) for name in state):
-        raise UserError(f"{folder}: the network that was written is not the one that is read back; it is invalid")
+        raise UserError(f"{folder}: the network that was read back is not the one that was written; do not use it")
     return layout
 
 
@@ -252,7 +239,7 @@ def load_slim(folder: Path) -> nn.Module:
 
 
 def resize(network: nn.Module, widths: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give layers and batch norms these widths, in place; their new parameters hold no numbers yet."""
+    """Give layers and batch norms these widths, in place; their new parameters are placeholders."""
     for name, width in widths.items():
         module = network.get_submodule(name)
         if isinstance(module, nn.BatchNorm2d):

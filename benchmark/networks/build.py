@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,20 +23,18 @@ from benchmark.distributed.ranks import count_ranks, smallest_share
 from benchmark.networks.costs import Costs, count_costs
 from benchmark.networks.narrow import find_width, narrow_arguments
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights, tell_unmasked
-from benchmark.networks.witness import Witness, watch
+from benchmark.networks.witness import Witness, recount, watch
 from methods.core import count_kept
 
-# Arguments of timm.create_model that name weights to load. Records of others are rebuilt too: none may open a file.
+# Arguments of timm.create_model that load weights. Networks of foreign records are rebuilt too: none may open a file.
 LOADED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
-SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)  # of images, that are tried as advice
-TRY_S = 20.0  # seconds that trying them may take
 
 
 @dataclass(frozen=True)
 class Built:
     """A network with its layers and costs; `reference` and the dense counts are those of the full-width network.
 
-    `remarks` is what a user should know about it before training.
+    remarks: what the user should know about the network before training.
     """
 
     model: nn.Module
@@ -48,20 +44,20 @@ class Built:
     dense_prunable: int
     dense_parameters: int
     width: float
-    channels_last: bool
+    channels_last: bool = False
     remarks: tuple[str, ...] = ()
 
 
 class ImageFacts(Protocol):
-    """What a network must know of a data set."""
+    """What a network needs to know of a data set."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
+        """Class names."""
 
     @property
     def channels(self) -> int:
-        """Of an image."""
+        """Channels of an image."""
 
     @property
     def image_size(self) -> int:
@@ -75,8 +71,8 @@ def model_arguments(page: Page, data: ImageFacts) -> dict[str, Any]:
     """
     check_name(page.model)
     arguments: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.channels}
-    fixed = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
-    if fixed is not None and fixed.fixed_input_size:
+    known = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
+    if known is not None and known.fixed_input_size:
         arguments["img_size"] = data.image_size
     return {**arguments, **page.model_args}
 
@@ -91,9 +87,9 @@ def check_name(name: str) -> None:
         )
     tags = [full.partition(".")[2] for full in timm.list_models(f"{family}.*", pretrained=True)]
     if dot and tag not in tags:
-        there = f"timm's tags of it are {', '.join(tags)}" if tags else "it has none"
+        known = f"timm's tags of it are {', '.join(tags)}" if tags else "it has none"
         raise UserError(
-            f"model '{name}': '{tag}' is not a tag of {family}{nearest(tag, tags)}; {there}. A tag names pretrained "
+            f"model '{name}': '{tag}' is not a tag of {family}{nearest(tag, tags)}; {known}. A tag names pretrained "
             f"weights, which are not loaded here: model={family} is the same network"
         )
 
@@ -104,19 +100,19 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
     loaded = sorted(set(arguments) & LOADED)
     if loaded:
         raise UserError(
-            f"model_args must not name {', '.join(loaded)}: weights are drawn by the seed, the same for every method, "
-            "and no file or download is opened for them; leave it out"
+            f"model_args must not name {', '.join(loaded)}: initial weights depend on the seed alone, the same for "
+            "every method, and nothing is loaded or downloaded; leave it out"
         )
     try:
         model = timm.create_model(page.model, pretrained=False, **arguments)
-    except Exception as error:  # a backbone may raise anything at all
+    except Exception as error:  # a backbone may raise anything
         raise UserError(f"model '{page.model}' cannot be built with {arguments}: {reason(error)}") from error
     assert isinstance(model, nn.Module)
     return model
 
 
 def draw_network(page: Page, arguments: dict[str, Any], seed: int) -> nn.Module:
-    """Return the page's network with the initial weights of `seed`, its convolutions drawn as `conv_init` says."""
+    """Return the page's network with the initial weights of `seed`; `conv_init` says how convolutions are drawn."""
     torch.manual_seed(derive(seed, "weights"))
     model = create_network(page, arguments)
     if page.conv_init != "network":
@@ -128,26 +124,26 @@ def draw_network(page: Page, arguments: dict[str, Any], seed: int) -> nn.Module:
 
 
 def make_network(page: Page, data: Data, seed: int = 0) -> tuple[nn.Module, Witness]:
-    """Return the page's network, drawn by `seed`, and what a pass through it took; see `check_network`.
+    """Return the page's network with the initial weights of `seed`, and the count of a pass; see `check_network`.
 
-    Raises UserError as that and `draw_network` do, where the image size is the reason with one that is taken.
+    Raises UserError as `check_network` and `draw_network` do, suggesting an image size that works where size is to
+    blame.
     """
     arguments = model_arguments(page, data)
     try:
         model = draw_network(page, arguments, seed)
     except UserError as error:
         sized = "img_size" in arguments and "img_size" not in page.model_args
-        way_out = offer_size(page, data) if sized else ""
-        if not way_out:
+        if not sized or not (way_out := offer_size(page, data)):
             raise
         raise UserError(f"{error}; {way_out}") from error
     return model, check_network(model, page, data)
 
 
 def check_network(model: nn.Module, page: Page, data: Data) -> Witness:
-    """Raise UserError unless the network gives one score per class, also in training mode on the smallest batch.
+    """Return the count of a pass in evaluation mode.
 
-    Returns what was seen of a pass in evaluation mode.
+    Raises UserError unless the network gives one score per class and can train on the smallest batch of an epoch.
     """
     alone = smallest_share(len(data.train), page.batch_size, page.drop_last)[0] == 1
     images = torch.zeros(1, data.channels, data.image_size, data.image_size)
@@ -158,96 +154,92 @@ def check_network(model: nn.Module, page: Page, data: Data) -> Witness:
             check_single(trial, images, page)
     except UserError:
         raise
-    except Exception as error:  # a backbone may raise anything at all
+    except Exception as error:  # a backbone may raise anything
         raise UserError(
             f"model '{page.model}' cannot take images of {tuple(images.shape[1:])}: {reason(error)}; "
             f"{offer_size(page, data) or 'choose another model'}"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(data.classes)):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"model '{page.model}' must give scores of shape (1, {len(data.classes)}), it gives {shape}")
+        raise UserError(f"model '{page.model}' must return scores of shape (1, {len(data.classes)}), got {shape}")
     return seen
 
 
 @torch.no_grad()
 def check_single(model: nn.Module, images: torch.Tensor, page: Page) -> None:
-    """Raise UserError when the network cannot train on the single image an epoch's last batch has."""
+    """Raise UserError when the network cannot train on a batch of one image, as an epoch's last batch may be."""
     try:
         model.train()(images)
     except ValueError as error:
         raise UserError(
-            f"the last batch of an epoch has one image{' for a process' if count_ranks() > 1 else ''}, which this "
+            f"the last batch of an epoch has one image{' per process' if count_ranks() > 1 else ''}, which this "
             f"backbone cannot train on ({reason(error)}): set drop_last=true, or a batch_size other than "
             f"{page.batch_size}"
         ) from error
 
 
 def offer_size(page: Page, data: Data) -> str:
-    """Return the advice to take the smallest usual image size that the network takes, or nothing where none is found.
-
-    Sizes are tried with tensors that hold no numbers; the one that is offered really passes. Where a network cannot be
-    tried so, or too long, it is the size that timm's weights are for. The random state is kept.
-    """
+    """Suggest the image size of timm's weights where the network takes it; otherwise return an empty string."""
     known = timm.get_pretrained_cfg(page.model, allow_unregistered=True)
-    usual = known.input_size[-1] if known is not None else SIZES[0]
-    began = time.monotonic()
-    likely = (
-        size
-        for size in sorted({*SIZES, usual} - {data.image_size})
-        if time.monotonic() - began < TRY_S and takes_size(page, data, size, "meta")
-    )
-    size = next(likely, usual)
-    passes = size != data.image_size and takes_size(page, data, size, "cpu")
-    return f"it takes images of {size}x{size}: try ARGS=image_size={size}" if passes else ""
+    size = known.input_size[-1] if known is not None else 32
+    works = size != data.image_size and takes_size(page, data, size)
+    return f"it takes images of {size}x{size}: try ARGS=image_size={size}" if works else ""
 
 
 @torch.no_grad()
-def takes_size(page: Page, data: Data, size: int, device: str) -> bool:
-    """Return whether the network can be built for images of this size and takes them."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.device(device):
+def takes_size(page: Page, data: Data, size: int) -> bool:
+    """Return whether the network can be built for images of this size and run on one; keeps the random state."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             model = create_network(page, model_arguments(page, dataclasses.replace(data, image_size=size))).eval()
             model(torch.zeros(1, data.channels, size, size))
-        except Exception:  # a backbone may raise anything at all
+        except Exception:  # a backbone may raise anything
             return False
     return True
 
 
-def count_prunable(page: Page) -> Callable[[nn.Module], int]:
-    """Return a function that counts the weights the page prunes in a network."""
-    return lambda model: sum(w.numel() for w in prunable_weights(model, find_layers(model, page)).values())
+def count_prunable(model: nn.Module, page: Page) -> int:
+    """Return the number of weights that the page prunes in a network."""
+    return sum(w.numel() for w in prunable_weights(model, find_layers(model, page)).values())
+
+
+def fit_width(page: Page, data: ImageFacts, budget: int) -> tuple[float, dict[str, Any]]:
+    """Return the width whose prunable weights come closest to `budget` without exceeding it, and its arguments.
+
+    Raises UserError where the backbone cannot be narrowed (that far).
+    """
+    arguments = model_arguments(page, data)
+
+    def narrow(width: float) -> dict[str, Any]:
+        return narrow_arguments(page.model, arguments, width)
+
+    width = find_width(lambda w: create_network(page, narrow(w)), lambda model: count_prunable(model, page), budget)
+    return width, narrow(width)
 
 
 def build(cell: Cell, data: Data) -> Built:
-    """Build the cell's network, on the CPU, with initial weights that depend on page and seed only; count its costs.
+    """Build the cell's network on the CPU and count its costs.
 
-    Weights are drawn there, so every device starts from the same ones; `place` takes it to the run's device. A method
-    that narrows the network gets the widest one whose prunable weights are within its budget.
+    Initial weights depend on page and seed alone; `place` moves them to the run's device, so every device starts from
+    the same ones. A method that narrows the network gets the widest one whose prunable weights fit its budget.
     """
-    page = cell.page
-    count = count_prunable(page)
-    width = 1.0
-    model, seen = make_network(page, data, cell.seed)
+    page, width = cell.page, 1.0
     shape = (data.channels, data.image_size, data.image_size)
+    model, seen = make_network(page, data, cell.seed)
     layers = find_layers(model, page)
     refuse_transposed(cell, layers)
     reference = costs = count_costs(model, layers, shape)
     confirm(costs, seen)
     remarks = tell_unmasked(model, layers, seen.factors, page)
-    dense_prunable, dense_parameters = count(model), sum(p.numel() for p in model.parameters())
+    sizes = count_prunable(model, page), sum(p.numel() for p in model.parameters())
     if cell.method.narrows_network:
-        arguments = model_arguments(page, data)
-
-        def narrowed(factor: float) -> nn.Module:
-            return create_network(page, narrow_arguments(page.model, arguments, factor))
-
-        width = find_width(narrowed, count, count_kept(cell.sparsity, dense_prunable))
-        model = draw_network(page, narrow_arguments(page.model, arguments, width), cell.seed)
+        width, arguments = fit_width(page, data, count_kept(cell.sparsity, sizes[0]))
+        model = draw_network(page, arguments, cell.seed)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
-    sizes = dense_prunable, dense_parameters
-    return Built(model, layers, costs, reference, *sizes, width, False, tuple(remarks))
+        confirm(costs, recount(model, shape))
+    return Built(model, layers, costs, reference, *sizes, width, remarks=tuple(remarks))
 
 
 def place(built: Built, page: Page, device: torch.device) -> Built:
@@ -267,29 +259,29 @@ def refuse_transposed(cell: Cell, layers: list[Layer]) -> None:
     names = [layer.name for layer in layers if layer.prunable and layer.transposed]
     if chosen and names:
         raise UserError(
-            f"method '{cell.plugin.name}': {', '.join(chosen)} takes the rows of a weight for filters, and those of "
+            f"method '{cell.plugin.name}': {', '.join(chosen)} treats the rows of a weight as filters, and those of "
             f"a transposed convolution are its inputs ({', '.join(names)}): keep these layers dense with "
             f"ARGS=keep_dense=[{','.join(names)}], or leave {chosen[0].partition('=')[0]} out"
         )
 
 
 def confirm(costs: Costs, seen: Witness) -> None:
-    """Raise UserError unless both counts of the network agree: in all, and for every convolution and linear layer."""
+    """Raise UserError unless both counts of the network agree: in total, and for every conv and linear layer."""
     differing = [name for name, macs in costs.layers.items() if seen.weights[name] != macs]
     if costs.dense != seen.total or differing:
         where = f", in {', '.join(differing[:3])}" if differing else ""
         raise UserError(
             f"the cost of this backbone cannot be counted: its layers and operators take {costs.dense:,} multiply-adds "
-            f"for one image, a second count of a pass finds {seen.total:,}{where}; a weight that is also used from "
-            "outside its layer does that, or a part that was compiled; choose another backbone"
+            f"for one image, a second count finds {seen.total:,}{where}; a weight that is also used outside its layer "
+            "causes this, or a compiled part; choose another backbone"
         )
 
 
 def is_unsafe(model: nn.Module, device: torch.device) -> bool:
     """Return whether channels_last would fail (three-dimensional convolutions) or corrupt memory.
 
-    On a CPU, torch's backward of a strided 1x1 convolution does:
-    seen in torch 2.11 and 2.14 with fewer than 8 input channels, as narrowed residual networks have; 16 is the margin.
+    On a CPU, torch's backward of a strided 1x1 convolution does: seen in torch 2.11 and 2.14 with fewer than 8 input
+    channels, as narrowed residual networks have; 16 leaves a margin.
     """
     if any(isinstance(module, nn.Conv3d | nn.ConvTranspose3d) for module in model.modules()):
         return True
@@ -299,9 +291,9 @@ def is_unsafe(model: nn.Module, device: torch.device) -> bool:
 
 
 def synchronise_norms(model: nn.Module, page: Page) -> nn.Module:
-    """Return the network with batch norms that normalise over all ranks' images, where the page says so.
+    """Return the network with batch norms that normalise over all ranks' images, where the page asks for that.
 
-    By timm, which keeps the activations that its batch norms hold. Parameters and their names stay.
+    By timm, which keeps the activations inside its batch norms. Parameters and their names stay.
     """
     converted: nn.Module = convert_sync_batchnorm(model) if page.sync_batchnorm else model
     return converted

@@ -8,14 +8,12 @@ of a residual block included: it starts at one, since a zero would hide most gra
 from __future__ import annotations
 
 import math
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, model_entrypoint, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 from torch.nn import functional
 
@@ -35,7 +33,7 @@ def scale(channels: int, width: float) -> int:
 
 
 class CifarNetwork(nn.Module):
-    """Timm's interface around a body that maps images (N, C, H, W) to features (N, num_features, h, w).
+    """timm's interface around a body that maps images (N, C, H, W) to features (N, num_features, h, w).
 
     A subclass sets `body` and `num_features`, calls `reset_classifier`, and may override `init_classifier`.
     """
@@ -51,26 +49,24 @@ class CifarNetwork(nn.Module):
         return self.num_features
 
     def init_classifier(self, classifier: nn.Linear) -> None:
-        """Give a new classifier its initial values; PyTorch's own unless a subclass says otherwise."""
+        """Initialise a new classifier; PyTorch's default unless a subclass overrides this."""
 
     def get_classifier(self) -> nn.Module:
         """Return the last layer: `Linear`, or `Identity` when there are no classes."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a freshly initialised one for `num_classes`; 0 leaves the pooled features.
+        """Replace the last layer by a new one for `num_classes`, or the identity for 0.
 
-        Raises UserError for any pooling but "avg". No other layer changes.
+        Raises UserError for any pooling but "avg".
         """
         if global_pool not in (None, "avg"):
-            raise UserError(f"the CIFAR networks pool by the mean, got global_pool={global_pool!r}: use 'avg'")
+            raise UserError(f"the CIFAR networks use mean pooling, got global_pool={global_pool!r}: use 'avg'")
         self.num_classes = num_classes
-        if num_classes == 0:
-            self.classifier = nn.Identity()
-            return
-        classifier = nn.Linear(self.num_features, num_classes, bias=self.classifier_bias)
-        self.init_classifier(classifier)
-        self.classifier = classifier
+        self.classifier = nn.Identity()
+        if num_classes:
+            self.classifier = nn.Linear(self.num_features, num_classes, bias=self.classifier_bias)
+            self.init_classifier(self.classifier)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, C, H, W) to the last feature map (N, num_features, h, w)."""
@@ -79,11 +75,9 @@ class CifarNetwork(nn.Module):
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Map a feature map (N, num_features, h, w) to logits (N, num_classes), or to pooled features."""
-        # a mean, not an adaptive pooling: the backward pass of the latter is not deterministic on a GPU
+        # not adaptive pooling, whose backward pass is not deterministic on a GPU
         x = x.mean(dim=(2, 3))
-        if not pre_logits:
-            x = self.classifier(x)
-        return x
+        return x if pre_logits else self.classifier(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
@@ -177,7 +171,7 @@ class CifarResNet(CifarNetwork):
         self.reset_classifier(num_classes, global_pool)
 
     def init_classifier(self, classifier: nn.Linear) -> None:
-        """Draw the weights as the convolutions' are drawn; the bias keeps PyTorch's default."""
+        """Draw the weights like those of the convolutions; the bias keeps PyTorch's default."""
         if self.kaiming:
             nn.init.kaiming_normal_(classifier.weight)
 
@@ -212,8 +206,6 @@ class CifarVGG19(CifarNetwork):
         nn.init.zeros_(classifier.bias)
 
 
-Entrypoint = Callable[..., CifarNetwork]
-
 default_cfgs = generate_default_cfgs(  # timm looks for this name in the module of a registered network
     {
         name: {"num_classes": 10, "input_size": (3, 32, 32), "first_conv": f"body.{first}", "classifier": "classifier"}
@@ -222,21 +214,6 @@ default_cfgs = generate_default_cfgs(  # timm looks for this name in the module 
 )
 
 
-def register(entrypoint: Entrypoint) -> Entrypoint:
-    """Register `entrypoint` with timm under its own name.
-
-    Replacing what this module registered before (it was reloaded) is silent; timm still warns of any other clash.
-    """
-    name = entrypoint.__name__
-    reloaded = is_model(name) and model_entrypoint(name).__module__ == entrypoint.__module__
-    with warnings.catch_warnings():
-        if reloaded:
-            warnings.filterwarnings("ignore", message=f"Overwriting {name} in registry")
-        register_model(entrypoint)
-    return entrypoint
-
-
-@register
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     """Build ResNet-20 with projection shortcuts: 270,896 prunable weights for 10 classes (He et al., 2015, 4.2).
 
@@ -248,7 +225,6 @@ def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     return model
 
 
-@register
 def cifar_vgg19_bn(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     """Build VGG-19 with batch norm: 20,024,000 prunable weights for 10 classes (Simonyan & Zisserman, 2014).
 
@@ -259,7 +235,6 @@ def cifar_vgg19_bn(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     return model
 
 
-@register
 def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     """Build ResNet-50 for 32x32 images: 23,467,712 prunable weights for 10 classes, no classifier bias.
 
@@ -269,3 +244,7 @@ def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     network = partial(CifarResNet, Bottleneck, (64, 128, 256, 512), (3, 4, 6, 3), classifier_bias=False)
     model: CifarNetwork = build_model_with_cfg(network, "cifar_resnet50", pretrained, **kwargs)
     return model
+
+
+for entrypoint in (cifar_resnet20, cifar_vgg19_bn, cifar_resnet50):
+    register_model(entrypoint)

@@ -1,4 +1,4 @@
-"""What a pass and a training cost, in multiply-adds, operator by operator."""
+"""What a forward pass and a training run cost, in multiply-adds, operator by operator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Costs:
 
     per_weight: dict[str, int]  # prunable weight -> multiply-adds of one active weight (its output positions)
     layers: dict[str, int]  # weight of any conv or linear layer -> its multiply-adds when dense
-    fixed: int  # of everything that no mask touches
+    fixed: int  # of everything that no mask covers
     dense: int  # of the whole network
     operators: dict[str, int]  # operator -> multiply-adds, counted
     omitted: dict[str, int]  # operator -> calls (or fvcore's own figure for norms and pools), left out
@@ -38,32 +38,14 @@ class Costs:
 
 
 def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, int]) -> Costs:
-    """Count the multiply-adds of `model` on one image of `shape` (channels, height, width).
+    """Count the multiply-adds of `model` on one image of `shape` (channels, height, width), in evaluation mode.
 
-    Runs in evaluation mode with timm's fused attention off and leaves the model as it was.
-    Raises UserError for an operator that is neither counted nor known to be free, and when the trace fails.
+    The model is left as it was. Raises UserError for an operator that is neither counted nor known to be free, and
+    when the trace fails.
     """
-    was_training = model.training
-    device = next(model.parameters()).device
-    model.eval()
-    unfused = unfuse_attention(model)
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device))
-    analysis.set_op_handle(**HANDLES).unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
-        "none"
-    )
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            by_operator, unsupported = analysis.by_operator(), analysis.unsupported_ops()
-            by_module = analysis.by_module_and_operator()
-    except Exception as error:  # a backbone may raise anything at all
-        raise UserError(f"the backbone's cost on images of {shape} cannot be counted: {reason(error)}") from error
-    finally:
-        fuse_attention(unfused)
-        model.train(was_training)
+    by_operator, by_module, unsupported = trace(model, shape)
     refuse_unknown(unsupported)
-    dense = {layer.name: sum(counted(by_module.get(module, {})) for module in layer.modules) for layer in layers}
+    dense = {layer.name: counted(*(by_module.get(module, {}) for module in layer.modules)) for layer in layers}
     price_outside(model, layers, dense, shape)
     total = counted(by_operator)
     per_weight = {}
@@ -79,17 +61,33 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
         fixed=total - sum(dense[name] for name in per_weight),
         dense=total,
         operators={op: int(n) for op, n in by_operator.items() if op in COUNTED},
-        omitted={
-            **{op: int(n) for op, n in by_operator.items() if op not in COUNTED},
-            **{op: int(n) for op, n in unsupported.items()},
-        },
+        omitted={op: int(n) for op, n in {**by_operator, **unsupported}.items() if op not in COUNTED},
     )
 
 
-def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, int, int]) -> None:
-    """Price, in `dense`, the layers whose weights are used from outside alone: a trace does not name these.
+def trace(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
+    """Return fvcore's counts by operator and by module, and its calls of operators that it cannot count."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    unfused = unfuse_attention(model)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device)).set_op_handle(**HANDLES)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return analysis.by_operator(), analysis.by_module_and_operator(), analysis.unsupported_ops()
+    except Exception as error:  # a backbone may raise anything
+        raise UserError(f"the backbone's cost on images of {shape} cannot be counted: {reason(error)}") from error
+    finally:
+        fuse_attention(unfused)
+        model.train(was_training)
 
-    BEiT's attention does that. Raises UserError for a prunable layer that computes nothing.
+
+def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, int, int]) -> None:
+    """Set, in `dense`, the cost of layers whose weights are used only from outside, as in BEiT's attention.
+
+    A trace does not attribute these. Raises UserError for a prunable layer that computes nothing.
     """
     bypassed = [name for name, macs in dense.items() if macs == 0]
     if bypassed:
@@ -98,18 +96,18 @@ def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], 
     unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
     if unused:
         raise UserError(
-            f"layer {', '.join(unused)} computes nothing, so its sparsity could not be priced; exempt it with "
+            f"layer {', '.join(unused)} computes nothing, so its sparsity has no cost to save: exempt it with "
             "keep_dense or choose another backbone"
         )
 
 
-def counted(operators: Mapping[str, float]) -> int:
-    """Return the multiply-adds of the operators that count."""
-    return int(sum(n for op, n in operators.items() if op in COUNTED))
+def counted(*operators: Mapping[str, float]) -> int:
+    """Return the multiply-adds of the counted operators."""
+    return int(sum(n for one in operators for op, n in one.items() if op in COUNTED))
 
 
 def unfuse_attention(model: nn.Module) -> list[nn.Module]:
-    """Switch timm's fused attention off, which fvcore would drop from the count, and return the modules switched."""
+    """Switch timm's fused attention off, which fvcore would leave out of the count; return the modules switched."""
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         setattr(module, "fused_attn", False)  # noqa: B010 (torch types every attribute of a module as a tensor)
@@ -117,18 +115,18 @@ def unfuse_attention(model: nn.Module) -> list[nn.Module]:
 
 
 def fuse_attention(modules: list[nn.Module]) -> None:
-    """Switch fused attention on again in the modules that `unfuse_attention` returned."""
+    """Switch fused attention back on in the modules that `unfuse_attention` returned."""
     for module in modules:
         setattr(module, "fused_attn", True)  # noqa: B010
 
 
-def refuse_unknown(unsupported: Counter[str]) -> None:
-    """Raise UserError for operators that may compute anything, since a total without them could be wrong."""
-    found = find_unknown(unsupported)
+def refuse_unknown(unsupported: Iterable[str]) -> None:
+    """Raise UserError for operators (`aten::name` or in-place `aten::name_`) that are not known to be free."""
+    found = sorted(op for op in unsupported if op.removeprefix("aten::").strip("_") not in FREE)
     if found:
         raise UserError(
-            f"the cost of this backbone cannot be counted: {', '.join(sorted(found))} is neither counted nor known to "
-            "be free of multiply-adds, and every multiplication is charged; choose another backbone"
+            f"the cost of this backbone cannot be counted: {', '.join(found)} is neither counted nor known to be free "
+            "of multiply-adds; choose another backbone"
         )
 
 
@@ -213,7 +211,7 @@ def sizes(value: Any) -> list[int]:
 
 
 def count_product(name: str, first: int = 0) -> Handle:
-    """Return a counter of products whose first factor is the input at `first`: a sum over its last dimension each."""
+    """Return a counter of products whose first factor is the input at `first`, each a sum over its last dimension."""
 
     def count(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         factor, out = sizes(inputs[first]), sizes(outputs[0])
@@ -224,47 +222,47 @@ def count_product(name: str, first: int = 0) -> Handle:
 
 
 def outer(out: int, first: int, second: int) -> int:
-    """Return the multiply-adds of a product element by element, all numbers of elements given.
+    """Return the multiply-adds of an elementwise product, given the numbers of elements.
 
-    Nothing, as of every such product, unless the result has more elements than either factor: that is an outer product,
-    and whoever sums it has written a product of matrices.
+    Zero unless the result is larger than either factor: that is an outer product, and summing it gives a matrix
+    product.
     """
     return out if out > max(first, second) else 0
 
 
 def count_elements(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Count a product element by element; one that costs nothing as a call, as fvcore does what it leaves out."""
+    """Count an elementwise product; a free one is recorded as a call, as fvcore does for what it leaves out."""
     factors = [value for value in inputs[:2] if value.isCompleteTensor()]
     macs = outer(prod(sizes(outputs[0])), *(prod(sizes(value)) for value in factors)) if len(factors) == 2 else 0
     return Counter({"outer": macs} if macs else {"aten::mul": 1})
 
 
 def count_padded(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Count a convolution whose padding is a name, `same` or `valid`."""
+    """Count a convolution whose padding is given by name, `same` or `valid`."""
     return Counter({"conv": int(conv_flop_count(sizes(inputs[0]), sizes(inputs[1]), sizes(outputs[0])))})
 
 
 def count_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Count fused attention: the scores, then the mean of the values."""
+    """Count fused attention: the scores, then the weighted mean of the values."""
     query, key, value = (sizes(tensor) for tensor in inputs[:3])
     return Counter({"attention": prod(query[:-1]) * key[-2] * (query[-1] + value[-1])})
 
 
 def count_einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Count a sum of products of two tensors, as torch computes it: what one of them has alone is summed before.
+    """Count an einsum of two tensors as torch computes it: indices that only one of them has are summed first.
 
-    Raises ValueError for three tensors and more, which are multiplied in an order that the equation does not say.
+    Raises ValueError for three or more tensors, whose order of multiplication the equation does not fix.
     """
     equation = str(inputs[0].toIValue()).replace(" ", "")
     tensors = [sizes(value) for value in inputs[1].node().inputs()]
     terms, arrow, result = equation.partition("->")
-    if not arrow:  # what occurs once is kept
+    if not arrow:  # indices that occur once are kept
         result = "".join(index for index in terms if terms.count(index) == 1)
     return Counter({"einsum": sum_of_products(terms.split(","), result, tensors)})
 
 
 def sum_of_products(terms: list[str], result: str, tensors: list[list[int]]) -> int:
-    """Return the multiply-adds of an einsum, its indices given: `["bij", "bjk"]` and `"bik"`."""
+    """Return the multiply-adds of an einsum, given its indices, such as `["bij", "bjk"]` and `"bik"`."""
     if len(terms) > 2 or len(terms) != len(tensors):
         raise ValueError(f"it has an einsum of {len(tensors)} tensors, {','.join(terms)}: multiply them two at a time")
     if len(terms) == 1:
@@ -280,7 +278,7 @@ def sum_of_products(terms: list[str], result: str, tensors: list[list[int]]) -> 
 
 
 def expand_dots(term: str, dimensions: int) -> str:
-    """Return a term of an einsum with a digit for each dimension that its dots stand for, counted from the right."""
+    """Replace the dots of an einsum term by a digit for each dimension they cover, counted from the right."""
     hidden = dimensions - len(term.replace("...", ""))
     return term.replace("...", "".join(str(place) for place in reversed(range(hidden))))
 
@@ -294,8 +292,8 @@ HANDLES: dict[str, Handle] = {
     **{f"aten::{name}": count_product(name, first=1) for name in ("addmv", "baddbmm", "addbmm")},
 }
 
-# Operators without multiply-adds of their own: element by element, shapes, choices, norms, pools, sums, constants.
-# Fvcore's list of those that it ignores comes before.
+# Operators without multiply-adds of their own: elementwise, shapes, indexing, norms, pools, sums, constants.
+# fvcore's own list of ignored operators applies first.
 NAMES = """
     abs acos adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d add addcdiv addcmul adjoint alias all alpha_dropout amax amin and any arange argmax argmin
@@ -324,9 +322,3 @@ NAMES = """
     xor zero
 """
 FREE = frozenset(NAMES.split())
-
-
-def find_unknown(operators: Iterable[str]) -> list[str]:
-    """Return the operators of a trace, `aten::name`, that are not known to be free; in place (`name_`) like out of."""
-    names = ((operator, operator.removeprefix("aten::")) for operator in operators)
-    return [operator for operator, name in names if name.strip("_") not in FREE]

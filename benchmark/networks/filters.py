@@ -1,33 +1,33 @@
-"""Filters without effect: found by following the network, removed, and the smaller network counted.
+"""Dead filters: found by tracing the network, removed, and the smaller network counted.
 
-Masks charge the filters that they removed; the inputs which these fed in the next layer are still charged. The smaller
-network has neither. `sparse-bench slim`, the record of a run and `sparse-bench verify` all take it from here."""
+Masks save the multiply-adds of the filters that they remove, but not those of the next layer's weights that read these
+filters. The smaller network has neither. `sparse-bench slim`, a run's record and `sparse-bench verify` all use it."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from benchmark.base.errors import UserError
+from benchmark.base.errors import UserError, reason
 from benchmark.config.pages import Page
 from benchmark.networks.costs import count_costs
 from benchmark.networks.prunable import find_layers
 
-# What maps a constant channel to a constant channel, and leaves the others out of it.
+# Modules that map a constant channel to a constant channel, each channel on its own.
 CHANNELWISE = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish)
-UNCHANGING = (nn.Identity, nn.Dropout, nn.MaxPool2d)  # of a constant, in evaluation mode
+UNCHANGING = (nn.Identity, nn.Dropout, nn.MaxPool2d)  # leave a constant as it is, in evaluation mode
 RELU = (torch.relu, functional.relu)
 
 
 @dataclass
 class Chain:
-    """A layer, what its channels pass, and the one layer that reads them."""
+    """A layer, the modules its channels pass through, and the only layer that reads them."""
 
     producer: nn.Conv2d | nn.Linear
     passed: list[nn.Module]
@@ -38,64 +38,54 @@ class Chain:
         return [module for module in self.passed if isinstance(module, nn.BatchNorm2d)]
 
     def parts(self) -> list[nn.Module]:
-        """Return the modules that a cut changes; an activation may well be shared."""
+        """Return the modules that a cut changes; activations may be shared."""
         return [self.producer, *self.norms(), self.consumer]
 
 
 @dataclass
 class Removal:
-    """How many filters were removed, of how many in the layers of chains, and why."""
+    """How many filters were removed, out of how many in the chains' layers, and why."""
 
     filters: int
     reasons: Counter[str] = field(default_factory=Counter)
 
     @property
     def removed(self) -> int:
-        """How many filters were removed."""
-        return sum(self.reasons.values())
+        """Number of filters removed."""
+        return self.reasons.total()
 
 
 @torch.no_grad()
 def remove_dead_filters(network: nn.Module) -> tuple[nn.Module, Removal]:
-    """Return a copy of `network` without the filters that have no effect, and what was removed.
+    """Return a copy of `network` without its dead filters, and what was removed.
 
-    Raises whatever torch.fx does for a network that it cannot follow. Invariant: the outputs in evaluation mode are
-    those of `network`, up to the order in which numbers are added. A layer keeps one filter at least.
+    Raises whatever torch.fx does for a network that it cannot trace. Invariant: the outputs in evaluation mode are
+    those of `network`, up to the order of summation. A layer keeps at least one filter.
     """
     smaller = copy.deepcopy(network).eval()
     chains = find_chains(smaller)
     removal = Removal(sum(len(chain.producer.weight) for chain in chains))
     while any([shorten(chain, removal.reasons) for chain in chains]):
-        pass  # a filter that is gone reads no longer
+        pass  # a removed filter no longer reads its inputs, which may be dead now
     return smaller, removal
 
 
 def find_chains(network: nn.Module) -> list[Chain]:
-    """Return the chains of a network, in the order of its computation."""
+    """Return the chains of a network, in the order in which it computes them."""
     graph = fx.Tracer().trace(network)
     modules = dict(network.named_modules(remove_duplicate=False))
     calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
-    weights = Counter(
-        id(weight) for module in {id(m): m for m in modules.values()}.values() for weight in own_weights(module)
-    )
+    holders = Counter(id(weight) for module in network.modules() for weight in module.parameters(recurse=False))
     chains = []
     for node in graph.nodes:
         layer = module_of(node, modules)
         if layer is not None and is_layer(layer):
             chain = follow(node, layer, modules)
-            if chain and all(calls[id(part)] == 1 and is_untied(part, weights) for part in chain.parts()):
+            parts = chain.parts() if chain else []
+            untied = all(holders[id(weight)] == 1 for part in parts for weight in part.parameters(recurse=False))
+            if chain and untied and all(calls[id(part)] == 1 for part in parts):
                 chains.append(chain)
     return chains
-
-
-def own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Return the parameters that a module holds itself."""
-    return module.parameters(recurse=False)
-
-
-def is_untied(module: nn.Module, holders: Counter[int]) -> bool:
-    """Return whether no other module holds a parameter of this one; `holders` counts them by the parameter's id."""
-    return all(holders[id(weight)] == 1 for weight in own_weights(module))
 
 
 def module_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
@@ -104,12 +94,12 @@ def module_of(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
 
 
 def is_layer(module: nn.Module | None) -> bool:
-    """Return whether a module is one whose outputs and inputs can be cut: every output reads every input."""
+    """Return whether a module's outputs and inputs can be cut, since every output reads every input."""
     return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
 
 
 def follow(node: fx.Node, producer: nn.Module, modules: dict[str, nn.Module]) -> Chain | None:
-    """Return the chain that starts at a layer's node, or None where its channels go another way."""
+    """Return the chain that starts at a layer's node, or None where its channels go elsewhere."""
     passed: list[nn.Module] = []
     spatial = type(producer) is nn.Conv2d
     while len(node.users) == 1:
@@ -145,7 +135,7 @@ def is_mean(node: fx.Node) -> bool:
 
 
 def shorten(chain: Chain, reasons: Counter[str]) -> bool:
-    """Cut a chain's filters that have no effect, in place; return whether there were any."""
+    """Cut a chain's dead filters, in place; return whether there were any."""
     reading, writing = chain.consumer.weight, chain.producer.weight
     unread = ~reading.transpose(0, 1).flatten(1).any(1)
     empty = ~writing.flatten(1).any(1)
@@ -165,15 +155,15 @@ def shorten(chain: Chain, reasons: Counter[str]) -> bool:
     if merged.any():
         merge(chain.consumer, constant * same, find_largest(constant, same))
     cut(chain, ~gone)
-    for reason, which in (("unread", unread), ("zero", silent), ("folded", folded), ("merged", merged)):
-        reasons[reason] += int(which.sum())
+    for why, which in (("unread", unread), ("zero", silent), ("folded", folded), ("merged", merged)):
+        reasons[why] += int(which.sum())
     return True
 
 
 def constants(chain: Chain) -> Tensor:
-    """Return what each channel would hold everywhere, where its filter has no active weight, as the consumer reads it.
+    """Return the constant that the consumer reads from each channel whose filter has no active weight.
 
-    Shape (channels,); of no meaning for the filters that have active weights.
+    Shape (channels,); meaningless for filters with active weights.
     """
     bias = chain.producer.bias
     values = torch.zeros(len(chain.producer.weight), device=chain.producer.weight.device) if bias is None else bias
@@ -184,18 +174,18 @@ def constants(chain: Chain) -> Tensor:
 
 
 def fold(consumer: nn.Conv2d | nn.Linear, constant: Tensor) -> None:
-    """Add to the consumer's bias what channels of these constants give it."""
+    """Add the contribution of channels with these constants to the consumer's bias."""
     share = consumer.weight.flatten(2).sum(2) @ constant if consumer.weight.dim() > 2 else consumer.weight @ constant
     consumer.bias = nn.Parameter(share if consumer.bias is None else consumer.bias + share)
 
 
 def find_largest(constant: Tensor, among: Tensor) -> int:
-    """Return the candidate whose constant is the furthest from zero, the first of equal ones."""
+    """Return the candidate whose constant is furthest from zero, the first among equals."""
     return int(constant.abs().masked_fill(~among, -1).argmax())
 
 
 def merge(consumer: nn.Conv2d | nn.Linear, constant: Tensor, into: int) -> None:
-    """Have the consumer read from one channel what all channels of these constants give it; the others may then go."""
+    """Make the consumer read the contribution of all these constants from one channel, so that the others can go."""
     sums = torch.einsum("oi...,i->o...", consumer.weight, constant)
     weight = consumer.weight.clone()
     weight[:, into] = sums / constant[into]
@@ -203,7 +193,7 @@ def merge(consumer: nn.Conv2d | nn.Linear, constant: Tensor, into: int) -> None:
 
 
 def cut(chain: Chain, keep: Tensor) -> None:
-    """Keep these channels of a chain, in the producer's filters, the norms between and the consumer's inputs."""
+    """Keep these channels in the producer's filters, the norms between and the consumer's inputs."""
     producer, consumer = chain.producer, chain.consumer
     producer.weight = nn.Parameter(producer.weight[keep])
     if producer.bias is not None:
@@ -226,50 +216,53 @@ def cut_norm(norm: nn.BatchNorm2d, keep: Tensor) -> None:
 
 
 def describe_removal(removal: Removal) -> str:
-    """Return what was removed, in words."""
+    """Describe in words what was removed."""
     words = {"unread": "read by no weight", "zero": "constant zero", "folded": "constant, in the next bias"}
     words["merged"] = "constant, in another's place"
-    parts = [f"{removal.reasons[reason]:,} {text}" for reason, text in words.items() if removal.reasons[reason]]
+    parts = [f"{removal.reasons[why]:,} {text}" for why, text in words.items() if removal.reasons[why]]
     detail = f" ({', '.join(parts)})" if parts else ""
     return f"{removal.removed:,} of {removal.filters:,} filters removed{detail}; residual streams stay"
 
 
 TOLERANCE = 1e-5  # of the largest output
-DRAWN = 4  # images on which outputs are compared where those of the page are not asked for
+DRAWN = 4  # random images on which outputs are compared
 
 
 def shrink(network: nn.Module, images: Tensor) -> tuple[nn.Module, Removal, float]:
-    """Return a copy without the filters that have no effect, what was removed, and how far its outputs are off.
+    """Return a copy without the dead filters, what was removed, and how much its outputs differ.
 
-    The distance is relative to the largest output on these images; `network` is in evaluation mode. Raises UserError
-    for a network that torch.fx cannot follow, and where an output differs by more than TOLERANCE.
+    The difference is relative to the largest output on these images; `network` is in evaluation mode. Raises UserError
+    for a network that torch.fx cannot trace, and for a difference above TOLERANCE.
     """
     try:
         smaller, removal = remove_dead_filters(network)
-    except Exception as error:  # torch.fx raises anything at all
-        reason = (str(error).strip().splitlines() or [""])[0]
+    except Exception as error:  # torch.fx may raise anything
         raise UserError(
-            f"torch.fx cannot follow its network, so what reads a filter is unknown, and nothing is removed "
-            f"({type(error).__name__}: {reason}); the suite's CIFAR networks and timm's ResNets can be followed"
+            f"torch.fx cannot trace its network, so what reads a filter is unknown and nothing is removed "
+            f"({type(error).__name__}: {reason(error)}); the suite's CIFAR networks and timm's ResNets can be traced"
         ) from error
     with torch.inference_mode():
-        expected, found = network(images), smaller(images)
-    off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    if not off <= TOLERANCE:  # NaN is no match either
+        off = distance(smaller(images), network(images))
+    if not off <= TOLERANCE:  # NaN fails too
         raise UserError(f"the smaller network's outputs differ by {off:.1e} of the largest, more than {TOLERANCE:g}")
     return smaller, removal, off
 
 
+def distance(outputs: Tensor, expected: Tensor) -> float:
+    """Return the largest difference between outputs as a share of the largest one expected."""
+    return float((outputs.float() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
 def count_network(network: nn.Module, page: Page, shape: tuple[int, int, int]) -> int:
-    """Return the multiply-adds of one image of `shape` (channels, height, width) through a network, all weights."""
+    """Return the multiply-adds of one image of `shape` (channels, height, width), all weights active."""
     return count_costs(network, find_layers(network, page), shape).dense
 
 
 def cut_slim(network: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, int, int]) -> nn.Module | None:
-    """Return the smaller network; None for masks not of whole filters.
+    """Return the network without its dead filters; None where the masks do not remove whole filters.
 
-    `network` holds the weights, zero where a mask is off, on the CPU, and is left in evaluation mode. Raises UserError
-    where `shrink` does, on images of `shape` drawn the same every time.
+    `network`, on the CPU, has zeros where a mask is off, and is left in evaluation mode. Raises UserError where
+    `shrink` does, on fixed random images of `shape`.
     """
     if not holds_whole_filters(masks):
         return None
@@ -278,20 +271,19 @@ def cut_slim(network: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, 
 
 
 def count_slim(network: nn.Module, masks: Mapping[str, Tensor], page: Page, shape: tuple[int, int, int]) -> int | None:
-    """Return the multiply-adds of one image through the smaller network; None for masks not of whole filters.
+    """Return the multiply-adds of one image through the network that `cut_slim` returns; None where that does.
 
-    Residual streams, depthwise and grouped convolutions keep their width, so this may be more than the masks charge,
-    never more than the dense network. Raises UserError where `cut_slim` does.
+    Residual streams, depthwise and grouped convolutions keep their width, so this may exceed the cost by the masks,
+    but not that of the dense network. Raises UserError where `cut_slim` does.
     """
     smaller = cut_slim(network, masks, shape)
     return None if smaller is None else count_network(smaller, page, shape)
 
 
 def holds_whole_filters(masks: Mapping[str, Tensor]) -> bool:
-    """Return whether the masks of all convolutions keep or remove whole filters, and remove one at least.
+    """Return whether the masks of all convolutions keep or remove whole filters, and remove at least one.
 
-    A filter is a row of the first dimension. Masks of linear layers, of two dimensions, may be as they are. Invariant:
-    masks that leave every convolution dense, or that are of linear layers alone, hold no whole filters.
+    A filter is a row of the first dimension. Masks of linear layers (two dimensions) do not matter.
     """
     rows = [mask.flatten(1) for mask in masks.values() if mask.dim() > 2]
     whole = all(bool((row.all(1) | ~row.any(1)).all()) for row in rows)

@@ -1,8 +1,7 @@
 """Narrower networks for the control "small-dense": the same backbone with every hidden width multiplied by one factor.
 
-Which argument of `timm.create_model` does that differs by family; a backbone whose widths cannot all be reached by its
-arguments is refused, since a network that only shrinks in part is another architecture. One exception is documented at
-`narrow_resnet`.
+Which argument of `timm.create_model` does that depends on the family. A backbone that its arguments shrink only in part
+is refused, since that would be another architecture; `narrow_resnet` documents the one exception.
 """
 
 from __future__ import annotations
@@ -34,13 +33,11 @@ _references: dict[str, nn.Module] = {}
 
 
 def find_width(build: Callable[[float], nn.Module], count: Callable[[nn.Module], int], budget: int) -> float:
-    """Return the width in (0, 1] at which `build(width)` has the largest `count` within `budget`, the smallest such.
+    """Return the smallest width in (0, 1] at which `build(width)` has the largest `count` within `budget`.
 
-    `build` makes the network of a width, `count` its weights (shapes suffice: the network may hold no values).
-    Widths are multiples of 1/1000. Where the count never falls as the width grows, no other multiple has more within
-    the budget; ViT can break that by a step of its head count, so a few neighbours are looked at as well. It may still
-    be far below: compare the count with the budget. Raises UserError when `budget` is below 1, and where the narrowest
-    network is above it. The global random state is untouched.
+    Widths are multiples of 1/1000; networks are built for their shapes alone. The search assumes that the count grows
+    with the width; ViT breaks that where its head count changes, so a few neighbours are tried as well. Raises
+    UserError when `budget` is below 1 or smaller than the narrowest network. Keeps the global random state.
     """
     if budget < 1:
         raise UserError(f"the budget of a narrow network must be at least 1 weight, got {budget}: lower the sparsity")
@@ -53,7 +50,7 @@ def find_width(build: Callable[[float], nn.Module], count: Callable[[nn.Module],
 
     steps = range(1, STEPS + 1)
     below = max(1, bisect.bisect_right(steps, budget, key=count_at))  # the last step within the budget
-    # many widths round to the same channels: visit the smallest of them, so that it is the one returned
+    # many widths round to the same channels: visit the smallest, so that it is returned
     bisect.bisect_left(steps, count_at(below), key=count_at)
     for neighbour in (below + offset for offset in NEIGHBOURS):
         if neighbour in steps:
@@ -70,8 +67,8 @@ def find_width(build: Callable[[float], nn.Module], count: Callable[[nn.Module],
 def narrow_arguments(name: str, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:
     """Return the arguments for `timm.create_model(name, ...)` that multiply every hidden width by `width`.
 
-    `model_args` are the arguments of the full network and are kept; what narrows it is added to them. Raises UserError
-    when `width` is not positive, and for a backbone that cannot be narrowed. Width 1.0 gives the full network's shapes.
+    These extend `model_args`, the full network's. Raises UserError when `width` is not positive, and for a backbone
+    that cannot be narrowed. Width 1.0 gives the full network's shapes.
     """
     scale(1, width)  # refuses a width that is not positive
     reference = build_reference(name, model_args)
@@ -102,15 +99,15 @@ def check_rule(name: str, model_args: Mapping[str, Any], reference: Any, rule: R
 
 
 def narrow_cifar(name: str, reference: Any, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:
-    """Return `width`, times the one that `model_args` may hold."""
+    """Return `width`, multiplied by that of `model_args`."""
     return {"width": model_args.get("width", 1.0) * width}
 
 
 def narrow_resnet(name: str, reference: Any, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:
     """Return `channels`, and `stem_width` for a deep stem. Raises UserError for grouped layers and other blocks.
 
-    Timm fixes the plain 7x7 stem at 64 channels, so that layer stays (9,408 of ResNet-50's 25.5 million weights); where
-    the first stage had 64 channels and no projection, as in ResNet-18, the narrow one gains a 1x1 projection.
+    timm fixes the plain 7x7 stem at 64 channels, so it keeps its width (9,408 of ResNet-50's 25.5 million weights);
+    where the first stage has 64 channels and no projection, as in ResNet-18, the narrow one gains a 1x1 projection.
     """
     block = reference.layer1[0]
     if type(block) not in (BasicBlock, Bottleneck):
@@ -125,35 +122,35 @@ def narrow_resnet(name: str, reference: Any, model_args: Mapping[str, Any], widt
     # a deep stem ends with twice stem_width; a tiered one starts with a multiple of stem_width // 4, so at least 4
     stem_width = max(4, scale(stem // 2, width))
     if stem == stages[0]:
-        channels[0] = 2 * stem_width // block.expansion  # else rounding would add a projection at some widths only
+        channels[0] = 2 * stem_width // block.expansion  # otherwise rounding would add a projection at some widths
     return {"channels": tuple(channels), "stem_width": stem_width}
 
 
 def narrow_efficientnet(name: str, reference: Any, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:
     """Return `channel_multiplier`; timm then rounds channels to multiples of 8 (16 for some).
 
-    Timm fixes it for `efficientnet_b0`, `mobilenetv2_100` and most others by name, and for some leaves the features
-    before the classifier as they are: `check_rule` refuses both.
+    `check_rule` refuses the many models that fix it by name, such as `efficientnet_b0` and `mobilenetv2_100`, and
+    those whose last features do not follow it.
     """
     return {"channel_multiplier": model_args.get("channel_multiplier", 1.0) * width}
 
 
 def narrow_vit(name: str, reference: Any, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:
-    """Return `num_heads` and `embed_dim`; MLPs follow by their ratio. Raises UserError for other blocks than the plain.
+    """Return `num_heads` and `embed_dim`; MLPs follow by their ratio. Raises UserError for non-standard blocks.
 
-    The head count is multiplied by `width` and rounded (at least 1), and `embed_dim` is the multiple of it nearest to
-    width times the old one. The head dimension thus stays near the old one, and is the old one where heads divide
-    evenly: a fixed head dimension alone would leave DeiT-Ti, with 3 heads, three sizes to choose from.
+    The head count is scaled and rounded (at least 1), and `embed_dim` is its multiple nearest to width times the old
+    one, so the head dimension stays about the same. A fixed head dimension would leave DeiT-Ti, with 3 heads, only
+    three sizes.
     """
     attention: Any = getattr(reference.blocks[0], "attn", None)
     if type(reference.patch_embed) is not PatchEmbed or type(attention) is not Attention:
-        raise refusal(name, "its patch embedding or attention is not the plain one")
+        raise refusal(name, "its patch embedding or attention is not the standard one")
     num_heads = scale(attention.num_heads, width)
     return {"num_heads": num_heads, "embed_dim": num_heads * scale(reference.embed_dim, width / num_heads)}
 
 
 def narrow_convnext(name: str, reference: Any, model_args: Mapping[str, Any], width: float) -> dict[str, Any]:
-    """Return `dims`. Raises UserError when the head has a hidden layer of its own fixed width."""
+    """Return `dims`. Raises UserError when the head has a hidden layer of fixed width."""
     if reference.head_hidden_size != reference.num_features:
         raise refusal(name, f"its head has a hidden layer of fixed width {reference.head_hidden_size}")
     return {"dims": tuple(scale(stage["num_chs"], width) for stage in reference.feature_info)}
@@ -178,18 +175,18 @@ def refusal(name: str, reason: str) -> UserError:
 
 
 def build_shapes(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network for its shapes: without memory where it allows that, and without moving the random state."""
+    """Build a network for its shapes, on the meta device where possible; keeps the random state."""
     try:
         with torch.device("meta"):
             return build()
     except (NotImplementedError, RuntimeError):
-        # some networks compute with values while they are built, which tensors without memory cannot give
+        # some networks compute with values while they are built, which meta tensors do not have
         with torch.random.fork_rng(devices=[]):
             return build()
 
 
 def build_reference(name: str, model_args: Mapping[str, Any]) -> Any:
-    """Build backbone `name` for its shapes, once for each set of arguments (a search asks many times)."""
+    """Build backbone `name` for its shapes, once per set of arguments (a search asks many times)."""
     key = f"{name} {sorted(model_args.items(), key=lambda item: item[0])!r}"
     if key not in _references:
         if len(_references) >= 8:

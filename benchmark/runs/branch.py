@@ -23,7 +23,7 @@ from benchmark.training.own import Own, weighs
 from benchmark.training.train import Training, accuracy_pct
 from methods.core import Budget, Method, Timeline, count_kept
 
-# Settings of a page that a branch may change; with others its snapshot would not fit, or epochs would mean other ones.
+# Page settings that a branch may change. Others would not fit its snapshot, or would change what an epoch is.
 FREE = {
     *("title", "epochs", "lr", "lr_schedule", "lr_drops", "lr_gamma", "warmup_epochs", "momentum", "weight_decay"),
     *("label_smoothing", "clip_norm", "distribution", "prune_end", "update_every", "allow_empty_layers", "methods"),
@@ -35,10 +35,10 @@ FREE = {
 class Branch(Cell):
     """A cell that starts from a snapshot of `parent` after `epoch` epochs and trains up to epoch `end`.
 
-    Epochs, steps, batches and the optimiser's state continue as in the parent. `goes_on`: so does the parent's method,
-    with the snapshot's masks; another method is asked for new masks and sees the trained weights and these masks.
-    `hold_lr`: the learning rate of the first epoch stays; else it is that of `page`, whose epochs count from the
-    parent's start. `changed`: what differs from the parent, for the record.
+    Epochs, steps, batches and the optimiser's state continue as in the parent. goes_on: so does the parent's method,
+    with the snapshot's masks; otherwise the new method chooses masks, given the trained weights and these masks.
+    hold_lr: keep the learning rate of the first epoch; otherwise follow the schedule of `page`, whose epochs count from
+    the parent's start. changed: what differs from the parent, for the record.
     """
 
     parent: Parent
@@ -50,7 +50,7 @@ class Branch(Cell):
 
     @property
     def identity(self) -> str:
-        """The run's name, such as digits_resnet20.one_shot.0.5.s0.e10.3f9a1c2e: the same for the same numbers asked."""
+        """The run's name, such as digits_resnet20.one_shot.0.5.s0.e10.3f9a1c2e: a function of what was asked."""
         content = {
             "protocol": PROTOCOL,
             "parent": self.parent.name,
@@ -64,12 +64,12 @@ class Branch(Cell):
 
     @property
     def first_lr(self) -> float:
-        """The learning rate at its start: that of the next epoch; at the page's end, of the last."""
+        """The learning rate at its start: that of the next epoch, or of the page's last."""
         return learning_rate(self.page, min(self.epoch, self.page.epochs - 1))
 
     @property
     def schedule(self) -> Page:
-        """The page whose learning rates it has."""
+        """The page whose learning rates it uses."""
         if not self.hold_lr:
             return self.page
         return dataclasses.replace(self.page, lr=self.first_lr, lr_schedule="step", lr_drops=[], warmup_epochs=0)
@@ -85,10 +85,10 @@ def make_branch(
     hold_lr: bool = False,
     more: int | None = None,
 ) -> Branch:
-    """Return the branch that is asked for; raises UserError for what can be known to be wrong without the snapshot.
+    """Return the requested branch; raises UserError for any mistake that shows without the snapshot.
 
-    An empty `method` or `sparsity` is the parent's. `arguments` are settings of method or page, `more` the epochs to
-    train, None = to the page's end.
+    method, sparsity: empty = the parent's. arguments: settings of method or page. more: epochs to train, None = to the
+    page's end.
     """
     cell = parent.cell
     plugin = find_method(method) if method else cell.plugin
@@ -127,42 +127,42 @@ def make_branch(
 
 
 def type_settings(asked: dict[str, Any], method: Method) -> dict[str, Any]:
-    """Return the settings that were asked for as the method has them; a number stays as it is written, 0 or 0.0."""
+    """Return the requested settings with the method's types; a number stays as written, 0 or 0.0."""
     plain = {key: resolve(value) for key, value in asked.items()}
     return {key: value if value == getattr(method, key) else getattr(method, key) for key, value in plain.items()}
 
 
 def choose_sparsity(cell: Cell, plugin: Plugin, text: str) -> float:
-    """Return the sparsity asked for, the parent's where `text` is empty; a dense method has 0 and no other."""
+    """Return the requested sparsity, or the parent's; 0 for a dense method."""
     asked = parse_sparsity(text) if text else cell.sparsity
     if plugin.cls.budget is not Budget.DENSE:
         return asked
     if text and asked:
-        raise UserError(f"--sparsity {text}: method '{plugin.name}' prunes nothing; name one that does with --method")
+        raise UserError(f"--sparsity {text}: method '{plugin.name}' prunes nothing; choose another with --method")
     return 0.0
 
 
 def check_method(cell: Cell, plugin: Plugin, built: Method) -> None:
     """Raise UserError for a method that cannot start from a snapshot of the parent."""
     if plugin.cls.narrows_network or cell.method.narrows_network:
-        raise UserError(f"method '{plugin.name}' cannot take part in a branch: its network is narrower than the page's")
+        raise UserError(f"method '{plugin.name}' cannot be part of a branch: its network is narrower than the page's")
     if built.donor() is not None:
-        raise UserError(f"method '{plugin.name}' with a donor starts from another run, a branch from its parent")
+        raise UserError(f"method '{plugin.name}' starts from a donor, but a branch starts from its parent")
 
 
 def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
-    """Return the parent's page with `changes`. Raises UserError for one that its snapshot would not fit."""
+    """Return the parent's page with `changes`; raises UserError for a setting that is not in FREE."""
     for name in changes:
         if name not in FREE:
             raise UserError(
                 f"ARGS: {name} cannot change in a branch, whose snapshot is of a run with {name} = "
-                f"{getattr(cell.page, name)!r}; what can: {', '.join(sorted(FREE))}"
+                f"{getattr(cell.page, name)!r}; these can: {', '.join(sorted(FREE))}"
             )
     return merge_settings({**dataclasses.asdict(cell.page), **changes}, "ARGS")
 
 
 def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:
-    """Return the last epoch of a branch; raises UserError for epochs that it cannot have."""
+    """Return the last epoch of a branch; raises UserError for an impossible first or last epoch."""
     method = parent.cell.method
     if weighs(method) or method.rounds(parent.cell.page.epochs).count > 1:
         raise UserError(
@@ -172,15 +172,15 @@ def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | 
     if not 1 <= epoch <= parent.cell.page.epochs:
         raise UserError(f"--epoch must be from 1 to {parent.cell.page.epochs}, the end of {parent.name}, got {epoch}")
     if more is not None and more < 1:
-        raise UserError(f"--more must be at least 1 epoch, got {more}: a branch without training shows nothing")
+        raise UserError(f"--more must be at least 1 epoch, got {more}")
     end = page.epochs if more is None else epoch + more
     if end <= epoch:
         raise UserError(
-            f"nothing is left to train after epoch {epoch} of {page.epochs}: branch earlier, or add --hold-lr --more N"
+            f"no epoch is left to train after {epoch} of {page.epochs}: branch earlier, or add --hold-lr --more N"
         )
     if end > page.epochs and not hold_lr:
         raise UserError(
-            f"--more {more} ends at epoch {end}, and the learning rate's schedule at {page.epochs}: add --hold-lr, or "
+            f"--more {more} ends at epoch {end}, but the learning rate schedule at {page.epochs}: add --hold-lr, or "
             f"--args epochs={end} for a longer schedule"
         )
     return end
@@ -188,9 +188,9 @@ def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | 
 
 @dataclass
 class FromSnapshot(Start):
-    """A run that continues from the snapshot of another: weights, masks, optimiser and place are its parent's.
+    """A run that starts from a snapshot: weights, masks, optimiser and position are the parent's.
 
-    Costs, history, times and skipped steps are its own from then on.
+    Costs, history, times and skipped steps start from zero.
     """
 
     branch: Branch = field(kw_only=True)
@@ -202,10 +202,10 @@ class FromSnapshot(Start):
         run.first_epoch = cell.epoch
 
     def begin(self, cell: Cell, run: Training, warn: Warn) -> dict[str, Any]:
-        """Take the snapshot over, let another method than the parent's choose masks, and measure before and after.
+        """Load the snapshot, let a new method choose masks, and measure the accuracy before and after.
 
-        Raises UserError for a snapshot that is missing, damaged or of another run, for a newly empty layer that the
-        page does not allow, and where the sparsity asked cannot be reached.
+        Raises UserError for a snapshot that is missing, damaged or another run's, for a newly empty layer that the page
+        does not allow, and where the requested sparsity cannot be reached.
         """
         branch = self.branch
         folder = branch.parent.folder
@@ -213,7 +213,7 @@ class FromSnapshot(Start):
         path = snapshot_path(folder, branch.epoch)
         if state["history"][-1]["loss"] is None:
             raise UserError(f"run {branch.parent.name} had diverged by epoch {branch.epoch}: branch earlier")
-        if branch.page.precision == "fastest":  # what was chosen for the parent
+        if branch.page.precision == "fastest":  # keep the parent's choice
             run.precision = state["precision"]
         if not branch.goes_on:  # it begins at the network as it computes, whatever the parent kept beside
             state = {**state, "own": Own().saved(), "stored": None}
@@ -221,7 +221,7 @@ class FromSnapshot(Start):
         before, empty = measure(run), find_empty(run)
         if not branch.goes_on:
             run.update_pending = False
-            set_up_masks(branch, run, warn, may_empty=True)  # held to what it changes, below
+            set_up_masks(branch, run, warn, may_empty=True)  # newly empty layers are refused below
             refuse_newly_empty(branch, sorted(find_empty(run) - empty))
         check_end(branch, run)
         snapshot_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -235,7 +235,7 @@ class FromSnapshot(Start):
 def describe_branch(
     branch: Branch, step: int, snapshot_sha256: str, before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what the record of a branch says of its start; `before` and `after` its method chose masks."""
+    """Return the record's description of how a branch started, `before` and `after` its method chose masks."""
     record = branch.parent.record
     return {
         "parent": branch.parent.name,
@@ -255,7 +255,7 @@ def describe_branch(
 
 
 def take_over(run: Training, state: dict[str, Any], path: Path) -> None:
-    """Restore a snapshot in a run that begins: weights, masks, optimiser and where it stood, but no costs or times."""
+    """Restore a snapshot's weights, masks, optimiser and position in a new run, but not its costs or times."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     restore(run, state, path)
     for group, settings in zip(run.optimizer.param_groups, own, strict=True):
@@ -265,7 +265,7 @@ def take_over(run: Training, state: dict[str, Any], path: Path) -> None:
 
 
 def measure(run: Training) -> dict[str, Any]:
-    """Return the accuracies of the run as it stands, and how many weights are active."""
+    """Return the run's current accuracies and number of active weights."""
     began = time.monotonic()
     data = run.data
     found = {
@@ -278,12 +278,12 @@ def measure(run: Training) -> dict[str, Any]:
 
 
 def find_empty(run: Training) -> set[str]:
-    """Return the names of the layers without an active weight."""
+    """Return the names of the layers without active weights."""
     return {name for name, count in run.maskset.counts().items() if count == 0}
 
 
 def refuse_newly_empty(cell: Branch, empty: list[str]) -> None:
-    """Raise UserError where the method left a layer empty that was not, unless the page allows it."""
+    """Raise UserError if the method emptied a layer, unless the page allows it."""
     if empty and not cell.page.allow_empty_layers:
         raise UserError(
             f"method '{cell.label}' at epoch {cell.epoch} leaves no weight in layer {', '.join(empty)}: prune less, or "
@@ -292,7 +292,7 @@ def refuse_newly_empty(cell: Branch, empty: list[str]) -> None:
 
 
 def check_end(cell: Branch, run: Training) -> None:
-    """Raise UserError where a branch would end at another number of weights than its sparsity asks for."""
+    """Raise UserError if a branch would not end at its sparsity."""
     method, last = cell.method, cell.end * run.timeline.steps_per_epoch
     budget = method.promised_budget()
     if budget is Budget.OUTCOME:
@@ -302,6 +302,6 @@ def check_end(cell: Branch, run: Training) -> None:
     asked = count_kept(method.sparsity if budget is Budget.EXACT else 0.0, run.maskset.total)
     if reached != asked:
         raise UserError(
-            f"method '{cell.label}' has {reached:,} weights active at the branch's end, epoch {cell.end}, and sparsity "
-            f"{cell.sparsity:g} asks for {asked:,}: train longer (--more), or ask for the sparsity it reaches"
+            f"method '{cell.label}' has {reached:,} active weights at the branch's end, epoch {cell.end}, and sparsity "
+            f"{cell.sparsity:g} asks for {asked:,}: train longer (--more), or ask for the sparsity that it reaches"
         )

@@ -1,4 +1,4 @@
-"""Making a branch of a run, and the snapshots that it lacks."""
+"""Running a branch, and making the snapshots that a run lacks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Stores:
 
     @property
     def both(self) -> list[Path]:
-        """The folders in the order in which a run is looked up."""
+        """The folders, in the order in which a run is looked up."""
         return [self.records, self.branches]
 
 
@@ -64,7 +64,7 @@ def make_options(
     command: str,
     fresh: bool = False,
 ) -> Options:
-    """Return how branches are run: their records go to a store of their own."""
+    """Return the options of branches, whose records go to their own store."""
     return Options(
         device=choose_device(device),
         fresh=fresh,
@@ -77,9 +77,9 @@ def make_options(
 def run_branch(
     name: str, stores: Stores, options: Options, data_root: Path, console: Console, **asked: Any
 ) -> tuple[Record, Path]:
-    """Branch the run `name` as `asked`, see `make_branch`; return the record and its file, and print its table.
+    """Branch the run `name` as `asked`, see `make_branch`; print its table, return the record and its file.
 
-    Raises UserError, before the first batch, for anything wrong that can be known by then.
+    Raises UserError before the first batch where possible.
     """
     parent = find_parent(name, stores.both, options.places.runs)
     cell = make_branch(parent, **asked)
@@ -88,20 +88,20 @@ def run_branch(
     data = load_data(cell.page, data_root, options.device)
     check_method(cell, data)
     record, path = run_cell(cell, data, options, console, FromSnapshot(branch=cell))
-    print_result(console, record, show(path), "a branch is on no table")
+    print_result(console, record, show(path), "branches are in no table")
     console.print(describe(record), highlight=False, markup=False, soft_wrap=True)
     return record, path
 
 
 def check_method(cell: Branch, data: Data) -> None:
-    """Rehearse a method that will update masks; what prunes once is held to its contract when it does, at the start."""
+    """Rehearse a method that updates masks during training; one that prunes once is checked at the start anyway."""
     timeline = make_timeline(cell, data)
     if len(cell.method.update_steps(timeline)):
         rehearse(cell.method, cell.plugin.name, timeline)
 
 
 def describe(record: Record) -> str:
-    """Return what became of a branch's accuracy, in one line."""
+    """Describe a branch's accuracy in one line: before and after pruning, and at the end."""
     branch = record["branch"]
     epochs = branch["last_epoch"] - branch["epoch"]
     last = record["accuracy_pct"]["last_epoch"]
@@ -115,15 +115,14 @@ def describe(record: Record) -> str:
 def take_snapshots(
     name: str, epochs: str, data_root: Path, stores: list[Path], options: Options, console: Console
 ) -> list[Path]:
-    """Make the snapshots of run `name` at `epochs` that are missing; return the files of all.
+    """Make the missing snapshots of run `name` at `epochs`; return the files of all.
 
-    Raises UserError for a run or an epoch that is not there, and for a run that cannot be trained again to the same
-    numbers, see `retrace`.
+    Raises UserError for an unknown run or epoch, and for a run that cannot be reproduced, see `retrace`.
     """
     parent = find_parent(name, stores, options.places.runs)
     wanted = parse_epochs(epochs, parent.cell.page.epochs, "--epochs")
     if not wanted:
-        raise UserError("--epochs is empty: name the epochs after which to keep a snapshot, such as --epochs 5,10")
+        raise UserError("--epochs is empty: list the epochs after which to keep a snapshot, such as --epochs 5,10")
     check_places(options.places)
     missing = [epoch for epoch in wanted if not is_there(parent.folder, epoch)]
     if missing:
@@ -132,21 +131,21 @@ def take_snapshots(
 
 
 def is_there(folder: Path, epoch: int) -> bool:
-    """Return whether a run has a snapshot of an epoch; raises UserError for one that cannot be used."""
+    """Return whether a run has a snapshot of an epoch; raises UserError for an unusable one."""
     return snapshot_path(folder, epoch).exists() and bool(read_snapshot(folder, epoch))
 
 
 def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, console: Console) -> None:
-    """Train a run's first epochs again and keep snapshots after `epochs`.
+    """Train a run's first epochs again and keep snapshots after `epochs`; if killed, the next call continues.
 
-    Killed and called again, it continues. Raises UserError where another process has the run, and at the first epoch
-    that does not come out as the run's history says, or whose end has other masks than its record: then machine,
-    versions or code are not those of the run. Invariant: only snapshots that agree with the run's history are kept.
+    Raises UserError where another process has the run, and at the first epoch that differs from the run's history, or
+    whose masks differ from its record: machine, versions or code have changed. Invariant: only snapshots that agree
+    with the history are kept.
     """
     if parent.fingerprint != data.fingerprint:
-        raise UserError(f"run {parent.name} was trained on other data than there is now: its epochs cannot be repeated")
+        raise UserError(f"run {parent.name} was trained on other data: its epochs cannot be repeated on these")
     (cell,) = resolve_donors([parent.cell], {parent.cell.page_name: data}, options.places, options.device)
-    cell = cell.with_name(parent.name, data.fingerprint)  # its donor, which is part of it, is known only now
+    cell = cell.with_name(parent.name, data.fingerprint)  # the name depends on the donor, known only now
     refuse_links(parent.folder, options.places.runs)
     (parent.folder / FOLDER).mkdir(parents=True, exist_ok=True)
     try:
@@ -166,7 +165,7 @@ def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, option
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
     run = prepare(cell, built, data, options.device)
     if state is not None and state["counters"][1] >= min(epochs):
-        state = None  # it stands behind an epoch that is wanted
+        state = None  # it is past a wanted epoch
     if cell.page.precision == "fastest":
         run.precision = parent.record["environment"]["precision"] if parent.record else probe_precision(run)
     if state is None:
@@ -189,7 +188,7 @@ def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, option
 
 
 def compare(run: Training, parent: Parent) -> None:
-    """Raise UserError unless the epoch that has just ended came out as the parent's history says."""
+    """Raise UserError unless the epoch that has just ended agrees with the parent's history."""
     again = run.history[-1]
     known: dict[str, Any] = next((row for row in parent.history if row["epoch"] == run.epoch), {})
     differing = [key for key, value in known.items() if value is not None and again.get(key) != value]
@@ -200,5 +199,5 @@ def compare(run: Training, parent: Parent) -> None:
         seen = f" ({again.get(key)} now, {known[key]} then)" if key in known else ""
         raise UserError(
             f"run {parent.name} cannot be repeated here: epoch {run.epoch} ends with another {key}{seen}; machine, "
-            "threads, versions or code differ from those of the run, so run it again with --snapshots"
+            "threads, versions or code have changed, so run it again with --snapshots"
         )

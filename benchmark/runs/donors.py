@@ -1,4 +1,4 @@
-"""Finding the runs that controls are made from: a record, a run, or the record of a leaderboard row for each seed."""
+"""Finding the runs that controls copy from (donors): a record, a run, or a leaderboard row's record for each seed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Shapes = dict[str, tuple[int, ...]]
 def resolve_donors(
     cells: list[Cell], loaded: Mapping[str, Data], places: Places, device: torch.device | None = None
 ) -> list[Cell]:
-    """Return the cells ready to train: with their donors, see `find_donors`, and these with their masks."""
+    """Return the cells ready to train: with their donors, see `find_donors`, and the donors' masks."""
     return [take_masks(cell, places.runs) for cell in find_donors(cells, loaded, places, device)]
 
 
@@ -48,18 +48,15 @@ def find_donors(
 ) -> list[Cell]:
     """Return the cells, each with the donor that its method asks for; `loaded` has the data of each page by name.
 
-    A donor is named in one of three ways: the path of a record; the file name or run name of a record in
-    `places.records`; or a row of the leaderboard, such as `granet`, `granet:start_sparsity=0.0` or the label itself,
-    `granet (start_sparsity=0.0)`. A row means its record in the cell's own table (page, variant, protocol, data and,
-    where `device` is given, arithmetic), at the cell's sparsity and of its seed: the first that finished, as the
-    leaderboard counts. A record or run named outright may be of another page variant, seed or data set, as long as its
-    layers and its sparsity fit; cell and record then say which run it was. Where the caller knows the record that is
-    meant, `known`, nothing is searched.
+    A donor is given as the path of a record; as the file or run name of a record in `places.records`; or as a row of
+    the leaderboard, such as `granet`, `granet:start_sparsity=0.0` or the label, `granet (start_sparsity=0.0)`. A row
+    stands for its record in the cell's own table (page, variant, protocol, data and, with `device`, arithmetic), at the
+    cell's sparsity and seed: the first that finished. A record or run may differ in variant, seed or data set if its
+    layers and sparsity fit. known: the donor's record, if the caller has it already.
 
-    Raises UserError, naming the donor, the rule, the value and the way out, for a donor that is not there or unclear,
-    diverged, is dense or narrower, has other layers or another count. Invariants: no file of a run is needed; cells
-    without a donor come back as they are; setting and label of the others name a run or a row, never a path of this
-    machine.
+    Raises UserError for a donor that is missing, ambiguous, diverged, dense or narrower, or whose layers or counts do
+    not fit. Invariants: no file of a run is needed; cells without a donor are unchanged; settings and labels of the
+    others contain a run or a row, never a path of this machine.
     """
     records: list[Record] | None = None
     shapes: dict[tuple[str, str], tuple[Shapes, int]] = {}
@@ -84,10 +81,7 @@ def find_donors(
 
 
 def find_shapes(cell: Cell, data: Data) -> tuple[Shapes, int]:
-    """Return the shape of every prunable weight of the cell's network, in its order, and its `count_norm_shares`.
-
-    The random state is kept.
-    """
+    """Return the shapes of the network's prunable weights, and its `count_norm_shares`; keeps the random state."""
     with torch.random.fork_rng(devices=[]):
         model = create_network(cell.page, model_arguments(cell.page, data))
     weights = prunable_weights(model, find_layers(model, cell.page))
@@ -96,7 +90,7 @@ def find_shapes(cell: Cell, data: Data) -> tuple[Shapes, int]:
 
 
 def attach(cell: Cell, wanted: Donor, record: Record, name: str) -> Cell:
-    """Return the cell with its donor, without its masks; a setting that named it, by a path perhaps, has its name."""
+    """Return the cell with its donor, without masks; a setting that named it, maybe by a path, gets its name."""
     counts = {layer["name"]: layer["active"] for layer in record["layers"] if layer["prunable"]}
     donor = DonorRun(
         run=record["run"],
@@ -115,15 +109,15 @@ def attach(cell: Cell, wanted: Donor, record: Record, name: str) -> Cell:
 
 
 def check_fits(record: Record, search: Search, shapes: Shapes) -> None:
-    """Refuse a record whose counts or masks cannot be those of the cell's network at its sparsity."""
+    """Raise UserError for a record whose counts or masks do not fit the cell's network and sparsity."""
     weights, run = record["weights"], record["run"]
     if record["status"] != "ok":
-        raise search.fault(f"its run {run} {record['status']}, so its masks are not a result: name another run")
+        raise search.fault(f"its run {run} {record['status']}: name another run")
     if record["method"]["budget"] == "dense":
-        raise search.fault(f"its run {run} is dense, and a control needs one that pruned: name another run")
+        raise search.fault(f"its run {run} is dense, and a control needs a pruned one: name another run")
     if weights["prunable"] != weights["dense_prunable"]:
         raise search.fault(
-            f"its run {run} was trained on a narrower network, and a control needs the full one: name another run"
+            f"its run {run} is on a narrower network, and a control needs the full one: name another run"
         )
     theirs = {layer["name"]: tuple(layer["shape"]) for layer in record["layers"] if layer["prunable"]}
     for name in [*shapes, *theirs]:
@@ -143,7 +137,7 @@ def check_fits(record: Record, search: Search, shapes: Shapes) -> None:
 
 
 def has_masks(record: Record, runs: Path) -> bool:
-    """Return whether the files with the masks of a record's run are here; damaged ones are, for that is to be told."""
+    """Return whether the files with the masks of a record's run exist; damaged ones count, to be reported later."""
     try:
         folder = run_folder(runs, record["run"])
     except UserError:  # a name that no run could have
@@ -157,10 +151,9 @@ def has_masks(record: Record, runs: Path) -> bool:
 
 
 def take_masks(cell: Cell, runs: Path) -> Cell:
-    """Return the cell with the masks that its donor exported to `runs`, as bits, where its method asks for them.
+    """Return the cell with the masks that its donor exported to `runs`, as bits, if its method asks for them.
 
-    Raises UserError where they are missing or not those of the donor's record. Whoever only wants to know which run a
-    control is made from, or whether it is finished, does without.
+    Raises UserError where they are missing or not those of the donor's record.
     """
     donor, wanted = cell.donor, ask_donor(cell)
     if donor is None or wanted is None or not wanted.masks:
@@ -172,20 +165,17 @@ def take_masks(cell: Cell, runs: Path) -> Cell:
     except UserError as error:
         raise fault(cell, wanted, f"its masks are needed, and {error}; or run it again: {donor.again}") from error
     if hash_masks(masks) != donor.masks_sha256:
-        raise fault(
-            cell,
-            wanted,
-            f"the masks in {folder} must be those of its record, their sha256 is {hash_masks(masks)[:16]} and the "
-            f"record says {donor.masks_sha256[:16]}; run it again: {donor.again}",
-        )
+        hashes = f"their sha256 is {hash_masks(masks)[:16]} and the record says {donor.masks_sha256[:16]}"
+        reason = f"the masks in {folder} must be those of its record, {hashes}"
+        raise fault(cell, wanted, f"{reason}; run it again: {donor.again}")
     if {name: int(mask.sum()) for name, mask in masks.items()} != donor.counts:
-        reason = f"the masks in {folder} have other counts than its record says, so that was edited"
+        reason = f"the counts of the masks in {folder} are not those of its record, which was edited"
         raise fault(cell, wanted, f"{reason}; run it again: {donor.again}")
     return dataclasses.replace(cell, donor=dataclasses.replace(donor, bits=pack_all(masks)))
 
 
 def fault(cell: Cell, wanted: Donor, reason: str) -> UserError:
-    """Return the error that names the method, the donor and the reason, which may quote a record: printable it is."""
+    """Return the error that names the method, the donor and the reason, printable even if that quotes a record."""
     return UserError(printable(f"method '{cell.plugin.name}': donor '{wanted.run}': {reason}"))
 
 
@@ -201,23 +191,23 @@ class Search:
     arithmetic: str | None
 
     def fault(self, reason: str) -> UserError:
-        """Return the error that names the method, the donor and the reason."""
+        """Return the error that names method, donor and reason."""
         return fault(self.cell, self.wanted, reason)
 
     def find(self) -> tuple[Record, str]:
-        """Return the donor's record and the name it goes by: that of its run or, where a row was named, of the row."""
+        """Return the donor's record and its name: the row's if a row was given, otherwise the run's."""
         asked = self.wanted.run
         is_path = asked.endswith(".json") or "/" in asked
         folder = self.places.records
         for path in [*([Path(asked)] if is_path else []), folder / asked, folder / f"{asked}.json"]:
-            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file() raises where a name is too long for one)
+            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file() raises for a name that is too long)
                 record = self.read(path)
                 return record, record["run"]
         runs = gather([record for record in self.records if record["run"] == asked]).counted
         if runs:
             return runs[0], asked
         if is_path:
-            raise self.fault(f"there is no such record here or in {folder}: name a file, a run or a row of a table")
+            raise self.fault(f"no such record here or in {folder}: name a file, a run or a row of a table")
         return self.find_in_row()
 
     def read(self, path: Path) -> Record:
@@ -228,7 +218,7 @@ class Search:
             raise self.fault(f"record {path}: {error}; name another run") from error
 
     def find_in_row(self) -> tuple[Record, str]:
-        """Return the record of the row asked for at the cell's sparsity and seed, and the row's name."""
+        """Return the row's record at the cell's sparsity and seed, and the row's name."""
         cell, page = self.cell, self.cell.page_name
         rows = name_rows([record for record in self.records if self.is_in_table(record)])
         name = match(self.wanted.run, rows)
@@ -237,12 +227,12 @@ class Search:
         runs = rows[name].runs
         if len({run["method"]["sha256"] for run in runs}) > 1:
             versions = sorted(row for row in rows if row.startswith(f"{name} (file "))
-            raise self.fault(f"{page} has several rows of this name: say which, {' or '.join(versions)}")
+            raise self.fault(f"{page} has several rows of this name: choose {' or '.join(versions)}")
         for run in gather([run for run in runs if run["sparsity"] == cell.sparsity]).counted:
             if run["seed"] == cell.seed:
                 return run, name
         if runs[0]["method"]["budget"] == "dense":
-            raise self.fault(f"its runs on {page} are dense, and a control needs one that pruned: name another row")
+            raise self.fault(f"its runs on {page} are dense, and a control needs pruned ones: name another row")
         there = sorted({(run["sparsity"], run["seed"]) for run in runs})
         _, method, _, device, *words = repeat_words(runs[0], rows[name].settings)
         changes = [word for word in words if not word.startswith(RANKS)]
@@ -253,14 +243,14 @@ class Search:
         )
 
     def is_in_table(self, record: Record) -> bool:
-        """Return whether a record is in the table that the cell's own will be in."""
+        """Return whether a record is in the same table as the cell's own will be."""
         page = record["page"]
         place = record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"]
         here = PROTOCOL, self.cell.page_name, self.cell.variant, self.fingerprint
         return place == here and self.arithmetic in (None, arithmetic(record))
 
     def missing(self, rows: list[str]) -> UserError:
-        """Return the error for a row the table does not have, with the command that makes it or the nearest name."""
+        """Return the error for a missing row, with the command that makes it or the nearest name."""
         method, *settings = (part.strip() for part in re.split(r"[:(),]", self.wanted.run))
         if method in method_names():
             changes = [f"{key}={setting_value(value)}" for key, value in self.cell.page_changes.items()]
@@ -274,7 +264,7 @@ class Search:
         )
 
     def command(self, method: str, device: str, changes: Sequence[str]) -> str:
-        """Return the command that makes a run for the cell, of its page, sparsity and seed, by as many processes."""
+        """Return the command for a donor run: of the cell's page, sparsity and seed, with as many processes."""
         cell = self.cell
         changes = [*changes, *([f"{RANKS}{count_ranks()}"] if count_ranks() > 1 else [])]
         return write_command(

@@ -1,4 +1,4 @@
-"""A network as two files: plain weights that any strict load of the backbone accepts, and the masks as bits."""
+"""A network as two files: plain weights that the backbone loads strictly, and the masks as bits."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"
 def export_network(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], folder: Path, about: Mapping[str, str]
 ) -> dict[str, str]:
-    """Write a network's `state` (a state_dict) and its masks to `folder` and verify the files that were written.
+    """Write a network's `state` (a state_dict) and its masks to `folder`, verify the files, and return their sha256.
 
-    Returns the sha256 of each file by its name.
-
-    Raises UserError when a file does not hold zeros exactly where the masks are inactive. Invariant: the names are
-    those of the raw model's state_dict. `about` goes into the files' metadata.
+    about: goes into the files' metadata. Raises UserError when an inactive weight is not zero. Invariant: the names are
+    those of the raw model's state_dict.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if len({tensor.data_ptr() for tensor in tensors.values()}) < len(tensors):
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # tied: safetensors wants own memory
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors refuses shared memory
     digest = {"masks_sha256": hash_masks(masks)}
     shapes = {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})}
     write_atomically(folder / WEIGHTS, serialise(tensors, {**about, **digest}))
@@ -48,11 +46,11 @@ def export_network(
 
 
 def serialise(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """Return a safetensors file whose bytes are a function of its content: the library's header has no fixed order."""
+    """Return a safetensors file with a sorted header: the library's has no fixed order, so bytes would vary."""
     written: bytes = save(dict(tensors), metadata=dict(about))
     end = 8 + int.from_bytes(written[:8], "little")
     header = json.dumps(json.loads(written[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    header += b" " * (-len(header) % 8)  # keeps tensors aligned
     return len(header).to_bytes(8, "little") + header + written[end:]
 
 
@@ -62,10 +60,10 @@ def hash_export(folder: Path) -> dict[str, str]:
 
 
 def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights and the masks that the files in `folder` hold.
+    """Return the weights and the masks in `folder`.
 
-    Raises UserError, naming the file, when one is missing or damaged, when they belong to different runs, and when a
-    weight is not zero where its mask is inactive.
+    Raises UserError, naming the file, when one is missing or damaged, when they belong to different runs, and when an
+    inactive weight is not zero.
     """
     weights, about = read_tensors(folder / WEIGHTS)
     bits, about_masks = read_tensors(folder / MASKS)
@@ -83,7 +81,7 @@ def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def unpack_masks(path: Path, bits: Mapping[str, Tensor], about: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the masks in a file; raises UserError, naming it, where bits and the shapes it tells do not agree."""
+    """Return the masks in a file; raises UserError, naming it, where its bits and shapes do not match."""
     try:
         shapes = {name: torch.Size(shape) for name, shape in json.loads(about.get("shapes", "{}")).items()}
         fits = set(shapes) == set(bits) and all(
@@ -93,12 +91,12 @@ def unpack_masks(path: Path, bits: Mapping[str, Tensor], about: Mapping[str, str
     except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError):
         fits = False
     if not fits or not bits:
-        raise UserError(f"{path} is not a file of masks: its bits do not fit the shapes that it names")
+        raise UserError(f"{path} is not a file of masks: its bits do not match its shapes")
     return {name: unpack(bits[name], shape) for name, shape in shapes.items()}
 
 
 def read_interrupted(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """Return the weights, the masks and what is said of a run by its checkpoint; raises UserError for another file."""
+    """Return the weights, masks and metadata in a run's checkpoint; raises UserError for any other file."""
     saved = load_checkpoint(path)
     try:
         state = saved["average"] or saved["model"]
@@ -121,9 +119,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Write a run's network to the folder `target`, from its files or, where it was interrupted, from its checkpoint.
+    """Write a run's network to `target`, from its files or, if it was interrupted, from its checkpoint.
 
-    Returns the masks and what the files say of themselves. Raises UserError for a run without either.
+    Returns the masks and the metadata. Raises UserError for a run without either.
     """
     folder = run_folder(runs, name)
     if (folder / WEIGHTS).exists():
@@ -140,7 +138,7 @@ def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], 
 
 
 def export_to(target: Path | None, name: str, runs: Path, console: Console) -> None:
-    """Write a run's network to `target`, or to export/RUN, and say what was written; raises what `export_run` does."""
+    """Write a run's network to `target` (default: export/RUN) and print what was written; see `export_run`."""
     folder = target or run_folder(Path("export"), name)
     if target is None:
         refuse_links(folder, folder.parent)
@@ -148,5 +146,5 @@ def export_to(target: Path | None, name: str, runs: Path, console: Console) -> N
     active, total = count_active(masks), sum(mask.numel() for mask in masks.values())
     console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
     if "interrupted_at_step" in about:
-        console.print(f"as the run stood after step {about['interrupted_at_step']}, where it was interrupted")
+        console.print(f"the run was interrupted: this is its network after step {about['interrupted_at_step']}")
     console.print(f"wrote {folder / MASKS}: one bit per weight, row-major, 1 = active", highlight=False)

@@ -1,4 +1,4 @@
-"""Runs that branches come from, found by name, and how they began."""
+"""Runs that branches start from, found by name, with their cells rebuilt."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from leaderboard.tables.table import gather, plain
 class Parent:
     """A run that can be branched, or trained again up to an epoch.
 
-    `history` has a line for each epoch that is known; `record` is None where the run has not finished, and the first of
-    repeats otherwise. `cell` lacks its donor.
+    history: one row per known epoch. record: None if the run has not finished, otherwise the first of repeats. `cell`
+    lacks its donor.
     """
 
     cell: Cell
@@ -40,10 +40,10 @@ class Parent:
 
 
 def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
-    """Return the run called `name`, by the first of the `stores` of records that has it, or by its files in `runs`.
+    """Return the run called `name`, from the first of the `stores` of records that has it, or from its files in `runs`.
 
-    `name` is a run's, or the path or file name of its record. Raises UserError for a run that is not there, diverged,
-    is a branch itself, is of another protocol or page, or whose method's file has changed.
+    name: a run's name, or the path or file name of its record. Raises UserError for a run that is missing, diverged, a
+    branch, of another protocol or page, or whose method's file has changed.
     """
     run = Path(name).name.removesuffix(".json")
     record = find_record(name, run, stores)
@@ -52,7 +52,7 @@ def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
     if record is not None:
         about, history, fingerprint = record, record["history"], record["data"]["fingerprint"]
         if record["status"] != "ok":
-            raise UserError(f"run {run} {record['status']}: there is nothing to continue from; name another run")
+            raise UserError(f"run {run} {record['status']} and cannot be continued: name another run")
     else:
         state = read_state(folder)
         about, history, fingerprint = state["cell"], state["history"], state["data"]
@@ -61,12 +61,12 @@ def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
             parent = plain(about["branch"]["parent"])
             raise UserError(f"run {run} is a branch of {parent} and cannot be branched itself: branch {parent}")
         return Parent(rebuild_cell(about, fingerprint), folder, record, history, fingerprint)
-    except (LookupError, TypeError, AttributeError) as error:  # of a checkpoint that was not written here
+    except (LookupError, TypeError, AttributeError) as error:  # a foreign checkpoint
         raise UserError(f"run {run}: its checkpoint does not say what the run was asked to do: {error!r}") from error
 
 
 def find_record(name: str, run: str, stores: Iterable[Path]) -> Record | None:
-    """Return the record that is meant: that in a file, or the first of a run's repeats; None where there is none."""
+    """Return the record in the file `name`, or the first of the run's repeats; None where there is none."""
     if name.endswith(".json") and Path(name).is_file():
         try:
             return read_record(Path(name))
@@ -78,9 +78,9 @@ def find_record(name: str, run: str, stores: Iterable[Path]) -> Record | None:
             if path.name.startswith(f"{file_stem(run)}."):
                 try:
                     found.append({**read_record(path), "file": path.name})
-                except UnreadableError as error:  # it may be there, and be the one that is meant
+                except UnreadableError as error:  # it may be the one
                     raise UserError(f"record {path}: {error}; try again") from error
-                except RecordError:  # damaged: `make verify` names it
+                except RecordError:  # damaged: `make verify` reports it
                     continue
         found = [record for record in found if record["run"] == run]
         if found:
@@ -89,49 +89,48 @@ def find_record(name: str, run: str, stores: Iterable[Path]) -> Record | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return the checkpoint, or else the last snapshot, of a run that has no record. Raises UserError without either.
+    """Return the checkpoint, or else the last snapshot, of a run without a record.
 
-    A checkpoint of a version that did not keep what the run was asked to do is refused.
+    Raises UserError if there is neither, and for an old checkpoint that does not describe its run.
     """
     if (folder / "checkpoint").is_file():
         state = load_checkpoint(folder / "checkpoint")
         if not {"cell", "history", "data"} <= state.keys():
             raise UserError(
-                f"checkpoint {folder / 'checkpoint'} does not say which run it is of, because an earlier version of "
-                "sparse-bench wrote it: let the run continue for a while, or finish"
+                f"checkpoint {folder / 'checkpoint'}, written by an earlier version of sparse-bench, does not describe "
+                "its run: let the run continue until its next checkpoint, or finish"
             )
         return state
-    there = list_snapshots(folder)
-    if not there:
+    snapshots = list_snapshots(folder)
+    if not snapshots:
         runs = sorted(path.parent.name for path in folder.parent.glob("*/checkpoint"))
         raise UserError(
-            f"no run '{folder.name}': it has neither a record, nor a checkpoint or a snapshot in {folder.parent}; "
-            f"interrupted there: {', '.join(runs) or 'none'}"
+            f"no run '{folder.name}': it has no record, and no checkpoint or snapshot in {folder.parent}; interrupted "
+            f"runs there: {', '.join(runs) or 'none'}"
         )
-    return read_snapshot(folder, there[-1])
+    return read_snapshot(folder, snapshots[-1])
 
 
 def rebuild_cell(about: dict[str, Any], fingerprint: str) -> Cell:
-    """Return the cell that a record, or what `describe_start` says of it, is of; without its donor.
+    """Return the cell of a record, or of the description that `describe_start` returned, without its donor.
 
-    `fingerprint`: of its data, which may be part of its name.
-
-    Raises UserError unless it is the very same: protocol, page, settings and the method's file.
+    fingerprint: of the data; it may be part of the name. Raises UserError unless protocol, page, settings and the
+    method's file are the same.
     """
     run, name = about["run"], about["page"]["name"]
     if about["protocol"] != PROTOCOL:
         raise UserError(
-            f"run {run} is of protocol {about['protocol']}, this version's is {PROTOCOL}: the same settings now give "
-            "other numbers; run it again"
+            f"run {run} is of protocol {about['protocol']}; under this version's, {PROTOCOL}, the same settings give "
+            "other numbers: run it again"
         )
     default = load_page(name)
     page = merge_settings(about["page"]["settings"], f"run {run}")
     method = about["method"]
-    # what decides how a record's method is called where it is neither built in nor installed
+    # the rule for naming a method that is neither built in nor installed
     called = repeat_words({**about, "environment": {"device": ""}})[1]
     if called.endswith(".py") and (not Path(called).is_file() or digest(Path(called)) != method["sha256"]):
         raise UserError(f"run {run}: the file of its method, {plain(called)}, is gone or has changed")
-    plugin = find_method(called)  # a file is not run because a record names it: it is the one that was run before
+    plugin = find_method(called)  # safe to execute: the file is the one that ran before
     if plugin.sha256 != method["sha256"]:
         raise UserError(f"run {run}: the file of its method, {plugin.source}, has changed since; run it again")
     settings = {key: value for key, value in method["settings"].items() if key in plugin.settings()}

@@ -1,4 +1,4 @@
-"""The record of a run that ended: what it describes, what it refuses, and the cost of its smaller network."""
+"""The record of a finished run, its checks, and the cost of its network without dead filters."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from leaderboard import Record, find_faults
 from leaderboard.store.kinds import is_number
 from leaderboard.store.schema import SCHEMA
 
-DIVERGED_SHARE = 0.01  # a run with more skipped steps than this has diverged
+DIVERGED_SHARE = 0.01  # of steps skipped: with more, a run has diverged
 
 
 def make_record(cell: Cell, built: Built, run: Training, command: str, started: datetime) -> Record:
-    """Return the record of a finished run; every figure is taken from the run's own state."""
+    """Return the record of a finished run; every figure comes from the run's own state."""
     counts = run.maskset.counts()
     prunable, active = run.maskset.total, sum(counts.values())
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -78,15 +78,15 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
 
 
 def count_nonzero(weights: Mapping[str, Tensor], masks: Iterable[str]) -> int:
-    """Return how many of the weights that have masks are not zero, of the network that is evaluated and exported.
+    """Return how many weights that have masks are not zero, in the network that is evaluated and exported.
 
-    Fewer than are active where a weight was grown and never had a gradient: a budget is of active weights.
+    The budget counts active weights, which may be more: a weight that was grown and never had a gradient is zero.
     """
     return sum(int(torch.count_nonzero(weights[name])) for name in masks)
 
 
 def describe_arithmetic(run: Training) -> dict[str, Any]:
-    """Return where the run happened and how its numbers were computed."""
+    """Return where and how the run's numbers were computed."""
     return {
         **describe_environment(run.device, run.precision),
         "channels_last": run.channels_last,
@@ -97,12 +97,12 @@ def describe_arithmetic(run: Training) -> dict[str, Any]:
 
 
 def refuse_invalid(record: Record, folder: Path) -> None:
-    """Raise UserError for a record that the store would refuse: a missed budget, a figure that is no number."""
+    """Raise UserError for a record that the store would refuse: a missed budget, a figure that is not a number."""
     faults = find_faults(record)
     if faults:
         raise UserError(
-            f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}; "
-            f"its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
+            f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}. "
+            f"Its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
         )
 
 
@@ -112,22 +112,20 @@ def stamp(moment: datetime) -> str:
 
 
 def has_diverged(run: Training) -> bool:
-    """Return whether the run ended without a finite loss or skipped more than one step in a hundred."""
+    """Return whether the run ended without a finite loss or skipped more than DIVERGED_SHARE of its steps."""
     steps = own_page(run).epochs * run.timeline.steps_per_epoch
     return run.history[-1]["loss"] is None or run.skipped_steps > DIVERGED_SHARE * steps
 
 
 def own_page(run: Training) -> Page:
-    """Return the page with the epochs that the run itself trains: a branch leaves those before it to its parent."""
+    """Return the page with the epochs that the run itself trains: of a branch, only those after its start."""
     return dataclasses.replace(run.page, epochs=run.last_epoch() - run.first_epoch)
 
 
 def images_trained(page: Page, data: Data) -> int:
-    """Return how many images a whole run trains on, repeats counted."""
-    per_epoch = len(data.train)
-    if page.drop_last:
-        per_epoch -= per_epoch % page.batch_size
-    return per_epoch * page.epochs
+    """Return how many images a whole run trains on, counting repeats."""
+    dropped = len(data.train) % page.batch_size if page.drop_last else 0
+    return (len(data.train) - dropped) * page.epochs
 
 
 def describe_page(cell: Cell) -> dict[str, Any]:
@@ -161,9 +159,9 @@ def describe_method(cell: Cell, built: Built) -> dict[str, Any]:
 
 
 def describe_start(cell: Cell, built: Built, started: datetime, begun: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: when it started, and from where, as `Start.begin` returns it.
+    """Return a checkpoint's description of its run: when it started, and from where, as `Start.begin` returns it.
 
-    Under "cell" it says in the words of a record what was asked, enough to make the cell again.
+    Its "cell" has the fields of a record from which the cell can be rebuilt.
     """
     about = {
         "protocol": PROTOCOL,
@@ -191,10 +189,10 @@ def describe_data(run: Training) -> dict[str, Any]:
 
 
 def describe_accuracy(history: list[dict[str, Any]], ties: str = "last") -> dict[str, Any]:
-    """Return the three accuracies, kept apart, and the epochs they belong to.
+    """Return the three accuracies and the epochs they belong to.
 
-    Only epochs with the final density can be selected; among equals `ties` says which is taken, "first" or "last". The
-    last has trained longest; records without `ties` took the first.
+    Only epochs with the final density are eligible. ties: which of equal epochs is taken, "first" (as in records
+    without `ties`) or "last", which has trained longest.
     """
     final = history[-1]
     eligible = [row for row in history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
@@ -217,25 +215,23 @@ def describe_accuracy(history: list[dict[str, Any]], ties: str = "last") -> dict
 
 
 def describe_layers(built: Built, counts: dict[str, int]) -> list[dict[str, Any]]:
-    """Return every convolution and linear layer with its size, its active weights and its dense multiply-adds."""
-    rows = []
-    for layer in built.layers:
-        weight = built.model.get_parameter(layer.name)
-        rows.append(
-            {
-                "name": layer.name,
-                "shape": list(weight.shape),
-                "weights": weight.numel(),
-                "active": counts.get(layer.name, weight.numel()),
-                "macs": built.costs.layers[layer.name],
-                "prunable": layer.prunable,
-            }
-        )
-    return rows
+    """Return every conv and linear layer with its size, its active weights and its dense multiply-adds."""
+    weights = {layer: built.model.get_parameter(layer.name) for layer in built.layers}
+    return [
+        {
+            "name": layer.name,
+            "shape": list(weight.shape),
+            "weights": weight.numel(),
+            "active": counts.get(layer.name, weight.numel()),
+            "macs": built.costs.layers[layer.name],
+            "prunable": layer.prunable,
+        }
+        for layer, weight in weights.items()
+    ]
 
 
 def describe_macs(built: Built, run: Training) -> dict[str, Any]:
-    """Return inference and training costs in multiply-adds and as shares of the full dense network's."""
+    """Return inference and training costs, in multiply-adds and as shares of the full dense network's."""
     inference = built.costs.forward(run.maskset.counts())
     return {
         "inference_dense": built.reference.dense,
@@ -251,27 +247,26 @@ def describe_macs(built: Built, run: Training) -> dict[str, Any]:
 
 
 def price_slim(record: Record, run: Training, warn: Callable[[str], None]) -> None:
-    """Add to the record of a run that ended what `sparse-bench slim` will count: `macs.inference_slim`.
+    """Add `macs.inference_slim`: the multiply-adds of one image without the dead filters, as `sparse-bench slim` does.
 
-    One image through the network that its weights and masks leave, in multiply-adds. Nothing is added where the masks
-    do not hold whole filters. A figure that cannot be had costs a warning, whatever the reason, and never the record.
-    Invariant: nothing else of the record, the run or the global random state changes.
+    Nothing is added unless the masks remove whole filters; a failure costs a warning, never the record. Invariant:
+    nothing else of the record, the run or the global random state changes.
     """
     try:
         found = count_again(record, run)
-    except Exception as error:  # of a backbone that may raise anything at all
+    except Exception as error:  # a backbone may raise anything
         reason = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        warn(f"the record does not say what the network costs without its removed filters: {reason}")
+        warn(f"the record lacks the cost of the network without its removed filters: {reason}")
         return
     if found is not None:
         record["macs"]["inference_slim"] = found
 
 
 def count_again(record: Record, run: Training) -> int | None:
-    """Return the figure from a plain network on the CPU, rebuilt as `sparse-bench slim` does; None where there is none.
+    """Return the figure from a network rebuilt on the CPU, as `sparse-bench slim` does; None where there is none.
 
-    The run's own may be on a GPU and its norms synchronised over ranks, which no cut takes for norms. Raises UserError
-    for a figure above the dense network's, which a record may not hold.
+    The run's own may be on a GPU, with synchronised norms that cannot be cut. Raises UserError for a figure above the
+    dense network's, which a record may not hold.
     """
     masks, page, data = run.maskset.masks, run.page, run.data
     if not holds_whole_filters(masks):
@@ -283,14 +278,14 @@ def count_again(record: Record, run: Training) -> int | None:
     found = count_slim(network, masks, page, (data.channels, data.image_size, data.image_size))
     dense = record["macs"]["inference_dense"]
     if found is not None and found > dense:
-        raise UserError(f"counted are {found:,} multiply-adds, more than the dense network's {dense:,}")
+        raise UserError(f"it has {found:,} multiply-adds, more than the dense network's {dense:,}")
     return found
 
 
 def rebuild_network(
     record: Record, page: Page, data: ImageFacts, full: nn.Module, masks: Mapping[str, Tensor]
 ) -> nn.Module:
-    """Return the backbone of the masks: the full one, or the one narrowed to the width the record names."""
+    """Return the backbone that the masks fit: the full one, or one narrowed to the record's width."""
     prunable = prunable_weights(full, find_layers(full, page))
     if all(name in masks and masks[name].shape == weight.shape for name, weight in prunable.items()):
         return full

@@ -31,19 +31,17 @@ from leaderboard import Record, RecordError, read_record
 from leaderboard.tables.table import printable
 from methods.core import Budget, count_active, count_kept
 
-POINTS = 0.1  # another processor may round a score the other way: so far apart accuracies may be, or by one image
-
+POINTS = 0.1  # accuracies may differ by this or by one image, since another processor may round scores differently
 EPOCHS = ("validation_epoch", "test_epoch")
 
 Finding = tuple[str, Any, Any, bool]  # what, in the record, found again, whether they agree
-
 
 NOT_RECORDED = "not recorded"
 NOT_FOUND_AGAIN = "not found again: training cost before the last epoch, accuracies of earlier epochs, times, the seed"
 
 
 def load_record(path: Path) -> Record:
-    """Return the record at `path`; raises UserError, naming it, when it cannot be read or breaks a rule."""
+    """Return the record at `path`; raises UserError, naming it, when it cannot be read or is not valid."""
     try:
         return read_record(path)
     except RecordError as error:
@@ -51,14 +49,14 @@ def load_record(path: Path) -> Record:
 
 
 def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
-    """Compare the record at `path` with the network its run exported, rebuilt and evaluated anew.
+    """Compare the record at `path` with the network its run exported, rebuilt and evaluated again.
 
-    Taken from the record are the settings of page and method, its history, and nothing else: every other figure is
-    found again. Raises UserError when record or files cannot be read, or the weights do not fit the backbone.
+    Only the settings of page and method and the history are taken from the record. Raises UserError when record or
+    files cannot be read, or the weights do not fit the backbone.
     """
     record = load_record(path)
     page = stay_home(merge_settings(record["page"]["settings"], f"record {path}"))
-    if "branch" in record:  # it trained the epochs of its own alone
+    if "branch" in record:  # it trained only the epochs after its start
         own = record["branch"]["last_epoch"] - record["branch"]["epoch"]
         page = dataclasses.replace(page, epochs=own)
     folder = run_folder(runs, record["run"])
@@ -85,21 +83,21 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
 
 
 def stay_home(page: Page) -> Page:
-    """Return the page with its data in their own folder under DATA where a download would write elsewhere.
+    """Return the page with the default data folder if a download would write outside DATA.
 
-    A record is not to be trusted, and where it says that data lie may be anywhere; what they hold is compared anyway.
+    Records are not trusted, and this one chooses the folder; the content of the data is compared anyway.
     """
     leads_out = expand(Path(page.data_dir)).is_absolute() or ".." in Path(page.data_dir).parts
     return dataclasses.replace(page, data_dir="") if leads_out and page.data in CIFAR else page
 
 
 def same(what: str, recorded: Any, found: Any) -> Finding:
-    """Return the finding that two values must be equal."""
+    """Return the finding for two values that must be equal."""
     return what, recorded, found, recorded == found
 
 
 def compare_files(record: Record, folder: Path) -> list[Finding]:
-    """Compare the files of the run with those it ended with; an older record does not say which these were."""
+    """Compare the run's files with the recorded hashes, which older records lack."""
     recorded = record.get("files_sha256", {})
     return [
         (f"{name} (sha256)", recorded.get(name, NOT_RECORDED)[:16], found[:16], recorded.get(name, found) == found)
@@ -125,10 +123,7 @@ def compare_masks(record: Record, masks: Mapping[str, Tensor]) -> list[Finding]:
 
 
 def compare_nonzero(record: Record, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[Finding]:
-    """Count the active weights that are not zero again, where the record has them.
-
-    The budget is of active weights: one that was grown and never had a gradient is active and zero.
-    """
+    """Count again the active weights that are not zero, if the record has their number; see `count_nonzero`."""
     if "nonzero" not in record["weights"]:
         return []
     recorded = record["weights"]["nonzero"]
@@ -136,7 +131,7 @@ def compare_nonzero(record: Record, weights: Mapping[str, Tensor], masks: Mappin
 
 
 def compare_donor(record: Record, masks: Mapping[str, Tensor], runs: Path) -> list[Finding]:
-    """Compare the masks of a control with those of the run it was made from, as far as that run's files are here."""
+    """Compare the masks of a control with those of its donor, as far as the donor's files are here."""
     donor = record["method"].get("donor")
     if donor is None:
         return []
@@ -161,7 +156,7 @@ def count_layers(masks: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def budget_kind(record: Record) -> str:
-    """Return what the method promises of its count: as its class says where it is found here, else as recorded."""
+    """Return the method's kind of budget: from its class if that is found here, otherwise from the record."""
     name = str(record["method"]["name"])
     if name not in method_names() or record["method"]["source"] != find_method(name).source:
         return str(record["method"]["budget"])
@@ -169,15 +164,15 @@ def budget_kind(record: Record) -> str:
     settings = {key: value for key, value in record["method"]["settings"].items() if key in plugin.settings()}
     try:
         return plugin.cls(sparsity=record["sparsity"], **settings).promised_budget().value
-    except (TypeError, ValueError):  # of another version of the method
+    except (TypeError, ValueError):  # another version of the method
         return plugin.cls.budget.value
 
 
 def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[str, Tensor]) -> list[Finding]:
-    """Compare the numbers of weights of the full network, and the densities relative to it."""
+    """Compare the weight counts of the full network, and the densities relative to it."""
     active = count_active(masks)
     idle = sum(mask.numel() for mask in masks.values()) - active
-    prunable = count_prunable(page)(full)
+    prunable = count_prunable(full, page)
     parameters = sum(weight.numel() for weight in full.parameters())
     return [
         same("prunable weights, dense", record["weights"]["dense_prunable"], prunable),
@@ -192,7 +187,7 @@ def compare_sizes(record: Record, page: Page, full: nn.Module, masks: Mapping[st
 
 
 def tally(recorded: Mapping[str, int], counts: Mapping[str, int]) -> str:
-    """Return how many layers hold the recorded number, of how many there are in either."""
+    """Return `N of M`: how many layers have the recorded number, of all layers in either."""
     right = sum(counts.get(name) == count for name, count in recorded.items())
     return f"{right} of {len(recorded.keys() | counts.keys())}"
 
@@ -200,10 +195,7 @@ def tally(recorded: Mapping[str, int], counts: Mapping[str, int]) -> str:
 def compare_costs(
     record: Record, page: Page, full: nn.Module, model: nn.Module, data: Data, masks: Mapping[str, Tensor]
 ) -> list[Finding]:
-    """Count the costs again, from the rebuilt networks and the masks in the file.
-
-    By a counter that shares nothing with the one that the record's figures are from: see `benchmark.networks.witness`.
-    """
+    """Count the costs again, from the rebuilt networks and the exported masks, by the independent second counter."""
     shape = (data.channels, data.image_size, data.image_size)
     dense, seen = recount(full, shape).total, recount(model, shape)
     names = list(prunable_weights(model, find_layers(model, page)))
@@ -230,7 +222,7 @@ def compare_costs(
 def compare_slim(
     recorded: int | None, model: nn.Module, shape: tuple[int, int, int], masks: Mapping[str, Tensor]
 ) -> list[Finding]:
-    """Count the network without its removed filters again where the record has its cost; why it cannot be, is told."""
+    """Count the network without its dead filters again if the record has its cost; a failure is shown as found."""
     if recorded is None:
         return []
     found: int | str | None
@@ -243,7 +235,7 @@ def compare_slim(
 
 
 def compare_accuracy(record: Record, model: nn.Module, data: Data) -> list[Finding]:
-    """Evaluate the network on the test part, in the record's precision; choose among its epochs again."""
+    """Evaluate the network on the test part, in the record's precision; select its epochs again."""
     environment, cpu = record["environment"], torch.device("cpu")
     channels_last = bool(environment.get("channels_last"))
     if channels_last:
@@ -280,4 +272,4 @@ def show(value: Any) -> str:
     """Return a value as the table shows it."""
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-    return escape(printable(str(value)))  # from a record, which may be anyone's
+    return escape(printable(str(value)))  # records are not trusted

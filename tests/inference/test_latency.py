@@ -371,17 +371,17 @@ def test_an_engine_that_is_wrong_only_in_the_mode_it_is_timed_in_is_invalid():
             run.network.classifier.weight.data.mul_(1.2)
         return run
 
-    fault, error = engines.check(engines.Engine("zeros", build, half), subject.network, images)
+    fault, error = engines.check(engines.Kernel("zeros", build, half), subject.network, images)
     assert "in bf16 differ" in fault and error is None
-    right = engines.Engine("zeros", partial(Pass, subject.network), half)
+    right = engines.Kernel("zeros", partial(Pass, subject.network), half)
     assert engines.check(right, subject.network, images) == ("", 0.0)
 
 
 def test_slim_and_semi_structured_are_not_held_to_the_outputs_of_the_run():
     subject, images = make_subject(), torch.randn(1, 1, 8, 8)
-    other = engines.Engine("slim", partial(Pass, subject.dense))
+    other = engines.Kernel("slim", partial(Pass, subject.dense))
     assert engines.check(other, subject.network, images) == ("", None)
-    same = engines.Engine("zeros", partial(Pass, subject.dense))
+    same = engines.Kernel("zeros", partial(Pass, subject.dense))
     assert "differ" in engines.check(same, subject.network, images)[0]
 
 
@@ -395,11 +395,10 @@ def test_a_backbone_that_cannot_be_narrowed_says_so_and_costs_nothing_else():
 
 def test_narrowing_is_refused_by_name_or_comes_nearest_to_the_count():
     page, images = make_page(model="repvgg_a0", image_size=32), Images(("a", "b"), 3, 32)
-    full = timm.create_model("repvgg_a0", num_classes=2)
-    slim, note = make_slim(page, images, full, 10_000)
+    slim, note = make_slim(page, images, 10_000)
     assert slim is None and "cannot be narrowed" in note
     page = make_page(model="cifar_resnet20", image_size=8)
-    slim, note = make_slim(page, Images(("a", "b"), 1, 8), full, 5_412)
+    slim, note = make_slim(page, Images(("a", "b"), 1, 8), 5_412)
     count = sum(weight.numel() for weight in slim.parameters() if weight.dim() > 1)
     assert abs(count / 5_412 - 1) < 0.1 and f"{count:,} prunable weights to the run's 5,412" in note
 
@@ -408,7 +407,7 @@ def test_narrowing_is_refused_by_name_or_comes_nearest_to_the_count():
 def test_a_network_that_cannot_be_traced_keeps_its_filters_and_says_why(monkeypatch):
     subject = make_subject()
     monkeypatch.setattr(engines, "remove_dead_filters", lambda network: 1 / 0)
-    zeros = engines.Engine("zeros", partial(Pass, subject.network))
+    zeros = engines.Kernel("zeros", partial(Pass, subject.network))
     dead = engines.make_dead(subject, zeros, torch.zeros(1, 1, 8, 8), CLOCK)
     assert dead.build is None and "cannot be traced: ZeroDivisionError" in dead.note
 

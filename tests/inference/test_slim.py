@@ -185,7 +185,7 @@ def fail(*_: object) -> None:
 @pytest.mark.parametrize(
     ("place", "fault", "reason"),
     [
-        ("benchmark.networks.filters.remove_dead_filters", lambda network: 1 / 0, "torch.fx cannot follow its network"),
+        ("benchmark.networks.filters.remove_dead_filters", lambda network: 1 / 0, "torch.fx cannot trace its network"),
         ("benchmark.networks.filters.cut", leave_inputs, "RuntimeError: "),
         ("benchmark.networks.filters.merge", lambda *_: None, "outputs differ by"),
         ("benchmark.networks.filters.count_network", lambda *_: 10**12, "more than the dense network's"),
@@ -210,9 +210,7 @@ def test_a_run_whose_network_cannot_be_cut_has_its_record_and_a_warning(tmp_path
     (record,) = bench.records()
     assert record["status"] == "ok" and "inference_slim" not in record["macs"]
     told = " ".join(bench.shown.getvalue().split())
-    assert (
-        "warning: the record does not say what the network costs without its removed filters: torch.fx cannot" in told
-    )
+    assert "warning: the record lacks the cost of the network without its removed filters: torch.fx cannot" in told
 
 
 def test_what_has_no_files_or_other_data_is_refused(board):
@@ -260,7 +258,7 @@ def test_a_smaller_network_with_other_outputs_is_never_written(board, monkeypatc
 def test_a_network_that_cannot_be_followed_is_refused(board, monkeypatch):
     monkeypatch.setattr("benchmark.networks.filters.remove_dead_filters", lambda network: 1 / 0)
     status, said = slim(board, name_of(board))
-    assert status == 2 and "torch.fx cannot follow its network" in said and "ZeroDivisionError" in said
+    assert status == 2 and "torch.fx cannot trace its network" in said and "ZeroDivisionError" in said
 
 
 class Padded(nn.Module):

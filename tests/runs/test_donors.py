@@ -466,7 +466,7 @@ def test_an_edited_record_is_refused(done, tmp_path):
     assert f"record {edited}: " in refusal(done, f"densities={edited}")
     # sealed anew: the exported masks tell
     path = change(content, tmp_path)
-    assert "have other counts than its record says" in refusal(done, f"masks={path}")
+    assert "are not those of its record, which was edited" in refusal(done, f"masks={path}")
     edited.write_text(source.read_text()[:500])
     assert "not readable as JSON" in refusal(done, f"densities={edited}")
 

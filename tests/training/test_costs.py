@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmark.base.errors import UserError
+from benchmark.config.cells import plan_cells
 from benchmark.data.sets import Data
-from benchmark.networks.build import confirm, takes_size
+from benchmark.networks.build import build, confirm, takes_size
 from benchmark.networks.costs import FREE, count_costs, scoring_cost, sum_of_products
 from benchmark.networks.prunable import find_layers
 from benchmark.networks.witness import recount
@@ -246,6 +248,21 @@ def test_a_weight_that_is_also_used_from_outside_its_layer_is_refused():
     assert count_both(Odd(lambda m, x: mean(m.part(m.part(x))), conv)) == ((16 + 4) * 144,) * 2  # called twice
 
 
+def test_a_narrowed_network_is_counted_twice_as_well(monkeypatch):
+    off = iter([0, 1])  # by how much the first count of the full and of the narrowed network is wrong
+
+    def count(*asked):
+        costs = count_costs(*asked)
+        return dataclasses.replace(costs, dense=costs.dense + next(off))
+
+    monkeypatch.setattr("benchmark.networks.build.count_costs", count)
+    (cell,) = plan_cells("small_dense", "0.9", "digits_resnet20", "0", "")
+    data = Data("digits", tuple("0123456789"), 1, 8, SmallImages(), None, SmallImages(), "0")
+    with pytest.raises(UserError, match="a second count finds"):
+        build(cell, data)
+    assert list(off) == []
+
+
 def test_a_weight_used_from_outside_alone_is_priced_and_one_not_used_is_refused():
     model = Odd(lambda m, x: mean(nn.functional.conv2d(x, m.part.weight)), nn.Conv2d(4, 4, 3))
     assert count_both(model) == (16 * 144,) * 2
@@ -296,7 +313,7 @@ def test_both_counters_agree_on_every_family(family):
     name = pick_member(family)
     page = make_page(model=name)
     pictures = Data("pictures", ("a", "b", "c"), 3, 0, SmallImages(), None, SmallImages(), "0")
-    size = next(size for size in SIZES if takes_size(page, pictures, size, "cpu"))
+    size = next(size for size in SIZES if takes_size(page, pictures, size))
     try:
         hold(name, size)
     except UserError as error:

@@ -492,7 +492,7 @@ def test_testing_on_the_training_images_is_refused(tmp_path, in_memory, kind):
         (folder / "test").symlink_to("train")
     else:
         shutil.copytree(folder / "train", folder / "test", copy_function=ways[kind])
-    assert re.search("all 6 .*so a test would say nothing", refusal(page(in_memory=in_memory), tmp_path))
+    assert re.search("all 6 .*so a test would mean nothing", refusal(page(in_memory=in_memory), tmp_path))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

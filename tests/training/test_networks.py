@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -351,7 +350,7 @@ def test_arguments_are_those_worked_by_hand(name, model_args, width, expected):
         ("mobilenetv2_100", "timm fixes its channel_multiplier"),
         ("mobilenet_edgetpu_100", "its last 1280 features ignore channel_multiplier"),
         ("mobilenet_edgetpu_v2_xs", "cannot build it with channel_multiplier halved"),
-        ("vit_small_patch16_18x2_224", "not the plain one"),
+        ("vit_small_patch16_18x2_224", "not the standard one"),
     ],
 )
 def test_what_does_not_scale_is_refused_with_its_reason(name, reason):

@@ -164,15 +164,15 @@ def test_weights_that_compute_under_no_mask_are_told_with_their_share():
     model = Mixed(16)
     total = sum(p.numel() for p in model.parameters())
     kept, free = tell(model, allow_dense=["matrix"])
-    assert kept.startswith(f"depth.weight (48 weights, {48 / total:.1%} of all parameters) stay dense as the page asks")
-    assert free == f"matrix (256 weights, {256 / total:.1%} of all parameters) compute under no mask"
+    assert kept.startswith(f"depth.weight (48 weights, {48 / total:.1%} of all parameters) stay dense because the page")
+    assert free == f"matrix (256 weights, {256 / total:.1%} of all parameters) are covered by no mask"
 
 
 def test_many_weights_under_no_mask_are_refused_unless_the_page_allows_them():
     with pytest.raises(UserError, match=r"no mask reaches: matrix \(256 weights, .*ARGS=allow_dense=\[matrix\]"):
         tell(Mixed(16))
     assert tell(Mixed(16), allow_dense=["mat*"])
-    with pytest.raises(UserError, match=r"'matrx' matches no parameter of the backbone: did you mean 'matrix'"):
+    with pytest.raises(UserError, match=r"'matrx' matches no weight: did you mean 'matrix'"):
         tell(Mixed(16), allow_dense=["matrx"])
 
 
@@ -189,4 +189,4 @@ def test_what_the_page_keeps_dense_is_told_and_never_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(27, 30), nn.Linear(30, 3))
     assert tell(model) == []
     (told,) = tell(model, keep_dense=["1.weight"])
-    assert told.startswith("1.weight (810 weights, 86.8% of all parameters) stay dense as the page asks")
+    assert told.startswith("1.weight (810 weights, 86.8% of all parameters) stay dense because the page")
