@@ -105,14 +105,8 @@ def test_the_table_has_the_figures_of_the_markdown_page() -> None:
     assert granet[2] == "90.50 ± 0.18 (n=2)" and granet[4] == "92.00 ± 0.00"  # 90.37 and 90.62
     assert granet[5:9] == ["0.28×", "0.28×", "0.1", "0, 1"]
     assert next(row for row in page if row[0] == "set")[2] == "· (n=0, 1 diverged)"
-
-
-def test_numbers_to_sort_by_are_not_rounded() -> None:
-    rows = data_of(show(many()))["rows"]
-    granet = next(row for row in rows if row["raw"][0] == "granet" and row["raw"][1] == 0.9)
-    assert granet["raw"][2] == pytest.approx((90.37 + 90.62) / 2, abs=1e-12)
-    assert granet["raw"][5:9] == [0.28, 0.28, 0.1, 2]
-    assert next(row for row in rows if row["raw"][0] == "set")["raw"][2] is None
+    to_sort_by = next(row["raw"] for row in data_of(show(many()))["rows"] if row["raw"][:2] == ["granet", 0.9])
+    assert to_sort_by[2] == pytest.approx((90.37 + 90.62) / 2, abs=1e-12) and to_sort_by[5:9] == [0.28, 0.28, 0.1, 2]
 
 
 def test_the_page_does_not_depend_on_the_order_of_records_and_problems() -> None:
@@ -121,18 +115,6 @@ def test_the_page_does_not_depend_on_the_order_of_records_and_problems() -> None
     for seed in range(5):
         random.Random(seed).shuffle(records)
         assert show(records, *problems[::-1]) == expected
-
-
-def test_no_text_becomes_markup() -> None:
-    page = show(evil(), Problem(EVIL, EVIL))
-    assert page.count("<script") == show(many()).count("<script") == 2 and page.count("</script>") == 2
-    assert not re.search(r"<[^>]*onerror", page) and "<img" not in page
-    assert not re.search("[\u202e\u2028\u2029\ud800-\udfff]", page)
-    page.encode("utf-8")
-    embedded = re.findall(r'id="data">(.*?)</script>', page, re.S)[0]
-    assert not set("<>&") & set(embedded)
-    assert [run["command"] for row in data_of(page)["rows"] for run in row["runs"]] == [SEEN, SEEN]
-    assert html.escape(SEEN) in page  # the file and the reason of the problem
 
 
 def test_only_the_pages_own_style_and_script_may_run_and_nothing_may_be_fetched() -> None:
@@ -159,12 +141,6 @@ def test_pictures_are_in_the_page_and_the_svg_comes_first() -> None:
     assert [(kind, base64.b64decode(data)) for kind, data, _ in shown] == [("image/svg+xml", svg), ("image/png", PNG)]
     assert [html.unescape(alt) for _, _, alt in shown] == [first.title, second.title]
     assert html.escape(first.caption) in page
-
-
-def test_a_control_says_whose_masks_it_has() -> None:
-    donor = {"run": "r", "label": "granet", "sparsity": 0.9, "seed": 0, "kind": "shuffled masks", "masks_sha256": "ab"}
-    page = show(files(make_record(), make_record(method={"name": "static", "group": "control", "donor": donor})))
-    assert table_of(page)[1][0] == "static<small>the masks of granet, shuffled in each layer</small>"
 
 
 def test_repeats_and_diverged_runs_are_shown_as_such_beside_those_that_count() -> None:
@@ -371,30 +347,25 @@ def test_hostile_text_is_shown_and_does_nothing(visit: Open) -> None:
     assert "\u202e" not in page.locator("body").inner_text()
 
 
-def test_an_empty_store_is_a_page_without_a_table(visit: Open) -> None:
-    page = visit([])
-    assert page.locator("table").count() == 0 and "make bench METHOD=granet" in page.locator("main").inner_text()
-
-
 def test_many_rows_stay_quick(visit: Open) -> None:
-    places = [(page, number) for page in range(100) for number in range(20)]
+    places = [(page, number) for page in range(20) for number in range(20)]
     runs = [make_record(page={"variant": f"v{a}"}, method={"label": f"method {20 * a + b}"}) for a, b in places]
     page = visit(files(*runs))
-    assert page.locator("#count").inner_text() == "2000 rows" and len(column(page, 0)) == 200
+    assert page.locator("#count").inner_text() == "400 rows" and len(column(page, 0)) == 200
     page.locator("#more").click()
-    assert len(column(page, 0)) == 2000 and page.locator("#more").is_hidden()
+    assert len(column(page, 0)) == 400 and page.locator("#more").is_hidden()
     took = page.evaluate(
         """() => {
             const find = document.getElementById("find");
             const start = performance.now();
-            find.value = "method 199";
+            find.value = "method 39";
             find.dispatchEvent(new Event("input"));
             document.body.offsetHeight;
             return performance.now() - start;
         }"""
     )
-    assert page.locator("#count").inner_text() == "12 of 2000 rows"  # 199, 1199 and 1990 to 1999
-    assert took < 1000, f"{took:.0f} ms"  # a few dozen on an idle machine
+    assert page.locator("#count").inner_text() == "14 of 400 rows"  # 39, 139, 239, 339 and 390 to 399
+    assert took < 200, f"{took:.0f} ms"  # a few dozen on an idle machine
 
 
 # Commands that repeat runs
@@ -405,12 +376,7 @@ def test_the_command_to_repeat_a_row_asks_for_the_same_cells() -> None:
     from benchmark.runs.record import describe_page
     from leaderboard.store.repeat import repeat_commands
 
-    for arguments in (
-        "",
-        "start_sparsity=0",
-        "lr_drops=[0.5,0.7] model=resnet18 prune_rate=0.3",
-        "title='a b' lr=1e-05",
-    ):
+    for arguments in ("", "lr_drops=[0.5,0.7] model=resnet18 prune_rate=0.3", "title='a b' lr=1e-05"):
         cells = plan_cells("granet", "0.95", "digits_resnet20", "0,2", arguments)
         records = [
             make_record(

@@ -119,6 +119,11 @@ def test_what_make_would_run_names_no_value(place):
     assert not (place / "canary").exists()
 
 
+def test_make_alone_prints_help(place):
+    _, out = make(place)
+    assert "make bench METHOD=granet SPARSITY=0.9" in out and "\n  ARGS=" in out
+
+
 def test_the_makefile_expands_no_variable_of_a_user():
     for line in TEXT.splitlines():
         for name in [*VARIABLES, *EVERYWHERE]:
