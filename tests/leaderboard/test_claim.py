@@ -142,11 +142,6 @@ def test_two_versions_of_a_method_carry_no_winner_but_each_can_be_named():
     assert (named.verdict, named.used) == ("A is better", (1, 2, 3))
 
 
-def test_a_repeat_by_another_version_of_the_file_counts_as_one():
-    again = make_runs("granet", {0: 93.0}, method={"sha256": "22" * 32}, finished="2025-02-28T12:00:00+00:00")
-    assert claim(two() + again).verdict == "not decided"
-
-
 # Numbers
 
 
@@ -166,14 +161,6 @@ def test_the_order_of_records_does_not_matter():
     for trial in range(5):
         random.Random(trial).shuffle(records)
         assert render_claims(make_claims(records, "granet", "rigl", "auto", None)) == text
-
-
-def test_costs_stand_beside_accuracy():
-    # at sparsity 0.9 inference costs 2,800 of 10,000 multiply-adds
-    found = claim(two())
-    assert (found.score_a.inference_share, found.score_b.train_share) == (0.28, 0.28)
-    text = render_claims([found])
-    assert "inference FLOPs, A" in text and "0.28× dense" in text
 
 
 def test_p_is_corrected_over_the_sparsities_asked_and_no_others():

@@ -121,16 +121,6 @@ def test_a_control_made_from_other_masks_of_a_run_of_that_name_is_not_taken() ->
     assert gains(*granet, *control_of(repeated, 10.0, 10.1, 10.2)) == []
 
 
-def test_of_two_versions_of_a_control_the_one_run_last_counts() -> None:
-    granet = runs_of("granet", 91.0, 93.0, 95.0)
-    old, new = control_of(granet, 80.0, 80.0, 80.0), control_of(granet, 90.0, 91.0, 92.0)
-    for run in old:
-        run.update(run=f"old.{run['run']}", file=f"old{run['file']}", finished="2025-01-31T12:00:30+00:00")
-        run["method"] = {**run["method"], "sha256": "00" * 32}
-    (found,) = gains(*granet, *old, *new)
-    assert found["less random masks of its own layer densities"] == "+2.00 [−0.48, +4.48]"
-
-
 def test_a_method_of_another_group_with_a_donor_is_a_row_like_others() -> None:
     granet = runs_of("granet", 91.0, 93.0, 95.0)
     ticket = control_of(granet, 96.0, 97.0, 98.0, kind="masks")
@@ -139,14 +129,6 @@ def test_a_method_of_another_group_with_a_donor_is_a_row_like_others() -> None:
     rows = make_rows([*granet, *ticket])
     assert [found.made_from for found in rows] == ["", ""]
     assert gains_table(rows) == [] and len(make_ranks(rows)) == 2
-
-
-def test_a_donor_in_one_run_of_a_row_alone_breaks_nothing() -> None:
-    granet = runs_of("granet", 91.0, 93.0)
-    control = control_of(granet, 90.0, 91.0)
-    control[1]["method"] = {key: value for key, value in control[1]["method"].items() if key != "donor"}
-    for runs in (control, control[::-1]):
-        assert show(*granet, *runs)
 
 
 @pytest.mark.parametrize("which", ["row", "control"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import os
 import random
 import re
@@ -22,7 +21,6 @@ from leaderboard.drawing import draw
 from leaderboard.drawing import style as draw_style
 from leaderboard.drawing.figures import make_figure
 from leaderboard.drawing.pictures import (
-    MOST_POINTS,
     Picture,
     accuracy_points,
     cost_points,
@@ -32,7 +30,6 @@ from leaderboard.drawing.pictures import (
     make_series,
     pareto_front,
 )
-from leaderboard.drawing.style import drawable, shorten_names
 from leaderboard.store.records import read_records
 from leaderboard.tables.table import make_rows, mean_and_std, multiple
 from tests.harness.record_factory import make_epoch, make_record
@@ -170,13 +167,6 @@ def test_curves_are_means_where_every_seed_has_a_value() -> None:
     assert curve.values == pytest.approx([0.5, 0.9])
 
 
-def test_long_curves_are_thinned_and_keep_their_ends() -> None:
-    run = make("set", 0.9, history=[make_epoch(epoch, 92.5) for epoch in range(1, 1001)])
-    (curve,) = curves_of(make_series([run]), "density", [0.9])
-    assert len(curve.epochs) == len(set(curve.epochs)) == MOST_POINTS
-    assert (curve.epochs[0], curve.epochs[-1]) == (1.0, 1000.0)
-
-
 def test_diverged_runs_repeats_and_controls_from_a_donor_enter_no_mean() -> None:
     donor = {"run": "r", "label": "granet", "sparsity": 0.9, "seed": 0, "kind": "masks", "masks_sha256": "ab" * 32}
     runs = [
@@ -247,23 +237,15 @@ def test_twenty_five_methods_are_told_apart_without_colour() -> None:
     assert max(others.count(colour) for colour in others) == 2  # 15 methods, 10 colours
 
 
+# Files
+
+
 def test_a_collapsed_method_does_not_flatten_the_others_and_a_wide_interval_is_cut() -> None:
     low, high = draw_style.accuracy_limits([10.0, 92.0, 92.5, 93.0, 93.5, 94.0], [40.0, 120.0])
     assert 90 < low < 92 and 94 < high < 96
     low, high = draw_style.accuracy_limits([99.5, 100.0], [99.0, 100.4])
     assert 98 < low < 99 and 100 < high < 100.2
     assert draw_style.accuracy_limits([50.0], []) == pytest.approx((49.94, 50.06))
-
-
-def test_texts_are_made_drawable_and_cut_in_the_middle() -> None:
-    assert drawable("a\x00b\u202e\n c") == "a b c"
-    assert drawable("\u4e2d") == "\N{REPLACEMENT CHARACTER}" and drawable("\x07") == "(not printable)"
-    assert drawable("a" * 50 + "z") == "a" * 29 + "…" + "a" * 13 + "z"
-    assert shorten_names(["body.conv.weight", "body.0.weight"]) == ["conv", "0"]
-    assert shorten_names(["body.conv.weight", "head.weight"]) == ["body.conv", "head"]
-
-
-# Files
 
 
 @pytest.fixture(scope="module")
@@ -319,12 +301,6 @@ def test_another_process_with_settings_of_its_own_draws_the_same_bytes(drawn: Pa
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], env=environment, check=True)
     for path in drawn.iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
-
-
-def test_drawing_changes_no_setting_for_anyone_else() -> None:
-    before = dict(matplotlib.rcParams)
-    draw.render(picture_of("accuracy", make_section()))
-    assert dict(matplotlib.rcParams) == before
 
 
 def test_files_that_are_current_are_not_touched(files: Path) -> None:
@@ -447,8 +423,3 @@ def test_digests_are_those_of_the_numbers_to_ten_digits() -> None:
     assert picture_of("cost", runs).digest() == before
     runs[1]["macs"]["train_share"] *= 1 + 1e-6
     assert picture_of("cost", runs).digest() != before
-
-
-def test_the_axis_of_sparsities_is_spaced_by_density() -> None:
-    places = [draw_style.sparsity_place(sparsity) for sparsity in (0.5, 0.75, 0.875)]
-    assert places[2] - places[1] == pytest.approx(places[1] - places[0]) == pytest.approx(math.log10(2))

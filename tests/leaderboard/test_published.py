@@ -149,18 +149,6 @@ def test_the_grid_of_a_table_makes_every_cell_of_it_and_no_other(number: int, co
     assert len({item.cell.identity for item in items}) == len(items)
 
 
-def test_a_dense_start_has_two_readings_on_cifar_and_one_on_imagenet() -> None:
-    for table in TABLES.tables[1:]:
-        for part in table.parts:
-            for row in part.rows:
-                two = table.number == 2 and row.label in ("GMP", "GraNet, s_i = 0")
-                notes = ["t_f = epoch 80", "t_f = epoch 110"] if two else [""] * len(row.ours)
-                assert [match.note for match in row.ours] == notes
-                if two:
-                    ends = [match.changed.get("prune_end", 0.5) for match in row.ours]
-                    assert [end * load_page(part.page).epochs for end in ends] == [80, 110]
-
-
 # Faults of the file
 
 SNIP = "paper_tables.yaml: table 2, cifar10_vgg19, row 'SNIP'"

@@ -14,7 +14,7 @@ from leaderboard.board.build import RESULTS, build_all, find_stale
 from leaderboard.paper.cells import compare_all
 from leaderboard.paper.published import load_tables
 from leaderboard.results import agreement
-from leaderboard.results.agreement import STATEMENTS, Printed, Weighed, find_printed, weigh_statements
+from leaderboard.results.agreement import Printed, Weighed, find_printed, weigh_statements
 from leaderboard.results.markdown import NO_BRANCHES, NO_PAIR, NO_RUNS, render_results
 from leaderboard.results.scope import list_commands
 from leaderboard.store.records import write_record
@@ -86,14 +86,6 @@ def test_every_number_carries_the_marks_of_all_it_rests_on_and_copied_rows_are_c
     assert marks == ["- ᵗ *transcribed*,", "- † *unconfirmed*,", "- ‡ *source-paper*"]  # of all statements, not § and ¶
 
 
-def test_the_direction_needs_most_cells_and_their_median() -> None:
-    assert Printed(2, (90,), above=3, below=1, cells=4, middle=0.2).direction == 1
-    assert Printed(2, (90,), above=1, below=3, cells=4, middle=-0.2).direction == -1
-    assert Printed(2, (90,), above=2, below=2, cells=4, middle=0.2).direction == 0
-    assert Printed(2, (90,), above=2, below=1, cells=4, middle=0.1).direction == 0
-    assert Printed().direction == 0
-
-
 # Verdicts
 
 
@@ -120,14 +112,6 @@ def test_where_the_paper_is_divided_a_significant_difference_is_no_agreement(mon
     monkeypatch.setattr(agreement, "find_printed", lambda *_: divided)
     for one, other in ((HIGH, LOW), (LOW, HIGH)):
         assert weigh(make_runs("granet", one) + make_runs("rigl_itop", other)).verdict == "the paper says neither"
-
-
-def test_what_was_not_run_is_named() -> None:
-    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW) + make_runs("gmp", LOW, sparsity=0.98)
-    found = {(t.a, t.b): (t.verdict, t.reason) for t in weigh_statements(runs, TABLES)}
-    assert list(found) == list(STATEMENTS)
-    assert found["granet", "gmp"] == ("not run", "no run of gmp")  # at this sparsity
-    assert found["gmp", "snip"] == ("not run", "no run of gmp and snip")
 
 
 def test_p_is_corrected_over_all_comparisons_of_the_section() -> None:
@@ -175,24 +159,6 @@ def test_runs_that_are_not_comparable_are_never_compared(changes: dict[str, Any]
     text = show(make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, **changes))
     assert NO_PAIR in text and "as in the paper:" not in text
     assert "comparison" not in text.split("## What was run")[0]
-
-
-def test_runs_of_an_older_setting_of_the_page_are_not_the_method_at_its_defaults() -> None:
-    new = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, method={"settings": {"update_every": 140}})
-    times = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
-    old = make_runs("rigl_itop", HIGH, method={"settings": {"update_every": 50}}, **times)
-    assert weigh(new + old) == weigh(old + new) == weigh(new) and weigh(new).difference is not None
-
-
-@pytest.mark.parametrize(
-    "changes", [{"method": {"sha256": "ef" * 32}}, {"environment": {"device": "cuda"}}], ids=["version", "device"]
-)
-def test_runs_of_two_versions_or_machines_carry_no_verdict(changes: dict[str, Any]) -> None:
-    runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW)
-    runs += make_runs("rigl_itop", LOW, **changes) if "method" in changes else []
-    if "environment" in changes:
-        runs = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW, **changes)
-    assert weigh(runs).verdict == "not decided"
 
 
 # The page
@@ -341,18 +307,6 @@ def test_commands_are_few_and_plain() -> None:
 def test_a_grid_file_is_named_with_what_narrowed_it(command: str, shown: str) -> None:
     (found,), hidden = list_commands(make_runs("set", HIGH, command=command), [])
     assert (found == shown or (shown == "make bench" and found.startswith("make bench TASK="))) and hidden == 0
-
-
-def test_a_grid_that_was_run_seed_by_seed_is_one_command() -> None:
-    one = [
-        merge(run, {"command": f"sparse-bench sweep configs/a.yaml --seed {s}"})
-        for s in (2, 10, 0)
-        for run in make_runs("set", HIGH)
-    ]
-    assert list_commands(one, [])[0] == ["make sweep GRID=configs/a.yaml SEED=0,2,10"]
-    assert list_commands(one + make_runs("set", HIGH, command="sparse-bench grid configs/a.yaml"), [])[0] == [
-        "make sweep GRID=configs/a.yaml"
-    ]
 
 
 def test_a_study_is_named_and_what_is_no_plain_word_is_only_counted() -> None:

@@ -189,14 +189,6 @@ def test_a_record_of_schema_1_still_loads_and_has_no_seal(tmp_path: Path) -> Non
     assert reason == f'seal must be absent in a record of schema 1, got "{"ab" * 29}…'
 
 
-def test_a_control_made_from_another_run_names_it() -> None:
-    assert find_faults(make_record(method={"donor": DONOR})) == []
-    for key in DONOR:
-        donor = {name: value for name, value in DONOR.items() if name != key}
-        assert find_faults(make_record(method={"donor": donor})) == [f"method.donor.{key} is missing"]
-        assert find_faults(make_record(method={"donor": {**DONOR, key: []}}))[0].startswith(f"method.donor.{key} must")
-
-
 # The share of weights ever active
 
 

@@ -145,22 +145,6 @@ def test_where_a_process_is_killed_its_files_are_read_all_the_same(
     assert (plain(records), problems) == expect(tmp_path)
 
 
-def test_without_a_pool_everything_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_zoo(tmp_path)
-    asked = []
-
-    def refuse(*arguments: object, **_: object) -> None:
-        asked.append(arguments)
-        raise OSError(38, "no semaphores here")
-
-    monkeypatch.setattr(store, "WORTH_A_POOL", 1)
-    monkeypatch.setattr(store.threading, "active_count", lambda: 1)  # whatever another test left running
-    monkeypatch.setattr(store, "ProcessPoolExecutor", refuse)
-    records, problems = load_store(tmp_path)
-    assert (plain(records), problems) == expect(tmp_path)
-    assert asked or sys.platform != "linux"
-
-
 # Curves
 
 
@@ -181,14 +165,14 @@ def test_curves_are_columns_of_the_history_from_either_form(tmp_path: Path) -> N
         assert math.isnan(found["test_acc_pct"][1]) and math.isnan(found["validation_acc_pct"][1])
 
 
+# Memory
+
+
 def test_a_key_named_curves_in_a_file_is_not_taken_for_the_history(tmp_path: Path) -> None:
     record = make_record(curves={"epoch": [7]})
     assert list(curves(record)["epoch"]) == [1, 2, 3]
     write_record(record, tmp_path)
     assert list(load_store(tmp_path)[0][0]["curves"]["epoch"]) == [1, 2, 3]
-
-
-# Memory
 
 
 def test_equal_parts_are_kept_once_and_unequal_ones_apart(tmp_path: Path) -> None:

@@ -114,14 +114,6 @@ def test_golden_shares_in_multiply_adds(row, cost, layers, rule, expected):
     assert share_of(row, cost, layers, "macs", rule) == pytest.approx(expected, abs=1e-4)
 
 
-def test_layer_sparsities_from_elsewhere_are_whole_and_give_the_sparsity_their_paper_states():
-    assert FIGURES["left_out_pct"]["str"] == {"80": 79.55, "90": 90.23}  # as STR names these two networks
-    for name in ("dsr", "str"):
-        assert [len(found) for found in GIVEN["layers"][name]["sparsities"].values()] == [
-            FIGURES["dense"]["layers"]
-        ] * 2
-
-
 def test_rigls_narrow_network_is_timms_but_for_the_stem(full):
     assert narrow_as_rigl(full, 1.0) == full
     model = timm.create_model("resnet50", **narrow_arguments("resnet50", {}, 0.5))

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from benchmark.cli import shell
-from benchmark.cli.targets import EVERYWHERE, FLAGS, OPTIONS, TARGETS, read_given, variables
+from benchmark.cli.targets import FLAGS, OPTIONS, TARGETS, read_given, variables
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "Makefile").read_text()
@@ -122,12 +122,6 @@ def test_what_make_would_run_names_no_value(place):
 def test_make_alone_prints_help(place):
     _, out = make(place)
     assert "make bench METHOD=granet SPARSITY=0.9" in out and "\n  ARGS=" in out
-
-
-def test_the_makefile_expands_no_variable_of_a_user():
-    for line in TEXT.splitlines():
-        for name in [*VARIABLES, *EVERYWHERE]:
-            assert f"$({name})" not in line and f"${{{name}}}" not in line, line
 
 
 def test_what_makeflags_quotes_is_read_back():
