@@ -469,3 +469,16 @@ def test_any_order_of_the_records_gives_the_same_page() -> None:
     for seed in range(4):
         random.Random(seed).shuffle(records)
         assert render_paper(records, TABLES) == expected
+
+
+def test_text_from_records_is_only_text() -> None:
+    evil = "<script>|x`\n# [a](b) *c* \u202e\ud800"
+    one = runs("granet", 0.9, spread(93.73), page={"variant": evil}, data={"fingerprint": evil})
+    one = [{**run, "environment": {**run["environment"], "precision": evil}} for run in one]
+    other = runs("granet", 0.95, (93.0,), page={"changed": {evil: evil, "a|b": ["|"]}, "variant": evil})
+    own = runs("granet", 0.98, (93.0,), method={"source": evil, "sha256": evil}, command=evil, run=evil)
+    text = render_paper([*one, *other, *own], TABLES)
+    assert "<script" not in text and "\u202e" not in text and "\n# [a]" not in text
+    text.encode("utf-8")
+    assert text.count("\n#") == render_paper([], TABLES).count("\n#")
+    assert "[a](b)" not in text and "method from &lt;script&gt;&#124;x&#96;" in text
