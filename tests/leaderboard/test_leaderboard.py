@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from leaderboard import Problem, read_records, render, write_record
+from leaderboard import Problem
 from leaderboard.tables.table import duration, flops, make_rows, multiple
 from tests.harness.record_factory import make_record, named, row, show, table
 
@@ -30,10 +29,6 @@ def test_mean_and_sample_deviation_are_those_worked_by_hand() -> None:
     assert row(show(*with_accuracy(90.0, 92.0, 97.0)), "granet")[1] == "93.00 ± 3.61 (n=3)"
 
 
-def test_one_seed_has_no_deviation() -> None:
-    assert row(show(*with_accuracy(90.0)), "granet")[1] == "90.00 (n=1)"
-
-
 def test_costs_are_multiples_of_dense_and_absolute_for_dense() -> None:
     # 2,800 of 10,000 multiply-adds; the whole run is 3 x 300 images: 2 x 10,000 x 900 = 1.8e7 FLOPs when dense
     text = show(make_record(), make_record(sparsity=0.8), make_record(method={"name": "dense"}))
@@ -47,23 +42,14 @@ def test_costs_are_multiples_of_dense_and_absolute_for_dense() -> None:
     assert row(text, "dense") == ["dense", "92.50 (n=1)", "·", "2.0e4", "1.8e7", *["·"] * 4]
 
 
-def test_dense_alone_has_a_table() -> None:
-    text = show(make_record(method={"name": "dense"}))
-    assert table(text)[0] == ["method", "accuracy, %", "inference FLOPs", "training FLOPs"]
-    assert row(text, "dense") == ["dense", "92.50 (n=1)", "2.0e4", "1.8e7"]
-
-
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
         (multiple(0.194), "0.19×"),
-        (multiple(1.0), "1.00×"),
         (multiple(0.0996), "0.10×"),
         (multiple(0.0994), "0.099×"),
-        (multiple(0.0502), "0.050×"),
         (multiple(0.00421), "0.0042×"),
         (flops(4_089_184_256), "8.2e9"),
-        (flops(0.5), "1.0e0"),
         (duration(41.26), "41.3 s"),
         (duration(7199), "7199 s"),
         (duration(7200), "2.0 h"),
@@ -71,12 +57,6 @@ def test_dense_alone_has_a_table() -> None:
 )
 def test_numbers_are_shown_with_the_digits_that_matter(shown: str, expected: str) -> None:
     assert shown == expected
-
-
-def test_a_cell_without_runs_is_blank() -> None:
-    text = show(make_record(sparsity=0.8), make_record(method={"name": "set"}))
-    assert row(text, "granet")[5:] == ["·"] * 4
-    assert row(text, "set")[1:5] == ["·"] * 4
 
 
 def test_the_details_have_what_the_main_table_has_no_room_for() -> None:
@@ -89,11 +69,6 @@ def test_the_details_have_what_the_main_table_has_no_room_for() -> None:
     assert (shown["inference FLOPs"], shown["training FLOPs"]) == ("5.6e3", "5.0e6")  # 2 x 2,800; x 900 = 5.04e6
     assert (shown["training time"], shown["images/s"], shown["notes"]) == ("40.0 s", "8", "·")
     assert shown["records"] == "[seed 0](records/0.json), [seed 1](records/1.json)"
-
-
-def test_missing_validation_is_blank_not_zero() -> None:
-    text = show(make_record(accuracy_pct={"validation_selected": None}))
-    assert details(text, "granet")["selected on validation, %"] == "·"
 
 
 def test_times_of_different_devices_are_not_averaged() -> None:
@@ -119,11 +94,6 @@ def test_diverged_runs_are_counted_and_not_averaged() -> None:
     assert "[seed 2](records/2.json)" in shown["records"]
 
 
-def test_a_method_that_only_diverged_is_still_there() -> None:
-    text = show(make_record(status="diverged"), make_record(status="diverged", seed=1))
-    assert row(text, "granet") == ["granet", "· (n=0, 2 diverged)", "·", "·", "·"]
-
-
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
 def test_one_seed_counts_once_and_the_first_that_finished_is_the_one(order: list[int]) -> None:
     times = ["2025-01-31T12:01:00Z", "2025-01-31T12:01:00.500000+00:00", "2025-02-01T12:00:00Z"]
@@ -141,26 +111,14 @@ def test_a_repeat_does_not_replace_a_diverged_run() -> None:
     assert row(text, "granet")[1] == "· (n=0, 1 diverged)"
 
 
-def test_of_two_that_finished_together_the_first_written_counts(tmp_path: Path) -> None:
-    for accuracy in (90.0, 91.0):
-        write_record(make_record(run="r", accuracy_pct={"last_epoch": accuracy}), tmp_path)
-    assert row(render(*read_records(tmp_path)), "granet")[1] == "90.00 (n=1)"
-
-
 def test_empty_layers_skipped_steps_and_uncommitted_code_are_told() -> None:
-    runs = [make_record(seed=seed, skipped_steps=3, git={"dirty": seed == 1}) for seed in (0, 1)]
+    dirty = {"weights": {"nonzero": 90}, "git": {"dirty": True}}
+    runs = [make_record(skipped_steps=3), make_record(seed=1, skipped_steps=3, **dirty)]
     for run in runs:
         run["empty_layers"] = ["first.weight"]
     notes = details(show(*runs), "granet")["notes"]
-    assert notes == "empty layers: first.weight (seed 0, 1); skipped steps: 3 (seed 0, 1); uncommitted code (seed 1)"
-
-
-def test_active_weights_that_are_zero_are_told_only_where_there_are_any() -> None:
-    text = show(make_record(weights={"nonzero": 90}), make_record(seed=1, weights={"nonzero": 100}))
-    assert details(text, "granet")["notes"] == "active weights that are zero: 10 (seed 0)"
-    assert "- **Active weights that are zero**" in text
-    for weights in ({}, {"nonzero": 100}):
-        assert "that are zero" not in show(make_record(weights=weights))
+    told = ["empty layers: first.weight (seed 0, 1)", "skipped steps: 3 (seed 0, 1)"]
+    assert notes.split("; ") == [*told, "active weights that are zero: 10 (seed 1)", "uncommitted code (seed 1)"]
 
 
 def test_skipped_files_are_listed_with_reasons() -> None:
@@ -179,12 +137,6 @@ def test_groups_come_in_the_order_of_the_paper() -> None:
         *["*dense*", "dense", "*before training*", "m3", "*sparse-to-sparse*", "m2"],
         *["*dense-to-sparse*", "m1", "*controls*", "m0"],
     ]
-
-
-def test_defaults_of_a_method_come_before_its_changes() -> None:
-    changed = make_record(method={"label": "granet (a=1)", "changed": {"a": 1}})
-    labels = [cells[0] for cells in table(show(changed, make_record(), make_record(method={"name": "set"})))[2:]]
-    assert labels == ["granet", "granet (a=1)", "set"]
 
 
 def test_an_edited_method_is_another_row() -> None:
@@ -225,15 +177,6 @@ def test_equal_settings_share_a_row_whether_the_page_or_the_user_chose_them() ->
     assert first_column(new, of_setting(140, 5, seed=1, asked=True)) == {"rigl_itop": "n=2)"}
 
 
-def test_settings_that_follow_from_the_sparsity_make_no_row() -> None:
-    narrow = {"dense_prunable": 2000, "dense_parameters": 2150}
-    runs = [
-        make_record(sparsity=s, method={"name": "small_dense", "settings": {"width": s / 2}}, weights=narrow)
-        for s in (0.8, 0.9)
-    ]
-    assert [cells[0] for cells in table(show(*runs))[2:]] == ["small_dense"]
-
-
 def test_a_control_is_told_apart_by_the_row_it_was_made_from() -> None:
     donors = [of_setting(50, 1), of_setting(140, 9)]
     controls = []
@@ -272,18 +215,9 @@ def test_no_two_rows_have_one_name_whatever_records_say() -> None:
     ("changes", "title"),
     [
         ({"protocol": 2}, "(protocol 2, variant 0a1b2c3d, data d1d1d1d1d1d1, fp32)"),
-        (
-            {"page": {"variant": "ffff0000"}},
-            "(protocol 1, variant ffff0000, data d1d1d1d1d1d1, fp32)",
-        ),
-        (
-            {"environment": {"precision": "bf16"}},
-            "(protocol 1, variant 0a1b2c3d, data d1d1d1d1d1d1, bf16)",
-        ),
-        (
-            {"data": {"fingerprint": "e2" * 32}},
-            "(protocol 1, variant 0a1b2c3d, data e2e2e2e2e2e2, fp32)",
-        ),
+        ({"page": {"variant": "ffff0000"}}, "(protocol 1, variant ffff0000, data d1d1d1d1d1d1, fp32)"),
+        ({"environment": {"precision": "bf16"}}, "(protocol 1, variant 0a1b2c3d, data d1d1d1d1d1d1, bf16)"),
+        ({"data": {"fingerprint": "e2" * 32}}, "(protocol 1, variant 0a1b2c3d, data e2e2e2e2e2e2, fp32)"),
         ({"page": {"variant": "f", "changed": {"epochs": 3, "b": ["x"]}}}, r'ResNet-20 on digits, with b = \["x"\], '),
         ({"page": {"name": "other", "title": "Other"}}, "Other"),
     ],
@@ -300,9 +234,3 @@ def test_newest_protocol_first_and_changed_pages_last() -> None:
     pages = [{"name": "a", "title": "A", "changed": {"lr": 1}, "variant": "1"}, {"name": "b", "title": "B"}]
     runs = [make_record(page=page) for page in pages] + [make_record(protocol=2, page={"name": "c", "title": "C"})]
     assert re.findall(r"^## (.*)", show(*runs), flags=re.MULTILINE) == ["C", "B", "A, with lr = 1"]
-
-
-def test_the_same_settings_share_a_table_whichever_were_the_defaults() -> None:
-    text = show(make_record(page={"changed": {"epochs": 3}}), make_record(seed=1))
-    assert re.findall(r"^## (.*)", text, flags=re.MULTILINE) == ["ResNet-20 on digits"]
-    assert "(n=2)" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import random
 import re
@@ -17,7 +16,6 @@ from leaderboard import RecordError, rebuild, render, write_record
 from leaderboard.board.build import find_stale
 from leaderboard.board.page import store_state
 from leaderboard.store.measurements import (
-    FIELDS,
     find_faults,
     folder_of,
     load_measurements,
@@ -60,16 +58,11 @@ def test_names_from_a_measurement_never_leave_the_folder(tmp_path):
     assert path.parent == tmp_path / "latency" and [p.name for p in tmp_path.iterdir()] == ["latency"]
 
 
-def set_speed_up(content: dict[str, Any]) -> None:
-    content["batches"][0]["engines"][3]["speed_up"] = 40.0
-
-
-def set_times(content: dict[str, Any]) -> None:
-    content["batches"][0]["engines"][3].update(ms=0.2, low_ms=0.1, high_ms=0.3, speed_up=40.0)
-
-
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "a speed-up of its own": (set_speed_up, "batch 1, csr: speed_up is 40.0, dense / it is 4.0"),
+    "a speed-up of its own": (
+        lambda m: m["batches"][0]["engines"][3].update(speed_up=40.0),
+        "batch 1, csr: speed_up is 40.0, dense / it is 4.0",
+    ),
     "a median off its quartiles": (
         lambda m: m["batches"][0]["engines"][2].update(low_ms=9.0),
         "batch 1, zeros: the median 8.0 is not within the quartiles 9.0",
@@ -85,11 +78,9 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "an engine twice": (lambda m: m["batches"][0]["engines"].append(engine("csr", 2.0, 8.0)), "names an engine twice"),
     "no dense network": (lambda m: m["batches"][0]["engines"].pop(0), "batch 1 has no time of the dense network"),
     "a batch twice": (lambda m: m["batches"].append(batch(1)), r"each batch size once, got \[1, 64, 1\]"),
-    "no batch": (lambda m: m["batches"].clear(), r"each batch size once, got \[\]"),
     "an unknown engine": (lambda m: m["batches"][0]["engines"][2].update(engine="magic"), "must be one of dense"),
     "no threads": (lambda m: m.update(threads=0), "threads must be a whole number of at least 1"),
     "no time": (lambda m: m["batches"][0]["engines"][2].update(ms=0.0), "must be a number above 0"),
-    "another schema": (lambda m: m.update(schema=2), "schema must be 1"),
     "no run": (lambda m: m.pop("run"), "run is missing"),
     "not a number": (lambda m: m.update(load=float("nan")), "is not plain JSON"),
 }
@@ -109,13 +100,6 @@ def test_a_measurement_whose_figures_disagree_is_not_written_and_not_read(tmp_pa
         sealed.write_text(json.dumps({**content, "seal": seal_of(content)}))
         with pytest.raises(RecordError, match=message):
             read_measurement(sealed)
-
-
-def test_a_valid_measurement_has_no_fault_and_every_rule_is_of_a_key_it_has():
-    content = make_measurement()
-    assert find_faults(content) == [] == find_faults({**content, "seal": seal_of(content)})
-    assert {key for key in FIELDS if not key.endswith("?")} <= set(content)
-    assert find_faults([]) == ["a measurement must be an object"]
 
 
 @pytest.fixture
@@ -141,8 +125,8 @@ def test_the_built_page_shows_it_and_verify_holds_it(board):
 
 
 def edit(path: Path) -> None:
-    content = json.loads(path.read_text())
-    set_times(content)  # consistent in itself: only the seal can tell
+    content = json.loads(path.read_text())  # the change is consistent in itself: only the seal can tell
+    content["batches"][0]["engines"][3].update(ms=0.2, low_ms=0.1, high_ms=0.3, speed_up=40.0)
     path.write_text(json.dumps(content))
 
 
@@ -164,7 +148,6 @@ def orphan(path: Path) -> None:
         (unseal, "seal is missing"),
         (orphan, "there is no record of the run '.*' with these masks"),
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "not readable as JSON"),
-        (lambda path: path.write_text("[]"), "must be an object"),
     ],
 )
 def test_a_measurement_that_was_harmed_is_named_and_set_aside_and_the_rest_is_built(board, harm, reason):
@@ -181,13 +164,13 @@ def test_a_measurement_that_was_harmed_is_named_and_set_aside_and_the_rest_is_bu
     assert path.exists() and stale(board) == [named]  # the page is what the files give; the file is still at fault
 
 
+# The table
+
+
 def test_a_measurement_that_arrives_changes_what_a_rebuild_waits_for(board):
     before = store_state(board / "records")
     write_measurement(make_measurement(threads=2), board / "latency")
     assert len(store_state(board / "records")) == len(before) + 1
-
-
-# The table
 
 
 def test_without_a_measurement_the_page_keeps_its_bytes():
@@ -224,14 +207,6 @@ def test_the_newest_measurement_of_a_run_on_a_machine_counts_batch_by_batch(tmp_
     measured, problems = load_measurements(tmp_path, [make_record()])
     assert [entry["measured"][9] for entry in measured] == ["3", "2", "1"] and problems == []
     assert [(line[3], line[7]) for line in lines_of(page_of(*measured))] == [("1", "8.00×"), ("64", "4.00×")]
-
-
-def test_machines_and_threads_are_lines_of_their_own():
-    places = [{"threads": 2}, {"hardware": "A GPU", "device": "cuda"}, {"threads": 1}]
-    measured = [make_measurement(batches=[batch(1)], **place) for place in places]
-    expected = ["A GPU, 1 thread, torch 2.14", "Some CPU, 1 thread, torch 2.14", "Some CPU, 2 threads, torch 2.14"]
-    for order in itertools.permutations(measured):
-        assert [line[-1] for line in lines_of(page_of(*order))] == expected
 
 
 def test_semi_structured_weights_have_a_column_where_they_were_measured():

@@ -8,7 +8,6 @@ import json
 import random
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,13 @@ from scipy.stats import ttest_ind
 
 from benchmark.config.pages import Page, load_page
 from benchmark.config.plugins import built_in_names, find_method
-from leaderboard import write_record
-from leaderboard.board.build import paper_text
-from leaderboard.paper.cells import SAME_PAGE, VERDICTS, Comparison, compare_all, departures
+from leaderboard.paper.cells import SAME_PAGE, Comparison, compare_all, departures
 from leaderboard.paper.markdown import render_paper
 from leaderboard.paper.published import Match, PaperRow, PaperTable, Part, Published, Tables, load_tables
-from leaderboard.store.records import load_store
 from tests.harness.record_factory import make_record, merge
 
 TABLES = load_tables()
 PAGE = "cifar10_vgg19"
-GRANET = (93.73, 0.08)  # of three runs each, the paper and the tests
 # Welch of three against three with equal spreads: t(0.975, 4 degrees of freedom) = 2.7764 and the error of the
 # difference is 0.08 sqrt(2 / 3) = 0.06532, so the interval is the difference ± 0.1814.
 
@@ -116,13 +111,11 @@ def shown(records: list[Any], label: str = "GraNet, s_i = 0.5", column: int = 1,
     ("values", "verdict"),
     [
         (spread(93.73 + 0.31), "reproduced"),  # [+0.13, +0.49]
-        (spread(93.73 - 0.31), "reproduced"),
         (spread(93.73 + 0.33), "higher"),  # [+0.15, +0.51]; t = 5.05 at 4 degrees of freedom, p = 0.007
         (spread(93.73 - 0.33), "lower"),
         (spread(93.73 + 0.20, 0.30), "within noise"),  # t = 1.1
         (spread(93.73, 0.60), "within noise"),  # no difference at all, but nothing could be told
         ((93.73, 93.73), "too few runs"),  # [-0.19, +0.19], and yet two runs are not enough
-        ((93.73 + 5, 93.73 + 5.01), "too few runs"),
         ((93.73,), "too few runs"),
     ],
 )
@@ -141,30 +134,13 @@ def test_the_interval_is_welchs_and_stands_in_the_cell() -> None:
     ]
 
 
-@pytest.mark.parametrize("std", [0.08, 0.02, 0.3])
+@pytest.mark.parametrize("std", [0.08, 0.3])
 def test_what_the_runs_of_a_cell_would_have_seen_is_found_in_seven_to_eight_of_ten_comparisons(std: float) -> None:
     """Three runs against three of spread 0.08: by drawing them, and SciPy's own Welch test."""
     (seen,) = re.findall(r"would have seen ([\d.]+) points", shown(runs("granet", 0.9, spread(93.73, std))))
     draw = np.random.default_rng(0).normal(0.0, 1.0, (2, 3, 20000))
     found = ttest_ind(draw[0] * std + float(seen), draw[1] * 0.08, equal_var=False)
     assert 0.69 < np.mean((found.pvalue < 0.05) & (found.statistic > 0)) < 0.81
-
-
-def test_equal_seeds_are_no_certainty_for_an_accuracy_moves_in_steps_of_one_image() -> None:
-    """One of 10,000 images is 0.01 points: the error is sqrt(2 × 0.01² / 12 / 3) = 0.002357, times 2.7764 0.006544."""
-    cell = compare_all(runs("m0", 0.9, (93.73,) * 3), make_tables([0.0]))[1].distinct()[0]
-    assert cell.verdict == "reproduced" and cell.difference is not None
-    assert cell.difference.high == pytest.approx(0.006544, abs=1e-6)
-
-
-def test_one_run_would_have_seen_nothing_that_can_be_said() -> None:
-    assert "would have seen" not in shown(runs("granet", 0.9, (93.73,)))
-    assert "would have seen" in shown(runs("granet", 0.9, (93.73, 93.8)))
-
-
-def test_only_a_significant_difference_is_bold() -> None:
-    assert "<br>***higher*** †<br>" in shown(runs("granet", 0.9, spread(93.73 + 0.33)))
-    assert "**" not in shown(runs("granet", 0.9, spread(93.73, 0.60)))
 
 
 def test_holm_corrects_over_all_compared_cells_of_the_table() -> None:
@@ -200,16 +176,13 @@ def test_a_dense_row_that_stands_in_two_columns_is_one_comparison() -> None:
     assert sum(cell.verdict == "reproduced" for cell in views[2].distinct()) == 1
 
 
-@pytest.mark.parametrize("mean", [76.0, 76.1, 79.0, 73.0])
-def test_a_published_value_without_a_spread_is_never_tested_and_the_cell_says_so(mean: float) -> None:
+def test_a_published_value_without_a_spread_is_never_tested_and_the_cell_says_so() -> None:
     """GraNet at 80 % of ImageNet is printed as 76.0, and nobody knows how far its own runs are apart."""
-    records = runs("granet", 0.8, spread(mean, 0.1), "imagenet_resnet50")
+    records = runs("granet", 0.8, spread(79.0, 0.1), "imagenet_resnet50")
     (cell,) = (cell for cell in compare_all(records, TABLES)[2].distinct() if cell.compared)
     assert (cell.verdict, cell.reason, cell.difference) == ("not decided", "no ± printed", None)
-    difference = f"{mean - 76:+.2f}".replace("-", "−")
-    assert f"<br>ours − paper: {difference} †<br>*not decided: no ± printed* †<br>ours, last" in render_paper(
-        records, TABLES
-    )
+    text = render_paper(records, TABLES)
+    assert "<br>ours − paper: +3.00 †<br>*not decided: no ± printed* †<br>ours, last" in text
 
 
 def test_cells_that_are_not_tested_count_in_no_correction() -> None:
@@ -224,15 +197,6 @@ def test_cells_that_are_not_tested_count_in_no_correction() -> None:
 
 # What can never read as reproduced
 
-AGREEMENT = ("reproduced", "within noise", "higher", "lower")
-
-
-def test_a_cell_without_records_never_reads_as_reproduced() -> None:
-    verdicts = {cell.verdict for view in compare_all([], TABLES) for cell in view.distinct()}
-    assert verdicts == {"not run", "not in the suite"}
-    cells = re.split(r" \| |<br>", render_paper([], TABLES).split("## Table 1")[1])
-    assert not [text for text in cells if text.strip("* ") in AGREEMENT]
-
 
 def test_a_record_fills_its_own_cell_and_no_other() -> None:
     found = [
@@ -241,16 +205,11 @@ def test_a_record_fills_its_own_cell_and_no_other() -> None:
     assert found.count("reproduced") == 1 and set(found) == {"reproduced", "not run", "not in the suite"}
 
 
-@pytest.mark.parametrize("sparsity", [0.89, 0.8999, 0.8, 0.0])
-def test_a_run_at_another_sparsity_is_in_no_column(sparsity: float) -> None:
-    assert cell_of(runs("granet", sparsity, spread(93.73))).verdict == "not run"
-
-
 @pytest.mark.parametrize(
-    "method", [{"changed": {"prune_rate": 0.3}}, {"changed": {"start_sparsity": 0.0}}, {"name": "granet2"}]
+    ("sparsity", "method"), [(0.8999, {}), (0.9, {"changed": {"start_sparsity": 0.0}}), (0.9, {"name": "granet2"})]
 )
-def test_another_method_or_setting_is_another_row(method: dict[str, Any]) -> None:
-    assert cell_of(runs("granet", 0.9, spread(93.73), method=method)).verdict == "not run"
+def test_another_sparsity_method_or_setting_is_another_cell(sparsity: float, method: dict[str, Any]) -> None:
+    assert cell_of(runs("granet", sparsity, spread(93.73), method=method)).verdict == "not run"
 
 
 def test_a_cited_row_in_perfect_agreement_is_shown_without_agreement() -> None:
@@ -262,11 +221,6 @@ def test_a_cited_row_in_perfect_agreement_is_shown_without_agreement() -> None:
         "ours − paper: +0.00 ᵗ",
         "*protocol differs: cited from another paper*",
     ]
-
-
-def test_a_row_that_the_suite_lacks_says_so_whatever_ran() -> None:
-    records = runs("synflow", 0.9, spread(93.35))
-    assert cell_of(records, "SynFlow").verdict == "not in the suite"
 
 
 def test_a_cell_without_a_published_value_is_never_agreed_with() -> None:
@@ -285,16 +239,12 @@ def test_a_cell_without_a_published_value_is_never_agreed_with() -> None:
 
 DEPARTURES: list[tuple[dict[str, Any], str]] = [
     ({"page": {"changed": {"epochs": 10}, "settings": {"epochs": 10}, "variant": "x"}}, "epochs = 10, not 160"),
-    ({"page": {"settings": {"epochs": 10}, "variant": "x"}}, "epochs = 10, not 160"),
     ({"page": {"settings": {"cutout": 16}}}, "cutout = 16, unknown here"),
     (
         {"page": {"settings": {"methods": {"granet": {"start_sparsity": 0.0}}}}},
         'methods = {"granet": {"start_sparsity": 0.0}}, not {}',
     ),
     ({"method": {"settings": {"start_sparsity": 0.0}}}, "start_sparsity = 0.0, not 0.5"),
-    ({"method": {"settings": {"prune_end": 0.6875}}}, "prune_end = 0.6875, not 0.5"),
-    ({"method": {"settings": {"prune_rate": 0.3}}}, "prune_rate = 0.3, not 0.5"),
-    ({"page": {"settings": {"prune_end": 0.3}, "variant": "x"}}, "prune_end = 0.3, not 0.5"),
     (
         {"page": {"changed": {"data": "folder"}, "variant": "x"}, "data": {"name": "cifar10-jpeg"}},
         'data = "folder", not "cifar10"; data: name = "cifar10-jpeg", not "cifar10"',
@@ -336,16 +286,6 @@ def test_a_page_of_which_a_setting_was_not_recorded_is_never_compared() -> None:
     assert cell_of(records).verdict == "protocol differs" and "<br>with not recorded: flip, lr:<br>" in shown(records)
 
 
-def test_settings_of_a_method_in_the_pages_file_make_no_other_row() -> None:
-    """`changed` is relative to that file: it is empty, and the run began dense."""
-    own = {"start_sparsity": 0.0}
-    page, method = {"settings": {"methods": {"granet": own}}}, {"settings": own}
-    records = runs("granet", 0.9, spread(93.73), page=page, method=method)
-    assert cell_of(records).verdict == "protocol differs"
-    dense_start = cell_of(records, "GraNet, s_i = 0", note="t_f = epoch 80")
-    assert dense_start.verdict == "not run"
-
-
 def test_each_variant_of_a_page_is_an_entry_of_its_own() -> None:
     records = [
         run
@@ -362,11 +302,6 @@ def test_beside_compared_runs_the_others_are_counted_and_named_but_enter_nothing
     other = runs("granet", 0.9, spread(80.0), page={"changed": {"epochs": 10}, "variant": "x"})
     before, after = shown(compared), shown(compared + other)
     assert after == f"{before}<br>not compared: 3 runs (epochs = 10, not 160)"
-
-
-def test_where_files_lie_and_how_fast_they_are_read_makes_no_other_page() -> None:
-    page = {"changed": {"data_dir": "elsewhere", "workers": 4}}
-    assert cell_of(runs("granet", 0.9, spread(93.73), page=page)).verdict == "reproduced"
 
 
 def test_only_the_newest_protocol_counts_and_an_older_one_is_named() -> None:
@@ -421,52 +356,25 @@ def test_late_runs_of_another_version_do_not_take_the_others_out_of_the_comparis
     late += [run for sparsity in (0.5, 0.6, 0.7) for run in runs("granet", sparsity, spread(80.0), **other)]
     assert [cell_of(many + late, sparsity=sparsity).verdict for sparsity in (90, 95)] == ["reproduced"] * 2
     assert "not compared: 8 runs (another version of the method's file, 12121212)" in render_paper(many + late, TABLES)
-    legend = render_paper([], TABLES).split("## Table 1")[0]
-    assert "the one with most runs in the cells of the row" in " ".join(legend.split())
 
 
 # Seeds
 
 
-def test_diverged_runs_never_vanish() -> None:
+def test_diverged_runs_never_vanish_and_uncommitted_code_is_named() -> None:
     records = [*runs("granet", 0.9, (93.7, 93.8)), run_on(PAGE, "granet", 0.9, 2, None, status="diverged")]
+    records[1]["git"] = {"commit": "c0ffee", "dirty": True}
     text = shown(records)
+    assert text.endswith("<br>uncommitted code: seed 1")
     assert "<br>ours − paper: +0.02 †<br>*not decided: 1 diverged*<br>" in text
     assert "ours, best on test: 93.75 ± 0.07 (n=2, 1 diverged)" in text
     assert "[seed 2](records/cifar10_vgg19.granet.0.9.s2.json) (diverged)" in text
-
-
-@pytest.mark.parametrize("mean", [93.73, 95.0, 92.0])
-@pytest.mark.parametrize("diverged", [1, 6])
-def test_a_cell_of_which_a_run_diverged_has_no_verdict_of_a_test(mean: float, diverged: int) -> None:
-    records = runs("granet", 0.9, spread(mean))
-    records += [run_on(PAGE, "granet", 0.9, 3 + seed, None, status="diverged") for seed in range(diverged)]
-    cell = cell_of(records)
-    assert (cell.verdict, cell.reason, cell.difference) == ("not decided", f"{diverged} diverged", None)
-    assert "**" not in shown(records) and "would have seen" not in shown(records)
 
 
 def test_a_repeat_that_diverged_is_no_counted_run() -> None:
     repeat = run_on(PAGE, "granet", 0.9, 0, None, status="diverged", finished=LATE)
     records = [*runs("granet", 0.9, spread(93.73)), {**repeat, "file": "repeat.json"}]
     assert cell_of(records).verdict == "reproduced"
-
-
-def test_a_cell_whose_runs_all_diverged_says_how_many() -> None:
-    records = [run_on(PAGE, "granet", 0.9, seed, None, status="diverged") for seed in range(3)]
-    assert "ours, best on test: · (n=0, 3 diverged)<br>*not decided: 3 diverged*" in shown(records)
-
-
-def test_uncommitted_code_is_named_by_seed() -> None:
-    records = runs("granet", 0.9, spread(93.73))
-    assert "uncommitted" not in shown(records)
-    for seed in (0, 2):
-        records[seed]["git"] = {"commit": "c0ffee", "dirty": True}
-    assert shown(records).endswith(".s2.json)<br>uncommitted code: seed 0, 2")
-    other = [{**record, "protocol": 1} for record in records]
-    newest = run_on("cifar10_resnet20", "dense", 0.0, 0, 92.4)
-    assert shown([*other, newest]).endswith("<br>uncommitted code: seed 0, 2")
-    assert "`uncommitted code`" in render_paper([], TABLES).split("Verdicts:")[0]
 
 
 def test_of_several_runs_of_a_seed_the_first_that_finished_counts() -> None:
@@ -488,9 +396,9 @@ def test_the_clean_protocol_stands_beside_the_papers() -> None:
 
 
 def test_both_readings_of_a_dense_start_have_their_own_line() -> None:
-    early = runs("gmp", 0.9, spread(93.59))
-    late = runs("gmp", 0.9, spread(90.0), method={"changed": {"prune_end": 0.6875}})
-    records = [*early, *({**run, "file": f"late{seed}.json"} for seed, run in enumerate(late))]
+    records = runs("gmp", 0.9, spread(93.59)) + runs(
+        "gmp", 0.9, spread(90.0), method={"changed": {"prune_end": 0.6875}}
+    )
     assert cell_of(records, "GMP", note="t_f = epoch 80").verdict == "reproduced"
     assert cell_of(records, "GMP", note="t_f = epoch 110").verdict == "lower"
 
@@ -511,50 +419,6 @@ def test_what_is_done_is_counted() -> None:
     assert "| Table 2 | 144 | 42 | 99 | 2 | 0 | 0 | 1 | 0 | 0 | 0 |" in text
     for number, cells in ((1, 6), (3, 21)):
         assert f"Table {number}: 0 of {cells} cells run." in text and f"`make table{number}`" in text
-
-
-def test_every_unconfirmed_number_carries_its_dagger_and_every_table_its_footnote() -> None:
-    records = [*runs("granet", 0.9, spread(93.73)), *runs("granet", 0.8, spread(76.0), "imagenet_resnet50")]
-    text = render_paper(records, TABLES)
-    two, three = text.split("## Table 2")[1].split("## Table 3")
-    assert sum("\n- † *unconfirmed*, recalled" in part for part in (two, three)) == 2
-    for table, part in zip(TABLES.tables[1:], (two, three), strict=True):
-        cells = [
-            cell
-            for one in table.parts
-            for row in one.rows
-            for cell in row.cells.values()
-            for _ in row.ours or [None]
-            if cell.status == "unconfirmed"
-        ]
-        numbers = [f"{cell.top1:.2f}" + (f" ± {cell.std:.2f}" if cell.std is not None else "") for cell in cells]
-        for number in numbers:
-            assert f"paper: {number} †" in part
-        assert len(re.findall(r"paper: [\d.]+( ± [\d.]+)? †", part)) == len(numbers)
-    shares = [c for row in TABLES.tables[2].parts[0].rows for c in row.cells.values() if c.status == "unconfirmed"]
-    assert len(re.findall(r"paper: [\d.]+× †", three)) == 2 * len(shares) == 8
-    assert len(re.findall(r"ours − paper: [^|<]*†", text)) == 2
-    assert len(re.findall(r"\*(?:reproduced|not decided: no ± printed)\* †", text)) == 2
-    assert len(re.findall(r"would have seen [\d.]+ points †", text)) == 1
-
-
-def test_no_share_is_typed_in_a_note_and_those_taken_from_another_paper_carry_their_mark() -> None:
-    """Shares are in the cells, as printed, and in docs/flops.md, as recounted."""
-    assert not [note for note in TABLES.tables[2].notes if re.search(r"\d\.\d+×", note)]
-    footnotes = render_paper([], TABLES).split("## Table 3")[1].split("Marks and notes:")[1]
-    assert "\n- ‡ *source-paper*" in footnotes
-
-
-def test_every_word_of_a_verdict_is_explained() -> None:
-    legend = render_paper([], TABLES).split("## Table 1")[0]
-    for verdict in VERDICTS:
-        assert f"*{verdict}*" in legend.split("Verdicts:")[1]
-    for promise in ("does not state the ddof", "ddof = 1", "± 0.5 points", "Holm", "1.22 times", "no ± printed"):
-        assert promise in legend
-    for promise in ("fewer than 3 of our runs", "1 diverged", "would have seen", "seven to eight of ten cases"):
-        assert promise in legend
-    for name, meaning in TABLES.meanings.items():
-        assert f"*{name}*, {' '.join(meaning.split())}." in legend
 
 
 # The page as a whole
@@ -600,24 +464,11 @@ def many_records() -> list[dict[str, Any]]:
 
 def test_any_order_of_the_records_gives_the_same_page() -> None:
     records = many_records()
-    expected = render_paper(records, TABLES)
-    for seed in range(10):
+    before, expected = json.dumps(records), render_paper(records, TABLES)
+    assert json.dumps(records) == before
+    for seed in range(4):
         random.Random(seed).shuffle(records)
         assert render_paper(records, TABLES) == expected
-
-
-def test_the_records_are_left_as_they_were() -> None:
-    records = many_records()
-    before = json.dumps(records)
-    render_paper(records, TABLES)
-    assert json.dumps(records) == before
-
-
-def test_every_line_of_a_table_has_as_many_cells_as_its_head() -> None:
-    for records in ([], many_records()):
-        for block in render_paper(records, TABLES).split("\n\n"):
-            if block.startswith("| "):
-                assert len({line.count(" | ") for line in block.splitlines() if "|  |" not in line}) == 1
 
 
 def test_text_from_records_is_only_text() -> None:
@@ -631,21 +482,3 @@ def test_text_from_records_is_only_text() -> None:
     text.encode("utf-8")
     assert text.count("\n#") == render_paper([], TABLES).count("\n#")
     assert "[a](b)" not in text and "method from &lt;script&gt;&#124;x&#96;" in text
-
-
-def test_the_page_is_made_from_the_folder_and_links_lead_to_its_files(tmp_path: Path) -> None:
-    folder = tmp_path / "my records"
-    for run in runs("granet", 0.9, spread(93.73)):
-        run.pop("file")
-        write_record(run, folder)
-    (folder / "broken.json").write_text("{")
-    store, page = load_store(folder), tmp_path / "site" / "PAPER.md"
-    text = paper_text(store, folder, page, lambda: (TABLES, compare_all(store[0], TABLES)))
-    assert "[seed 0](../my%20records/cifar10_vgg19.granet.0.9.s0.json)" in text
-    for done in ("Table 1: 0 of 6 cells run", "Table 2: 1 of 102 cells run", "Table 3: 0 of 21 cells run"):
-        assert done in text
-
-
-def test_records_of_other_pages_change_nothing_but_the_newest_protocol() -> None:
-    other = run_on(PAGE, "granet", 0.9, 0, 93.0, page={"name": "digits_resnet20"})
-    assert render_paper([other], TABLES) == render_paper([], TABLES)

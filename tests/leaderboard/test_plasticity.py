@@ -18,7 +18,7 @@ from benchmark.grids.states import holding
 from benchmark.runs.branching import Stores, make_options
 from benchmark.studies.plasticity import RATES, Study, make_study
 from benchmark.studies.study import alone, list_jobs, print_study, run_study
-from leaderboard import find_faults, read_records, write_record
+from leaderboard import read_records, write_record
 from leaderboard.board.build import build_all, find_stale
 from leaderboard.drawing.draw import render
 from leaderboard.plasticity.findings import (
@@ -35,10 +35,6 @@ from leaderboard.plasticity.findings import (
 from leaderboard.plasticity.markdown import list_pruning_pictures, render_plasticity, show_cell
 from tests.harness.prunings import as_the_paper, make_grid, make_pruned
 from tests.harness.record_factory import make_record
-
-
-def test_planted_records_are_valid():
-    assert all(find_faults(r) == [] for r in [make_pruned(-2.5), make_pruned(1.0, kind=GAP), make_pruned(None)])
 
 
 def test_plasticity_and_gap_are_the_differences_worked_by_hand():
@@ -63,21 +59,12 @@ def test_plasticity_and_gap_are_the_differences_worked_by_hand():
     ]
 
 
-def test_the_first_of_several_branches_of_a_cell_counts():
-    later = make_pruned(9.0, finished="2025-01-31T13:00:00+00:00", file="a.json")
-    (study,) = make_studies([later, make_pruned(1.0)])
-    assert study.values[PLASTICITY] == {Cell(0.5, 0.5, False, 4): {0: 1.0}}
-
-
 def test_findings_that_hold_are_supported_with_the_effects_worked_by_hand():
     (study,) = make_studies(make_grid(as_the_paper))
     found = {finding.claim: finding for finding in find_findings(study)}
     # by seed: 3 + 0.2 seed, 4 and 2 points: means 3.2, 4 and 2 over seeds 0, 1, 2
-    assert {name: round(finding.difference.mean, 9) for name, finding in found.items()} == {
-        "rate": 3.2,
-        "mild": 4.0,
-        "regrow": 2.0,
-    }
+    means = {name: round(finding.difference.mean, 9) for name, finding in found.items()}
+    assert means == {"rate": 3.2, "mild": 4.0, "regrow": 2.0}
     assert {name: finding.pairs for name, finding in found.items()} == {"rate": 8, "mild": 12, "regrow": 12}
     # the noise of an image of 2.5 points is sqrt(2.5² / 6) = 1.02: t = 4 / (1.02 / sqrt 3) = 6.8, p = 0.021
     assert found["mild"].difference.p == pytest.approx(0.0210, abs=2e-4)
@@ -156,12 +143,8 @@ def test_page_and_pictures_are_the_same_in_any_order_and_verified(tmp_path):
     assert "PLASTICITY.md does not match the records" in find_stale(tmp_path / "records", page)
     build_all(tmp_path / "records", page)
     assert find_stale(tmp_path / "records", page) == []
-    assert sorted(p.name.split(".", 2)[2] for p in (tmp_path / "pictures").iterdir()) == [
-        "gap.png",
-        "gap.svg",
-        "plasticity.png",
-        "plasticity.svg",
-    ]
+    drawn = sorted(p.name.split(".", 2)[2] for p in (tmp_path / "pictures").iterdir())
+    assert drawn == ["gap.png", "gap.svg", "plasticity.png", "plasticity.svg"]
     shown = (tmp_path / "PLASTICITY.md").read_text()
     (tmp_path / "PLASTICITY.md").write_text(shown.replace("pruned", "kept", 1))
     picture = next((tmp_path / "pictures").glob("*.gap.svg"))
@@ -182,29 +165,18 @@ def test_text_of_records_is_harmless_on_the_page():
 
 # the runs
 
+ASKED = {"task": "", "scale": "auto", "seeds": "0", "epochs": "", "more": None, "scope": "global", "pattern": "none"}
+
 
 def study(**changes: Any) -> Study:
-    asked = {
-        "task": "",
-        "scale": "auto",
-        "seeds": "0",
-        "epochs": "",
-        "more": None,
-        "scope": "global",
-        "pattern": "none",
-    }
-    return make_study(**{**asked, "arguments": "", **changes})
+    return make_study(**{**ASKED, "arguments": "", **changes})
 
 
 def test_a_study_is_the_grid_of_the_paper():
     jobs = list_jobs(study(task="cifar10_resnet20", seeds="0,1"))
     assert len(jobs) == 2 * 4 * (1 + 2 * 7 * len(RATES) * 2) and len(set(map(str, jobs))) == len(jobs)
-    assert [str(job) for job in jobs[:4]] == [
-        "dense 0, seed 0",
-        "static 0.5, seed 0",
-        "static 0.9, seed 0",
-        "static 0.98, seed 0",
-    ]
+    parents = ["dense 0, seed 0", "static 0.5, seed 0", "static 0.9, seed 0", "static 0.98, seed 0"]
+    assert [str(job) for job in jobs[:4]] == parents
     asked = jobs[4].asked
     assert asked is not None and (asked["epoch"], asked["more"], asked["hold_lr"]) == (10, 30, True)
     sparsities = {(job.parent.sparsity, job.asked["sparsity"]) for job in jobs if job.asked is not None}
@@ -217,16 +189,12 @@ def test_a_study_is_the_grid_of_the_paper():
     [
         ({"scale": "large"}, "SCALE must be auto or one of paper, small, got 'large'"),
         ({"epochs": "4,17"}, "EPOCHS must be whole numbers of epochs from 1 to 16, the run's end, got '17'"),
-        ({"epochs": "0"}, "EPOCHS must be .* got '0'"),
-        ({"more": -1}, "MORE must be at least 1"),
         ({"more": 0}, "MORE must be at least 1 epoch, got 0"),
         ({"epochs": ","}, "EPOCHS must name an epoch"),
         ({"arguments": "distribution=erk"}, "distribution cannot be set here"),
-        ({"arguments": "allow_empty_layers=false"}, "allow_empty_layers cannot be set here"),
         ({"scope": "all"}, "SCOPE must be one of global, layer, got 'all'"),
         ({"pattern": "2:4"}, "PATTERN must be one of none, filters"),
         ({"task": "digits_resnet20,cifar10_vgg19"}, "unknown page|one page"),
-        ({"task": "digits"}, "unknown page 'digits'"),
         ({"seeds": "x"}, "SEED must be a whole number"),
     ],
 )

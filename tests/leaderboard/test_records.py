@@ -56,42 +56,24 @@ def test_a_repeat_overwrites_nothing_where_there_are_no_links(tmp_path: Path, mo
     test_a_repeat_gets_a_number_and_overwrites_nothing(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("run", "stem"),
-    [
-        ("a.granet.0.9.s0.3f9a1c2e", "a.granet.0.9.s0.3f9a1c2e"),
-        ("../../etc/passwd", "_.._etc_passwd"),
-        ("/abs", "_abs"),
-        ("..", "run"),
-        (".hidden", "hidden"),
-        ("a b|c\n\0é", "a_b_c___"),
-        ("C:\\x", "C__x"),
-    ],
-)
-def test_a_name_never_leaves_the_folder(tmp_path: Path, run: str, stem: str) -> None:
-    assert file_stem(run) == stem
-    path = write_record(make_record(run=run), tmp_path / "records")
-    assert path == tmp_path / "records" / f"{stem}.json"
-    assert names(tmp_path) == ["records"]
+def test_the_name_of_a_file_is_the_run_s_with_what_no_name_may_have_replaced() -> None:
+    """Where such a record is written is tested with what else a hostile file may do."""
+    given = ["a.granet.0.9.s0.3f9a1c2e", "../../etc/passwd", "..", ".hidden", "a b|c\n\0é", "C:\\x"]
+    stems = ["a.granet.0.9.s0.3f9a1c2e", "_.._etc_passwd", "run", "hidden", "a_b_c___", "C__x"]
+    assert [file_stem(run) for run in given] == stems
+    long = [file_stem("x" * 400 + end) for end in "ab"]  # cut, and still different
+    assert list(map(len, long)) == [200, 200] and long[0] != long[1]
 
 
-def test_long_names_are_cut_and_stay_different(tmp_path: Path) -> None:
-    paths = [write_record(make_record(run="x" * 400 + end), tmp_path) for end in ("a", "b")]
-    assert [len(path.stem) for path in paths] == [200, 200]
-    assert paths[0] != paths[1]
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_infinity_are_not_written(tmp_path: Path, number: float) -> None:
-    for changes in ({"accuracy_pct": {"best_on_test": number}}, {"page": {"settings": {"lr": number}}}):
-        with pytest.raises(RecordError, match="not plain JSON"):
+def test_what_is_invalid_or_no_plain_json_is_not_written(tmp_path: Path) -> None:
+    nan, invalid = float("nan"), r"record 'r' is invalid and was not written: seed must be .*, got -1"
+    for changes, reason in (
+        ({"accuracy_pct": {"best_on_test": nan}}, "not plain JSON"),
+        ({"page": {"settings": {"lr": float("inf")}}}, "not plain JSON"),
+        ({"run": "r", "seed": -1}, invalid),
+    ):
+        with pytest.raises(RecordError, match=reason):
             write_record(make_record(**changes), tmp_path)
-    assert names(tmp_path) == []
-
-
-def test_an_invalid_record_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"record 'r' is invalid and was not written: seed must be .*, got -1"):
-        write_record(make_record(run="r", seed=-1), tmp_path)
     assert names(tmp_path) == []
 
 
@@ -106,22 +88,22 @@ def test_a_full_disk_leaves_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def write_many(folder: Path, writer: int) -> None:
-    for number in range(10):
+    for number in range(5):
         write_record(make_record(run="same", seed=writer, updates=number), folder)
 
 
 def test_concurrent_writers_lose_and_damage_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=write_many, args=(tmp_path, writer)) for writer in range(4)]
+    processes = [context.Process(target=write_many, args=(tmp_path, writer)) for writer in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert [process.exitcode for process in processes] == [0] * 3
     records, problems = read_records(tmp_path)
     assert problems == []
-    assert sorted((r["seed"], r["updates"]) for r in records) == [(w, n) for w in range(4) for n in range(10)]
-    assert set(names(tmp_path)) == {"same.json", *(f"same.{number}.json" for number in range(2, 41))}
+    assert sorted((r["seed"], r["updates"]) for r in records) == [(w, n) for w in range(3) for n in range(5)]
+    assert set(names(tmp_path)) == {"same.json", *(f"same.{number}.json" for number in range(2, 16))}
 
 
 KILLED = """
@@ -149,18 +131,13 @@ def test_a_writer_killed_before_the_link_leaves_nothing_to_see(tmp_path: Path, w
 # Reading
 
 
-def test_an_absent_or_empty_store_has_no_records(tmp_path: Path) -> None:
-    assert read_records(tmp_path / "absent") == ([], [])
-    (tmp_path / "README.md").write_text("not a record")
-    assert read_records(tmp_path) == ([], [])
-
-
 def test_damaged_files_are_skipped_with_a_reason_and_the_rest_is_kept(tmp_path: Path) -> None:
     good = write_record(make_record(run="good"), tmp_path)
     (tmp_path / "cut.json").write_bytes(good.read_bytes()[:500])
     (tmp_path / "empty.json").touch()
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.json").mkdir()
+    (tmp_path / "README.md").write_text("not a record")
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "nan.json").write_text(good.read_text().replace("92.5", "NaN"))
@@ -219,13 +196,6 @@ def test_of_copies_the_first_name_is_kept_and_the_others_are_named(tmp_path: Pat
         Problem("r.10.json", "a copy of r.json"),
         Problem("r.2.json", "a copy of r.json"),
     ]
-
-
-def test_a_repeat_with_the_same_numbers_at_another_time_is_no_copy(tmp_path: Path) -> None:
-    for second in (1, 2):
-        write_record(make_record(run="r", finished=f"2025-01-31T12:01:0{second}Z"), tmp_path)
-    records, problems = read_records(tmp_path)
-    assert [record["file"] for record in records] == ["r.json", "r.2.json"] and problems == []
 
 
 def test_the_order_in_which_a_folder_lists_its_files_does_not_matter(
@@ -352,19 +322,13 @@ def test_by_its_text_a_file_is_judged_as_by_its_numbers(tmp_path: Path, monkeypa
     assert read_records(tmp_path) == expected
 
 
-def test_numbers_survive_the_round_trip_exactly(tmp_path: Path) -> None:
-    numbers = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1e22, 1e-7, 1.0, 1, 10**30, True]
-    record = make_record(page={"settings": {"numbers": numbers}}, accuracy_pct={"last_epoch": 100 * 1234 / 4321})
-    read = read_record(write_record(record, tmp_path))
-    assert list(map(repr, read["page"]["settings"]["numbers"])) == list(map(repr, numbers))
-    assert read["accuracy_pct"]["last_epoch"] == read["history"][-1]["test_acc_pct"] == 100 * 1234 / 4321
-
-
-def test_what_json_writes_otherwise_is_sealed_as_it_is_read(tmp_path: Path) -> None:
+def test_numbers_survive_exactly_and_what_json_writes_otherwise_is_sealed_as_it_is_read(tmp_path: Path) -> None:
     # As numbers the keys are sorted 2, 10; as the texts that JSON makes of them "10", "2".
-    record = make_record(page={"settings": {"drops": (0.5, 0.75), "by_epoch": {2: "\ud800", 10: "b"}}})
-    read = read_record(write_record(record, tmp_path))
+    numbers = [0.1 + 0.2, 5e-324, 1.7976931348623157e308, -0.0, 1e-7, 1.0, 1, 10**30, True]
+    odd = {"drops": (0.5, 0.75), "by_epoch": {2: "\ud800", 10: "b"}, "numbers": numbers}
+    read = read_record(write_record(make_record(page={"settings": odd}), tmp_path))
     settings = read["page"]["settings"]
+    assert list(map(repr, settings["numbers"])) == list(map(repr, numbers))
     assert (settings["drops"], settings["by_epoch"]) == ([0.5, 0.75], {"2": "\ud800", "10": "b"})
 
 
@@ -392,8 +356,3 @@ def test_the_very_record_is_found_again_with_and_without_its_seal(tmp_path: Path
     assert find_same(make_record(run="r", updates=4), tmp_path) is None
     first.write_text(first.read_text().replace("92.5", "92.6"))
     assert find_same(record, tmp_path) is None
-
-
-def test_the_records_of_this_repository_are_whole() -> None:
-    records, problems = read_records(ROOT / "leaderboard" / "records")
-    assert problems == [] and records

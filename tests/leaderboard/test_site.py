@@ -20,7 +20,7 @@ from leaderboard import Problem, render
 from leaderboard.drawing.pictures import list_pictures
 from leaderboard.tables.sections import make_sections, section_name
 from leaderboard.tables.table import BLANK, escape
-from leaderboard.web.site import render_site, write_site
+from leaderboard.web.site import render_site
 from tests.harness.record_factory import make_record
 
 EVIL = "<img src=x onerror=window.hit=1>\u202e\u2028</script><script>window.hit=1</script>\"'&lt;\ud800`$title"
@@ -105,14 +105,8 @@ def test_the_table_has_the_figures_of_the_markdown_page() -> None:
     assert granet[2] == "90.50 ± 0.18 (n=2)" and granet[4] == "92.00 ± 0.00"  # 90.37 and 90.62
     assert granet[5:9] == ["0.28×", "0.28×", "0.1", "0, 1"]
     assert next(row for row in page if row[0] == "set")[2] == "· (n=0, 1 diverged)"
-
-
-def test_numbers_to_sort_by_are_not_rounded() -> None:
-    rows = data_of(show(many()))["rows"]
-    granet = next(row for row in rows if row["raw"][0] == "granet" and row["raw"][1] == 0.9)
-    assert granet["raw"][2] == pytest.approx((90.37 + 90.62) / 2, abs=1e-12)
-    assert granet["raw"][5:9] == [0.28, 0.28, 0.1, 2]
-    assert next(row for row in rows if row["raw"][0] == "set")["raw"][2] is None
+    to_sort_by = next(row["raw"] for row in data_of(show(many()))["rows"] if row["raw"][:2] == ["granet", 0.9])
+    assert to_sort_by[2] == pytest.approx((90.37 + 90.62) / 2, abs=1e-12) and to_sort_by[5:9] == [0.28, 0.28, 0.1, 2]
 
 
 def test_the_page_does_not_depend_on_the_order_of_records_and_problems() -> None:
@@ -123,20 +117,9 @@ def test_the_page_does_not_depend_on_the_order_of_records_and_problems() -> None
         assert show(records, *problems[::-1]) == expected
 
 
-def test_no_text_becomes_markup() -> None:
-    page = show(evil(), Problem(EVIL, EVIL))
-    assert page.count("<script") == show(many()).count("<script") == 2 and page.count("</script>") == 2
-    assert not re.search(r"<[^>]*onerror", page) and "<img" not in page
-    assert not re.search("[\u202e\u2028\u2029\ud800-\udfff]", page)
-    page.encode("utf-8")
-    embedded = re.findall(r'id="data">(.*?)</script>', page, re.S)[0]
-    assert not set("<>&") & set(embedded)
-    assert [run["command"] for row in data_of(page)["rows"] for run in row["runs"]] == [SEEN, SEEN]
-    assert html.escape(SEEN) in page  # the file and the reason of the problem
-
-
 def test_only_the_pages_own_style_and_script_may_run_and_nothing_may_be_fetched() -> None:
-    page = show(many())
+    page = show(many(), Problem("bad.json", "not readable"))
+    assert "bad.json" in page and "make bench METHOD=granet" in show([])
     policy = html.unescape(re.findall(r'Content-Security-Policy" content="([^"]*)"', page)[0])
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
@@ -161,12 +144,6 @@ def test_pictures_are_in_the_page_and_the_svg_comes_first() -> None:
     assert html.escape(first.caption) in page
 
 
-def test_a_control_says_whose_masks_it_has() -> None:
-    donor = {"run": "r", "label": "granet", "sparsity": 0.9, "seed": 0, "kind": "shuffled masks", "masks_sha256": "ab"}
-    page = show(files(make_record(), make_record(method={"name": "static", "group": "control", "donor": donor})))
-    assert table_of(page)[1][0] == "static<small>the masks of granet, shuffled in each layer</small>"
-
-
 def test_repeats_and_diverged_runs_are_shown_as_such_beside_those_that_count() -> None:
     late = "2025-01-31T12:09:00+00:00"
     runs = [
@@ -184,23 +161,6 @@ def test_repeats_and_diverged_runs_are_shown_as_such_beside_those_that_count() -
         (0, [["finished", ""], ["repeat: not counted", "warn"]], "99.00"),
     ]
     assert "repeats: 1; diverged (seed 1)" in row["about"]
-
-
-def test_without_records_the_page_says_how_to_make_the_first() -> None:
-    page = show([], Problem("bad.json", "not readable"))
-    assert "<code>make bench METHOD=granet SPARSITY=0.9</code>" in page and "bad.json" in page and "0 records" in page
-
-
-def test_writing_replaces_the_page_whole_and_sums_it_up(tmp_path: Path) -> None:
-    sections = make_sections(many())
-    (tmp_path / "pictures").mkdir()
-    kind = list_pictures(sections[0][1])[0].kind
-    (tmp_path / "pictures" / f"{section_name(sections[0][1][0])}.{kind}.png").write_bytes(PNG)
-    said = write_site(sections, tmp_path / "site" / "index.html", tmp_path / "pictures", [Problem("a", "x")])
-    assert said.startswith("14 records, 2 pages, 1 picture, ")
-    assert [path.name for path in (tmp_path / "site").iterdir()] == ["index.html"]
-    assert "Skipped files" in (tmp_path / "site" / "index.html").read_text()
-    assert write_site(sections, tmp_path / "index.html", tmp_path / "absent").startswith("14 records, 2 pages, 0 pict")
 
 
 # In a browser
@@ -336,6 +296,9 @@ def test_a_row_opens_by_mouse_and_by_keyboard_and_shows_its_runs(visit: Open) ->
     assert cards.nth(1).locator("a").get_attribute("href") == f"../records/{chosen['file']}"
     repeat = "make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.9 DEVICE=cpu SEED=0,1"
     assert page.locator(".runs > .command code").all_inner_texts() == [repeat]
+    cards.nth(1).locator(".copy").click()
+    page.wait_for_function("document.querySelectorAll('.card .copy')[1].textContent === 'copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == chosen["command"]
     button.press("Enter")
     assert cards.count() == 0 and button.get_attribute("aria-expanded") == "false"
     button.press("Enter")
@@ -345,15 +308,6 @@ def test_a_row_opens_by_mouse_and_by_keyboard_and_shows_its_runs(visit: Open) ->
     assert page.locator(".runs").count() == 0
     page.locator("#find").fill("")
     assert page.locator("tr.row + tr.detail").count() == 1
-
-
-def test_a_command_is_copied(visit: Open) -> None:
-    page = visit(many())
-    page.locator(".open").first.click()
-    button = page.locator(".card .copy").first
-    button.click()
-    page.wait_for_function("document.querySelector('.card .copy').textContent === 'copied'")
-    assert page.evaluate("navigator.clipboard.readText()") == "make bench METHOD=dense SPARSITY=0.0 SEED=0"
 
 
 def test_hostile_text_is_shown_and_does_nothing(visit: Open) -> None:
@@ -371,30 +325,25 @@ def test_hostile_text_is_shown_and_does_nothing(visit: Open) -> None:
     assert "\u202e" not in page.locator("body").inner_text()
 
 
-def test_an_empty_store_is_a_page_without_a_table(visit: Open) -> None:
-    page = visit([])
-    assert page.locator("table").count() == 0 and "make bench METHOD=granet" in page.locator("main").inner_text()
-
-
 def test_many_rows_stay_quick(visit: Open) -> None:
-    places = [(page, number) for page in range(100) for number in range(20)]
+    places = [(page, number) for page in range(20) for number in range(20)]
     runs = [make_record(page={"variant": f"v{a}"}, method={"label": f"method {20 * a + b}"}) for a, b in places]
     page = visit(files(*runs))
-    assert page.locator("#count").inner_text() == "2000 rows" and len(column(page, 0)) == 200
+    assert page.locator("#count").inner_text() == "400 rows" and len(column(page, 0)) == 200
     page.locator("#more").click()
-    assert len(column(page, 0)) == 2000 and page.locator("#more").is_hidden()
+    assert len(column(page, 0)) == 400 and page.locator("#more").is_hidden()
     took = page.evaluate(
         """() => {
             const find = document.getElementById("find");
             const start = performance.now();
-            find.value = "method 199";
+            find.value = "method 39";
             find.dispatchEvent(new Event("input"));
             document.body.offsetHeight;
             return performance.now() - start;
         }"""
     )
-    assert page.locator("#count").inner_text() == "12 of 2000 rows"  # 199, 1199 and 1990 to 1999
-    assert took < 1000, f"{took:.0f} ms"  # a few dozen on an idle machine
+    assert page.locator("#count").inner_text() == "14 of 400 rows"  # 39, 139, 239, 339 and 390 to 399
+    assert took < 200, f"{took:.0f} ms"  # a few dozen on an idle machine
 
 
 # Commands that repeat runs
@@ -405,12 +354,7 @@ def test_the_command_to_repeat_a_row_asks_for_the_same_cells() -> None:
     from benchmark.runs.record import describe_page
     from leaderboard.store.repeat import repeat_commands
 
-    for arguments in (
-        "",
-        "start_sparsity=0",
-        "lr_drops=[0.5,0.7] model=resnet18 prune_rate=0.3",
-        "title='a b' lr=1e-05",
-    ):
+    for arguments in ("", "lr_drops=[0.5,0.7] model=resnet18 prune_rate=0.3", "title='a b' lr=1e-05"):
         cells = plan_cells("granet", "0.95", "digits_resnet20", "0,2", arguments)
         records = [
             make_record(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import re
 
@@ -59,15 +58,14 @@ def test_the_committed_sheet_and_figures_are_what_is_worked_out_anew():
         assert (DOCS / name).read_text(encoding="utf-8") == content, f"docs/{name}: run make flops"
 
 
-@pytest.mark.parametrize(("name", "old", "new"), [("flops.md", "0.2241", "0.2251"), ("flops.json", "0.2241", "0.2251")])
-def test_an_edit_makes_the_check_fail_and_says_what_mends_it(name, old, new, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["flops.md", "flops.json"])
+def test_an_edit_makes_the_check_fail_and_says_what_mends_it(name, tmp_path, monkeypatch, capsys):
     made = {file: (DOCS / file).read_text(encoding="utf-8") for file in ("flops.md", "flops.json")}
     monkeypatch.setattr(command, "DOCS", tmp_path)
     monkeypatch.setattr(command, "make_files", lambda: made)
     assert main([]) == 0 and main(["--check"]) == 0
     text = (tmp_path / name).read_text(encoding="utf-8")
-    assert old in text
-    (tmp_path / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+    (tmp_path / name).write_text(text.replace("0.2241", "0.2251", 1), encoding="utf-8")
     assert main(["--check"]) == 1
     said = capsys.readouterr().err
     assert name in said and "run make flops" in said
@@ -91,8 +89,6 @@ def share_of(row: str, cost: str, layers: str, counter: str, rule: str = "") -> 
         ("dense", "training", "dense", "", (1.0, 1.0)),
         ("static, uniform", "inference", "first_dense", "", (0.2241, 0.1272)),
         ("static, uniform", "training", "none_dense", "", (0.2011, 0.1012)),
-        ("SNIP", "training", "first_dense", "", (0.2241, 0.1272)),
-        ("SET", "training", "none_dense", "", (0.2011, 0.1012)),
         ("small-dense", "inference", "rigls_width", "", (0.2214, 0.1206)),
         ("static, ERK", "inference", "erk", "", (0.4146, 0.2429)),
         ("DSR", "inference", "dsr", "", (0.4039, 0.2967)),
@@ -115,21 +111,6 @@ def test_golden_shares_by_rigls_own_counter(row, cost, layers, rule, expected):
 )
 def test_golden_shares_in_multiply_adds(row, cost, layers, rule, expected):
     assert share_of(row, cost, layers, "macs", rule) == pytest.approx(expected, abs=1e-4)
-
-
-def test_rarer_updates_bring_rigls_cost_down_to_that_of_constant_masks():
-    often, rare = (share_of("RigL-ITOP, ERK", "training", "erk", "macs", rule)[0] for rule in ("rigl", "itop"))
-    constant = share_of("static, ERK", "training", "erk", "macs")[0]
-    assert often - constant == pytest.approx((1 - constant) / (3 * 101), abs=2e-6)
-    assert rare - constant == pytest.approx((1 - constant) / (3 * 4001), abs=2e-6)
-
-
-def test_layer_sparsities_from_elsewhere_are_whole_and_give_the_sparsity_their_paper_states():
-    assert FIGURES["left_out_pct"]["str"] == {"80": 79.55, "90": 90.23}  # as STR names these two networks
-    for name in ("dsr", "str"):
-        assert [len(found) for found in GIVEN["layers"][name]["sparsities"].values()] == [
-            FIGURES["dense"]["layers"]
-        ] * 2
 
 
 def test_rigls_narrow_network_is_timms_but_for_the_stem(full):
@@ -188,7 +169,6 @@ def verdicts(given, full, labels) -> dict[tuple[str, str], str]:
     [
         # the first convolution counted as sparse: nothing gives 0.23 any more
         ("layers.first_dense.formula", "uniform", "static, uniform", "inference", MIXED, MISSED),
-        ("layers.first_dense.formula", "uniform", "GMP", "inference", MIXED, MISSED),
         # the first convolution kept dense where nothing is: nothing gives 0.10
         ("layers.none_dense.formula", "first dense", "SNIP", "training", MIXED, MISSED),
         ("layers.erk.formula", "uniform", "RigL, ERK", "training", AGREES, MISSED),
@@ -210,40 +190,6 @@ def test_a_wrong_convention_changes_the_verdict(path, wrong, row, cost, right, t
     assert verdicts(given, full, [row])[row, cost] == then
 
 
-def sheet_of(changes: dict[str, dict[int, float]]) -> str:
-    """The sheet, were other shares printed: `changes` has those of both costs, by label and column."""
-    part = find_part(TABLES)
-    rows = []
-    for row in part.rows:
-        cells = {
-            column: dataclasses.replace(cell, train_share=share, inference_share=share)
-            if (share := changes.get(row.label, {}).get(column)) is not None
-            else cell
-            for column, cell in row.cells.items()
-        }
-        rows.append(dataclasses.replace(row, cells=cells))
-    table = dataclasses.replace(TABLES.tables[2], parts=(dataclasses.replace(part, rows=tuple(rows)),))
-    return make_sheet(FIGURES, GIVEN, dataclasses.replace(TABLES, tables=(*TABLES.tables[:2], table)))
-
-
-def test_which_rows_mix_two_conventions_follows_from_the_printed_shares():
-    text = " ".join(sheet_of({}).split())
-    found = text.split("**Two conventions in one row**")[1].split("**Not reproduced**")[0]
-    assert found.count("static, uniform; SNIP; SET; GMP (inference):") == 1 and found.count(" - ") == 1
-    assert "0.23 ‡ at 80 % is *uniform, first convolution dense* (0.2231 by multiply-adds, 0.2241 by" in found
-    assert "0.10 ‡ at 90 % is *uniform, no layer dense* (0.1000 by multiply-adds, 0.1012 by" in found
-    # as RigL's repository prints it, the row would be of one convention
-    mended = " ".join(sheet_of({"static, uniform": {90: 0.13}}).split())
-    assert "SNIP; SET; GMP (inference):" in mended.split("**Not reproduced**")[0]
-    assert "static, uniform: 0.23 ‡ at 80 % and 0.13 ‡ at 90 %, rounded up: *uniform, first" in mended
-
-
-def test_small_dense_is_given_at_one_sparsity_and_not_at_the_other():
-    text = " ".join(sheet_of({}).split()).split("**Not reproduced**")[1].split("**")[0]
-    assert text.count(" - ") == 1 and "small-dense: 0.20 ‡ at 80 % is none of those tried" in text
-    assert "0.12 ‡ at 90 % is *narrow, RigL's widths* (0.1203 by multiply-adds, 0.1206 by" in text
-
-
 def test_printed_shares_are_counted():
     counts = count_printed(judge_all(tuple(ROWS.values()), FIGURES["readings"]))
     printed = [
@@ -259,26 +205,9 @@ def test_printed_shares_are_counted():
 # The sheet says what there is, and where it is from
 
 
-def test_every_row_of_the_table_has_conventions_or_a_reason_and_every_convention_a_source():
-    assert set(GIVEN["rows"]) == set(ROWS)
-    for label, tried in GIVEN["rows"].items():
-        assert ("reason" in tried) != bool(tried.get("layers"))
-        if "reason" not in tried:
-            assert set(tried["layers"]) <= set(GIVEN["layers"]) and set(tried["training"]) <= set(GIVEN["training"])
-            assert bool(tried["training"]) == bool(printed_shares(ROWS[label], "training"))
-    assert {label for label, tried in GIVEN["rows"].items() if "reason" in tried} == {
-        "DNW",
-        "GraNet, s_i = 0.5",
-        "GraNet, s_i = 0",
-    }
-    sheet = " ".join(sheet_of({}).split())
-    for part in ("layers", "training", "counters"):
-        for entry in GIVEN[part].values():
-            assert f"*{entry['label']}*: {' '.join(entry['source'].split())}." in sheet
-
-
 def test_every_printed_share_is_in_the_sheet_with_its_mark():
-    sheet = sheet_of({})
+    sheet = make_sheet(FIGURES, GIVEN, TABLES)
+    assert set(GIVEN["rows"]) == set(ROWS)
     for label, row in ROWS.items():
         for cost in ("inference", "training"):
             for column, share in printed_shares(row, cost).items():
@@ -287,11 +216,3 @@ def test_every_printed_share_is_in_the_sheet_with_its_mark():
                 lines = [line for line in sheet.splitlines() if label in line and shown in line]
                 assert lines or f"{cost} {shown}" in " ".join(sheet.split()), (label, cost, column)
     assert not re.search(r"0\.\d\d(?!\d)(?! [‡†%])(?=[ ;,.|])", sheet.split("## Conventions")[0])
-
-
-def test_the_sheet_stays_short_and_its_links_lead_somewhere():
-    sheet = (DOCS / "flops.md").read_text(encoding="utf-8")
-    text = [line for line in sheet.splitlines() if not line.startswith("|")]
-    assert sheet.count("\n") <= 130 and max(map(len, text)) <= 120
-    links = re.findall(r"\]\(([^)#:\s]+)\)", sheet)
-    assert links and all((DOCS / link).exists() for link in links)

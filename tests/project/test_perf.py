@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmark.base.timing import median_ratio, time_in_turn
+from benchmark.base.timing import time_in_turn
 from benchmark.inference import passes
 from benchmark.perf import __main__ as command
 from benchmark.perf import data, pool, realised
@@ -15,7 +15,7 @@ from benchmark.perf.exact import count_differing
 from benchmark.perf.goals import Goal
 from benchmark.perf.masking import measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
-from benchmark.perf.report import BEGIN, DOCUMENT, END, KEPT, put, render
+from benchmark.perf.report import DOCUMENT, KEPT, put, render
 from benchmark.perf.update import propose
 from benchmark.training.masks import MaskSet
 
@@ -30,29 +30,25 @@ def test_variants_take_turns_and_the_first_round_does_not_count():
     assert len(times["a"]) == 2
 
 
-def test_ratios_are_taken_round_by_round():
-    assert median_ratio([2.0, 20.0, 6.0], [1.0, 10.0, 2.0]) == 2.0
-
-
 @pytest.mark.parametrize(
     ("relation", "measured", "verdict"),
-    [("<=", 1.0, "pass"), ("<=", 1.1, "short"), (">=", 1.0, "pass"), (">=", 0.9, "short"), ("", 5.0, "")],
+    [
+        ("<=", 1.0, "pass"),
+        ("<=", 1.1, "short"),
+        (">=", 1.0, "pass"),
+        (">=", 0.9, "short"),
+        ("", 5.0, ""),
+        ("<=", float("nan"), "short"),
+    ],
 )
 def test_a_goal_is_reached_or_short(relation, measured, verdict):
     assert Goal("P0", "x", measured, relation, 1.0).verdict == verdict
 
 
-def test_what_could_not_be_measured_is_not_reached():
-    assert Goal("P0", "x", float("nan"), "<=", 1.0).verdict == "short"
-
-
-def test_every_module_with_a_measure_is_found():
-    assert set(command.find_measures()) >= {"data", "masking", "modes", "pool", "realised", "update"}
-
-
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "FOLDER", tmp_path)
     goals = [Goal("P1", "small", 1.0, "<=", 1.01), Goal("P2", "large", 3.0, "<=", 0.7)]
+    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "pool", "realised", "update"}
     monkeypatch.setattr(command, "find_measures", lambda: {"some": None})
     monkeypatch.setattr(command, "measure_alone", lambda name, quick: goals)
     monkeypatch.setattr("sys.argv", ["perf", "--quick"])
@@ -146,23 +142,10 @@ def test_the_table_of_goals_has_a_row_for_each_goal_and_says_which_network_is_sh
     ]
 
 
-def test_the_table_replaces_what_stands_between_the_marks_and_nothing_else():
-    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert put(text, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    with pytest.raises(ValueError, match="has no lines"):
-        put("before\n", "new")
-
-
 def test_the_document_shows_the_figures_that_were_kept():
     kept, text = json.loads(KEPT.read_text()), DOCUMENT.read_text()
     assert put(text, render(kept)) == text
     assert not kept["quick"] and kept["git"]["dirty"] is False
-
-
-def test_figures_of_a_part_are_not_kept(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["perf", "--keep", "--only", "exact"])
-    with pytest.raises(SystemExit):
-        command.main()
 
 
 def test_the_two_ways_to_mask_are_compared_bit_by_bit(monkeypatch):
