@@ -20,6 +20,7 @@ from benchmark.cli.shell import (
     Wandb,
     app,
     console,
+    find_places,
     guarded,
     tell,
     train_then_rebuild,
@@ -51,30 +52,25 @@ def run(
 
     if ranks > 1 and not is_launched():
         raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
+    from benchmark.base.system import choose_device
     from benchmark.distributed.ranks import own_rank
-    from benchmark.grids.grid import run_grid
+    from benchmark.grids.grid import Asked, run_grid
+    from benchmark.runs.run import Options
 
     def action() -> int:
         join(ranks, device)
         if own_rank():
             console.file = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-        return run_grid(
-            methods=method,
-            sparsities=sparsity,
-            tasks=task,
-            seeds=seed,
-            arguments=args,
-            device=device,
-            data_root=data,
+        options = Options(
+            device=choose_device(device),
             wandb=wandb,
             fresh=fresh,
-            snapshots=snapshots,
             checkpoint_s=checkpoint_s,
-            places={"records": records, "page": leaderboard, "runs": runs},
             command=typed(),
-            console=console,
-            tell=tell if own_rank() == 0 else lambda message: None,
+            places=find_places(records, leaderboard, runs),
         )
+        told = tell if own_rank() == 0 else lambda message: None
+        return run_grid(Asked(method, sparsity, task, seed, args), options, data, console, told, snapshots)
 
     train_then_rebuild(action, records, leaderboard)
 
@@ -103,27 +99,30 @@ def sweep(
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
+    from benchmark.base.system import choose_device
+    from benchmark.config.grids import Source
+    from benchmark.grids.plan import print_plan
     from benchmark.grids.sweep import run_sweep
     from benchmark.grids.times import make_fleet
-    from benchmark.workers import Pool
+    from benchmark.runs.run import Options
+    from benchmark.workers import Pool, check_pool
 
     def action() -> int:
-        return run_sweep(
-            file=file,
-            lists={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
-            arguments=args,
-            plan=plan,
-            fleet=make_fleet(gpus, per_gpu),
-            device=device,
-            data_root=data,
+        pool = Pool(engine, jobs, per_gpu, engine_args, retries)
+        check_pool(pool)
+        options = Options(
+            device=choose_device(pool.device_here(device)),
             wandb=wandb,
             checkpoint_s=checkpoint_s,
-            places={"records": records, "page": leaderboard, "runs": runs},
-            pool=Pool(engine, jobs, per_gpu, engine_args, retries),
             command=typed(),
-            console=console,
-            tell=tell,
+            places=find_places(records, leaderboard, runs),
         )
+        lists = {"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed}
+        source = Source.ask(file, lists, args, options.device.type == "cuda")
+        if plan:
+            fleet = make_fleet(gpus, per_gpu)
+            return print_plan(source.grid(), data, options.places, options.device, console, fleet)
+        return run_sweep(source, options, pool, device, data, console, tell)
 
     if plan:
         guarded(action)

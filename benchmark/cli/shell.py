@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -21,6 +21,9 @@ from benchmark.base.errors import REFUSALS, UserError, explain
 from benchmark.cli.ctrl_c import allow_cleanup, guard_imports, leave_at_once
 from leaderboard.store.privacy import hide_secrets
 from leaderboard.tables.table import printable
+
+if TYPE_CHECKING:
+    from benchmark.base.files import Places
 
 # Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,6 +47,13 @@ LeaderboardPage = Annotated[Path | None, typer.Option(help="the Markdown sheet t
 Runs = Annotated[Path | None, typer.Option(help="folder of checkpoints and exported weights")]
 Fresh = Annotated[bool, typer.Option(help="start over instead of continuing an interrupted run")]
 CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
+
+
+def find_places(records: Path | None, leaderboard: Path | None, runs: Path | None = None) -> Places:
+    """Return where results go: the named folders, else the usual ones. Raises UserError for an unknown home."""
+    from benchmark.base.files import Places
+
+    return Places(records or Places.records, leaderboard or Places.page, runs or Places.runs)
 
 
 def typed() -> str:
@@ -151,12 +161,12 @@ def train_then_rebuild(
     that cannot be made costs a warning only, because the records are what counts. Ends with status 1 when a run failed,
     130 when stopped; stopped again while pages are rebuilt, it ends at once.
     """
-    from benchmark.base.files import Places, expand
+    from benchmark.base.files import expand
     from benchmark.distributed.ranks import own_rank
     from leaderboard.board.page import is_current
     from leaderboard.store.records import list_files
 
-    places = attempt(lambda: Places(records or Places.records, leaderboard or Places.page))
+    places = attempt(lambda: find_places(records, leaderboard))
     folder, page = places.records, places.page
     store = expand(store) if store else folder
     before = guarded(lambda: set(list_files(store)))

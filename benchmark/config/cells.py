@@ -310,9 +310,10 @@ def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: s
 
 @dataclass(frozen=True)
 class Item:
-    """A cell of a grid, and the cell of the same grid whose run it is made from, its donor, if it is such a control.
+    """A cell of a grid. `donor`: the cell of the same grid whose run it is made from, so has to wait for; None: none.
 
-    `method` is that of the row it stands for: a control goes with the row it is made from.
+    `method` is that of the row it stands for: a control goes with the row it is made from. As text it is `granet at
+    sparsity 0.9, seed 0 on digits_resnet20`.
     """
 
     cell: Cell
@@ -323,6 +324,10 @@ class Item:
     def is_control(self) -> bool:
         """Whether the cell is made from another run, of this grid or not, which must have finished before."""
         return self.cell.method.donor() is not None
+
+    def __str__(self) -> str:
+        sparsity = f" at sparsity {self.cell.sparsity:g}" if self.cell.sparsity else ""
+        return f"{self.cell.label}{sparsity}, seed {self.cell.seed} on {self.cell.page_name}"
 
 
 def ask_donor(cell: Cell) -> Donor | None:

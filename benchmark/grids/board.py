@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.base.console import format_time
-from benchmark.config.cells import Cell, Item
+from benchmark.config.cells import Item
 from benchmark.config.grids import Grid
 from benchmark.grids.predict import page_of
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, MADE, End
@@ -63,7 +63,7 @@ class Board:
             self.live.update(self.draw(progress, running, queued), refresh=True)
         elif time.monotonic() - self.last_shown >= PLAIN_S:
             self.last_shown = time.monotonic()
-            cells = "; ".join(f"{describe(self.tally.items[name].cell)} {figures(progress, name)}" for name in progress)
+            cells = "; ".join(f"{self.tally.items[name]} {figures(progress, name)}" for name in progress)
             self.say(f"{self.counts(progress, running, queued)}{f': {cells}' if cells else ''}")
 
     def counts(self, progress: Progress, running: int, queued: int) -> str:
@@ -85,7 +85,7 @@ class Board:
         for name in list(progress)[:MOST_ROWS]:
             facts = progress[name]
             table.add_row(
-                escape(describe(self.tally.items[name].cell)),
+                escape(str(self.tally.items[name])),
                 f"{facts['epoch']}/{facts['epochs']}",
                 f"{share_done(facts):.0%}",
                 speed_of(facts.get("images_per_s")),
@@ -139,10 +139,8 @@ class Tally:
         place = f"{len(self.ends)}/{len(self.items)}"
         rest = f"{len(self.left)} left{left}" if self.left else "none left"
         if end.state != MADE:
-            return f"{place} {end.state}: {describe(self.items[name].cell)}; {rest}"
-        return (
-            f"{place} done: {describe(self.items[name].cell)}: {result_of(end)} in {format_time(end.seconds)}; {rest}"
-        )
+            return f"{place} {end.state}: {self.items[name]}; {rest}"
+        return f"{place} done: {self.items[name]}: {result_of(end)} in {format_time(end.seconds)}; {rest}"
 
     def seconds_left(self, workers: int = 1, progress: Progress | None = None) -> tuple[float, bool]:
         """Return how long the open cells will take `workers` together, and whether that counts all of them.
@@ -180,17 +178,17 @@ class Tally:
         seconds, complete = self.seconds_left(workers, progress)
         return f", {'about' if complete else 'more than'} {format_time(seconds)}" if seconds else ""
 
-    def sum_up(self, records: Path, say: Say, tell: Say) -> int:
+    def sum_up(self, records: Path, say: Say, tell: Say, branches: bool = False) -> int:
         """Print what became of the grid, each failure with its reason; return how many cells failed."""
         states = [end.state for end in self.ends.values()]
         made, before, without, failed = (states.count(state) for state in (MADE, FOUND, IMPOSSIBLE, FAILED))
         lost = f"{without} without a run to be made from, " if without else ""
         open_ones = f", {len(self.left)} not run" if self.left else ""
         say(f"{self.title}: {made} made, {before} finished already, {lost}{failed} failed{open_ones}")
-        for problem in load_store(records)[1]:
+        for problem in load_store(records, branches)[1]:
             tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
         for reason, names in self.group(IMPOSSIBLE).items():
-            say(f"no control possible ({reason}): {'; '.join(describe(self.items[name].cell) for name in names)}")
+            say(f"no control possible ({reason}): {'; '.join(str(self.items[name]) for name in names)}")
         for reason, names in self.group(FAILED).items():
             tell(f"failed: {', '.join(names)}: {reason}")
         return failed + len(self.left)
@@ -202,12 +200,6 @@ class Tally:
             if end.state == state:
                 groups.setdefault(end.reason, []).append(name)
         return groups
-
-
-def describe(cell: Cell) -> str:
-    """Return a cell in words: `granet at sparsity 0.9, seed 0 on digits_resnet20`."""
-    sparsity = f" at sparsity {cell.sparsity:g}" if cell.sparsity else ""
-    return f"{cell.label}{sparsity}, seed {cell.seed} on {cell.page_name}"
 
 
 def result_of(end: End) -> str:

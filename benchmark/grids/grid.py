@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,8 +11,7 @@ from rich.console import Console
 
 from benchmark.base.console import print_result
 from benchmark.base.errors import UserError, explain
-from benchmark.base.files import Places, check_places, show
-from benchmark.base.system import choose_device
+from benchmark.base.files import check_places, show
 from benchmark.base.tracking import check_mode
 from benchmark.config.cells import Cell, choose_task, plan_cells
 from benchmark.config.pages import Page
@@ -27,20 +27,21 @@ from benchmark.training.rehearsal import check_budget, refuse_empty, rehearse
 from benchmark.training.speed import try_compiler
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks to run, as it is written: comma-separated lists, and settings of pages and methods."""
+
+    methods: str = "granet"
+    sparsities: str = "0.9"
+    tasks: str = "auto"
+    seeds: str = "0"
+    arguments: str = ""
+
+
 def run_grid(
-    *,
-    methods: str,
-    sparsities: str,
-    tasks: str,
-    seeds: str,
-    arguments: str,
-    device: str,
+    asked: Asked,
+    options: Options,
     data_root: Path,
-    wandb: str,
-    fresh: bool,
-    checkpoint_s: float,
-    places: dict[str, Path | None],
-    command: str,
     console: Console,
     tell: Callable[[object], None],
     snapshots: str = "",
@@ -50,29 +51,20 @@ def run_grid(
     Raises UserError, before the first batch and with nothing written, for anything wrong that can be known by then: a
     name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
     """
-    check_mode(wandb)
-    chosen = choose_device(device)
-    task, reason = choose_task(tasks, chosen.type == "cuda")
+    check_mode(options.wandb)
+    task, reason = choose_task(asked.tasks, options.device.type == "cuda")
     if reason:
         console.print(reason, highlight=False)
-    cells = plan_cells(methods, sparsities, task, seeds, arguments)
-    options = Options(
-        device=chosen,
-        wandb=wandb,
-        alone=len(cells) == 1,
-        fresh=fresh,
-        checkpoint_s=checkpoint_s,
-        command=command,
-        places=Places(**{key: path for key, path in places.items() if path is not None}),
-        snapshots=parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS"),
-    )
+    cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
+    kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")
+    options = replace(options, alone=len(cells) == 1, snapshots=kept)
     if own_rank() == 0:  # which alone writes
         check_places(options.places)
     loaded: dict[str, Data] = {}
     for cell in cells:
         if cell.page_name not in loaded:
-            loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
-    cells = resolve_donors(cells, loaded, options.places, chosen)
+            loaded[cell.page_name] = load_data(cell.page, data_root, options.device)
+    cells = resolve_donors(cells, loaded, options.places, options.device)
     cells = name_runs(cells, loaded, options)
     networks = do_together(lambda: check_cells(cells, loaded, options))
     failed = 0

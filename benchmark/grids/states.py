@@ -93,6 +93,10 @@ class Ledger:
         ]
         return gather(found).counted[0] if found else None
 
+    def is_made(self, cell: Cell, data: Data) -> bool:
+        """Return whether there is everything that a run of the cell leaves."""
+        return self.find(cell, data) is not None
+
     def place(self, cell: Cell, data: Data) -> Cell:
         """Return the cell under the name of its run on these data; unchanged where their fingerprint is not known.
 
@@ -147,7 +151,7 @@ class Ledger:
         cell = self.settle(item, data)
         if cell is None:
             return TO_DO
-        if self.find(cell, data) is not None:
+        if self.is_made(cell, data):
             return DONE
         if self.find_obstacle(item, data):
             return NO_CONTROL

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -35,66 +35,73 @@ from benchmark.data.standin import stand_in
 from benchmark.grids.board import Tally
 from benchmark.grids.driver import drive
 from benchmark.grids.grid import check_cell, check_cells
-from benchmark.grids.plan import group_items, print_plan
+from benchmark.grids.plan import group_items
 from benchmark.grids.predict import Networks, page_of
-from benchmark.grids.states import DONE, NO_CONTROL, BusyError, Ledger, holding, index_runs, read_now, refuse_held
-from benchmark.grids.times import Fleet
+from benchmark.grids.states import (
+    DONE,
+    NO_CONTROL,
+    BusyError,
+    Ledger,
+    Lookup,
+    holding,
+    index_runs,
+    read_now,
+    refuse_held,
+)
 from benchmark.runs.checkpoints import FINISHED, read_finished
 from benchmark.runs.donors import find_donors, take_masks
 from benchmark.runs.run import Options, Start, publish, run_cell, warner
 from benchmark.workers import Order, Pool, check_pool
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, MADE, SPEC, STOP, Book, End, LostError, opening
+from leaderboard import Record
 from leaderboard.store.records import load_store
 from leaderboard.tables.sections import amount
 
 POLL_S = 5.0  # seconds between two looks at cells that other processes hold
 
 
+class GridSource(Protocol):
+    """Where a grid comes from. Invariant: the same plain values give the same grid in every process of one version."""
+
+    def grid(self) -> Grid:
+        """Return the grid; raises UserError that lists every fault of it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what was asked as plain values."""
+
+
 def run_sweep(
-    *,
-    file: Path | None,
-    lists: dict[str, str],
-    arguments: str,
-    plan: bool,
+    source: GridSource,
+    options: Options,
+    pool: Pool,
     device: str,
     data_root: Path,
-    wandb: str,
-    checkpoint_s: float,
-    places: dict[str, Path | None],
-    pool: Pool,
-    command: str,
     console: Console,
     tell: Callable[[object], None],
-    fleet: Fleet | None = None,
+    kind: type[Sweep] | None = None,
 ) -> int:
-    """Run the cells of a grid that are not finished, here or on the workers of `pool`, or print its plan.
+    """Run the cells of a grid that are not finished, here or on the workers of `pool`; return how many failed.
 
-    Returns how many failed. The grid is that of a file, which `lists` narrow (see `gridfile.narrow`), or without one
-    that of the lists themselves; a plan is made for `fleet` too. Raises UserError, before the first batch, for every
-    fault of the grid at once, then for every fault of its cells that needs no image to be known, a narrowing that
-    leaves nothing, a device or an engine that is absent, folders that cannot be written. Controls that no run can be
-    made from do not count as failed.
+    `device` is what the user asked for, decided again where a worker runs; `kind`: a Sweep with cells of other kinds.
+    Raises UserError, before the first batch, for every fault of the grid at once, then for every fault of its cells
+    that needs no image to be known, workers that cannot be had, folders that cannot be written. Controls that no run
+    can be made from do not count as failed.
     """
-    check_mode(wandb)
+    check_mode(options.wandb)
     check_pool(pool)
-    remote = pool.engine != "local"  # what this machine has says nothing of the cluster's
-    chosen = choose_device("auto" if remote and device == "cuda" else device)
-    source = Source.ask(file, lists, arguments, chosen.type == "cuda")
     grid = source.grid()
-    where = Places(**{key: path for key, path in places.items() if path is not None})
-    if plan:
-        return print_plan(grid, data_root, where, chosen, console, fleet)
-    check_places(where)
-    options = Options(device=chosen, wandb=wandb, checkpoint_s=checkpoint_s, command=command, places=where)
-    with terminable(), opening(where.runs, pool.retries, keep=not pool.is_here) as book:
-        sweep = Sweep(grid, data_root, options, book, console, tell)
+    check_places(options.places)
+    with terminable(), opening(options.places.runs, pool.retries, keep=not pool.is_here) as book:
+        sweep = (kind or Sweep)(grid, data_root, options, book, console, tell)
         sweep.check()
         if pool.is_here:
-            return sweep.run().sum_up(where.records, sweep.say, tell)
-        if pool.engine == "local":
-            sweep.note_finished()
-        order = write_order(book, source, options, device, data_root)
-        return drive(grid, book, order, pool, device, console).sum_up(where.records, sweep.say, tell)
+            tally = sweep.run()
+        else:
+            if pool.engine == "local":
+                sweep.note_finished()
+            order = write_order(book, source, options, device, data_root, sweep.command)
+            tally = drive(grid, book, order, pool, device, console)
+        return tally.sum_up(options.places.records, sweep.say, tell, sweep.branches)
 
 
 class NoControlError(Exception):
@@ -109,6 +116,9 @@ class Sweep:
     share a grid leave one record of each cell.
     """
 
+    command: ClassVar[str] = "worker"  # of sparse-bench, which starts a worker of such a sweep
+    branches: ClassVar[bool] = False  # whether its records may be of branches
+
     grid: Grid
     data_root: Path
     options: Options
@@ -122,8 +132,20 @@ class Sweep:
     loaded: tuple[Page, Data] | None = None  # the page whose images are in memory
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(read_now(self.options.places.records), self.options.places.runs, self.options.device)
+        self.ledger = self.make_ledger(read_now(self.options.places.records))
         self.tally = Tally(self.grid)
+
+    def make_ledger(self, records: Lookup) -> Ledger:
+        """Return what tells which cells are finished."""
+        return Ledger(records, self.options.places.runs, self.options.device)
+
+    def items_to_check(self) -> list[Item]:
+        """Return the items whose cells are held, before the first run, to what can be known without images."""
+        return self.grid.items
+
+    def read_store(self) -> Ledger:
+        """Return a ledger of all records there are now, which are read once."""
+        return replace(self.ledger, records=index_runs(load_store(self.options.places.records, self.branches)[0]))
 
     def run(self) -> Tally:
         """Bring every cell to an end and return what became of them. Raises KeyboardInterrupt when asked to stop."""
@@ -143,9 +165,7 @@ class Sweep:
     def check(self) -> None:
         """Raise UserError that lists every fault of the cells that can be known without images."""
         self.say(f"{self.grid.title}: {amount(len(self.grid.items), 'run')}; checking before the first")
-        records = load_store(self.options.places.records)[0]
-        ledger = Ledger(index_runs(records), self.options.places.runs, self.options.device)
-        faults = find_faults(self.grid.items, self.count, ledger, self.options)
+        faults = find_faults(self.items_to_check(), self.count, self.read_store(), self.options)
         if faults:
             listed = "\n".join(f"  {fault}" for fault in faults)
             number = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
@@ -153,7 +173,7 @@ class Sweep:
 
     def note_finished(self) -> None:
         """Write down which cells are finished, so that no worker has to look; image folders are for them to read."""
-        ledger = replace(self.ledger, records=index_runs(load_store(self.options.places.records)[0]))
+        ledger = self.read_store()
         for item in self.grid.items:
             try:
                 if item.cell.page.data != "folder" and ledger.state(item, self.count(item.cell)) == DONE:
@@ -209,17 +229,21 @@ class Sweep:
         cell, began = self.settle(item, data), time.monotonic()
         folder = self.options.places.runs / cell.identity
         with holding(folder):
-            if self.ledger.find(cell, data) is not None:  # it was published while this process looked elsewhere
+            if self.ledger.is_made(cell, data):  # it was published while this process looked elsewhere
                 return self.book.ended(item.cell.identity) or End(FOUND)
             with self.book.counting(item.cell.identity, folder):
-                cell = take_masks(cell, self.options.places.runs)
-                networks = check_cells([cell], {cell.page_name: data}, self.options)
                 options = replace(self.options, progress=self.book.path("progress", item.cell.identity))
-                record = run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
+                record = self.train(cell, data, options)
             accuracy, diverged = record["accuracy_pct"]["last_epoch"], record["status"] != "ok"
             made = End(MADE, "", time.monotonic() - began, accuracy, diverged, self.book.worker)
             self.book.end(item.cell.identity, made)  # before the cell is let go, or others take it for found
             return made
+
+    def train(self, cell: Cell, data: Data, options: Options) -> Record:
+        """Check and train a cell that is this process's alone; return its record."""
+        cell = take_masks(cell, options.places.runs)
+        networks = check_cells([cell], {cell.page_name: data}, options)
+        return run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
 
     def found(self, item: Item) -> End:
         """Return the end of a cell that has a record. Raises BusyError where a worker of this sweep is still at it."""
@@ -317,11 +341,10 @@ ENVIRONMENT = {
 }
 
 
-def write_order(book: Book, source: Source, options: Options, device: str, data_root: Path) -> Order:
-    """Write down what the workers of a sweep are to do and return the order to start them with.
-
-    `device` is what the user asked: `auto` is decided where the worker runs.
-    """
+def write_order(
+    book: Book, source: GridSource, options: Options, device: str, data_root: Path, command: str = "worker"
+) -> Order:
+    """Write down what the workers of a sweep are to do and return the order to start them with."""
     places = {key: str(path.resolve()) for key, path in dataclasses.asdict(options.places).items()}
     content = {
         "source": source.as_dict(),
@@ -339,7 +362,7 @@ def write_order(book: Book, source: Source, options: Options, device: str, data_
     if options.device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
         del environment["OMP_NUM_THREADS"]  # a GPU's host thread may use what it likes
     resolved = Book(book.folder.resolve(), book.retries, known=book.known)
-    return Order(resolved, str(Path.cwd()), environment)
+    return Order(resolved, str(Path.cwd()), environment, command)
 
 
 def fingerprint(grid: Grid) -> str:
@@ -348,12 +371,21 @@ def fingerprint(grid: Grid) -> str:
     return hashlib.sha256(names.encode()).hexdigest()
 
 
-def work(spec: Path, number: int, console: Console, tell: Callable[[object], None]) -> None:
-    """Run a sweep's cells as its worker `number`. Raises UserError where the code gives others here."""
+def work(
+    spec: Path,
+    number: int,
+    console: Console,
+    tell: Callable[[object], None],
+    read: Callable[..., GridSource] = Source,
+    kind: type[Sweep] = Sweep,
+) -> None:
+    """Run a sweep's cells as its worker `number`; `read` makes what was asked of its plain values.
 
+    Raises UserError where the code gives other cells here.
+    """
     listen(spec.parent / STOP)
     content: dict[str, Any] = json.loads(spec.read_text())
-    grid = Source(**content["source"]).grid()
+    grid = read(**content["source"]).grid()
     if fingerprint(grid) != content["cells"]:
         raise UserError(f"{spec}: the methods, pages or code have changed since this sweep began: start it again")
     places = Places(**{key: Path(path) for key, path in content["places"].items()})
@@ -366,7 +398,7 @@ def work(spec: Path, number: int, console: Console, tell: Callable[[object], Non
     )
     console.print(f"worker {number}, process {os.getpid()}, {torch.get_num_threads()} thread(s)", highlight=False)
     book = Book(spec.parent, content["retries"], number)
-    Sweep(grid, Path(content["data"]), options, book, console, tell).run()
+    kind(grid, Path(content["data"]), options, book, console, tell).run()
 
 
 def listen(stop: Path) -> None:

@@ -8,14 +8,19 @@ while at the learning rate then in force (plasticity), another to the page's end
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from benchmark.base.errors import UserError
-from benchmark.config.cells import Cell, parse_arguments, plan_cells
+from benchmark.config.cells import Cell, Item, parse_arguments, plan_cells
+from benchmark.config.grids import Grid
 from benchmark.config.pages import load_page
+from benchmark.runs.branch import Branch, make_branch
 from benchmark.runs.checkpoints import parse_epochs
+from benchmark.runs.parents import Parent
+from leaderboard.tables.sections import amount
 
 SPARSITIES = "0.5,0.9,0.98"  # of the static networks; the dense one is beside them
 RATES = (0.2, 0.5, 0.9, 0.98)  # of the active weights, pruned at once
@@ -43,15 +48,63 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Study:
-    """What is asked for: parents, in the order of seeds, and what is pruned from each."""
+class StudyItem(Item):
+    """A run of a study; `donor` is a branch's parent. As text it says when and how that is pruned."""
 
+    def __str__(self) -> str:
+        branch, parent = self.cell, self.donor or self.cell
+        name = f"{parent.plugin.name} {parent.sparsity:g}, seed {parent.seed}"
+        if not isinstance(branch, Branch):
+            return name
+        settings = branch.method_settings()
+        grown = " and regrown" if settings["regrow"] else ""
+        length = amount(branch.end - branch.epoch, "more epoch") if branch.hold_lr else "to the end"
+        return f"{name}, {settings['rate']:g} pruned{grown} at epoch {branch.epoch}, {length}"
+
+
+@dataclass(frozen=True)
+class StudyGrid(Grid):
+    """The runs of a study; of every parent a snapshot is kept after each of the epochs `snapshots`."""
+
+    snapshots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked for: parents, in the order of seeds, and what is pruned from each. `asked`: see `make_study`."""
+
+    asked: dict[str, Any]
     parents: list[Cell]
     epochs: tuple[int, ...]
     finals: tuple[int, ...]
     more: int
     scope: str
     pattern: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `make_study` makes this study of."""
+        return self.asked
+
+    def grid(self) -> StudyGrid:
+        """Return the runs: the parents of a seed, then what is branched from them, plasticity first."""
+        items: list[Item] = []
+        made: dict[str, Branch] = {}  # of an epoch and a seed, which are all that differs: reading a page takes long
+        for seed in dict.fromkeys(parent.seed for parent in self.parents):
+            parents = [parent for parent in self.parents if parent.seed == seed]
+            items += [StudyItem(parent, parent.plugin.name) for parent in parents]
+            for parent in parents:
+                source = Parent(parent, Path(parent.identity), None, [], "")
+                for asked in self.branches(parent):
+                    key = repr([parent.label, parent.sparsity, {**asked, "epoch": None}])
+                    if key not in made:
+                        made[key] = make_branch(source, **asked)
+                    epoch = asked["epoch"]
+                    end = parent.page.epochs if asked["more"] is None else epoch + asked["more"]
+                    branch = replace(made[key], parent=source, seed=seed, epoch=epoch, end=end)
+                    items.append(StudyItem(branch, branch.plugin.name, parent))
+        first = self.parents[0]
+        title = f"{first.title}: pruned at epochs {', '.join(map(str, self.epochs))} of {first.page.epochs}"
+        return StudyGrid("plasticity", title, items, self.epochs)
 
     def branches(self, parent: Cell) -> Iterator[dict[str, Any]]:
         """Yield each branch of a parent as `branches.make_branch` is asked for it; plasticity comes first."""
@@ -78,6 +131,7 @@ def make_study(
     `scale` auto is small on a page of the embedded digits and where no page is named without a GPU. Raises UserError
     for anything that makes no sense.
     """
+    given = dict(locals())
     chosen = SCALES[choose_scale(scale, task)]
     refuse_fixed(arguments)
     words = f"{chosen.arguments} {arguments}".strip()
@@ -98,7 +152,7 @@ def make_study(
         finals = tuple(sorted({max(1, round(share * last)) for share in chosen.finals}))
     finals = tuple(epoch for epoch in finals if epoch < last)
     parents.sort(key=lambda cell: cell.seed)  # whole seeds first: three of them are what a verdict needs
-    return Study(parents, asked, finals, more or chosen.more, scope, pattern)
+    return Study(given, parents, asked, finals, more or chosen.more, scope, pattern)
 
 
 def refuse_fixed(arguments: str) -> None:

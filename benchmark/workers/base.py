@@ -43,6 +43,10 @@ class Pool:
         """Whether the cells are run one after the other in the process that was asked."""
         return self.engine == "local" and self.jobs == "1"
 
+    def device_here(self, device: str) -> str:
+        """Return the device to ask of this machine, whose GPUs say nothing of a cluster's."""
+        return "auto" if self.engine != "local" and device == "cuda" else device
+
     def settings(self) -> dict[str, Any]:
         """Return the engine's settings; raises UserError for each that it does not have or cannot read."""
         known: dict[str, Callable[[str], Any]] = find_module(self.engine).SETTINGS
@@ -68,15 +72,16 @@ class Pool:
 
 @dataclass(frozen=True)
 class Order:
-    """What workers are started with: the folder of the sweep's book, the working folder, and more environment."""
+    """What workers are started with: the sweep's book, the working folder, more environment, and their command."""
 
     book: Book
     cwd: str
     environment: dict[str, str]
+    name: str = "worker"  # of the command of sparse-bench
 
     def command(self, number: int) -> list[str]:
         """Return the command line of worker `number`."""
-        return [sys.executable, "-c", BOOT, str(ROOT), "worker", str(self.book.folder / SPEC), str(number)]
+        return [sys.executable, "-c", BOOT, str(ROOT), self.name, str(self.book.folder / SPEC), str(number)]
 
     def log(self, number: int) -> Path:
         """Return where its console text goes."""

@@ -14,14 +14,15 @@ from torch import nn
 
 from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
+from benchmark.base.files import Places
 from benchmark.config.cells import Cell
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import find_method
 from benchmark.conformance.trial import Silent
 from benchmark.data import readers
-from benchmark.grids.grid import run_grid
+from benchmark.grids.grid import Asked, run_grid
 from benchmark.runs import run
-from benchmark.runs.run import set_up_masks
+from benchmark.runs.run import Options, set_up_masks
 from benchmark.training import speed
 from benchmark.training.precision import choose_precision
 from benchmark.training.speed import choose_threads, probe_precision, warn_slow
@@ -91,22 +92,11 @@ def run_digits(folder: Path, **changes: str) -> dict:
     """Run a short cell on the digits page and return its record."""
     arguments = {"epochs": "1", "update_every": "8", "checkpoint_s": "1000"} | changes
     seconds = float(arguments.pop("checkpoint_s"))
-    run_grid(
-        methods="static",
-        sparsities="0.5",
-        tasks="digits_resnet20",
-        seeds="0",
-        arguments=" ".join(f"{key}={value}" for key, value in arguments.items()),
-        device="cpu",
-        data_root=folder,
-        wandb="off",
-        fresh=False,
-        checkpoint_s=seconds,
-        places={"records": folder / "records", "page": folder / "page.md", "runs": folder / "runs"},
-        command="test",
-        console=Console(quiet=True),
-        tell=lambda message: pytest.fail(str(message)),
-    )
+    settings = " ".join(f"{key}={value}" for key, value in arguments.items())
+    places = Places(folder / "records", folder / "page.md", folder / "runs")
+    options = Options(device=CPU, checkpoint_s=seconds, places=places)
+    asked = Asked("static", "0.5", "digits_resnet20", "0", settings)
+    run_grid(asked, options, folder, Console(quiet=True), lambda message: pytest.fail(str(message)))
     (path,) = (folder / "records").glob("*.json")
     return json.loads(path.read_text())
 
