@@ -27,6 +27,9 @@ from benchmark.cli.shell import (
     typed,
 )
 
+Where = Annotated[str, typer.Option("--workers", "--engine", help="where workers run: local, ray or slurm")]
+WorkersArgs = Annotated[str, typer.Option("--workers-args", "--engine-args", help="key=value settings of workers")]
+
 
 @app.command()
 def run(
@@ -84,11 +87,11 @@ def sweep(
     seed: Annotated[str, typer.Option(help="likewise seeds")] = "",
     args: Annotated[str, typer.Option(help="without a file: name=value settings, as of `run`")] = "",
     plan: Annotated[bool, typer.Option(help="print what it costs and how far it is, and run nothing")] = False,
-    engine: Annotated[str, typer.Option(help="what runs the workers: local, ray or slurm")] = "local",
+    workers: Where = "local",
     jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
     per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
     gpus: Annotated[int, typer.Option(help="with --plan: the time on so many devices of this kind (CPU: cores)")] = 0,
-    engine_args: Annotated[str, typer.Option(help="key=value settings of the engine")] = "",
+    workers_args: WorkersArgs = "",
     retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
     device: Device = "auto",
     data: DataRoot = Path("data"),
@@ -108,7 +111,7 @@ def sweep(
     from benchmark.workers import Pool, check_pool
 
     def action() -> int:
-        pool = Pool(engine, jobs, per_gpu, engine_args, retries)
+        pool = Pool(workers, jobs, per_gpu, workers_args, retries)
         check_pool(pool)
         options = Options(
             device=choose_device(pool.device_here(device)),
@@ -132,7 +135,7 @@ def sweep(
 
 @app.command(hidden=True)
 def worker(spec: Path, number: int) -> None:
-    """Run the cells of a sweep as one of its workers; engines start this."""
+    """Run the cells of a sweep as one of its workers."""
     from benchmark.grids.sweep import work
 
     guarded(lambda: work(spec, number, console, tell))

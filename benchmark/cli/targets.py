@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 GRID = "METHOD SPARSITY TASK SEED DEVICE DATA WANDB"
-SWEEP = f"{GRID} PLAN GPUS ENGINE JOBS PER_GPU ENGINE_ARGS RETRIES"
+SWEEP = f"{GRID} PLAN GPUS WORKERS JOBS PER_GPU WORKERS_ARGS RETRIES"
 # Target: its command and the variables it reads. A variable is the option of its name; one in < > is an argument.
 TARGETS = {
     "bench": ("sparse-bench run", f"{GRID} ARGS PRECISION RANKS SNAPSHOTS FRESH"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmark.base.stopping import pause
 from benchmark.config.grids import Grid
 from benchmark.grids.board import Board, Tally
-from benchmark.workers import Engine, Order, Pool, Status, open_engine
+from benchmark.workers import Order, Pool, Status, Workers, open_workers
 from benchmark.workers.base import GRACE_S, LOST, QUEUED, RUNNING
 from benchmark.workers.book import FOUND, STOP, Book
 
@@ -23,18 +23,18 @@ LAST_LINES = 3  # of a lost worker's log that are shown
 def drive(grid: Grid, book: Book, order: Order, pool: Pool, device: str, console: Console) -> Tally:
     """Have workers run the open cells of a grid; return what became of the cells.
 
-    Raises UserError where the engine cannot start them, KeyboardInterrupt when stopped. Invariant: when it returns or
+    Raises UserError where they cannot be started, KeyboardInterrupt when stopped. Invariant: when it returns or
     raises, no worker of it is left; killed, it leaves none that does not end by itself.
     """
     tally = Tally(grid)
     tally.ends.update(book.known)
     if not tally.left:
         return tally
-    engine = open_engine(pool, device)
-    jobs = min(len(tally.left), engine.capacity() if pool.jobs == "auto" else int(pool.jobs))
+    workers = open_workers(pool, device)
+    jobs = min(len(tally.left), workers.capacity() if pool.jobs == "auto" else int(pool.jobs))
     with Board(console, tally, jobs) as board:
-        board.say(f"{jobs} worker{'' if jobs == 1 else 's'} ({pool.engine}); their logs: {book.folder}/worker-*.log")
-        Driver(book, order, engine, tally, board, jobs).run()
+        board.say(f"{jobs} worker{'' if jobs == 1 else 's'} ({pool.where}); their logs: {book.folder}/worker-*.log")
+        Driver(book, order, workers, tally, board, jobs).run()
     return tally
 
 
@@ -44,7 +44,7 @@ class Driver:
 
     book: Book
     order: Order
-    engine: Engine
+    workers: Workers
     tally: Tally
     board: Board
     jobs: int
@@ -58,27 +58,27 @@ class Driver:
         """Start the workers and watch until every cell has ended or no worker is left."""
         self.started = self.jobs
         try:
-            self.engine.start(self.order, range(1, self.jobs + 1))
-            while self.watch(self.engine.poll()):
+            self.workers.start(self.order, range(1, self.jobs + 1))
+            while self.watch(self.workers.poll()):
                 pause(LOOK_S)
         finally:
             (self.book.folder / STOP).touch()
             if self.tally.left:
                 self.board.say("stopping: each worker saves a checkpoint first")
-            self.engine.stop(GRACE_S)
+            self.workers.stop(GRACE_S)
             self.look()
 
-    def watch(self, workers: dict[int, Status]) -> bool:
+    def watch(self, states: dict[int, Status]) -> bool:
         """Take in how workers and cells stand, replace lost workers; return whether to go on."""
-        for number, status in workers.items():
+        for number, status in states.items():
             if status.state == LOST and number not in self.lost:
                 self.lost.add(number)
                 self.replace(number, status)
         self.look()
-        running = sum(status.state == RUNNING for status in workers.values())
-        queued = sum(status.state == QUEUED for status in workers.values())
+        running = sum(status.state == RUNNING for status in states.values())
+        queued = sum(status.state == QUEUED for status in states.values())
         self.board.show(dict(self.progress()), running, queued)
-        alive = running + queued + (self.started - len(workers))
+        alive = running + queued + (self.started - len(states))
         return bool(self.tally.left) and alive > 0
 
     def replace(self, number: int, status: Status) -> None:
@@ -89,7 +89,7 @@ class Driver:
         self.board.say(f"worker {number} was lost ({status.detail}){why}")
         if self.tally.left and self.fruitless <= self.book.retries:
             self.started += 1
-            self.engine.start(self.order, [self.started])
+            self.workers.start(self.order, [self.started])
 
     def look(self) -> None:
         """Take in what became of cells since the last look."""

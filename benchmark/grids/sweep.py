@@ -97,7 +97,7 @@ def run_sweep(
         if pool.is_here:
             tally = sweep.run()
         else:
-            if pool.engine == "local":
+            if pool.where == "local":
                 sweep.note_finished()
             order = write_order(book, source, options, device, data_root, sweep.command)
             tally = drive(grid, book, order, pool, device, console)

@@ -112,7 +112,7 @@ def listen(process: subprocess.Popen[str]) -> tuple[float, float]:
 
 
 class Resting(Local):
-    """A local engine whose workers always run, so that a look at them is all there is to time."""
+    """Local workers that always run, so that a look at them is all there is to time."""
 
     def poll(self) -> dict[int, Status]:
         """Return that all run."""
@@ -139,7 +139,7 @@ def measure_driver() -> list[Goal]:
         driver = Driver(book, Order(book, folder, {}), Resting([], 1), tally, board, WORKERS)
         driver.started = WORKERS
         with board:
-            looks = time_in_turn({"look": lambda: driver.watch(driver.engine.poll())}, 20)["look"]
+            looks = time_in_turn({"look": lambda: driver.watch(driver.workers.poll())}, 20)["look"]
         file = ProgressFile(book.path("progress", "run"), 10, 100, 0)
 
         def note() -> None:

@@ -1,7 +1,7 @@
 """The seam between a sweep and what runs its workers: start some, say how they are, stop them. Nothing else.
 
-An engine schedules no cell. Every worker is the same sweep over the same grid and takes the first cell that no other
-holds, so which machine a worker is on, and when it starts or is lost, changes no result.
+Nothing here schedules cells. Every worker is the same sweep over the same grid and takes the first cell that no other
+holds, so no result depends on the machine a worker is on, or on when it starts or is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmark import ROOT
 from benchmark.base.errors import UserError, nearest, unknown
 from benchmark.workers.book import SPEC, Book
 
-ENGINES = ("local", "ray", "slurm")
+WHERE = ("local", "ray", "slurm")
 QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
 GRACE_S = 60.0  # that workers have to save a checkpoint before they are killed
 # Runs this suite's worker, whatever `benchmark` lies in the working folder: it is put before that on the path.
@@ -29,10 +29,10 @@ BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app 
 class Pool:
     """The workers a user asks for, as given: `jobs` is a number or `auto`; `arguments` are `key=value key=value`.
 
-    `per_gpu` workers share a GPU; `retries`: how often a failed cell is tried again.
+    `where` is one of WHERE; `per_gpu` workers share a GPU; a failed cell is tried again `retries` times.
     """
 
-    engine: str = "local"
+    where: str = "local"
     jobs: str = "1"
     per_gpu: int = 1
     arguments: str = ""
@@ -41,32 +41,32 @@ class Pool:
     @property
     def is_here(self) -> bool:
         """Whether the cells are run one after the other in the process that was asked."""
-        return self.engine == "local" and self.jobs == "1"
+        return self.where == "local" and self.jobs == "1"
 
     def device_here(self, device: str) -> str:
         """Return the device to ask of this machine, whose GPUs say nothing of a cluster's."""
-        return "auto" if self.engine != "local" and device == "cuda" else device
+        return "auto" if self.where != "local" and device == "cuda" else device
 
     def settings(self) -> dict[str, Any]:
-        """Return the engine's settings; raises UserError for each that it does not have or cannot read."""
-        known: dict[str, Callable[[str], Any]] = find_module(self.engine).SETTINGS
+        """Return the settings of such workers; raises UserError for one that is unknown or unreadable."""
+        known: dict[str, Callable[[str], Any]] = find_module(self.where).SETTINGS
         found: dict[str, Any] = {}
         try:
             words = shlex.split(self.arguments)
         except ValueError as error:
-            raise UserError(f"ENGINE_ARGS cannot be read ({error}): write ENGINE_ARGS='key=value key=value'") from error
+            raise UserError(f"WORKERS_ARGS must be key=value key=value, and cannot be read: {error}") from error
         for word in words:
             key, equals, value = word.partition("=")
             if key not in known or not equals:
                 there = ", ".join(known) or "none"
                 raise UserError(
-                    f"ENGINE_ARGS: engine '{self.engine}' has no setting '{word if not equals else key}'"
-                    f"{nearest(key, known)}; it has {there}, each as key=value"
+                    f"WORKERS_ARGS: {self.where} workers have no setting '{word if not equals else key}'"
+                    f"{nearest(key, known)}; they have {there}, each as key=value"
                 )
             try:
                 found[key] = known[key](value)
             except ValueError as error:
-                raise UserError(f"ENGINE_ARGS: {key} must be a {known[key].__name__}, got '{value}'") from error
+                raise UserError(f"WORKERS_ARGS: {key} must be a {known[key].__name__}, got '{value}'") from error
         return found
 
 
@@ -96,8 +96,8 @@ class Status:
     detail: str = ""
 
 
-class Engine(Protocol):
-    """Starts workers somewhere. Invariant: after `stop` none of them runs any more, or is about to."""
+class Workers(Protocol):
+    """Workers somewhere. Invariant: after `stop` none of them runs any more, or is about to."""
 
     def capacity(self) -> int:
         """Return how many workers fit, for JOBS=auto; raises UserError where that cannot be known."""
@@ -113,9 +113,10 @@ class Engine(Protocol):
 
 
 def check_pool(pool: Pool) -> None:
-    """Raise UserError that lists everything wrong with a pool that can be known without its engine."""
-    if pool.engine not in ENGINES:
-        raise UserError(f"ENGINE: {unknown('engine', pool.engine, ENGINES)}")
+    """Raise UserError that lists everything wrong with a pool that can be known before any worker is started."""
+    if pool.where not in WHERE:
+        count = "; JOBS= says how many" if pool.where.isdigit() else ""
+        raise UserError(f"WORKERS: {unknown('place', pool.where, WHERE)}{count}")
     faults = []
     if pool.jobs != "auto" and not (pool.jobs.isascii() and pool.jobs.isdigit() and int(pool.jobs) > 0):
         faults.append(f"JOBS must be a whole number from 1, or auto, got '{pool.jobs}'")
@@ -124,8 +125,8 @@ def check_pool(pool: Pool) -> None:
     if pool.retries < 0:
         faults.append(f"RETRIES must be a whole number from 0, got {pool.retries}")
     try:
-        if find_module(pool.engine).NEEDS:
-            require(find_module(pool.engine).NEEDS)
+        if find_module(pool.where).NEEDS:
+            require(find_module(pool.where).NEEDS)
         pool.settings()
     except UserError as error:
         faults.append(str(error))
@@ -133,26 +134,26 @@ def check_pool(pool: Pool) -> None:
         raise UserError("; ".join(faults))
 
 
-def open_engine(pool: Pool, device: str) -> Engine:
-    """Return the engine of a pool, ready to start workers; `device` is what was asked, auto where nothing was.
+def open_workers(pool: Pool, device: str) -> Workers:
+    """Return the workers of a pool, of which none is started yet; `device` is what was asked.
 
     Raises UserError where its library is absent, a cluster cannot be reached, or PER_GPU is asked without a GPU.
     """
-    engine: Engine = find_module(pool.engine).open_engine(pool, device)
-    return engine
+    workers: Workers = find_module(pool.where).open_workers(pool, device)
+    return workers
 
 
-def find_module(engine: str) -> Any:
-    """Return the module of an engine."""
-    return import_module(f"benchmark.workers.{engine}")
+def find_module(where: str) -> Any:
+    """Return the module of workers that run there."""
+    return import_module(f"benchmark.workers.{where}")
 
 
 def require(module: str) -> Any:
-    """Return an engine's library; raises UserError that says what to install where it is absent."""
+    """Return the library that such workers need; raises UserError that says what to install where it is absent."""
     try:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"this engine needs the package {module}, which is not installed ({error}): "
-            "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[engines]'"
+            f"these workers need the package {module}, which is not installed ({error}): "
+            "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[workers]'"
         ) from error

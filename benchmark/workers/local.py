@@ -1,4 +1,4 @@
-"""The local engine: processes of this machine, one thread each on a CPU, sharing the GPUs where there are some."""
+"""Local workers: processes of this machine, one thread each on a CPU, sharing the GPUs where there are some."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SETTINGS: dict[str, Callable[[str], Any]] = {}
 POLL_S = 0.05
 
 
-def open_engine(pool: Pool, device: str) -> Local:
-    """Return the engine. Raises UserError where PER_GPU is asked and the runs are not on a GPU."""
+def open_workers(pool: Pool, device: str) -> Local:
+    """Return the workers. Raises UserError where PER_GPU is asked and the runs are not on a GPU."""
     gpus = list_gpus() if choose_device(device).type == "cuda" else []
     if pool.per_gpu > 1 and not gpus:
         raise UserError(

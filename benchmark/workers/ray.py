@@ -1,4 +1,4 @@
-"""The Ray engine: workers as tasks of a Ray cluster, an existing one or one that is started here."""
+"""Ray workers: tasks of a Ray cluster, an existing one or one that is started here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONNECT_S, HEALTH_S = 5.0, 18.0  # that a cluster has to answer: together under 
 POLL_S = 0.2
 
 
-def open_engine(pool: Pool, device: str) -> Ray:
+def open_workers(pool: Pool, device: str) -> Ray:
     """Connect to the cluster, or start one. Raises UserError where it does not answer, or has no GPU that is asked."""
     ray = require("ray")
     settings = pool.settings()
@@ -39,11 +39,11 @@ def connect(ray: Any, address: str) -> None:
 
     Raises UserError, in less than half a minute, where there is none.
     """
-    way_out = "leave ENGINE_ARGS=address out to start one here, or start one with `ray start --head`"
+    way_out = "leave WORKERS_ARGS=address out to start one here, or start one with `ray start --head`"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address not in ("local", "auto"):
         if not host or not port.isdigit():
-            raise UserError(f"ENGINE_ARGS: address must be auto, host:port or ray://host:port, got '{address}'")
+            raise UserError(f"WORKERS_ARGS: address must be auto, host:port or ray://host:port, got '{address}'")
         check_health(host.strip("[]"), int(port), address.startswith("ray://"), way_out)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **{"include_dashboard": False}

@@ -1,4 +1,4 @@
-"""The Slurm engine: workers as job arrays, through submitit; pre-empted ones save a checkpoint and queue again."""
+"""Slurm workers: job arrays, through submitit; pre-empted ones save a checkpoint and queue again."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 GOING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"}
 
 
-def open_engine(pool: Pool, device: str) -> Slurm:
-    """Return the engine. Raises UserError where Slurm is not to be had here, or a GPU is asked and none is given."""
+def open_workers(pool: Pool, device: str) -> Slurm:
+    """Return the workers. Raises UserError where Slurm is not to be had here, or a GPU is asked and none is given."""
     submitit = require("submitit")
     settings = pool.settings()
     cluster = settings.get("cluster", "slurm")
     if cluster not in ("slurm", "local"):
-        raise UserError(f"ENGINE_ARGS: cluster must be slurm, or local to try jobs on this machine, got '{cluster}'")
+        raise UserError(f"WORKERS_ARGS: cluster must be slurm, or local to try jobs on this machine, got '{cluster}'")
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
-        raise UserError("ENGINE=slurm: there is no srun here; start the sweep on a node that submits jobs")
+        raise UserError("WORKERS=slurm: there is no srun here; start the sweep on a node that submits jobs")
     if device == "cpu":
         settings["gpus"] = 0
     elif device == "cuda":
         settings.setdefault("gpus", 1)
     if pool.per_gpu > 1 and not settings.get("gpus"):
-        raise UserError(f"PER_GPU={pool.per_gpu} needs a GPU for each job: give ENGINE_ARGS='gpus=1', or leave it out")
+        raise UserError(f"PER_GPU={pool.per_gpu} needs a GPU for each job: give WORKERS_ARGS='gpus=1', or leave it out")
     logging.getLogger("submitit").setLevel(logging.ERROR)
     return Slurm(submitit, pool, settings, cluster)
 
@@ -96,7 +96,7 @@ class Slurm:
             with executor.batch():
                 jobs = [executor.submit(self.attend(order, part)) for part in parts]
         except Exception as error:  # submitit passes on what sbatch said, in errors of several kinds
-            raise UserError(f"ENGINE=slurm: the jobs were refused: {error}") from error
+            raise UserError(f"WORKERS=slurm: the jobs were refused: {error}") from error
         self.jobs += zip(parts, jobs, strict=True)
 
     def attend(self, order: Order, part: list[int]) -> attendant.Attendant:
