@@ -1,4 +1,4 @@
-"""The commands on what a run left: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
+"""The commands on a run's files: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ from benchmark.cli.shell import (
     Wandb,
     app,
     console,
+    find_options,
     find_places,
     guarded,
     tell,
     train_then_rebuild,
-    typed,
 )
 
 Where = Annotated[str, typer.Option("--workers", "--engine", help="where workers run: local, ray or slurm")]
@@ -55,23 +55,15 @@ def run(
 
     if ranks > 1 and not is_launched():
         raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
-    from benchmark.base.system import choose_device
     from benchmark.distributed.ranks import own_rank
     from benchmark.grids.grid import Asked, run_grid
-    from benchmark.runs.run import Options
 
     def action() -> int:
         join(ranks, device)
         if own_rank():
             console.file = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-        options = Options(
-            device=choose_device(device),
-            wandb=wandb,
-            fresh=fresh,
-            checkpoint_s=checkpoint_s,
-            command=typed(),
-            places=find_places(records, leaderboard, runs),
-        )
+        places = find_places(records, leaderboard, runs)
+        options = find_options(device, places, wandb=wandb, fresh=fresh, checkpoint_s=checkpoint_s)
         told = tell if own_rank() == 0 else lambda message: None
         return run_grid(Asked(method, sparsity, task, seed, args), options, data, console, told, snapshots)
 
@@ -102,29 +94,22 @@ def sweep(
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
-    from benchmark.base.system import choose_device
     from benchmark.config.grids import Source
     from benchmark.grids.plan import print_plan
     from benchmark.grids.sweep import run_sweep
     from benchmark.grids.times import make_fleet
-    from benchmark.runs.run import Options
     from benchmark.workers import Pool, check_pool
 
     def action() -> int:
         pool = Pool(workers, jobs, per_gpu, workers_args, retries)
         check_pool(pool)
-        options = Options(
-            device=choose_device(pool.device_here(device)),
-            wandb=wandb,
-            checkpoint_s=checkpoint_s,
-            command=typed(),
-            places=find_places(records, leaderboard, runs),
-        )
+        places = find_places(records, leaderboard, runs)
+        options = find_options(pool.device_here(device), places, wandb=wandb, checkpoint_s=checkpoint_s)
         lists = {"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed}
         source = Source.ask(file, lists, args, options.device.type == "cuda")
         if plan:
             fleet = make_fleet(gpus, per_gpu)
-            return print_plan(source.grid(), data, options.places, options.device, console, fleet)
+            return print_plan(source.grid(), data, places, options.device, console, fleet)
         return run_sweep(source, options, pool, device, data, console, tell)
 
     if plan:

@@ -1,4 +1,4 @@
-"""Driving a sweep's workers: start them, replace the lost, show how the cells stand, stop them all at the end."""
+"""Driving a sweep's workers: start them, replace lost ones, show progress, stop them at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from benchmark.workers.base import GRACE_S, LOST, QUEUED, RUNNING
 from benchmark.workers.book import FOUND, STOP, Book
 
 LOOK_S = 1.0  # between two looks at workers and cells
-LAST_LINES = 3  # of a lost worker's log that are shown
+LAST_LINES = 3  # shown of a lost worker's log
 
 
 def drive(grid: Grid, book: Book, order: Order, pool: Pool, device: str, console: Console) -> Tally:
     """Have workers run the open cells of a grid; return what became of the cells.
 
     Raises UserError where they cannot be started, KeyboardInterrupt when stopped. Invariant: when it returns or
-    raises, no worker of it is left; killed, it leaves none that does not end by itself.
+    raises, none of its workers is left; if it is killed, its workers end by themselves.
     """
     tally = Tally(grid)
     tally.ends.update(book.known)
@@ -49,7 +49,7 @@ class Driver:
     board: Board
     jobs: int
     lost: set[int] = field(default_factory=set)  # workers that were lost
-    fruitless: int = 0  # of these, how many in a row had begun no cell
+    fruitless: int = 0  # lost workers in a row that had begun no cell
 
     def __post_init__(self) -> None:
         self.names = {self.book.path("end", name).name: name for name in self.tally.items}  # by the names of notes
@@ -69,7 +69,7 @@ class Driver:
             self.look()
 
     def watch(self, states: dict[int, Status]) -> bool:
-        """Take in how workers and cells stand, replace lost workers; return whether to go on."""
+        """Update the state of workers and cells, replace lost workers; return whether to continue."""
         for number, status in states.items():
             if status.state == LOST and number not in self.lost:
                 self.lost.add(number)
@@ -82,7 +82,7 @@ class Driver:
         return bool(self.tally.left) and alive > 0
 
     def replace(self, number: int, status: Status) -> None:
-        """Tell that a worker was lost and start another in its place, unless several in a row did not get to work."""
+        """Report a lost worker and start another in its place, unless several in a row never began a cell."""
         began = (self.book.folder / f"worker-{number}.began").exists()
         self.fruitless = 0 if began else self.fruitless + 1
         why = "" if began else f": {last_lines(self.book.log(number))}"
@@ -92,7 +92,7 @@ class Driver:
             self.workers.start(self.order, [self.started])
 
     def look(self) -> None:
-        """Take in what became of cells since the last look."""
+        """Read what became of cells since the last look."""
         for name in self.noted("end"):
             end = self.book.ended(name)
             if end is not None:
@@ -101,7 +101,7 @@ class Driver:
                     self.board.tell_end(name, end, self.tally.time_left(self.jobs, dict(self.progress())))
 
     def progress(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the cells in training with how far they are."""
+        """Yield the cells in training and their progress."""
         for name in self.noted("progress"):
             facts = self.book.progress(name)
             if facts is not None:
@@ -114,7 +114,7 @@ class Driver:
 
 
 def last_lines(log: Path) -> str:
-    """Return the last lines of a worker's log, in one."""
+    """Return the last lines of a worker's log, joined into one."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -58,7 +58,7 @@ def run_grid(
     cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
     kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")
     options = replace(options, alone=len(cells) == 1, snapshots=kept)
-    if own_rank() == 0:  # which alone writes
+    if own_rank() == 0:  # the only one that writes
         check_places(options.places)
     loaded: dict[str, Data] = {}
     for cell in cells:
@@ -73,7 +73,7 @@ def run_grid(
             run_one(
                 cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}", Start(networks.take(cell))
             )
-        except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
+        except Exception as error:  # whatever went wrong, the other cells go on
             if len(cells) == 1 or count_ranks() > 1:  # other ranks may be waiting within this cell
                 raise
             failed += 1
@@ -84,7 +84,7 @@ def run_grid(
 
 
 def name_runs(cells: list[Cell], loaded: dict[str, Data], options: Options) -> list[Cell]:
-    """Return the cells under the names of their runs, see `Ledger.place`; only rank 0 writes under them."""
+    """Return the cells with the names of their runs, see `Ledger.place`; only rank 0, which writes, needs them."""
     if own_rank():
         return cells
     ledger = Ledger(read_now(options.places.records), options.places.runs, options.device)
@@ -103,13 +103,13 @@ def run_one(cell: Cell, data: Data, options: Options, console: Console, place: s
     print_result(console, record, show(path), show(options.places.page))
     kept = list_snapshots(options.places.runs / cell.identity)
     missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)
-    if missing:  # the run went on from a checkpoint behind them
+    if missing:  # the run continued from a later checkpoint
         text = f"no snapshot of epoch {missing} was kept: sparse-bench snapshot {cell.identity} --epochs {missing}"
         console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> Networks:
-    """Hold every cell of a grid to what can be known before the first batch; raises UserError for the first fault.
+    """Check every cell of a grid as far as possible before the first batch; raises UserError for the first fault.
 
     `loaded` has the data of each page by name. Each page's network is built once; those of the last page are returned.
     """
@@ -122,7 +122,7 @@ def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options)
 def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> None:
     """Rehearse a cell's method and draw its first masks, where these need no gradients; `data` may be a stand-in.
 
-    Raises UserError for the first fault. A control whose donor is not known yet is held to what does not need one.
+    Raises UserError for the first fault. A control whose donor is not known yet is checked for what does not need one.
     """
     check_sharing(cell.page, options.device)
     if cell.page.compile:
@@ -141,10 +141,10 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
 
 
 def check_sharing(page: Page, device: torch.device) -> None:
-    """Raise UserError for a setting of the page that cannot be had on this device, or not with several ranks."""
+    """Raise UserError for a setting of the page that this device, or several ranks, do not support."""
     if page.sync_batchnorm and device.type != "cuda":
         raise UserError(
-            "sync_batchnorm=true needs CUDA, for torch's SyncBatchNorm has no version for a CPU: set "
+            "sync_batchnorm=true needs CUDA: torch's SyncBatchNorm does not run on a CPU: set "
             "ARGS=sync_batchnorm=false, or run on GPUs"
         )
     if page.compile and count_ranks() > 1:

@@ -30,8 +30,8 @@ PATTERNS = ("none", "filters")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run. `epochs`, and `finals` (None: the same), are shares of the page's, at which is pruned; branches
-    of plasticity train `more` epochs, and those at `finals` also to the end. `arguments` are settings of the page."""
+    """The size of a study. `epochs` and `finals` (None: the same) are the shares of the run at which to prune; branches
+    train `more` epochs for plasticity, and those at `finals` also to the end. `arguments`: settings of the page."""
 
     task: str
     arguments: str
@@ -71,7 +71,7 @@ class StudyGrid(Grid):
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked for: parents, in the order of seeds, and what is pruned from each. `asked`: see `make_study`."""
+    """The parents, in the order of seeds, and what is pruned from each. `asked`: the arguments of `make_study`."""
 
     asked: dict[str, Any]
     parents: list[Cell]
@@ -82,13 +82,13 @@ class Study:
     pattern: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `make_study` makes this study of."""
+        """Return the arguments of `make_study` for this study."""
         return self.asked
 
     def grid(self) -> StudyGrid:
         """Return the runs: the parents of a seed, then what is branched from them, plasticity first."""
         items: list[Item] = []
-        made: dict[str, Branch] = {}  # of an epoch and a seed, which are all that differs: reading a page takes long
+        made: dict[str, Branch] = {}  # of one epoch and seed; only these differ, and planning a branch takes long
         for seed in dict.fromkeys(parent.seed for parent in self.parents):
             parents = [parent for parent in self.parents if parent.seed == seed]
             items += [StudyItem(parent, parent.plugin.name) for parent in parents]
@@ -107,7 +107,7 @@ class Study:
         return StudyGrid("plasticity", title, items, self.epochs)
 
     def branches(self, parent: Cell) -> Iterator[dict[str, Any]]:
-        """Yield each branch of a parent as `branches.make_branch` is asked for it; plasticity comes first."""
+        """Yield the arguments of `make_branch` for each branch of a parent, plasticity first."""
         for held, epochs in ((True, self.epochs), (False, self.finals)):
             for epoch, rate, regrow in product(epochs, RATES, (False, True)):
                 kept = 1 - parent.sparsity if regrow else (1 - parent.sparsity) * (1 - rate)
@@ -126,10 +126,10 @@ class Study:
 def make_study(
     *, task: str, scale: str, seeds: str, epochs: str, more: int | None, scope: str, pattern: str, arguments: str
 ) -> Study:
-    """Return the runs of a study; empty texts and a `more` of None take what the scale says.
+    """Return a study; empty texts and a `more` of None take the scale's values.
 
-    `scale` auto is small on a page of the embedded digits and where no page is named without a GPU. Raises UserError
-    for anything that makes no sense.
+    `scale` auto is small on a page of the embedded digits and if no page is named. Raises UserError for an impossible
+    value.
     """
     given = dict(locals())
     chosen = SCALES[choose_scale(scale, task)]
@@ -151,12 +151,12 @@ def make_study(
     if not epochs and chosen.finals is not None:
         finals = tuple(sorted({max(1, round(share * last)) for share in chosen.finals}))
     finals = tuple(epoch for epoch in finals if epoch < last)
-    parents.sort(key=lambda cell: cell.seed)  # whole seeds first: three of them are what a verdict needs
+    parents.sort(key=lambda cell: cell.seed)  # whole seeds first: a verdict needs three
     return Study(given, parents, asked, finals, more or chosen.more, scope, pattern)
 
 
 def refuse_fixed(arguments: str) -> None:
-    """Raise UserError for a setting that a study decides itself: asked otherwise, it would be lost without a word."""
+    """Raise UserError for a setting that a study decides itself, which would otherwise be ignored silently."""
     for name in ("distribution", "allow_empty_layers"):
         if name in parse_arguments(arguments):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The seam between a sweep and what runs its workers: start some, say how they are, stop them. Nothing else.
+"""The interface between a sweep and its workers: start them, poll them, stop them.
 
 Nothing here schedules cells. Every worker is the same sweep over the same grid and takes the first cell that no other
 holds, so no result depends on the machine a worker is on, or on when it starts or is lost.
@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError, nearest, unknown
-from benchmark.workers.book import SPEC, Book
+from benchmark.workers.attendant import Attendant
+from benchmark.workers.book import SPEC, STOP, Book
 
 WHERE = ("local", "ray", "slurm")
 QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
-GRACE_S = 60.0  # that workers have to save a checkpoint before they are killed
-# Runs this suite's worker, whatever `benchmark` lies in the working folder: it is put before that on the path.
+GRACE_S = 60.0  # for workers to save a checkpoint before they are killed
+# Runs this suite's worker even if the working folder has another `benchmark`: its path comes first.
 BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app import main; main()"
 
 
@@ -87,10 +88,15 @@ class Order:
         """Return where its console text goes."""
         return self.book.log(number)
 
+    def attend(self, numbers: Sequence[int], grace_s: float) -> Attendant:
+        """Return what a cluster runs in place of the workers of these numbers."""
+        commands, logs = [self.command(number) for number in numbers], [str(self.log(number)) for number in numbers]
+        return Attendant(commands, logs, self.cwd, self.environment, str(self.book.folder / STOP), grace_s)
+
 
 @dataclass(frozen=True)
 class Status:
-    """How a worker is: QUEUED, RUNNING, ENDED (every cell was looked at) or LOST, with what is known of why."""
+    """A worker's state: QUEUED, RUNNING, ENDED (it saw every cell) or LOST, with the reason if known."""
 
     state: str
     detail: str = ""
@@ -100,16 +106,16 @@ class Workers(Protocol):
     """Workers somewhere. Invariant: after `stop` none of them runs any more, or is about to."""
 
     def capacity(self) -> int:
-        """Return how many workers fit, for JOBS=auto; raises UserError where that cannot be known."""
+        """Return how many workers fit, for JOBS=auto; raises UserError if that cannot be known."""
 
     def start(self, order: Order, numbers: Sequence[int]) -> None:
-        """Start workers of these numbers, or hand them to a queue; raises UserError where that is refused."""
+        """Start workers of these numbers, or queue them; raises UserError if that is refused."""
 
     def poll(self) -> dict[int, Status]:
-        """Return how every worker is that was started, by number."""
+        """Return the status of every worker that was started, by number."""
 
     def stop(self, grace_s: float) -> None:
-        """End all workers: they were asked to, and are killed where they take longer than `grace_s`."""
+        """Wait for all workers, which were asked to end; kill those that take longer than `grace_s`."""
 
 
 def check_pool(pool: Pool) -> None:

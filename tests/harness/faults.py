@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+import benchmark.base.stopping
 import benchmark.base.system
 import benchmark.cli.app
 import benchmark.cli.shell
@@ -109,7 +110,7 @@ def warm() -> None:
         find_method(name)
     git = benchmark.base.system.describe_git()
     benchmark.runs.record.describe_git = lambda: git
-    benchmark.grids.sweep.POLL_S = benchmark.grids.driver.LOOK_S = benchmark.grids.sweep.LOOK_S = 0.05
+    benchmark.grids.sweep.POLL_S = benchmark.grids.driver.LOOK_S = benchmark.base.stopping.LOOK_S = 0.05
     benchmark.workers.local.subprocess = Forks()  # type: ignore[assignment]
     leaderboard.board.build.draw_pictures = lambda store, folder: (
         "no picture"
