@@ -94,7 +94,7 @@ def run_digits(folder: Path, **changes: str) -> dict:
     seconds = float(arguments.pop("checkpoint_s"))
     settings = " ".join(f"{key}={value}" for key, value in arguments.items())
     places = Places(folder / "records", folder / "page.md", folder / "runs")
-    options = Options(device=CPU, checkpoint_s=seconds, places=places)
+    options = Options(device=CPU, checkpoint_s=seconds, command="test", places=places)
     asked = Asked("static", "0.5", "digits_resnet20", "0", settings)
     run_grid(asked, options, folder, Console(quiet=True), lambda message: pytest.fail(str(message)))
     (path,) = (folder / "records").glob("*.json")
