@@ -42,7 +42,7 @@ help: ## this text
 #: of make sweep and make table1, table2, table3 (METHOD, SPARSITY, TASK and SEED, where given, narrow the grid):
 #:   GRID=file        a grid file, such as configs/grids/digits.yaml; without it METHOD, SPARSITY, TASK, SEED, ARGS
 #:   JOBS=2           workers, or auto: as many as cores, or as GPUs x PER_GPU
-#:   ENGINE=local     where they run: local, ray or slurm; ENGINE_ARGS="key=value" its settings
+#:   WORKERS=local    where they run: local, ray or slurm; WORKERS_ARGS="key=value" their settings
 #:   PER_GPU=2        workers that share a GPU
 #:   RETRIES=2        how often a cell that failed is tried again
 #:   PLAN=1           print runs, training FLOPs, memory and an estimated time, and run nothing

@@ -1,4 +1,4 @@
-"""What a run prints while it trains and when it ends, and the file with its progress."""
+"""What a run prints while it trains and at its end, and its progress file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from leaderboard.tables.table import count_zeros, printable
 from methods.core import count_kept
 
 LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
-WIDE = 130  # columns that the bar and all figures in full need
-PLAIN_S = 10.0  # where there is no terminal: seconds between two lines, at least
+WIDE = 130  # columns that the full bar and figures need
+PLAIN_S = 10.0  # without a terminal: at least so many seconds between two lines
 
 
 def format_flops(macs: float) -> str:
@@ -35,9 +35,9 @@ def format_time(seconds: float) -> str:
 
 
 class Reporter:
-    """Tells how a run goes. A context manager: the bar is closed whatever happens.
+    """Shows a run's progress. A context manager: the bar is closed whatever happens.
 
-    `done` is the step it continues from; `progress` a file to write it to as well.
+    `done` is the step to continue from; `progress` a file that gets the progress too.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Reporter:
             self.bar.stop()
 
     def step(self) -> bool:
-        """Move on by one step; return whether it is time to show figures (fetching them waits for the device)."""
+        """Count one step; return whether it is time to show figures (fetching them waits for the device)."""
         self.current += 1
         if self.bar:
             self.bar.advance(self.task)
@@ -85,7 +85,7 @@ class Reporter:
         return time.monotonic() - self.last_shown >= (LIVE_S if self.bar else PLAIN_S)
 
     def show(self, row: dict[str, Any], images_per_s: float) -> None:
-        """Show how the run stands; `row` is a line of the record's history, in the making within an epoch."""
+        """Show the figures of `row`, a line of the record's history, unfinished within an epoch."""
         part = "test" if row["validation_acc_pct"] is None else "validation"
         accuracy, label = row[f"{part}_acc_pct"], "test acc" if part == "test" else "val acc"
         shown = " ... " if accuracy is None else f"{accuracy:5.2f}"
@@ -111,7 +111,7 @@ class Reporter:
             self.console.print(f"{self.title}  {facts}  left {left:,.0f} s", highlight=False, markup=False)
 
     def epoch(self, row: dict[str, Any], images_per_s: float) -> None:
-        """Show how an epoch ended; without a terminal only now and then, and at the last."""
+        """Show the end of an epoch; without a terminal only now and then, and at the last one."""
         due = time.monotonic() - self.last_shown >= PLAIN_S
         self.note(row, images_per_s)
         if self.bar or due or row["epoch"] in (1, self.epochs):
@@ -124,7 +124,7 @@ class Reporter:
 
 
 def describe_missed(record: dict[str, Any]) -> str:
-    """Return how far the count of a run whose count is an outcome is from the one asked for; empty where it is that."""
+    """Return how far a run's weight count, where it is an outcome, is from the requested one; empty if it is equal."""
     weights = record["weights"]
     asked = count_kept(record["sparsity"], weights["dense_prunable"])
     if record["method"]["budget"] != "outcome" or weights["active"] == asked:
@@ -177,9 +177,9 @@ EVERY_S = 1.0
 
 
 class ProgressFile:
-    """Writes a run's step, epoch, images per second and accuracy so far; what cannot be written is left out.
+    """Writes a run's step, epoch, images per second and accuracy so far; write errors are ignored.
 
-    Invariant: it reads nothing from the device, so it makes no step wait.
+    Invariant: it reads nothing from the device, so no step waits for it.
     """
 
     def __init__(self, path: Path, epochs: int, steps: int, first_step: int) -> None:
@@ -189,12 +189,12 @@ class ProgressFile:
         self.move(first_step)
 
     def note(self, row: dict[str, Any], images_per_s: float) -> None:
-        """Remember the figures of a line of the history, for the next time the file is written."""
+        """Keep the figures of a line of the history for the next write."""
         accuracy = row["test_acc_pct"] if row["validation_acc_pct"] is None else row["validation_acc_pct"]
         self.facts.update(accuracy_pct=accuracy, images_per_s=images_per_s)
 
     def move(self, step: int) -> None:
-        """Say that the run has done so many steps; most calls only look at the clock."""
+        """Note that the run has done `step` steps; most calls only look at the clock."""
         now = time.monotonic()
         if now < self.due:
             return

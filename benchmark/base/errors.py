@@ -1,4 +1,4 @@
-"""Errors a user can fix: they name the thing, the rule, the value and the way out."""
+"""Errors that a user can fix: they name the thing, the rule, the value and the way out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what was asked, reported in one message and shown without a traceback.
+    """A mistake in the request, shown as one message without a traceback.
 
     Raised before the first batch wherever possible; nothing has been written to the records when it is raised.
     """
@@ -19,13 +19,13 @@ class RunningError(UserError):
     """Another process is training the run that was asked for."""
 
 
-# What a disk, or the network it hangs on, may answer at any time: no room, no permission, gone, failing.
+# What a disk or a network file system may answer at any time: no space, no permission, gone, failing.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR}
 REFUSALS |= {errno.EFBIG, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 def explain(error: BaseException) -> str:
-    """Return what to tell of an error: its message, what the disk refused, or, of anything else, the traceback."""
+    """Return the text for an error: its message, what the disk refused, or else the traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSALS:
@@ -41,13 +41,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for a name that does not exist: the nearest one and all there are."""
+    """Return the message for an unknown name: the nearest known one, and all of them."""
     names = sorted(known)
     return f"unknown {kind} '{name}'{nearest(name, names) or ';'} available: {', '.join(names)}"
 
 
 def reason(error: BaseException) -> str:
-    """Return what another library raised, in one line: its text, or, where that is empty, its kind."""
+    """Return another library's error in one line: its text, or its type if that is empty."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Folders and files that results go to: safe names, places that can be written, files replaced as a whole."""
+"""Folders and files of results: safe names, writable places, files replaced atomically."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from leaderboard.store.files import write_atomically
 from leaderboard.store.records import is_reserved
 from leaderboard.tables.table import plain
 
-LONGEST = 80  # characters of a page's or a method's name, so that the run's name, made of both, is one of a file
+LONGEST = 80  # characters of a page's or method's name, so that a run's name, made of both, fits a file name
 LONGEST_RUN = 240  # bytes; file systems take 255
 
 
 def refuse_name(name: str) -> None:
-    """Raise UserError for the name of a page or method that cannot be part of a run's name, a file's on any system."""
+    """Raise UserError for a page's or method's name that cannot be part of a run's, a file name on any system."""
     rule = ""
-    if set("<>") & set(name):  # no record may have such a name, and it would be refused at the end of the run
+    if set("<>") & set(name):  # no record may have such a name: it would be refused at the end of the run
         rule = "must not contain < or >"
     elif set("/\\:") & set(name) or not name.isprintable():
         rule = "must not contain /, \\, : or characters that cannot be seen"
@@ -35,7 +35,7 @@ def refuse_name(name: str) -> None:
 
 
 def expand(path: Path) -> Path:
-    """Return a path with a leading `~` or `~user` as the home folder; raises UserError where there is no such user."""
+    """Return a path with a leading `~` or `~user` expanded; raises UserError if there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -44,9 +44,9 @@ def expand(path: Path) -> Path:
 
 
 def run_folder(runs: Path, run: str) -> Path:
-    """Return the folder of a run. Raises UserError for a name that would lead elsewhere or that no folder can have.
+    """Return the folder of a run. Raises UserError for a name that leads elsewhere or that no folder can have.
 
-    Records are not to be trusted: a run called `../../x` must not be looked for, let alone written, outside `runs`.
+    Records are untrusted: a run called `../../x` must be neither read nor written outside `runs`.
     """
     plain_name = run not in ("", ".", "..") and not set("/\\") & set(run) and run.isprintable()
     if not plain_name or len(run.encode("utf-8", "replace")) > LONGEST_RUN:
@@ -55,7 +55,7 @@ def run_folder(runs: Path, run: str) -> Path:
 
 
 def refuse_links(folder: Path, home: Path) -> None:
-    """Raise UserError where `folder`, or an entry of it, is a link that leads out of `home`: it would be written to."""
+    """Raise UserError if `folder`, or an entry of it, is a link out of `home`, through which a run would write."""
     if not folder.exists() and not folder.is_symlink():
         return
     inside = folder.iterdir() if folder.is_dir() else ()
@@ -79,9 +79,9 @@ class Places:
 
 
 def check_places(places: Places) -> None:
-    """Raise UserError unless every folder can be written and has room for a checkpoint.
+    """Raise UserError unless every folder is writable and has some space.
 
-    A folder of records that is gone while its page is there is not made anew: every run would be made a second time.
+    A folder of records that is gone while its page exists is not created again: every run would be made twice.
     """
     if not places.records.exists() and shows_records(places.page, places.records):
         raise UserError(
@@ -93,7 +93,7 @@ def check_places(places: Places) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.unlink(missing_ok=True)
-            with probe.open("xb") as file:  # never through a link that someone put there
+            with probe.open("xb") as file:  # never through a planted link
                 file.write(b"\0" * 4096)
             probe.unlink()
         except OSError as error:
@@ -101,12 +101,12 @@ def check_places(places: Places) -> None:
 
 
 def write_note(path: Path, content: dict[str, Any]) -> None:
-    """Replace a small JSON file as a whole. It outlives the process, not a power cut."""
+    """Replace a small JSON file atomically. It survives the process, not a power cut."""
     write_atomically(path, json.dumps(content).encode(), durable=False)
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """Return the content of such a file, or None where there is none."""
+    """Return the content of such a file, or None if there is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -115,14 +115,14 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed writers left in `folder`; the caller holds the folder's lock, so no other is writing."""
+    """Delete what killed writers left in `folder`; the caller holds the folder's lock, so nobody else is writing."""
     for path in folder.glob(".*"):
         if path.is_file():
             path.unlink(missing_ok=True)
 
 
 def show(path: Path) -> str:
-    """Return a path relative to the working folder where that is shorter."""
+    """Return a path relative to the working folder if it is inside."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,16 +1,22 @@
-"""Asking a run to stop: at its next step and with a checkpoint, so that nothing is done twice."""
+"""Asking a run to stop at its next step, with a checkpoint, so that no work is lost."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-SLICE_S = 0.1  # between two looks at whether a stop was asked for, while waiting
+SLICE_S = 0.1  # between two checks for a stop while waiting
+LOOK_S = 0.5  # between two looks for the file that ends the sweep
+PATIENCE_S = 20.0  # from a request to stop until the run is interrupted, and again until the process exits
 
 
 class Wish:
@@ -30,7 +36,7 @@ def stop_asked() -> bool:
 
 
 def obey() -> None:
-    """Raise KeyboardInterrupt where this process was asked to stop."""
+    """Raise KeyboardInterrupt if this process was asked to stop."""
     if Wish.asked:
         raise KeyboardInterrupt
 
@@ -46,7 +52,7 @@ def pause(seconds: float) -> None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; where this is not the main thread, change nothing."""
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; outside the main thread, change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -60,3 +66,51 @@ def terminable() -> Iterator[None]:
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """Handle a signal like Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def listen(stop: Path) -> None:
+    """Have this process stop on SIGTERM, SIGINT and SIGUSR2, when the file `stop` appears or its input closes.
+
+    A closed input tells a worker that whoever started it is gone, however that ended.
+    """
+    for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), on_signal)
+    threading.Thread(target=wait_for_end_of_input, daemon=True).start()
+    threading.Thread(target=watch, args=(stop,), daemon=True).start()
+
+
+def on_signal(number: int, frame: FrameType | None) -> None:
+    """Ask for a stop at the next step; when asked again by `watch`, stop at once."""
+    if Overdue.now:
+        raise KeyboardInterrupt
+    ask_to_stop()
+
+
+class Overdue:
+    """Whether a requested stop is overdue."""
+
+    now = False
+
+
+def wait_for_end_of_input() -> None:
+    """Ask for a stop when the other end of this process's input is closed."""
+    try:
+        while sys.stdin is not None and os.read(sys.stdin.fileno(), 4096):
+            pass
+    except (OSError, ValueError):
+        return
+    ask_to_stop()
+
+
+def watch(stop: Path) -> None:
+    """Look for the file `stop`; once a stop is requested in any way, make sure that the process ends."""
+    while not stop_asked():
+        if stop.exists():
+            ask_to_stop()
+        time.sleep(LOOK_S)
+    time.sleep(PATIENCE_S)
+    Overdue.now = True
+    _thread.interrupt_main()
+    time.sleep(PATIENCE_S)
+    os._exit(130)

@@ -54,7 +54,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
 
 
 def describe_gpu() -> dict[str, Any]:
-    """Return the settings of a GPU's arithmetic that decide last bits: TensorFloat-32, and kernels chosen by timing."""
+    """Return the settings of GPU arithmetic that decide the last bits: TensorFloat-32, kernels chosen by timing."""
     return {
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_conv": torch.backends.cudnn.allow_tf32,
@@ -63,7 +63,7 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Return the processor's name as the system tells it."""
+    """Return the processor's name as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -72,11 +72,10 @@ def processor_name() -> str:
 
 
 def describe_git(root: Path = ROOT) -> dict[str, Any]:
-    """Return the commit and whether tracked files differ from it; nulls where git cannot tell.
+    """Return the commit and whether the code differs from it; nulls if git cannot tell.
 
-    Only a checkout of its own counts: a copy without one, inside another repository, has no commit, for that
-    repository's says nothing of it. New files among methods, configs and the engine count; records, the leaderboard and
-    tests do not: no run uses them.
+    Only a checkout of its own counts: the commit of a repository around a copy says nothing about the copy. New files
+    among methods, configs and benchmark count; records, the leaderboard and tests do not, since no run uses them.
     """
     try:
         top, commit = ask_git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()

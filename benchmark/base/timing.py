@@ -1,4 +1,4 @@
-"""Timing side by side: variants in turn, round after round, so that a machine's moods fall on all of them alike."""
+"""Timing side by side: variants in turn, round after round, so that fluctuations affect all of them alike."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-clock = time.process_time  # of one thread: a neighbour's load counts less than by the wall's clock
+clock = time.process_time  # of one thread: less sensitive to other load than wall time
 
 
 def time_in_turn(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each variant in each round, A B A B; a round before the first warms up and is left out.
+    """Return the seconds of each variant in each round, A B A B; a warm-up round before the first is left out.
 
-    A variant that returns seconds (a float) has timed a part of itself, and that is what counts.
+    If a variant returns a float, that counts instead: the seconds of the part it timed itself.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):

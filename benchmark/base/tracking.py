@@ -1,4 +1,4 @@
-"""Weights & Biases: curves and summary of a run when asked. It never stops or fails a run."""
+"""Weights & Biases: curves and summary of a run, on request. It never stops or fails a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from leaderboard.web.wandb_session import FINISH_S, MODES, choose_mode, default,
 
 
 def check_mode(mode: str) -> None:
-    """Raise UserError for a way of logging that there is not."""
+    """Raise UserError for an unknown mode of logging."""
     if mode not in MODES:
         raise UserError(f"WANDB must be one of {', '.join(MODES)}, got '{mode}'")
 
 
 def derive_id(name: str, started: datetime, alone: bool) -> str:
-    """Return the W&B id of a run: the same each time it continues, another one when it is asked for again.
+    """Return the W&B id of a run: the same whenever it continues, another when it is started again.
 
-    WANDB_RUN_ID is taken as it is where the command trains one run, and begins the ids of several.
+    WANDB_RUN_ID is the id if the command trains one run, and the prefix of the ids of several.
     """
     own, given = (
         hashlib.sha256(f"{name} {started.isoformat()}".encode()).hexdigest()[:16],
@@ -35,10 +35,10 @@ def derive_id(name: str, started: datetime, alone: bool) -> str:
 
 
 class Tracker:
-    """Logs to W&B while it works and goes silent, after one warning, the first time it does not.
+    """Logs to W&B until that fails, then warns once and stays silent.
 
-    W&B's own environment decides what it has a variable for, see `leaderboard.web.wandb_session`. `alone`: the command
-    trains one run, so WANDB_NAME and WANDB_RUN_ID are its.
+    W&B's own environment variables take precedence, see `leaderboard.web.wandb_session`. `alone`: the command trains
+    one run, which takes WANDB_NAME and WANDB_RUN_ID.
     """
 
     def __init__(self, mode: str, folder: Path, warn: Callable[[str], None], alone: bool = False) -> None:
@@ -52,9 +52,9 @@ class Tracker:
     def start(
         self, name: str, group: str, config: dict[str, Any], started: datetime, history: Sequence[dict[str, Any]] = ()
     ) -> None:
-        """Open a W&B run, or continue that of a run which was interrupted; `history` is what it had logged.
+        """Open a W&B run, or continue that of an interrupted run; `history` is what it had logged.
 
-        Offline each start has a folder of its own with the same id: the last of them has the whole curve.
+        Offline each start has a folder of its own with the same id; the last one has the whole curve.
         """
         if self.mode != "off":
             self.guard(lambda: self.open(name, group, config, started, history))
@@ -107,7 +107,7 @@ class Tracker:
         """Run `action`; on any failure warn once and log no more."""
         try:
             action()
-        except Exception as error:  # W&B's failures are many and none may cost a result
+        except Exception as error:  # whatever fails in W&B must not cost a result
             self.warn(hide_secrets(f"W&B failed and is off for this run: {type(error).__name__}: {error}"))
             self.run = None
             self.mode = "off"

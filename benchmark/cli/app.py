@@ -1,4 +1,4 @@
-"""The commands together; apart from the package itself, which whoever needs no torch may import."""
+"""All commands together; the package itself can be imported without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands on what a run left: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
+"""The commands on a run's files: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def plasticity(
     pattern: Annotated[str, typer.Option(help="none, or filters: whole filters are pruned")] = "none",
     args: Annotated[str, typer.Option(help="name=value settings of the page")] = "",
     plan: Annotated[bool, typer.Option(help="print what would be run, and run nothing")] = False,
-    jobs: Annotated[int, typer.Option(help="processes that share the runs")] = 1,
+    jobs: Annotated[str, typer.Option(help="number of workers that share the runs, or auto")] = "1",
     device: Device = "auto",
     data: DataRoot = Path("data"),
     records: Records = None,
@@ -175,13 +175,20 @@ def plasticity(
             pattern=pattern,
             arguments=args,
         )
-        command = typed()
-        options = make_options(device, stores, runs, leaderboard, checkpoint_s, command)
+        options = make_options(device, stores, runs, leaderboard, checkpoint_s, typed())
         if plan:
             return print_study(study, data, stores, options, console)
-        return run_study(study, data, stores, options, console, tell, jobs)
+        return run_study(study, data, options, console, tell, jobs)
 
     train_then_rebuild(action, records, leaderboard, stores.branches)
+
+
+@app.command(hidden=True)
+def study_worker(spec: Path, number: int) -> None:
+    """Run a study's cells as one of its workers."""
+    from benchmark.studies.study import work_on_study
+
+    guarded(lambda: work_on_study(spec, number, console, tell))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Who handles Ctrl-C, and when. It imports next to nothing, because it is set before anything else is imported."""
+"""Who handles Ctrl-C, and when. It imports almost nothing, because it comes before all other imports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def leave_at_once(number: int, frame: object) -> None:
 
 
 def guard_imports() -> None:
-    """Have Ctrl-C end this process at once, until `allow_cleanup`; a handler that somebody else set stays."""
+    """Have Ctrl-C end this process at once, until `allow_cleanup`; a foreign handler stays."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave_at_once)
 
 
 def allow_cleanup() -> None:
-    """Have Ctrl-C raise KeyboardInterrupt again: from here on there may be something to clean up."""
+    """Have Ctrl-C raise KeyboardInterrupt again, since there may be something to clean up from here on."""
     if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,11 +20,15 @@ from benchmark.cli.shell import (
     Wandb,
     app,
     console,
+    find_options,
+    find_places,
     guarded,
     tell,
     train_then_rebuild,
-    typed,
 )
+
+Where = Annotated[str, typer.Option("--workers", "--engine", help="where workers run: local, ray or slurm")]
+WorkersArgs = Annotated[str, typer.Option("--workers-args", "--engine-args", help="key=value settings of workers")]
 
 
 @app.command()
@@ -52,29 +56,16 @@ def run(
     if ranks > 1 and not is_launched():
         raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
     from benchmark.distributed.ranks import own_rank
-    from benchmark.grids.grid import run_grid
+    from benchmark.grids.grid import Asked, run_grid
 
     def action() -> int:
         join(ranks, device)
         if own_rank():
             console.file = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-        return run_grid(
-            methods=method,
-            sparsities=sparsity,
-            tasks=task,
-            seeds=seed,
-            arguments=args,
-            device=device,
-            data_root=data,
-            wandb=wandb,
-            fresh=fresh,
-            snapshots=snapshots,
-            checkpoint_s=checkpoint_s,
-            places={"records": records, "page": leaderboard, "runs": runs},
-            command=typed(),
-            console=console,
-            tell=tell if own_rank() == 0 else lambda message: None,
-        )
+        places = find_places(records, leaderboard, runs)
+        options = find_options(device, places, wandb=wandb, fresh=fresh, checkpoint_s=checkpoint_s)
+        told = tell if own_rank() == 0 else lambda message: None
+        return run_grid(Asked(method, sparsity, task, seed, args), options, data, console, told, snapshots)
 
     train_then_rebuild(action, records, leaderboard)
 
@@ -88,11 +79,11 @@ def sweep(
     seed: Annotated[str, typer.Option(help="likewise seeds")] = "",
     args: Annotated[str, typer.Option(help="without a file: name=value settings, as of `run`")] = "",
     plan: Annotated[bool, typer.Option(help="print what it costs and how far it is, and run nothing")] = False,
-    engine: Annotated[str, typer.Option(help="what runs the workers: local, ray or slurm")] = "local",
+    workers: Where = "local",
     jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
     per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
     gpus: Annotated[int, typer.Option(help="with --plan: the time on so many devices of this kind (CPU: cores)")] = 0,
-    engine_args: Annotated[str, typer.Option(help="key=value settings of the engine")] = "",
+    workers_args: WorkersArgs = "",
     retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
     device: Device = "auto",
     data: DataRoot = Path("data"),
@@ -103,27 +94,23 @@ def sweep(
     checkpoint_s: CheckpointS = 15.0,
 ) -> None:
     """Run every cell of a grid that is not finished, on as many workers as asked; several sweeps may share a grid."""
+    from benchmark.config.grids import Source
+    from benchmark.grids.plan import print_plan
     from benchmark.grids.sweep import run_sweep
     from benchmark.grids.times import make_fleet
-    from benchmark.workers import Pool
+    from benchmark.workers import Pool, check_pool
 
     def action() -> int:
-        return run_sweep(
-            file=file,
-            lists={"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed},
-            arguments=args,
-            plan=plan,
-            fleet=make_fleet(gpus, per_gpu),
-            device=device,
-            data_root=data,
-            wandb=wandb,
-            checkpoint_s=checkpoint_s,
-            places={"records": records, "page": leaderboard, "runs": runs},
-            pool=Pool(engine, jobs, per_gpu, engine_args, retries),
-            command=typed(),
-            console=console,
-            tell=tell,
-        )
+        pool = Pool(workers, jobs, per_gpu, workers_args, retries)
+        check_pool(pool)
+        places = find_places(records, leaderboard, runs)
+        options = find_options(pool.device_here(device), places, wandb=wandb, checkpoint_s=checkpoint_s)
+        lists = {"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed}
+        source = Source.ask(file, lists, args, options.device.type == "cuda")
+        if plan:
+            fleet = make_fleet(gpus, per_gpu)
+            return print_plan(source.grid(), data, places, options.device, console, fleet)
+        return run_sweep(source, options, pool, device, data, console, tell)
 
     if plan:
         guarded(action)
@@ -133,7 +120,7 @@ def sweep(
 
 @app.command(hidden=True)
 def worker(spec: Path, number: int) -> None:
-    """Run the cells of a sweep as one of its workers; engines start this."""
+    """Run the cells of a sweep as one of its workers."""
     from benchmark.grids.sweep import work
 
     guarded(lambda: work(spec, number, console, tell))

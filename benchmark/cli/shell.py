@@ -1,4 +1,4 @@
-"""What all commands share: the application, options, errors in one paragraph, pages rebuilt, exit statuses."""
+"""What all commands share: the application, options, errors in one paragraph, rebuilding sheets, exit statuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -22,11 +22,15 @@ from benchmark.cli.ctrl_c import allow_cleanup, guard_imports, leave_at_once
 from leaderboard.store.privacy import hide_secrets
 from leaderboard.tables.table import printable
 
-# Threads that wait by spinning slow a run twentyfold where another process wants the same cores.
+if TYPE_CHECKING:
+    from benchmark.base.files import Places
+    from benchmark.runs.run import Options
+
+# Spinning threads slow a run twentyfold when another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs, from its start, to be repeatable
-gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million objects that all stay
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # of libraries, to their own authors
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it from its start to be deterministic
+gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million permanent objects
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # meant for the libraries' authors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -46,29 +50,43 @@ Fresh = Annotated[bool, typer.Option(help="start over instead of continuing an i
 CheckpointS = Annotated[float, typer.Option(help="seconds between checkpoints")]
 
 
+def find_places(records: Path | None, leaderboard: Path | None, runs: Path | None = None) -> Places:
+    """Return where results go: the named folders, else the usual ones. Raises UserError for an unknown home."""
+    from benchmark.base.files import Places
+
+    return Places(records or Places.records, leaderboard or Places.page, runs or Places.runs)
+
+
+def find_options(device: str, places: Places, **how: Any) -> Options:
+    """Return how this command runs cells. Raises UserError for a device that is unknown or absent."""
+    from benchmark.base.system import choose_device
+    from benchmark.runs.run import Options
+
+    return Options(device=choose_device(device), command=typed(), places=places, **how)
+
+
 def typed() -> str:
-    """Return the command as it was typed, for records, without the secrets that a shell may have put into it."""
+    """Return the command as typed, for records, without secrets that a shell may have put into it."""
     return "sparse-bench " + shlex.join(hide_secrets(word) for word in sys.argv[1:])
 
 
 def harmless(message: object) -> str:
-    """Return a message without secrets, and without control characters; line breaks stay."""
+    """Return a message without secrets and control characters; line breaks stay."""
     text = hide_secrets(str(message))
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
 class Output:
-    """Standard output or standard error, as long as it can be written: a run is worth more than its log.
+    """Standard output or standard error, as long as it is writable: a run is worth more than its log.
 
-    Where it cannot be written, as in `sparse-bench run | head -1` or to a full disk, one warning says so and the rest
-    is dropped.
+    If writing fails, as in `sparse-bench run | head -1` or on a full disk, it warns once and drops the rest.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        """Return any other attribute from the stream itself."""
+        """Return any other attribute of the stream itself."""
         stream = getattr(sys, self.name)
         return getattr(getattr(stream, "rich_proxied_file", stream), attribute)
 
@@ -76,7 +94,7 @@ class Output:
         """Write text, or drop it."""
         try:
             self.__getattr__("write")(text)
-        except (OSError, AttributeError) as error:  # it is None where the shell has closed it
+        except (OSError, AttributeError) as error:  # it is None if the shell has closed it
             self.lose(error)
         return len(text)
 
@@ -88,7 +106,7 @@ class Output:
             self.lose(error)
 
     def lose(self, error: Exception) -> None:
-        """Drop all output from now on, and warn where somebody can still read it."""
+        """Drop all output from now on, and warn if that can still be read."""
         setattr(sys, self.name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
         with contextlib.suppress(OSError):
             os.dup2(getattr(sys, self.name).fileno(), 1 if self.name == "stdout" else 2)
@@ -144,19 +162,18 @@ def attempt(action: Callable[[], Any]) -> Any:
 def train_then_rebuild(
     action: Callable[[], int], records: Path | None, leaderboard: Path | None, store: Path | None = None
 ) -> None:
-    """Run `action`, which trains and returns how many runs failed, then rebuild every page if it wrote records.
+    """Run `action`, which trains and returns how many runs failed, then rebuild every sheet if it wrote records.
 
-    `store`: where it writes them, if that is not the folder of the leaderboard's records. Pages are also rebuilt if
-    they are not what the records give, because an earlier process was killed before it rebuilt them. A page or picture
-    that cannot be made costs a warning only, because the records are what counts. Ends with status 1 when a run failed,
-    130 when stopped; stopped again while pages are rebuilt, it ends at once.
+    `store`: where it writes them, if not to the leaderboard's records. Sheets are also rebuilt if they do not match the
+    records, because an earlier process was killed before it rebuilt them. A sheet or picture that cannot be made costs
+    only a warning. Ends with status 1 if a run failed, 130 if stopped; stopped again during the rebuilding, at once.
     """
-    from benchmark.base.files import Places, expand
+    from benchmark.base.files import expand
     from benchmark.distributed.ranks import own_rank
     from leaderboard.board.page import is_current
     from leaderboard.store.records import list_files
 
-    places = attempt(lambda: Places(records or Places.records, leaderboard or Places.page))
+    places = attempt(lambda: find_places(records, leaderboard))
     folder, page = places.records, places.page
     store = expand(store) if store else folder
     before = guarded(lambda: set(list_files(store)))
@@ -175,7 +192,7 @@ def train_then_rebuild(
 
 
 def rebuild_all(records: Path, page: Path) -> None:
-    """Rebuild every page and picture; a failure is reported and costs nothing else."""
+    """Rebuild every sheet and picture; a failure only costs a warning."""
     try:
         from leaderboard.board.build import build_all
 
@@ -187,9 +204,9 @@ def rebuild_all(records: Path, page: Path) -> None:
 
 
 def end(action: Callable[[], Any]) -> None:
-    """Run `action`, a whole command, and end the process; an unforeseen error keeps its traceback.
+    """Run `action`, a whole command, and end the process; an unexpected error keeps its traceback.
 
-    It is a bug, unless it only reports that another rank ended.
+    It is a bug unless it only reports that another rank ended.
     """
     status, at_first = 0, signal.getsignal(signal.SIGINT)
     try:

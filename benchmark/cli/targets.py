@@ -1,7 +1,7 @@
 """`make TARGET NAME=value`: the command each target is, the variables it reads, and a refusal of every other one.
 
-It needs the standard library alone, because it runs before anything is installed. What was typed comes from MAKEFLAGS,
-where make leaves it as it was given, so neither make nor the shell reads a value.
+It needs only the standard library, because it runs before anything is installed. The values come from MAKEFLAGS, where
+make leaves them as typed, so neither make nor the shell interprets them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 GRID = "METHOD SPARSITY TASK SEED DEVICE DATA WANDB"
-SWEEP = f"{GRID} PLAN GPUS ENGINE JOBS PER_GPU ENGINE_ARGS RETRIES"
+SWEEP = f"{GRID} PLAN GPUS WORKERS JOBS PER_GPU WORKERS_ARGS RETRIES"
 # Target: its command and the variables it reads. A variable is the option of its name; one in < > is an argument.
 TARGETS = {
     "bench": ("sparse-bench run", f"{GRID} ARGS PRECISION RANKS SNAPSHOTS FRESH"),
@@ -56,10 +56,10 @@ TARGETS = {
     "perf": ("python -m benchmark.perf", "QUICK KEEP"),
     "faults": ("python -m tests.harness.faults", "N SEED"),
 }
-EVERYWHERE = {"PYTHON", "SHELL"}  # what .venv is made with, and what make itself reads
+EVERYWHERE = {"PYTHON", "SHELL"}  # for making .venv, and for make itself
 FLAGS = {"FRESH", "PLAN", "QUICK", "KEEP"}
 YES, NO = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
-OPTIONS = {"N": "count"}  # whose name is another than the variable's
+OPTIONS = {"N": "count"}  # named unlike the variable
 USUAL = {("check-method", "METHOD"): "granet", ("faults", "N"): "200"}
 NEEDED = {"RUN": "the name of a record, without .json", "NAME": "my_method", "A": "granet", "B": "gmp"}
 BIN = Path(".venv") / "bin"
@@ -67,7 +67,7 @@ SOURCE = Path(__file__).parents[2]
 
 
 def read_given(makeflags: str) -> dict[str, str]:
-    """Return the variables of make's command line, from the MAKEFLAGS that it hands on: `flags -- NAME=value ...`."""
+    """Return the variables of make's command line from its MAKEFLAGS: `flags -- NAME=value ...`."""
     _, _, text = f" {makeflags}".partition(" -- ")
     given = {}
     for word in reversed(re.findall(r"(?:\\.|[^\\ \t])+", text, re.S)):  # make puts what came last first
@@ -82,7 +82,7 @@ def variables(target: str) -> list[str]:
 
 
 def find_unread(given: dict[str, str], goals: list[str]) -> str:
-    """Return the error for variables that no goal reads, with how to fix it; empty where each is read."""
+    """Return the error for variables that no goal reads, with the fix; empty if all are read."""
     known = sorted({name for goal in goals for name in variables(goal)})
     unread = [name for name in given if name not in EVERYWHERE.union(known)]
     if not unread:
@@ -97,7 +97,7 @@ def find_unread(given: dict[str, str], goals: list[str]) -> str:
 
 
 def advise(name: str, value: str, known: list[str]) -> str:
-    """Return what to write instead of a variable that is not read: the nearest one, another target, or a setting."""
+    """Return the advice for an unread variable: the nearest one, another target, or a setting."""
     close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
     if close:
         return f" (did you mean {close[0]}?)"
@@ -109,7 +109,7 @@ def advise(name: str, value: str, known: list[str]) -> str:
 
 
 def is_setting(name: str) -> bool:
-    """Return whether a page or a method of ours has a setting of this name; read from the files, not imported."""
+    """Return whether a page or a built-in method has a setting of this name, by the files, without importing them."""
     files = [SOURCE / "benchmark" / "config" / "pages.py", *(SOURCE / "methods").glob("*.py")]
     return any(re.search(rf"^    {re.escape(name)}: ", file.read_text(encoding="utf-8"), re.M) for file in files)
 
@@ -120,10 +120,9 @@ def quote(name: str, value: str) -> str:
 
 
 def make_words(target: str, given: dict[str, str]) -> list[str]:
-    """Return the command of a target with the options that were given, each value as it was.
+    """Return the command of a target with the given options, values unchanged.
 
-    A variable of the environment counts where it is not empty. Raises ValueError for a variable that is missing, or
-    a flag that is neither set nor unset.
+    Environment variables count unless empty. Raises ValueError for a missing variable, or a flag with another value.
     """
     command, read = TARGETS[target]
     words, positional = shlex.split(command), []
@@ -150,13 +149,13 @@ def make_words(target: str, given: dict[str, str]) -> list[str]:
 
 
 def run(words: list[str], environment: dict[str, str]) -> NoReturn:
-    """Become the command; a make that it starts must not inherit these variables."""
+    """Replace this process by the command; a make that it starts must not inherit these variables."""
     sys.stdout.flush()
     os.execve(BIN / words[0], [str(BIN / words[0]), *words[1:]], environment)
 
 
 def main(target: str = "") -> int:
-    """Run a target of the Makefile, or without one only say which variables of the command line no goal reads."""
+    """Run a target of the Makefile; without one, only check that every variable is read by a goal."""
     given = read_given(os.environ.get("MAKEFLAGS", ""))
     goals = os.environ.get("ASKED_GOALS", "").split() or [target or "help"]
     fault = find_unread(given, goals)

@@ -1,4 +1,4 @@
-"""From what a user asks to cells: one cell is one method at one sparsity and seed on one page."""
+"""From a user's request to cells: a cell is one method at one sparsity and seed on one page."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ from benchmark.config.pages import (
     load_page,
     read_settings,
 )
-from benchmark.config.plugins import Plugin, find_method, method_names
+from benchmark.config.plugins import Plugin, find_method, is_method, method_names
 from benchmark.config.settings import guess, nest, parse_words, read_float
 from leaderboard.store.kinds import LARGEST, is_number
 from leaderboard.store.privacy import name_secret
-from leaderboard.store.repeat import (
-    drop_epochs,
-)
+from leaderboard.store.repeat import drop_epochs
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import plain
 from methods.core import Budget, Donor, Method
@@ -42,14 +40,14 @@ from methods.core import Budget, Donor, Method
 FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # data sets of one size
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
-ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # in a table's name at their defaults too, as in its first runs
-# Where a file lies, how fast it is read and what is allowed change no number, so these do not make another page.
+ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # even at their defaults, as in a table's first runs
+# Where files lie, how fast they are read and what is allowed change no number, so these make no other page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
 
 
 @dataclass(frozen=True)
 class DonorRun:
-    """The run that a control is made from: what a record says of it, and what the control takes from it.
+    """The run that a control is made from: what its record says, and what the control takes from it.
 
     `counts`: active weights by prunable layer. `again`: the command that repeats the run. `bits`: its masks, eight
     weights to a byte; None where `kind`, one of methods.core.DONOR_KINDS, is "densities", and until they are read, see
@@ -67,14 +65,14 @@ class DonorRun:
     again: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """Return the donor as the record of its control keeps it."""
+        """Return the donor as kept in the record of its control."""
         keys = ("run", "label", "sparsity", "seed", "kind", "masks_sha256")
         return {key: getattr(self, key) for key in keys}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to do: everything that decides its numbers, apart from the machine.
+    """One run to do: everything that decides its numbers except the machine.
 
     `donor` is the run that the method asks to be made from, once benchmark.runs.donors has found it; None where it
     asks for none, and until then. `data` is the fingerprint of its images where that is part of the run's name: see
@@ -94,13 +92,13 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The row's name on the leaderboard: the method and the settings that were changed."""
+        """The row's name on the leaderboard: the method and its changed settings."""
         changed = ", ".join(f"{key}={value}" for key, value in self.method_changes.items())
         return f"{self.plugin.name} ({changed})" if changed else self.plugin.name
 
     @property
     def title(self) -> str:
-        """What the cell is trained on: the page's title, or model and data where a change makes that untrue."""
+        """What the cell is trained on: the page's title, or model and data if a change makes the title untrue."""
         page, told = self.page, {"model", "data"}
         told |= {"data_dir", "image_size"} if page.data not in FIXED else set()
         told |= {"epochs"} if "epoch" in page.title else set()
@@ -121,13 +119,13 @@ class Cell:
         }
         drops = drop_epochs(self.page.lr_drops, self.page.epochs)
         nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
-        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # where older runs dropped
+        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # where older runs dropped the rate
             settings["drop_epochs"] = drops
         return short_hash(settings)
 
     @property
     def identity(self) -> str:
-        """The run's name, such as digits_resnet20.granet.0.9.s0.3f9a1c2e: the same for the same numbers asked."""
+        """The run's name, such as digits_resnet20.granet.0.9.s0.3f9a1c2e: equal for runs that give the same numbers."""
         content = {
             "protocol": PROTOCOL,
             "variant": self.variant,
@@ -135,29 +133,29 @@ class Cell:
             "sparsity": self.sparsity,
             "seed": self.seed,
         }
-        if self.donor is not None:  # a donor that was run again and ended otherwise makes another control
+        if self.donor is not None:  # a donor with other masks makes another control
             content["donor"] = [self.donor.kind, self.donor.masks_sha256]
         if self.data:
             content["data"] = self.data
         return f"{self.page_name}.{self.plugin.name}.{self.sparsity:g}.s{self.seed}.{short_hash(content)}"
 
     def with_data(self, fingerprint: str) -> Cell:
-        """Return the cell under the name that a new run on these data has.
+        """Return the cell with the name of a new run on this data.
 
-        A folder of images is the user's, and its fingerprint is part of the name: runs on two folders never share one.
-        The content of the other data sets is fixed, so their names do without; an empty fingerprint is unknown.
+        The fingerprint of an image folder, whose content is the user's, is part of the name, so runs on two folders
+        never share one. The other data sets are fixed and are not part of it; an empty fingerprint is unknown.
         """
         return dataclasses.replace(self, data=fingerprint if self.page.data in FOLDERS else "")
 
     def with_name(self, run: str, fingerprint: str) -> Cell:
-        """Return the cell named `run`, where a run of it on these data may have that name, else as a new one."""
+        """Return the cell named `run` if a run of it on this data may have that name, else named as a new run."""
         old = self.with_data("")
         return old if old.identity == run else self.with_data(fingerprint)
 
     def names(self, fingerprint: str) -> list[str]:
-        """Return the names that a run of this cell on these data may have: a new run's first.
+        """Return the names that a run of this cell on this data may have, a new run's first.
 
-        Earlier versions named no run by its data: such a run is this cell's only if its data are the same.
+        Earlier versions left the data out of the name: such a run is this cell's only if its data is the same.
         """
         return list(dict.fromkeys(self.with_data(data).identity for data in (fingerprint, "")))
 
@@ -167,12 +165,12 @@ class Cell:
 
 
 def short_hash(content: Any) -> str:
-    """Return eight hexadecimal digits that depend on the content alone."""
+    """Return eight hexadecimal digits that depend only on the content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def split_list(text: str, what: str) -> list[str]:
-    """Return the parts of a comma-separated list, in order and without repeats; refuse an empty one.
+    """Return the parts of a comma-separated list, in order and without repeats; raises UserError for an empty one.
 
     In a list of sparsities `0,9` is a decimal comma: no sparsity but 0 is a whole number.
     """
@@ -186,7 +184,7 @@ def split_list(text: str, what: str) -> list[str]:
 
 
 def parse_sparsity(text: str) -> float:
-    """Return a sparsity in [0, 1); percentages are refused with the value that was meant."""
+    """Return a sparsity in [0, 1); a percentage raises UserError with the value that was meant."""
     try:
         value = read_float(text.strip())
     except ValueError:
@@ -207,20 +205,20 @@ def parse_seed(text: str) -> int:
 
 
 def parse_arguments(text: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in `name=value name=value`, or of a map, each as it is written until its setting reads it.
+    """Return the settings in `name=value name=value`, or in a map, as written until their types are known.
 
     A dotted name reaches into a setting such as model_args.
     """
     changes = parse_words(text) if isinstance(text, str) else nest(text)
     of_methods: Any = changes.get("methods")
     for name, settings in of_methods.items() if isinstance(of_methods, dict) else ():
-        if name in method_names() and isinstance(settings, dict):  # text of a method stays text as well
+        if is_method(name) and isinstance(settings, dict):  # text of a method stays text as well
             of_methods[name] = read_settings(settings, get_type_hints(find_method(name).cls), f"method '{name}'")
     return changes
 
 
 def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
-    """Return the page for `task` and, for `auto`, one line that says which and why."""
+    """Return the page for `task` and, for `auto`, one line with the choice and the reason."""
     if task != "auto":
         return task, ""
     if has_gpu:
@@ -229,9 +227,9 @@ def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
 
 
 def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments: str | Mapping[str, Any]) -> list[Cell]:
-    """Return the grid of cells asked for, pages outermost, each checked as far as its settings go.
+    """Return the requested grid of cells, pages outermost, with their settings checked.
 
-    Raises UserError for the first thing wrong with any cell, before anything is run. A method without a budget (dense)
+    Raises UserError for the first fault of any cell, before anything is run. A method without a budget (dense)
     appears once per seed, whatever sparsities are listed.
     """
     changes = parse_arguments(arguments)
@@ -255,10 +253,10 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
 def make_cell(
     task: str, default: Page, page: Page, plugin: Plugin, sparsity: float, seed: int, changes: dict[str, Any]
 ) -> Cell:
-    """Return one cell on `page`, which is `default` as changed for the grid.
+    """Return one cell on `page`, which is `default` with the grid's changes.
 
-    A setting that a method of the grid has is the methods', every other one the page's: so all cells of a grid
-    stay on one page, and what a method's settings change is in its label.
+    A setting that any method of the grid has goes to the methods, every other one to the page: so all cells of a grid
+    stay on one page, and a method's changed settings are in its label.
     """
     refuse_name(plugin.name)
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
@@ -274,7 +272,7 @@ def make_cell(
 
 
 def check_values(settings: dict[str, Any]) -> None:
-    """Raise UserError for a setting that no record can hold, or that holds a secret, for records are public."""
+    """Raise UserError for a setting that no record can hold, or that holds a secret, because records are public."""
     for name, value in settings.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -288,9 +286,9 @@ def check_values(settings: dict[str, Any]) -> None:
 
 
 def check_methods(page: Page) -> None:
-    """Raise UserError for a method that a page's `methods` names and that does not exist, or lacks the setting."""
+    """Raise UserError if a page's `methods` names an unknown method, or a setting that the method lacks."""
     for name, settings in page.methods.items():
-        if name not in (EVERY_METHOD, *method_names()):
+        if name != EVERY_METHOD and not is_method(name):
             raise UserError(f"setting 'methods': {unknown('method', name, (EVERY_METHOD, *method_names()))}")
         known = FROM_PAGE if name == EVERY_METHOD else find_method(name).settings()
         for key in settings:
@@ -310,9 +308,10 @@ def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: s
 
 @dataclass(frozen=True)
 class Item:
-    """A cell of a grid, and the cell of the same grid whose run it is made from, its donor, if it is such a control.
+    """A cell of a grid. `donor`: the cell of the same grid whose run it is made from, so has to wait for; None: none.
 
-    `method` is that of the row it stands for: a control goes with the row it is made from.
+    `method` is that of the row it stands for: a control goes with the row it is made from. As text it is `granet at
+    sparsity 0.9, seed 0 on digits_resnet20`.
     """
 
     cell: Cell
@@ -324,10 +323,14 @@ class Item:
         """Whether the cell is made from another run, of this grid or not, which must have finished before."""
         return self.cell.method.donor() is not None
 
+    def __str__(self) -> str:
+        sparsity = f" at sparsity {self.cell.sparsity:g}" if self.cell.sparsity else ""
+        return f"{self.cell.label}{sparsity}, seed {self.cell.seed} on {self.cell.page_name}"
+
 
 def ask_donor(cell: Cell) -> Donor | None:
     """Return the donor that the cell's method declares; a failure of the method's own code becomes a UserError."""
     try:
         return cell.method.donor()
-    except Exception as error:  # a plugin may raise anything at all
+    except Exception as error:  # a plugin may raise anything
         raise UserError(f"method '{cell.plugin.name}' fails in donor(): {describe_failure(error)}") from error

@@ -1,4 +1,4 @@
-"""Grids of runs: grid files, lists of the command line, and the cells that both ask for."""
+"""Grids of runs: from grid files or lists on the command line to cells."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from methods.core import Budget, Group
 LISTS = ("tasks", "sparsities", "seeds")
 KEYS = ("title", *LISTS, "rows", "controls")
 ROW_KEYS = ("method", "args", *LISTS)
-# A control that is made beside every row: the method that makes it, its setting that takes the row's name, and others.
-# Masks shuffled within layers are not among them: shuffle=layers draws, bit for bit, the masks of densities.
+# Controls of every row: the method, its setting that takes the row's name, and further settings. Masks shuffled
+# within layers are missing, because shuffle=layers draws the masks of densities, bit for bit.
 CONTROLS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "densities": ("static", "densities", {}),
     "masks": ("static", "masks", {}),
@@ -77,7 +77,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a grid file, `~` being the home folder. Raises UserError for one that cannot be read."""
+    """Return the text of a grid file; `~` is the home folder. Raises UserError if it cannot be read."""
     path = expand(path)
     if not path.is_file():
         known = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.glob("*/*.yaml"))
@@ -89,7 +89,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_grid(text: str, path: Path) -> dict[str, Any]:
-    """Return the content of a grid file, each value as it is written; raises UserError for one that is no map."""
+    """Return the content of a grid file, values as written; raises UserError if it is not a map."""
     content = load_yaml(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a map of {', '.join(KEYS)}")
@@ -97,13 +97,13 @@ def parse_grid(text: str, path: Path) -> dict[str, Any]:
 
 
 class Reader:
-    """Reads the content of a grid file and keeps every fault it meets, in order and once."""
+    """Reads the content of a grid file and collects every fault once, in order."""
 
     def __init__(self) -> None:
         self.faults: dict[str, None] = {}
 
     def fault(self, where: str, rule: object) -> None:
-        """Keep a fault of the place `where`."""
+        """Collect a fault at `where`."""
         self.faults[f"{where}: {rule}"] = None
 
     def read(self, content: dict[str, Any]) -> list[Item]:
@@ -128,13 +128,13 @@ class Reader:
         return list(items.values())
 
     def check_keys(self, where: str, found: dict[str, Any], known: tuple[str, ...]) -> None:
-        """Keep a fault for every key that is not known."""
+        """Collect a fault for every unknown key."""
         for key in found:
             if key not in known:
                 self.fault(where, f"no key '{key}'{nearest(str(key), known)}; there are {', '.join(known)}")
 
     def read_lists(self, where: str, found: dict[str, Any]) -> dict[str, list[Any]]:
-        """Return those of tasks, sparsities and seeds that are given."""
+        """Return the given ones of tasks, sparsities and seeds."""
         parsers: dict[str, Callable[[str], Any]] = {
             "tasks": parse_task,
             "sparsities": parse_sparsity,
@@ -145,7 +145,7 @@ class Reader:
     def read_list(
         self, where: str, name: str, values: Any, parse: Callable[[str], Value], empty: bool = False
     ) -> list[Value]:
-        """Return the parsed values of a list, in order and without repeats; a fault for each that is refused."""
+        """Return the parsed values of a list, in order and without repeats; collects a fault for each bad one."""
         if not isinstance(values, list) or not (values or empty):
             self.fault(where, f"{name} must be a list with at least one entry, got {values!r}")
             return []
@@ -164,7 +164,7 @@ class Reader:
         return name
 
     def read_row(self, number: int, row: Any, shared: dict[str, list[Any]], controls: list[str]) -> Iterator[Item]:
-        """Yield the items of a row: its cells, and the controls that stand beside them."""
+        """Yield the items of a row: its cells, each followed by its controls."""
         where = f"row {number}"
         if not isinstance(row, dict) or not isinstance(row.get("method"), str):
             self.fault(where, f"must be a map with a method, such as {{method: granet}}, got {row!r}")
@@ -182,12 +182,12 @@ class Reader:
             self.fault(where, error)
             return
         if plugin.cls.budget is Budget.DENSE:
-            lists["sparsities"] = [0.0]  # it has none, and runs once per seed whatever is listed
+            lists["sparsities"] = [0.0]  # it has none and runs once per seed
         for name in LISTS:
             if name not in lists:
                 self.fault(where, f"no {name}: give them for this row or for the whole file")
         for cell in self.expand(where, row["method"], plugin, lists, arguments):
-            # The seed is all that differs, and it was checked: reading the page again for each would take seconds.
+            # Only the seed differs, and it was checked: planning a cell for each seed would take seconds.
             beside = [made for control in controls if (made := self.make_control(where, control, cell)) is not None]
             for seed in lists["seeds"]:
                 of_seed = dataclasses.replace(cell, seed=seed)
@@ -197,14 +197,14 @@ class Reader:
     def expand(
         self, where: str, method: str, plugin: Plugin, lists: dict[str, list[Any]], arguments: dict[str, Any]
     ) -> Iterator[Cell]:
-        """Yield the row's cells of its first seed; a fault for every setting that is unknown or refused."""
+        """Yield the row's cells of its first seed; collects a fault for every unknown or bad setting."""
         if not self.know(where, plugin, arguments) or any(not lists.get(name) for name in LISTS):
             return
         for task, sparsity in product(lists["tasks"], lists["sparsities"]):
             yield from self.plan(where, method, task, sparsity, lists["seeds"][0], arguments)
 
     def know(self, where: str, plugin: Plugin, arguments: dict[str, Any]) -> bool:
-        """Return whether page and method know every setting; a fault for each that they do not."""
+        """Return whether page or method has every setting; collects a fault for each unknown one."""
         before = len(self.faults)
         for name, value in arguments.items():
             try:
@@ -216,13 +216,13 @@ class Reader:
     def plan(
         self, where: str, method: str, task: str, sparsity: float, seed: int, arguments: dict[str, Any]
     ) -> list[Cell]:
-        """Return the cell of a row; where it is refused, leave out the setting at fault to find the next fault."""
+        """Return the cell of a row; after a fault, try again without the setting at fault to find the next one."""
 
         def attempt(arguments: dict[str, Any]) -> list[Cell] | UserError:
             try:
                 cells = plan_cells(method, repr(sparsity), task, str(seed), arguments)
                 for cell in cells:
-                    ask_donor(cell)  # the grid asks again; report a plugin that fails there here
+                    ask_donor(cell)  # a plugin that fails here is reported here
                 return cells
             except UserError as error:
                 return error
@@ -239,7 +239,7 @@ class Reader:
         return found if left == arguments else []
 
     def make_control(self, where: str, control: str, cell: Cell) -> Cell | None:
-        """Return the control of a cell, on the cell's own page, at its sparsity and seed; None where it needs none.
+        """Return the control of a cell, on the same page, at its sparsity and seed; None if it needs none.
 
         Dense networks and controls have no control of their own.
         """
@@ -266,8 +266,8 @@ def parse_task(name: str) -> str:
 def narrow(grid: Grid, wanted: dict[str, str]) -> Grid:
     """Return the part of a grid that `wanted` names: METHOD, SPARSITY, TASK and SEED as comma-separated lists.
 
-    An empty or absent list leaves everything. A control goes with its row's method; dense rows have no sparsity and
-    stay. Raises UserError for a value that is nowhere in the grid.
+    An empty or absent list keeps everything. A control goes with its row's method; dense rows have no sparsity and
+    stay. Raises UserError for a value that is not in the grid.
     """
     items = grid.items
     for name, text in wanted.items():
@@ -286,11 +286,11 @@ def narrow(grid: Grid, wanted: dict[str, str]) -> Grid:
 
 
 def sparsity_of(item: Item) -> float | None:
-    """Return the sparsity of an item's cell, None where it has no budget."""
+    """Return the sparsity of an item's cell, None if it has no budget."""
     return None if item.cell.plugin.cls.budget is Budget.DENSE else item.cell.sparsity
 
 
-# How a list that narrows a grid is read, and the value of an item that it selects by; None is always kept.
+# How to parse a list that narrows a grid, and an item's value that it selects by; None is always kept.
 VALUES: dict[str, tuple[Callable[[str], Any], Callable[[Item], Any]]] = {
     "METHOD": (str, lambda item: item.method),
     "SPARSITY": (parse_sparsity, sparsity_of),
@@ -310,7 +310,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """What a grid is made from: a file's text, narrowed by lists, or where `content` is None the lists alone.
+    """The source of a grid: a file's text, narrowed by lists, or the lists alone if `content` is None.
 
     Invariant: the same source gives the same grid in every process of one version of the suite.
     """
@@ -322,7 +322,7 @@ class Source:
 
     @classmethod
     def ask(cls, file: Path | None, lists: dict[str, str], arguments: str, has_gpu: bool) -> Source:
-        """Return the source for what a user asked. Raises UserError where that is nothing, or ARGS for a file."""
+        """Return the source of a user's request. Raises UserError if that is empty, or for ARGS with a file."""
         if file is not None:
             if arguments:
                 raise UserError(
@@ -365,7 +365,7 @@ def expand_lists(lists: dict[str, str], arguments: str) -> Grid:
 
 
 def find_list_faults(lists: dict[str, str], arguments: str) -> list[str]:
-    """Return what is wrong with each value of the lists, and with each setting."""
+    """Return the faults of the lists' values and of the settings."""
     faults: dict[str, None] = {}
     parsed: dict[str, list[Any]] = {name: [] for name in PARSERS}
     for name, parse in PARSERS.items():

@@ -1,4 +1,4 @@
-"""Lists of what there is, made from the code, and a file to start a new method from."""
+"""Lists of methods and pages, made from the code, and a template for a new method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from methods.core import Budget, DenseGrads, Inactive, Method, Trains
 
 
 def describe_needs(cls: type[Method]) -> str:
-    """Return what a method needs of the engine, in words."""
+    """Return in words what a method needs from the engine."""
     needs = []
     if cls.scoring is not Method.scoring:
         needs.append("gradients before training")
@@ -126,7 +126,7 @@ class {title}(Method):
 
 
 def write_new_method(name: str, folder: Path | None, console: Console) -> None:
-    """Write a working method file called `name` and say what to do next; never overwrites a file.
+    """Write a working method file called `name` and print the next steps; never overwrites a file.
 
     Raises UserError for a name that is not a Python name in lower case or is taken.
     """

@@ -1,8 +1,10 @@
-"""Pages: what is held equal. A page is a data set, a backbone and a recipe, in one flat YAML file of `configs/`."""
+"""Pages: what methods share. A page is a data set, a backbone and a recipe, in one flat YAML file of `configs/`."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +32,8 @@ SHARES = ("momentum", "lr_gamma", "label_smoothing", "ema_decay", "prune_end")
 AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "eval_every", "update_every")
 AT_LEAST_ZERO = ("crop_pad", "resized", "workers", "lr", "weight_decay", "warmup_epochs", "clip_norm")
 
-# In `methods`, of every method that takes the page's value of a setting. Unlike the page's own value it is no part of
-# the table: rows whose methods it does not touch stay beside rows from before it was changed.
+# The key in `methods` for every method that takes the page's value of a setting. Unlike the page's own value it is not
+# part of the table: rows of methods that do not read it stay comparable when it changes.
 EVERY_METHOD = "all"
 FROM_PAGE = ("update_every", "prune_end", "distribution")
 
@@ -125,18 +127,23 @@ def load_page(name: str, changes: dict[str, Any] | None = None) -> Page:
     if name not in page_names():
         raise UserError(unknown("page", name, page_names()))
     try:
-        text = path.read_text(encoding="utf-8")
+        page = copy.deepcopy(read_page(path, path.stat().st_mtime_ns))
     except (OSError, ValueError) as error:
         raise UserError(f"configs/{name}.yaml: cannot be read: {error}") from error
-    settings = load_yaml(text, f"configs/{name}.yaml")
-    if not isinstance(settings, dict):
-        raise UserError(f"configs/{name}.yaml: must be a flat list of `setting: value` lines")
-    page = merge_settings(settings, f"configs/{name}.yaml")
     return apply_changes(page, changes) if changes else page
 
 
+@functools.cache
+def read_page(path: Path, mtime_ns: int) -> Page:
+    """Return the page in a file; a grid asks for the same one for each of its cells."""
+    settings = load_yaml(path.read_text(encoding="utf-8"), f"configs/{path.name}")
+    if not isinstance(settings, dict):
+        raise UserError(f"configs/{path.name}: must be a flat list of `setting: value` lines")
+    return merge_settings(settings, f"configs/{path.name}")
+
+
 def apply_changes(page: Page, changes: Mapping[str, Any]) -> Page:
-    """Return a page with the `changes` that ARGS ask for, as `load_page` does; it is left as it was."""
+    """Return a copy of a page with the `changes` of ARGS applied, as `load_page` does."""
     known_settings = {name: getattr(page, name) for name in KINDS}
     for key, value in changes.items():
         both_maps = isinstance(value, dict) and isinstance(known_settings.get(key), dict)
@@ -145,12 +152,12 @@ def apply_changes(page: Page, changes: Mapping[str, Any]) -> Page:
 
 
 def merge_settings(settings: dict[str, Any], source: str) -> Page:
-    """Turn settings, plain or as they are written, into a validated Page; `source` opens every error message."""
+    """Return a validated Page of settings, typed or as written; every error message begins with `source`."""
     for key in settings:
         if key not in SETTINGS:
             raise UserError(f"{source}: no setting '{key}'{nearest(key, SETTINGS).replace(': did', '; did')}")
     try:
-        if "${" in repr(settings):  # would be worked out, from the environment too, and end in a record
+        if "${" in repr(settings):  # would be interpolated, from the environment too, and end in a record
             raise UserError(f"{source}: settings must be plain values, without ${{...}}: write the value itself")
         page = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Page), read_settings(settings, KINDS, source)))
     except RecursionError as error:
@@ -168,7 +175,7 @@ def merge_settings(settings: dict[str, Any], source: str) -> Page:
 
 
 def validate(page: Page, source: str) -> None:
-    """Raise UserError for a value no run could use: `SOURCE: epochs must be at least 1, got 0`."""
+    """Raise UserError for an impossible value: `SOURCE: epochs must be at least 1, got 0`."""
 
     def refuse(name: str, rule: str) -> None:
         raise UserError(f"{source}: {name} must be {rule}, got {getattr(page, name)!r}")
@@ -192,7 +199,7 @@ def validate(page: Page, source: str) -> None:
 
 
 def validate_together(page: Page, refuse: Callable[[str, str], None]) -> None:
-    """Refuse values that make no sense beside each other; `refuse(name, rule)` raises."""
+    """Refuse values that contradict each other; `refuse(name, rule)` raises."""
     if page.lr == 0:
         refuse("lr", "above 0")
     if any(not 0 < drop <= 1 for drop in page.lr_drops) or sorted(page.lr_drops) != page.lr_drops:
@@ -218,7 +225,7 @@ def validate_together(page: Page, refuse: Callable[[str, str], None]) -> None:
 
 
 def validate_resized(page: Page, refuse: Callable[[str, str], None]) -> None:
-    """Refuse images resized once where they are not streamed, or to less than what is cut from them."""
+    """Refuse `resized` for images in memory, or below the size of the crop."""
     if page.resized and page.in_memory:
         refuse("resized", "0 where in_memory is on (images in memory have the page's image_size)")
     if 0 < page.resized < page.image_size:
@@ -226,7 +233,7 @@ def validate_resized(page: Page, refuse: Callable[[str, str], None]) -> None:
 
 
 def read_settings(settings: dict[str, Any], kinds: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return settings as the types they have, `kinds`; raises UserError for one that cannot be read so."""
+    """Return settings converted to their types, `kinds`; raises UserError for one that cannot be converted."""
     found = {}
     for name, value in settings.items():
         try:

@@ -41,7 +41,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Plugin:
-    """A method class and where it came from. `sha256` is that of its file, so an edited method is another method."""
+    """A method class and its source. `sha256` is its file's, so an edited method is another method."""
 
     name: str
     cls: type[Method]
@@ -49,7 +49,7 @@ class Plugin:
     sha256: str
 
     def defaults(self, page: Page) -> dict[str, Any]:
-        """Return every hyper-parameter but `sparsity` with the value it has on this page when nothing is asked."""
+        """Return every hyper-parameter but `sparsity` with its default on this page."""
         values = {}
         for field in dataclasses.fields(self.cls):
             if field.name == "sparsity":
@@ -107,8 +107,13 @@ def installed_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def method_names() -> list[str]:
-    """Return every method that can be asked for by name, sorted. A built-in wins over an entry point of its name."""
+    """Return the names of all methods, sorted. A built-in takes precedence over an entry point of its name."""
     return sorted({*built_in_names(), *installed_entry_points()})
+
+
+def is_method(name: str) -> bool:
+    """Return whether there is a method of this name; a built-in is found without asking the installed packages."""
+    return name in built_in_names() or name in installed_entry_points()
 
 
 def find_method(name: str) -> Plugin:
@@ -161,7 +166,7 @@ def importing(what: str, load: Any) -> Any:
     """Run `load` and turn any failure of the plugin's own code into a UserError that shows its last line."""
     try:
         return load()
-    except (Exception, SystemExit) as error:  # a plugin may raise anything at all while it is imported
+    except (Exception, SystemExit) as error:  # a plugin may raise anything while it is imported
         raise UserError(f"method {what} does not import: {describe_failure(error)}") from error
 
 
@@ -184,7 +189,7 @@ def is_class(value: Any) -> bool:
 
 
 def check_class(cls: Any, source: str) -> type[Method]:
-    """Return `cls` if it keeps the static part of the contract, otherwise raise UserError."""
+    """Return `cls` if it fulfils the static part of the contract, otherwise raise UserError."""
     if not (is_class(cls) and issubclass(cls, Method)):
         raise UserError(f"method {source} must be a subclass of methods.core.Method, got {cls!r}")
     if "__dataclass_fields__" not in vars(cls):
@@ -210,9 +215,9 @@ def check_class(cls: Any, source: str) -> type[Method]:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of the code in a Python file, comments, docstrings and layout left out.
+    """Return the SHA-256 of the code in a Python file, without comments, docstrings and layout.
 
-    So a reworded comment leaves a method what it is, and a changed line makes it another.
+    So a reworded comment leaves a method the same, and a changed line makes it another.
     """
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))

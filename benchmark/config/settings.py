@@ -1,7 +1,7 @@
-"""Settings as they are written, in YAML files and on the command line, read by the type that each one has.
+"""Settings in YAML files and on the command line, converted by the type of each.
 
-YAML guesses types from the text: 010 becomes 8, 2024_01 a number, on a truth. Here text stays text until the type of
-its setting is known. Free-form values, of model_args say, are read as plain scalars; quotes force text.
+YAML guesses types from the text: 010 becomes 8, 2024_01 a number, on a truth value. Here text stays text until the
+type of its setting is known. Free-form values, as in model_args, are read as plain scalars; quotes force text.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ QUOTED = re.compile(r"""("|').*\1""", re.S)
 
 
 class Written(str):
-    """A value as it was written without quotes, still without a type."""
+    """A value written without quotes, not yet typed."""
 
     __slots__ = ()
 
 
 class Loader(yaml.SafeLoader):
-    """Reads YAML and leaves every plain scalar as it is written."""
+    """Reads YAML and leaves every plain scalar as written."""
 
     yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("^<<$"))]}  # noqa: RUF012 (as in yaml)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return a map; raises ConstructorError for a key that is there twice."""
+        """Return a map; raises ConstructorError for a duplicate key."""
         seen = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = next((key for key in seen if seen.count(key) > 1), None) if len(seen) < 1000 else None
         if twice is not None:
@@ -44,7 +44,7 @@ class Loader(yaml.SafeLoader):
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
     def construct_text(self, node: Any) -> str:
-        """Return a scalar: as it is written where it is plain, text where it is quoted."""
+        """Return a scalar: `Written` if it is plain, text if it is quoted."""
         return Written(node.value) if node.style is None else str(node.value)
 
 
@@ -62,7 +62,7 @@ def load_yaml(text: str, source: str) -> Any:
 
 
 def resolve(value: Any) -> Any:
-    """Return a free-form value as plain Python: true, false, null, decimal numbers, lists, maps; all else is text."""
+    """Return a free-form value as plain Python: true, false, null, decimal numbers, lists, maps, else text."""
     if isinstance(value, list):
         return [resolve(part) for part in value]
     if isinstance(value, dict):
@@ -81,14 +81,14 @@ def resolve(value: Any) -> Any:
 
 
 def is_decimal(text: str) -> bool:
-    """Return whether a text is a decimal number, without leading zeros or marks between its digits."""
+    """Return whether a text is a decimal number, without leading zeros or digit separators."""
     return bool(DECIMAL.fullmatch(text) and re.search(r"\d|nan|inf", text, re.I)) and not re.match(r"[+-]?[eE]", text)
 
 
 def read_value(kind: Any, value: Any) -> Any:
-    """Return a value as the type of its setting; what is not text is left to whoever checks types.
+    """Return a value converted to the type of its setting; what is not text is type-checked later.
 
-    Raises ValueError with the rule and what may have been meant.
+    Raises ValueError with the rule and the likely meaning.
     """
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [one for one in get_args(kind) if one is not type(None)]
@@ -119,7 +119,7 @@ def read_bool(text: str) -> bool:
 
 
 def read_int(text: str) -> int:
-    """Return a whole number; 1e3 is one, 010 and 1_000 are refused with what they may mean."""
+    """Return a whole number; 1e3 is one, 010 and 1_000 raise ValueError with their likely meaning."""
     if WHOLE.fullmatch(text) and len(text) < 30:
         return int(text)
     if is_decimal(text) and abs(float(text)) <= LARGEST and float(text).is_integer():
@@ -128,14 +128,14 @@ def read_int(text: str) -> int:
 
 
 def read_float(text: str) -> float:
-    """Return a number; 0,5 and 5% are refused with what they may mean."""
+    """Return a number; 0,5 and 5% raise ValueError with their likely meaning."""
     if is_decimal(text):
         return float(text.replace(".nan", "nan").replace(".inf", "inf")) + 0.0
     raise ValueError(f"must be a number, got '{text[:80]}'{guess(text)}")
 
 
 def guess(text: str) -> str:
-    """Return `: did you mean 10?` for a number that is written in another way, or nothing."""
+    """Return `: did you mean 10?` for a number in another notation, or an empty string."""
     plain = text.strip().rstrip("%").strip().replace("_", "").replace(",", ".")
     plain = re.sub(r"^([+-]?)0+(?=\d)", r"\1", plain)
     if not is_decimal(plain) or len(plain) > 40 or plain == text:
@@ -148,7 +148,7 @@ READERS: dict[Any, Any] = {str: str, int: read_int, float: read_float, bool: rea
 
 
 def parse_words(text: str) -> dict[str, Any]:
-    """Return the settings in `name=value name=value` as they are written; quotes within a value force text."""
+    """Return the settings in `name=value name=value` as written; quotes within a value force text."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -163,7 +163,7 @@ def parse_words(text: str) -> dict[str, Any]:
 
 
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by name, dotted names as maps; a later one of a name outranks an earlier one."""
+    """Return settings by name, dotted names as maps; of two with one name the later wins."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if "${" in repr(value) or "${" in name:  # would be worked out, from the environment too, and end in a record

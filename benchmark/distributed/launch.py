@@ -1,4 +1,4 @@
-"""Starting and joining the processes that train one run together: torchrun, one GPU for each rank or gloo on a CPU."""
+"""Starting and joining the processes that train one run together: torchrun, with one GPU a rank or gloo on a CPU."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from torch.distributed.rendezvous import rendezvous
 from benchmark.base.errors import UserError
 from benchmark.base.system import choose_device
 
-PATIENCE_S = 600.0  # that ranks wait for each other before they give up
-LOST = 75  # exit status of a rank that could not go on because another one had ended
+PATIENCE_S = 600.0  # for which ranks wait for each other
+LOST = 75  # exit status of a rank that stopped because another one had ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SIGNS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "timeout caused")
 EXCHANGES = ("torch/distributed/*.py", "torch/nn/parallel/distributed.py")
@@ -51,13 +51,13 @@ def check_gpus(processes: int, device: torch.device) -> None:
 
 
 def launch(ranks: int, device: str, arguments: list[str], tell: Callable[[object], None]) -> int:
-    """Run `python -m benchmark` with `arguments` in so many processes on this machine; return the exit status.
+    """Run `python -m benchmark` with `arguments` in `ranks` processes on this machine; return the exit status.
 
-    Each has one thread, as torchrun has it, unless OMP_NUM_THREADS is set. When one ends badly the others are stopped
-    at once, and one message says which and why: the rank's own where it could speak, else one from here.
+    Each has one thread, torchrun's default, unless OMP_NUM_THREADS is set. When one fails the others are stopped at
+    once, and one message says which and why: the rank's own if it printed one, else one from here.
     """
     check_gpus(ranks, choose_device(device))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report of a failure has a page
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report of a failure is a page long
     try:
         with tempfile.TemporaryDirectory() as folder:
             where = ["--standalone", "--nproc-per-node", str(ranks), "--log-dir", folder]
@@ -74,9 +74,9 @@ def launch(ranks: int, device: str, arguments: list[str], tell: Callable[[object
 
 
 def explain(failures: Mapping[int, ProcessFailure], ranks: int) -> tuple[str, int]:
-    """Return what is left to say of ranks that ended badly, by rank, and the exit status.
+    """Return what remains to be said about failed ranks, and the exit status.
 
-    The cause is a rank that was killed, or one that ended with a message of its own; ranks that lost it are not.
+    The cause is a rank that was killed or that ended with a message of its own, not a rank that lost it.
     """
     order = sorted(failures.items(), key=lambda item: (suspicion(item[1].exitcode), item[0]))
     rank, failure = order[0]
@@ -94,7 +94,7 @@ def explain(failures: Mapping[int, ProcessFailure], ranks: int) -> tuple[str, in
 
 
 def suspicion(code: int) -> int:
-    """Return a lower number for an exit status that is more likely a cause than a consequence."""
+    """Return a lower number for an exit status that is more likely the cause than a consequence."""
     if code < 0:
         return 3 if -code == signal.SIGTERM else 0  # with which torchrun stops the others
     return 2 if code == LOST else 1
@@ -103,8 +103,8 @@ def suspicion(code: int) -> int:
 def join(asked: int, device: str) -> None:
     """Join the processes that torchrun started, on the GPU of this one's number or with gloo; else do nothing.
 
-    Raises UserError where `asked`, unless 1, is another number than torchrun started, or there are too few GPUs.
-    Invariant: the process ends when its launcher does, however that ends, so that no run goes on unseen.
+    Raises UserError if `asked`, unless 1, differs from the number that torchrun started, or if there are too few GPUs.
+    Invariant: the process ends when its launcher does, however that ends, so that no run continues unnoticed.
     """
     if not is_launched():
         return
@@ -125,7 +125,7 @@ def join(asked: int, device: str) -> None:
 
 
 def tell_once(message: str, say: Callable[[], None]) -> None:
-    """Call `say` on the first rank that comes with this message; the others wait until it has spoken."""
+    """Call `say` on the first rank with this message; the others wait until it is done."""
     key = hashlib.sha256(message.encode()).hexdigest()
     if not stores:  # the group is not there yet
         if not is_launched() or os.environ.get("RANK") == "0":
@@ -135,7 +135,7 @@ def tell_once(message: str, say: Callable[[], None]) -> None:
         if stores[0].add(key, 1) > 1:
             stores[0].wait([f"{key} said"], timedelta(seconds=2))
             return
-    except RuntimeError:  # the launcher has gone, or the first rank went before it spoke
+    except RuntimeError:  # the launcher has gone, or the first rank ended before it spoke
         pass
     say()
     with contextlib.suppress(RuntimeError):
@@ -143,9 +143,9 @@ def tell_once(message: str, say: Callable[[], None]) -> None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an error says no more than that another rank has ended, or has not answered in time.
+    """Return whether an error only means that another rank has ended, or has not answered in time.
 
-    Known by its kind, by its words, or by the place it comes from: what torch calls to exchange tensors.
+    Recognised by its type, its text, or its origin in what torch calls to exchange tensors.
     """
     if not stores or not isinstance(error, RuntimeError):
         return False
@@ -155,7 +155,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def leave(status: int) -> None:
-    """End this process if it is one of several; waits for nobody where `status` says that it failed."""
+    """End this process if it is one of several; after a failure, without waiting for the others."""
     if not stores:
         return
     if status == 0:

@@ -1,4 +1,4 @@
-"""Processes that train one network together: what they tell each other, gradients averaged, copies kept alike.
+"""Processes that train one network together: their messages, averaged gradients, identical copies.
 
 Everything here is the identity in a single process. `benchmark.distributed.launch` starts the processes.
 """
@@ -28,23 +28,23 @@ def count_ranks() -> int:
 
 
 def own_rank() -> int:
-    """Return this process's rank, from 0. Rank 0 leads: it alone writes files and speaks."""
+    """Return this process's rank, from 0. Only rank 0 writes files and prints."""
     return dist.get_rank() if count_ranks() > 1 else 0
 
 
 def own_share() -> tuple[int, int]:
-    """Return (rank, ranks): which share of the images this process takes, as `Images` is asked for it."""
+    """Return (rank, ranks): the share of the images that this process takes, as `Images` expects it."""
     return own_rank(), count_ranks()
 
 
 def own_cores() -> int:
-    """Return how many cores of this machine a process may count as its own: all, or its part of them."""
+    """Return the number of this machine's cores for this process: all, or its share."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count_ranks() > 1 else 1
     return max(1, (os.cpu_count() or 1) // together)
 
 
 def check_shares(images: int, batch_size: int, drop_last: bool) -> None:
-    """Raise UserError when an epoch over so many images has a batch with fewer images than there are ranks."""
+    """Raise UserError if an epoch over so many images has a batch with fewer images than ranks."""
     share, last = smallest_share(images, batch_size, drop_last)
     if share == 0:
         way = f"raise batch_size ({batch_size})" if batch_size < count_ranks() else "set ARGS=drop_last=true"
@@ -54,7 +54,7 @@ def check_shares(images: int, batch_size: int, drop_last: bool) -> None:
 
 
 def smallest_share(images: int, batch_size: int, drop_last: bool) -> tuple[int, int]:
-    """Return the fewest images that a rank is given in any step of an epoch, and the length of that step's batch."""
+    """Return the fewest images that a rank gets in any step of an epoch, and the size of that step's batch."""
     rest = images % batch_size
     least = min([batch_size] * (images >= batch_size) + [rest] * (rest > 0 and not drop_last), default=batch_size)
     return least // count_ranks(), least
@@ -77,7 +77,7 @@ def share_tensors(tensors: list[Tensor]) -> None:
 
 
 def announce(value: T) -> T:
-    """Return rank 0's `value` on every rank; what the others pass is not looked at."""
+    """Return rank 0's `value` on every rank; what the others pass is ignored."""
     if count_ranks() == 1:
         return value
     box = [value]
@@ -95,13 +95,13 @@ def gather(value: T) -> list[T]:
 
 
 def differing_ranks(digest: str) -> list[int]:
-    """Return the ranks whose `digest` is another than rank 0's."""
+    """Return the ranks whose `digest` differs from rank 0's."""
     digests = gather(digest)
     return [rank for rank, other in enumerate(digests) if other != digests[0]]
 
 
 def do_together(action: Callable[[], T]) -> T:
-    """Return `action()`; a UserError on any rank becomes one on all of them, before the next exchange waits for it.
+    """Return `action()`; a UserError on any rank is raised on all, before the next exchange would hang.
 
     The error names the ranks that failed, unless all did and for the same reason.
     """
@@ -117,18 +117,18 @@ def do_together(action: Callable[[], T]) -> T:
         raise UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(faults) if text))
     if fault:
         raise UserError(fault)
-    return result  # type: ignore[return-value]  # it was set where there was no fault
+    return result  # type: ignore[return-value]  # set if there was no fault
 
 
 WARM_UP = 2  # images; one would have no variance
 
 
 class DriftError(UserError):
-    """Ranks that should hold the same network do not."""
+    """Ranks no longer hold the same network."""
 
 
 def count_norm_shares(model: nn.Module) -> int:
-    """Return in how many shares a batch is normalised: the ranks where a batch norm is not synchronised, else 1."""
+    """Return in how many shares a batch is normalised: one a rank if a batch norm is not synchronised, else 1."""
     own = any(isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm) for m in model.modules())
     return count_ranks() if own else 1
 
@@ -161,26 +161,26 @@ def average_gradients(model: nn.Module, images: Tensor) -> DistributedDataParall
 
 
 def weigh_share(own: int, batch: int) -> float:
-    """Return what the mean loss over `own` images counts in the mean over ranks; then each image counts the same."""
+    """Return the weight of the mean loss over `own` images in the mean over ranks: each image counts the same."""
     return own * count_ranks() / batch
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Give each rank random numbers (dropout) of its own that depend on (seed, step, rank) alone.
+    """Give each rank random numbers (dropout) of its own that depend only on (seed, step, rank).
 
-    A single process draws on from the epoch's start instead, and keeps the generator's state in checkpoints.
+    A single process instead continues from the epoch's start, with the generator's state in checkpoints.
     """
     if count_ranks() > 1:
         torch.manual_seed(derive(seed, "step", step, own_rank()))
 
 
 def share_buffers(*models: nn.Module | None) -> None:
-    """Give every rank rank 0's buffers (batch statistics), which count wherever a network is evaluated or saved."""
+    """Give every rank rank 0's buffers (batch statistics), which evaluation and saving use."""
     share_tensors([buffer for model in models if model is not None for buffer in model.buffers()])
 
 
 def check_drift(model: nn.Module, masks: dict[str, Tensor], moment: str) -> None:
-    """Raise DriftError, on every rank alike, unless all ranks have rank 0's weights and masks to the bit."""
+    """Raise DriftError, on every rank, unless all ranks have exactly rank 0's weights and masks."""
     if count_ranks() == 1:
         return
     tensors: dict[str, Tensor] = {f"weights of layer '{name}'": p for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""How far a sweep is: what its cells came to, and the board that shows it."""
+"""The progress of a sweep: what became of its cells, and the board that shows it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.base.console import format_time
-from benchmark.config.cells import Cell, Item
+from benchmark.config.cells import Item
 from benchmark.config.grids import Grid
 from benchmark.grids.predict import page_of
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, MADE, End
 from leaderboard.store.records import load_store
 from leaderboard.tables.table import printable
 
-PLAIN_S = 30.0  # where there is no terminal: seconds between two lines about the cells in training, at least
-MOST_ROWS = 20  # of cells in training that are shown on a terminal
+PLAIN_S = 30.0  # without a terminal: at least so many seconds between two lines about the cells in training
+MOST_ROWS = 20  # of cells in training shown on a terminal
 
 
 class Board:
-    """Shows how the cells of a sweep stand. A context manager: the terminal is given back whatever happens."""
+    """Shows the progress of a sweep. A context manager: the terminal is restored whatever happens."""
 
     def __init__(self, console: Console, tally: Tally, jobs: int) -> None:
         self.console, self.tally, self.jobs = console, tally, jobs
@@ -46,11 +46,11 @@ class Board:
             self.live.stop()
 
     def say(self, text: str) -> None:
-        """Print a plain line, above the table where there is one."""
+        """Print a plain line, above the table if there is one."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def tell_end(self, name: str, end: End, left: str) -> None:
-        """Print the line of a cell that has ended; of a failure the first line of its reason too."""
+        """Print the line of a cell that has ended, with the first line of the reason if it failed."""
         line = self.tally.line(name, left)
         if end.state == FAILED:
             lines = end.reason.strip().splitlines() or [""]
@@ -63,11 +63,11 @@ class Board:
             self.live.update(self.draw(progress, running, queued), refresh=True)
         elif time.monotonic() - self.last_shown >= PLAIN_S:
             self.last_shown = time.monotonic()
-            cells = "; ".join(f"{describe(self.tally.items[name].cell)} {figures(progress, name)}" for name in progress)
+            cells = "; ".join(f"{self.tally.items[name]} {in_words(facts)}" for name, facts in progress.items())
             self.say(f"{self.counts(progress, running, queued)}{f': {cells}' if cells else ''}")
 
     def counts(self, progress: Progress, running: int, queued: int) -> str:
-        """Return how many cells are in which state, the share of the whole that is done, and the time left."""
+        """Return the number of cells in each state, the share of the work that is done, and the time left."""
         states = [end.state for end in self.tally.ends.values()]
         failed = states.count(FAILED)
         waiting = len(self.tally.left) - len(progress)
@@ -78,41 +78,30 @@ class Board:
         return f"{', '.join(parts)}; {share:.0%} of all{left}{' left' if left else ''}; {workers}"
 
     def draw(self, progress: Progress, running: int, queued: int) -> Group:
-        """Return the table for a terminal: a row for each cell in training, and the counts under it."""
+        """Return the table for a terminal: a row for each cell in training, with the counts below."""
         table = Table(box=None, pad_edge=False, title=escape(self.tally.title), title_justify="left")
         for column in ("running", "epoch", "done", "images/s", "accuracy"):
             table.add_column(column, justify="left" if column == "running" else "right", no_wrap=column != "running")
         for name in list(progress)[:MOST_ROWS]:
-            facts = progress[name]
-            table.add_row(
-                escape(describe(self.tally.items[name].cell)),
-                f"{facts['epoch']}/{facts['epochs']}",
-                f"{share_done(facts):.0%}",
-                speed_of(facts.get("images_per_s")),
-                accuracy_of(facts.get("accuracy_pct")),
-            )
+            table.add_row(escape(str(self.tally.items[name])), *figures(progress[name]))
         return Group(table, Text(self.counts(progress, running, queued)))
 
 
-def figures(progress: Progress, name: str) -> str:
-    """Return how far a cell in training is, in words."""
-    facts = progress[name]
-    parts = [f"epoch {facts['epoch']}/{facts['epochs']}", f"{share_done(facts):.0%}"]
-    if facts.get("images_per_s") is not None:
-        parts.append(f"{speed_of(facts['images_per_s'])} images/s")
-    if facts.get("accuracy_pct") is not None:
-        parts.append(accuracy_of(facts["accuracy_pct"]))
-    return ", ".join(parts)
+def figures(facts: Mapping[str, Any]) -> list[str]:
+    """Return the progress of a cell in training: epoch, share of its steps, images/s, accuracy; empty where unknown."""
+    speed, accuracy = facts.get("images_per_s"), facts.get("accuracy_pct")
+    return [
+        f"{facts['epoch']}/{facts['epochs']}",
+        f"{share_done(facts):.0%}",
+        "" if speed is None else f"{speed:,.0f}",
+        "" if accuracy is None else f"{accuracy:.2f} %",
+    ]
 
 
-def speed_of(images_per_s: float | None) -> str:
-    """Return images per second as shown; nothing before the first epoch has ended."""
-    return "" if images_per_s is None else f"{images_per_s:,.0f}"
-
-
-def accuracy_of(accuracy_pct: float | None) -> str:
-    """Return the accuracy so far as shown; nothing before the first evaluation."""
-    return "" if accuracy_pct is None else f"{accuracy_pct:.2f} %"
+def in_words(facts: Mapping[str, Any]) -> str:
+    """Return the figures of a cell in training in one line."""
+    forms = ("epoch {}", "{}", "{} images/s", "{}")
+    return ", ".join(form.format(figure) for form, figure in zip(forms, figures(facts), strict=True) if figure)
 
 
 Say = Callable[[str], None]
@@ -120,7 +109,7 @@ Progress = Mapping[str, Mapping[str, Any]]  # of the cells in training, by name,
 
 
 class Tally:
-    """Counts what became of a grid's cells, as far as it was told."""
+    """What became of a grid's cells, as far as is known."""
 
     def __init__(self, grid: Grid) -> None:
         self.title = grid.title
@@ -130,24 +119,22 @@ class Tally:
 
     @property
     def left(self) -> list[str]:
-        """The names of the cells of which nothing was told yet."""
+        """The names of the cells that have not ended."""
         return [name for name in self.items if name not in self.ends]
 
     def line(self, name: str, left: str) -> str:
-        """Return the line of a cell that has ended; `left` says how long the others will take."""
+        """Return the line of a cell that has ended; `left` is the time left in words."""
         end = self.ends[name]
         place = f"{len(self.ends)}/{len(self.items)}"
         rest = f"{len(self.left)} left{left}" if self.left else "none left"
         if end.state != MADE:
-            return f"{place} {end.state}: {describe(self.items[name].cell)}; {rest}"
-        return (
-            f"{place} done: {describe(self.items[name].cell)}: {result_of(end)} in {format_time(end.seconds)}; {rest}"
-        )
+            return f"{place} {end.state}: {self.items[name]}; {rest}"
+        return f"{place} done: {self.items[name]}: {result_of(end)} in {format_time(end.seconds)}; {rest}"
 
     def seconds_left(self, workers: int = 1, progress: Progress | None = None) -> tuple[float, bool]:
-        """Return how long the open cells will take `workers` together, and whether that counts all of them.
+        """Return the seconds that `workers` need for the open cells, and whether that covers all of them.
 
-        By the cells of the same page that were made in this sweep, and by how far those in training are.
+        Estimated from this sweep's finished cells of the same page and the progress of those in training.
         """
         progress = progress or {}
         means = self.means(progress)
@@ -162,7 +149,7 @@ class Tally:
         return max(known / max(workers, 1), longest), complete
 
     def means(self, progress: Progress) -> dict[tuple[str, str], float]:
-        """Return the mean seconds of a cell by page; of pages without one, what those in training promise."""
+        """Return the mean seconds of a cell by page, extrapolated from cells in training where none has finished."""
         seen: dict[tuple[str, str], list[float]] = {}
         for name, end in self.ends.items():
             if end.state == MADE:
@@ -176,27 +163,27 @@ class Tally:
         return {page: sum(times) / len(times) for page, times in {**promised, **seen}.items()}
 
     def time_left(self, workers: int = 1, progress: Progress | None = None) -> str:
-        """Return `, about 4 min`; `, more than` where nothing is known of some page; nothing where of none."""
+        """Return `, about 4 min`; `, more than 4 min` if a page has no estimate; empty if none has."""
         seconds, complete = self.seconds_left(workers, progress)
         return f", {'about' if complete else 'more than'} {format_time(seconds)}" if seconds else ""
 
-    def sum_up(self, records: Path, say: Say, tell: Say) -> int:
-        """Print what became of the grid, each failure with its reason; return how many cells failed."""
+    def sum_up(self, records: Path, say: Say, tell: Say, branches: bool = False) -> int:
+        """Print what became of the grid, with the reason for each failure; return how many cells failed."""
         states = [end.state for end in self.ends.values()]
         made, before, without, failed = (states.count(state) for state in (MADE, FOUND, IMPOSSIBLE, FAILED))
         lost = f"{without} without a run to be made from, " if without else ""
         open_ones = f", {len(self.left)} not run" if self.left else ""
         say(f"{self.title}: {made} made, {before} finished already, {lost}{failed} failed{open_ones}")
-        for problem in load_store(records)[1]:
+        for problem in load_store(records, branches)[1]:
             tell(printable(f"record {problem.file} was skipped: {problem.reason}"))
         for reason, names in self.group(IMPOSSIBLE).items():
-            say(f"no control possible ({reason}): {'; '.join(describe(self.items[name].cell) for name in names)}")
+            say(f"no control possible ({reason}): {'; '.join(str(self.items[name]) for name in names)}")
         for reason, names in self.group(FAILED).items():
             tell(f"failed: {', '.join(names)}: {reason}")
         return failed + len(self.left)
 
     def group(self, state: str) -> dict[str, list[str]]:
-        """Return the names of the cells that ended so, by the reason."""
+        """Return the names of the cells that ended in `state`, by reason."""
         groups: dict[str, list[str]] = {}
         for name, end in self.ends.items():
             if end.state == state:
@@ -204,14 +191,8 @@ class Tally:
         return groups
 
 
-def describe(cell: Cell) -> str:
-    """Return a cell in words: `granet at sparsity 0.9, seed 0 on digits_resnet20`."""
-    sparsity = f" at sparsity {cell.sparsity:g}" if cell.sparsity else ""
-    return f"{cell.label}{sparsity}, seed {cell.seed} on {cell.page_name}"
-
-
 def result_of(end: End) -> str:
-    """Return how a run ended: its accuracy, or that there is none."""
+    """Return a run's result: its accuracy, or that it has none."""
     if end.diverged:
         return "diverged"
     return "no accuracy" if end.accuracy_pct is None else f"{end.accuracy_pct:.2f} %"

@@ -1,4 +1,4 @@
-"""Driving a sweep's workers: start them, replace the lost, show how the cells stand, stop them all at the end."""
+"""Driving a sweep's workers: start them, replace lost ones, show progress, stop them at the end."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from rich.console import Console
 from benchmark.base.stopping import pause
 from benchmark.config.grids import Grid
 from benchmark.grids.board import Board, Tally
-from benchmark.workers import Engine, Order, Pool, Status, open_engine
+from benchmark.workers import Order, Pool, Status, Workers, open_workers
 from benchmark.workers.base import GRACE_S, LOST, QUEUED, RUNNING
 from benchmark.workers.book import FOUND, STOP, Book
 
 LOOK_S = 1.0  # between two looks at workers and cells
-LAST_LINES = 3  # of a lost worker's log that are shown
+LAST_LINES = 3  # shown of a lost worker's log
 
 
 def drive(grid: Grid, book: Book, order: Order, pool: Pool, device: str, console: Console) -> Tally:
     """Have workers run the open cells of a grid; return what became of the cells.
 
-    Raises UserError where the engine cannot start them, KeyboardInterrupt when stopped. Invariant: when it returns or
-    raises, no worker of it is left; killed, it leaves none that does not end by itself.
+    Raises UserError where they cannot be started, KeyboardInterrupt when stopped. Invariant: when it returns or
+    raises, none of its workers is left; if it is killed, its workers end by themselves.
     """
     tally = Tally(grid)
     tally.ends.update(book.known)
     if not tally.left:
         return tally
-    engine = open_engine(pool, device)
-    jobs = min(len(tally.left), engine.capacity() if pool.jobs == "auto" else int(pool.jobs))
+    workers = open_workers(pool, device)
+    jobs = min(len(tally.left), workers.capacity() if pool.jobs == "auto" else int(pool.jobs))
     with Board(console, tally, jobs) as board:
-        board.say(f"{jobs} worker{'' if jobs == 1 else 's'} ({pool.engine}); their logs: {book.folder}/worker-*.log")
-        Driver(book, order, engine, tally, board, jobs).run()
+        board.say(f"{jobs} worker{'' if jobs == 1 else 's'} ({pool.where}); their logs: {book.folder}/worker-*.log")
+        Driver(book, order, workers, tally, board, jobs).run()
     return tally
 
 
@@ -44,12 +44,12 @@ class Driver:
 
     book: Book
     order: Order
-    engine: Engine
+    workers: Workers
     tally: Tally
     board: Board
     jobs: int
     lost: set[int] = field(default_factory=set)  # workers that were lost
-    fruitless: int = 0  # of these, how many in a row had begun no cell
+    fruitless: int = 0  # lost workers in a row that had begun no cell
 
     def __post_init__(self) -> None:
         self.names = {self.book.path("end", name).name: name for name in self.tally.items}  # by the names of notes
@@ -58,41 +58,41 @@ class Driver:
         """Start the workers and watch until every cell has ended or no worker is left."""
         self.started = self.jobs
         try:
-            self.engine.start(self.order, range(1, self.jobs + 1))
-            while self.watch(self.engine.poll()):
+            self.workers.start(self.order, range(1, self.jobs + 1))
+            while self.watch(self.workers.poll()):
                 pause(LOOK_S)
         finally:
             (self.book.folder / STOP).touch()
             if self.tally.left:
                 self.board.say("stopping: each worker saves a checkpoint first")
-            self.engine.stop(GRACE_S)
+            self.workers.stop(GRACE_S)
             self.look()
 
-    def watch(self, workers: dict[int, Status]) -> bool:
-        """Take in how workers and cells stand, replace lost workers; return whether to go on."""
-        for number, status in workers.items():
+    def watch(self, states: dict[int, Status]) -> bool:
+        """Update the state of workers and cells, replace lost workers; return whether to continue."""
+        for number, status in states.items():
             if status.state == LOST and number not in self.lost:
                 self.lost.add(number)
                 self.replace(number, status)
         self.look()
-        running = sum(status.state == RUNNING for status in workers.values())
-        queued = sum(status.state == QUEUED for status in workers.values())
+        running = sum(status.state == RUNNING for status in states.values())
+        queued = sum(status.state == QUEUED for status in states.values())
         self.board.show(dict(self.progress()), running, queued)
-        alive = running + queued + (self.started - len(workers))
+        alive = running + queued + (self.started - len(states))
         return bool(self.tally.left) and alive > 0
 
     def replace(self, number: int, status: Status) -> None:
-        """Tell that a worker was lost and start another in its place, unless several in a row did not get to work."""
+        """Report a lost worker and start another in its place, unless several in a row never began a cell."""
         began = (self.book.folder / f"worker-{number}.began").exists()
         self.fruitless = 0 if began else self.fruitless + 1
         why = "" if began else f": {last_lines(self.book.log(number))}"
         self.board.say(f"worker {number} was lost ({status.detail}){why}")
         if self.tally.left and self.fruitless <= self.book.retries:
             self.started += 1
-            self.engine.start(self.order, [self.started])
+            self.workers.start(self.order, [self.started])
 
     def look(self) -> None:
-        """Take in what became of cells since the last look."""
+        """Read what became of cells since the last look."""
         for name in self.noted("end"):
             end = self.book.ended(name)
             if end is not None:
@@ -101,7 +101,7 @@ class Driver:
                     self.board.tell_end(name, end, self.tally.time_left(self.jobs, dict(self.progress())))
 
     def progress(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the cells in training with how far they are."""
+        """Yield the cells in training and their progress."""
         for name in self.noted("progress"):
             facts = self.book.progress(name)
             if facts is not None:
@@ -114,7 +114,7 @@ class Driver:
 
 
 def last_lines(log: Path) -> str:
-    """Return the last lines of a worker's log, in one."""
+    """Return the last lines of a worker's log, joined into one."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

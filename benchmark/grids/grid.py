@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,8 +11,7 @@ from rich.console import Console
 
 from benchmark.base.console import print_result
 from benchmark.base.errors import UserError, explain
-from benchmark.base.files import Places, check_places, show
-from benchmark.base.system import choose_device
+from benchmark.base.files import check_places, show
 from benchmark.base.tracking import check_mode
 from benchmark.config.cells import Cell, choose_task, plan_cells
 from benchmark.config.pages import Page
@@ -27,20 +27,21 @@ from benchmark.training.rehearsal import check_budget, refuse_empty, rehearse
 from benchmark.training.speed import try_compiler
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks to run, as it is written: comma-separated lists, and settings of pages and methods."""
+
+    methods: str = "granet"
+    sparsities: str = "0.9"
+    tasks: str = "auto"
+    seeds: str = "0"
+    arguments: str = ""
+
+
 def run_grid(
-    *,
-    methods: str,
-    sparsities: str,
-    tasks: str,
-    seeds: str,
-    arguments: str,
-    device: str,
+    asked: Asked,
+    options: Options,
     data_root: Path,
-    wandb: str,
-    fresh: bool,
-    checkpoint_s: float,
-    places: dict[str, Path | None],
-    command: str,
     console: Console,
     tell: Callable[[object], None],
     snapshots: str = "",
@@ -50,29 +51,20 @@ def run_grid(
     Raises UserError, before the first batch and with nothing written, for anything wrong that can be known by then: a
     name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
     """
-    check_mode(wandb)
-    chosen = choose_device(device)
-    task, reason = choose_task(tasks, chosen.type == "cuda")
+    check_mode(options.wandb)
+    task, reason = choose_task(asked.tasks, options.device.type == "cuda")
     if reason:
         console.print(reason, highlight=False)
-    cells = plan_cells(methods, sparsities, task, seeds, arguments)
-    options = Options(
-        device=chosen,
-        wandb=wandb,
-        alone=len(cells) == 1,
-        fresh=fresh,
-        checkpoint_s=checkpoint_s,
-        command=command,
-        places=Places(**{key: path for key, path in places.items() if path is not None}),
-        snapshots=parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS"),
-    )
-    if own_rank() == 0:  # which alone writes
+    cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
+    kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")
+    options = replace(options, alone=len(cells) == 1, snapshots=kept)
+    if own_rank() == 0:  # the only one that writes
         check_places(options.places)
     loaded: dict[str, Data] = {}
     for cell in cells:
         if cell.page_name not in loaded:
-            loaded[cell.page_name] = load_data(cell.page, data_root, chosen)
-    cells = resolve_donors(cells, loaded, options.places, chosen)
+            loaded[cell.page_name] = load_data(cell.page, data_root, options.device)
+    cells = resolve_donors(cells, loaded, options.places, options.device)
     cells = name_runs(cells, loaded, options)
     networks = do_together(lambda: check_cells(cells, loaded, options))
     failed = 0
@@ -81,7 +73,7 @@ def run_grid(
             run_one(
                 cell, loaded[cell.page_name], options, console, f"{number}/{len(cells)}", Start(networks.take(cell))
             )
-        except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
+        except Exception as error:  # whatever went wrong, the other cells go on
             if len(cells) == 1 or count_ranks() > 1:  # other ranks may be waiting within this cell
                 raise
             failed += 1
@@ -92,7 +84,7 @@ def run_grid(
 
 
 def name_runs(cells: list[Cell], loaded: dict[str, Data], options: Options) -> list[Cell]:
-    """Return the cells under the names of their runs, see `Ledger.place`; only rank 0 writes under them."""
+    """Return the cells with the names of their runs, see `Ledger.place`; only rank 0, which writes, needs them."""
     if own_rank():
         return cells
     ledger = Ledger(read_now(options.places.records), options.places.runs, options.device)
@@ -111,13 +103,13 @@ def run_one(cell: Cell, data: Data, options: Options, console: Console, place: s
     print_result(console, record, show(path), show(options.places.page))
     kept = list_snapshots(options.places.runs / cell.identity)
     missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)
-    if missing:  # the run went on from a checkpoint behind them
+    if missing:  # the run continued from a later checkpoint
         text = f"no snapshot of epoch {missing} was kept: sparse-bench snapshot {cell.identity} --epochs {missing}"
         console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options) -> Networks:
-    """Hold every cell of a grid to what can be known before the first batch; raises UserError for the first fault.
+    """Check every cell of a grid as far as possible before the first batch; raises UserError for the first fault.
 
     `loaded` has the data of each page by name. Each page's network is built once; those of the last page are returned.
     """
@@ -130,7 +122,7 @@ def check_cells(cells: list[Cell], loaded: Mapping[str, Data], options: Options)
 def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> None:
     """Rehearse a cell's method and draw its first masks, where these need no gradients; `data` may be a stand-in.
 
-    Raises UserError for the first fault. A control whose donor is not known yet is held to what does not need one.
+    Raises UserError for the first fault. A control whose donor is not known yet is checked for what does not need one.
     """
     check_sharing(cell.page, options.device)
     if cell.page.compile:
@@ -150,10 +142,10 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
 
 
 def check_sharing(page: Page, device: torch.device) -> None:
-    """Raise UserError for a setting of the page that cannot be had on this device, or not with several ranks."""
+    """Raise UserError for a setting of the page that this device, or several ranks, do not support."""
     if page.sync_batchnorm and device.type != "cuda":
         raise UserError(
-            "sync_batchnorm=true needs CUDA, for torch's SyncBatchNorm has no version for a CPU: set "
+            "sync_batchnorm=true needs CUDA: torch's SyncBatchNorm does not run on a CPU: set "
             "ARGS=sync_batchnorm=false, or run on GPUs"
         )
     if page.compile and count_ranks() > 1:

@@ -1,4 +1,4 @@
-"""How much memory a run needs, worked out from its network and one small forward pass: how many runs share a device."""
+"""The memory a run needs, from its network and two small forward passes, and so how many runs share a device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors an optimiser keeps beside 
 # Gradients of activations, workspaces and what allocators keep, as a share of all that a run holds: in whole runs of
 # ResNet-20 and VGG-19 on a CPU the process grew to 1.5 to 1.7 times of what is counted here. An estimate for GPUs.
 WORK_SHARE = 0.7
-FEW, SOME = 2, 4  # images of the two batches that tell what an image saves from what the network saves
+FEW, SOME = 2, 4  # images of two batches, whose difference is what one image saves
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """About the most that a run holds at once, with WORK_SHARE more than what is counted."""
+        """Roughly the peak, WORK_SHARE above what is counted."""
         return self.process + round((1 + WORK_SHARE) * (self.weighted + self.activations)) + self.images
 
     @property
     def weighted(self) -> int:
-        """What is as large as the weights or a multiple of them: these, gradients, optimiser state and masks."""
+        """Weights, gradients, optimiser state and masks."""
         return self.network + self.gradients + self.optimizer + self.masks
 
     def fits(self, available: int) -> int:
-        """Return how many such runs fit in `available` bytes."""
+        """Return the number of such runs that fit in `available` bytes."""
         return available // self.total
 
 
@@ -92,7 +92,7 @@ def image_bytes(page: Page, data: Data) -> int:
 
 
 def count_saved(page: Page, data: Data, built: Built, device: torch.device, images: int) -> int:
-    """Return the bytes that a training step on so many images saves for its backward pass, weights left out."""
+    """Return the bytes that a training step on so many images saves for its backward pass, without weights."""
     model = copy.deepcopy(built.model).cpu().train()
     own = {weight.untyped_storage().data_ptr() for weight in [*model.parameters(), *model.buffers()]}
     saved: dict[int, int] = {}
@@ -121,7 +121,7 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Return the bytes of memory that the device has: a GPU's own, or the machine's."""
+    """Return the device's memory in bytes: a GPU's own, or the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

@@ -1,4 +1,4 @@
-"""The plan of a grid: what each row costs and how far it is, without training and without writing anything."""
+"""The plan of a grid: cost and state of each row; nothing is trained or written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LIKELY = "≈"  # before a figure that is not exact
 
 
 def row_of(cell: Cell) -> tuple[str, str, str, float]:
-    """Return what cells that differ in their seed alone have in common."""
+    """Return what cells that differ only in their seed share."""
     return *page_of(cell), cell.label, cell.sparsity
 
 
@@ -59,7 +59,7 @@ class Line:
 
     @property
     def left(self) -> int:
-        """How many of its runs are to be made: not finished, and not without a run to be made from."""
+        """The number of runs left to do: neither finished nor controls without a donor."""
         return len(self.states) - self.states.count(DONE) - self.states.count(NO_CONTROL)
 
     @property
@@ -70,7 +70,7 @@ class Line:
 
 @dataclass
 class Planner:
-    """Plans line by line and keeps what the lines of a page share."""
+    """Plans line by line; keeps what the lines of a page share."""
 
     data_root: Path
     device: torch.device
@@ -87,7 +87,7 @@ class Planner:
     def plan(self, items: list[Item]) -> Line:
         """Return the line of a row's items, which differ in their seed alone.
 
-        Raises UserError for a page whose data would have to be there and is not, and for a run that could not begin.
+        Raises UserError for a page whose data is needed and absent, and for a run that could not begin.
         """
         first, cell = items[0], items[0].cell
         data = self.data_of(cell)
@@ -109,10 +109,10 @@ class Planner:
                 self.obstacles[obstacle] = self.obstacles.get(obstacle, 0) + 1
         train, share = prediction.train, prediction.share
         done = [record for item in items if (record := self.finished(item, data)) is not None]
-        if done and not prediction.exact:  # a finished seed says better what the others will cost
+        if done and not prediction.exact:  # a finished seed is a better estimate
             train = sum(record["macs"]["train"] for record in done) // len(done)
             share = train / prediction.train_dense
-        # A control costs what its donor left it, and that differs from seed to seed where training decides it.
+        # A control's cost follows its donor's layers, which differ between seeds where training decides them.
         exact = prediction.exact and (donor is None or donor.exact)
         timeline = make_timeline(cell, data)
         rounds = timeline.total_steps / timeline.round_ends[0]
@@ -140,7 +140,7 @@ class Planner:
         return self.paces[page]
 
     def calibrate(self, cell: Cell, data: Data) -> Pace:
-        """Return the pace of a few steps of training, measured once for pages that are equally fast."""
+        """Return the pace of a few training steps, measured once for pages of the same speed."""
         key = repr([getattr(cell.page, name) for name in SPEED])
         if key not in self.calibrated:
             self.calibrated[key] = calibrate(cell, data, self.networks.get(cell, data).built, self.device)
@@ -156,7 +156,7 @@ def group_items(items: Iterable[Item]) -> list[list[Item]]:
 
 
 def make_jobs(lines: Iterable[Line]) -> list[Job]:
-    """Return the runs of the plan that are to be made, each with its time and the run it has to wait for."""
+    """Return the runs left to do, each with its time and the run it has to wait for."""
     return [
         Job(item.cell.identity, line.seconds, item.donor.identity if item.donor is not None else "")
         for line in lines
@@ -218,7 +218,7 @@ def make_table(grid: Grid, lines: list[Line]) -> Table:
 
 
 def make_notes(planner: Planner, lines: list[Line]) -> list[str]:
-    """Return what is to be said under a plan: what is left, and where its figures are from."""
+    """Return the notes under a plan: what is left, and where the figures come from."""
     left = sum(line.left for line in lines)
     macs = sum(line.left * line.train_macs for line in lines)
     hours = format_time(sum(line.left * line.seconds for line in lines))

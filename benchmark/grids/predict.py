@@ -1,4 +1,4 @@
-"""What a run will cost, from its schedule alone: the meter of training, driven without training.
+"""The cost of a run, predicted from its schedule: the meter of training, driven without training.
 
 Exact where the layers' counts are known before training: masks that need no scores, kept layer by layer. Where weights
 or scores decide (global pruning, SNIP), the planned count is divided among the layers as the page divides it.
@@ -27,7 +27,7 @@ Counts = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Network:
-    """A network built for planning: nothing is trained, and its masks stay whole."""
+    """A network built for planning: it is not trained, and every weight stays active."""
 
     built: Built
     maskset: MaskSet
@@ -35,12 +35,12 @@ class Network:
 
 
 def page_of(cell: Cell) -> tuple[str, str]:
-    """Return what the cells of one page with the same settings have in common."""
+    """Return what cells of one page with the same settings share."""
     return cell.page_name, cell.variant
 
 
 class Networks:
-    """Builds networks on the CPU and keeps those of the page at hand, for a page's cells come one after the other."""
+    """Builds networks on the CPU and keeps those of the current page, since a page's cells come one after another."""
 
     def __init__(self) -> None:
         self.page = ("", "")
@@ -91,7 +91,7 @@ class Prediction:
 
 @dataclass
 class Forecast:
-    """The counts of the layers as a run goes on; `exact`: whether they are known and not only likely, to the end."""
+    """The layers' counts as a run goes on; `exact`: whether they are known, not just likely, to the end."""
 
     counts: dict[str, int]
     exact: bool
@@ -164,7 +164,7 @@ def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | 
     """Return the counts of the first masks: those of a donor, those the method draws, or likely ones."""
     method, maskset = cell.method, network.maskset
     if cell.donor is not None:
-        return Forecast(dict(cell.donor.counts), True)  # whatever is made of a donor, it keeps its layers' counts
+        return Forecast(dict(cell.donor.counts), True)  # every control keeps its donor's layer counts
     if donor is not None:
         return Forecast(dict(donor.counts), donor.exact)
     planned = planned_count(method, maskset, 0, timeline)
@@ -180,7 +180,7 @@ def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | 
 def go_on(forecast: Forecast, cell: Cell, network: Network, step: int, timeline: Timeline) -> None:
     """Take the forecast past the update at `step`."""
     planned = planned_count(cell.method, network.maskset, step, timeline)
-    if planned is None:  # an outcome, near the schedule's count
+    if planned is None:  # an outcome: near the schedule's count
         planned = count_kept(cell.method.planned_sparsity(step, timeline), network.maskset.total)
     if not cell.method.keeps_layer_counts:
         forecast.counts = divide(cell, network, planned)

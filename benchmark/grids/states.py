@@ -1,4 +1,4 @@
-"""What of a grid is done, begun or to do, by its records, and who holds a run."""
+"""Which cells of a grid are finished, begun or to do, by the records, and who holds a run."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ Lookup = Callable[[str], list[Record]]  # from a run's name, with or without its
 
 
 def read_now(folder: Path) -> Lookup:
-    """Return a lookup that reads the store anew each time: other processes write to it. Damaged records are none.
+    """Return a lookup that reads the store each time, because other processes write to it; damaged records are skipped.
 
-    The lookup raises UserError where the store, or a record of the run, is out of reach: a run that has its record
-    would be taken for one to do, and made twice.
+    It raises UserError if the store, or a record of the run, is out of reach: a finished run would be trained again.
     """
 
     def look_up(run: str) -> list[Record]:
@@ -54,7 +53,7 @@ def read_now(folder: Path) -> Lookup:
 
 
 def index_runs(records: Iterable[Record]) -> Lookup:
-    """Return a lookup among records that were read already."""
+    """Return a lookup in records that were read already."""
     by_run: dict[str, list[Record]] = {}
     for record in records:
         for name in (record["run"], head(record["run"])):
@@ -63,13 +62,13 @@ def index_runs(records: Iterable[Record]) -> Lookup:
 
 
 def head(run: str) -> str:
-    """Return a run's name without its hash: what it shares with runs of other settings."""
+    """Return a run's name without its hash, as shared with runs of other settings."""
     return run.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What there is of a grid's cells: records, and the folders of runs that were begun."""
+    """What exists of a grid's cells: records, and folders of runs that were begun."""
 
     records: Lookup
     runs: Path
@@ -93,6 +92,10 @@ class Ledger:
         ]
         return gather(found).counted[0] if found else None
 
+    def is_made(self, cell: Cell, data: Data) -> bool:
+        """Return whether there is everything that a run of the cell leaves."""
+        return self.find(cell, data) is not None
+
     def place(self, cell: Cell, data: Data) -> Cell:
         """Return the cell under the name of its run on these data; unchanged where their fingerprint is not known.
 
@@ -110,7 +113,7 @@ class Ledger:
         folder, found = self.runs / run, {record["data"]["fingerprint"] for record in records}
         with contextlib.suppress(RecordError, OSError):
             found.add(read_record(folder / FINISHED)["data"]["fingerprint"])
-        with contextlib.suppress(UserError, OSError):  # damaged: nobody knows whose it was, and it stays where it is
+        with contextlib.suppress(UserError, OSError):  # damaged: left as it is, whosever it was
             if (folder / "checkpoint").is_file():
                 found.add(load_checkpoint(folder / "checkpoint").get("data"))
         return fingerprint in found
@@ -128,7 +131,7 @@ class Ledger:
         return None if record is None else self.place(attach(item.cell, wanted, record, wanted.run), data)
 
     def find_obstacle(self, item: Item, data: Data) -> str:
-        """Return why no control can be made from an item's donor, although that has run; empty where nothing is known.
+        """Return why no control can be made from an item's donor, although that has run; empty if nothing prevents it.
 
         Whether the control has been made already is not asked: a finished one needs no file of its donor.
         """
@@ -143,11 +146,11 @@ class Ledger:
         return ""
 
     def state(self, item: Item, data: Data) -> str:
-        """Return how far an item's cell is, one of STATES."""
+        """Return the state of an item's cell, one of STATES."""
         cell = self.settle(item, data)
         if cell is None:
             return TO_DO
-        if self.find(cell, data) is not None:
+        if self.is_made(cell, data):
             return DONE
         if self.find_obstacle(item, data):
             return NO_CONTROL
@@ -164,7 +167,7 @@ def is_same_data(record: Record, data: Data) -> bool:
     return bool(theirs["name"] == data.name and all(theirs[part] == size for part, size in sizes.items()))
 
 
-LOCK = "grid.lock"  # in a run's folder: held from the last look at the records until the run's record is there
+LOCK = "grid.lock"  # in a run's folder: held from the last look at the records until the run's record exists
 
 
 class BusyError(Exception):
@@ -173,9 +176,9 @@ class BusyError(Exception):
 
 @contextlib.contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run against other grids. Raises BusyError where one has it.
+    """Hold the folder of a run against other grids. Raises BusyError if one holds it.
 
-    Invariant: the lock is the system's, so a process that dies lets go of it however it ends.
+    Invariant: the lock is the system's, so a process releases it however it ends.
     """
     refuse_links(folder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +194,7 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def refuse_held(folder: Path) -> None:
-    """Raise BusyError where another process holds the folder of a run at this moment."""
+    """Raise BusyError if another process holds the folder of a run now."""
     if (folder / LOCK).exists():
         with holding(folder):
             pass

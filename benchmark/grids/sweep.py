@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -24,7 +19,7 @@ from rich.console import Console
 
 from benchmark.base.errors import RunningError, UserError, explain
 from benchmark.base.files import Places, check_places, expand, write_note
-from benchmark.base.stopping import ask_to_stop, obey, pause, stop_asked, terminable
+from benchmark.base.stopping import listen, obey, pause, terminable
 from benchmark.base.system import choose_device
 from benchmark.base.tracking import check_mode
 from benchmark.config.cells import Cell, Item
@@ -35,66 +30,73 @@ from benchmark.data.standin import stand_in
 from benchmark.grids.board import Tally
 from benchmark.grids.driver import drive
 from benchmark.grids.grid import check_cell, check_cells
-from benchmark.grids.plan import group_items, print_plan
+from benchmark.grids.plan import group_items
 from benchmark.grids.predict import Networks, page_of
-from benchmark.grids.states import DONE, NO_CONTROL, BusyError, Ledger, holding, index_runs, read_now, refuse_held
-from benchmark.grids.times import Fleet
+from benchmark.grids.states import (
+    DONE,
+    NO_CONTROL,
+    BusyError,
+    Ledger,
+    Lookup,
+    holding,
+    index_runs,
+    read_now,
+    refuse_held,
+)
 from benchmark.runs.checkpoints import FINISHED, read_finished
 from benchmark.runs.donors import find_donors, take_masks
 from benchmark.runs.run import Options, Start, publish, run_cell, warner
 from benchmark.workers import Order, Pool, check_pool
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, MADE, SPEC, STOP, Book, End, LostError, opening
+from leaderboard import Record
 from leaderboard.store.records import load_store
 from leaderboard.tables.sections import amount
 
 POLL_S = 5.0  # seconds between two looks at cells that other processes hold
 
 
+class GridSource(Protocol):
+    """Where a grid comes from. Invariant: the same plain values give the same grid in every process of one version."""
+
+    def grid(self) -> Grid:
+        """Return the grid; raises UserError that lists every fault of it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what was asked as plain values."""
+
+
 def run_sweep(
-    *,
-    file: Path | None,
-    lists: dict[str, str],
-    arguments: str,
-    plan: bool,
+    source: GridSource,
+    options: Options,
+    pool: Pool,
     device: str,
     data_root: Path,
-    wandb: str,
-    checkpoint_s: float,
-    places: dict[str, Path | None],
-    pool: Pool,
-    command: str,
     console: Console,
     tell: Callable[[object], None],
-    fleet: Fleet | None = None,
+    kind: type[Sweep] | None = None,
 ) -> int:
-    """Run the cells of a grid that are not finished, here or on the workers of `pool`, or print its plan.
+    """Run the cells of a grid that are not finished, here or on the workers of `pool`; return how many failed.
 
-    Returns how many failed. The grid is that of a file, which `lists` narrow (see `gridfile.narrow`), or without one
-    that of the lists themselves; a plan is made for `fleet` too. Raises UserError, before the first batch, for every
-    fault of the grid at once, then for every fault of its cells that needs no image to be known, a narrowing that
-    leaves nothing, a device or an engine that is absent, folders that cannot be written. Controls that no run can be
-    made from do not count as failed.
+    `device` is what the user asked for, decided again where a worker runs; `kind`: a Sweep with cells of other kinds.
+    Raises UserError, before the first batch, for every fault of the grid at once, then for every fault of its cells
+    that needs no image to be known, workers that cannot be had, folders that cannot be written. Controls that no run
+    can be made from do not count as failed.
     """
-    check_mode(wandb)
+    check_mode(options.wandb)
     check_pool(pool)
-    remote = pool.engine != "local"  # what this machine has says nothing of the cluster's
-    chosen = choose_device("auto" if remote and device == "cuda" else device)
-    source = Source.ask(file, lists, arguments, chosen.type == "cuda")
     grid = source.grid()
-    where = Places(**{key: path for key, path in places.items() if path is not None})
-    if plan:
-        return print_plan(grid, data_root, where, chosen, console, fleet)
-    check_places(where)
-    options = Options(device=chosen, wandb=wandb, checkpoint_s=checkpoint_s, command=command, places=where)
-    with terminable(), opening(where.runs, pool.retries, keep=not pool.is_here) as book:
-        sweep = Sweep(grid, data_root, options, book, console, tell)
+    check_places(options.places)
+    with terminable(), opening(options.places.runs, pool.retries, keep=not pool.is_here) as book:
+        sweep = (kind or Sweep)(grid, data_root, options, book, console, tell)
         sweep.check()
         if pool.is_here:
-            return sweep.run().sum_up(where.records, sweep.say, tell)
-        if pool.engine == "local":
-            sweep.note_finished()
-        order = write_order(book, source, options, device, data_root)
-        return drive(grid, book, order, pool, device, console).sum_up(where.records, sweep.say, tell)
+            tally = sweep.run()
+        else:
+            if pool.where == "local":
+                sweep.note_finished()
+            order = write_order(book, source, options, device, data_root, sweep.command)
+            tally = drive(grid, book, order, pool, device, console)
+        return tally.sum_up(options.places.records, sweep.say, tell, sweep.branches)
 
 
 class NoControlError(Exception):
@@ -105,9 +107,12 @@ class NoControlError(Exception):
 class Sweep:
     """Runs a grid in this process: the whole of a sweep that is run here, or one of its workers.
 
-    Invariants: a cell that fails costs no other cell; only one page's images are in memory at a time; processes that
-    share a grid leave one record of each cell.
+    Invariants: a failing cell affects no other; only one page's images are in memory at a time; processes that share
+    a grid leave one record of each cell.
     """
+
+    command: ClassVar[str] = "worker"  # of sparse-bench, which starts a worker of such a sweep
+    branches: ClassVar[bool] = False  # whether its records may be of branches
 
     grid: Grid
     data_root: Path
@@ -115,15 +120,27 @@ class Sweep:
     book: Book
     console: Console
     tell: Callable[[object], None]
-    told: set[str] = field(default_factory=set)  # reasons of failures: a page without data fails all its cells alike
+    told: set[str] = field(default_factory=set)  # reasons already reported: a page without data fails all its cells
     open: dict[str, Item] = field(default_factory=dict)  # by the cell's name, until it is finished or has failed
     numbers: dict[tuple[str, str], Data] = field(default_factory=dict)  # of each page's data, without its images
-    missing: dict[tuple[str, str], Exception] = field(default_factory=dict)  # why a page's data is not to be had
+    missing: dict[tuple[str, str], Exception] = field(default_factory=dict)  # why a page's data cannot be loaded
     loaded: tuple[Page, Data] | None = None  # the page whose images are in memory
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(read_now(self.options.places.records), self.options.places.runs, self.options.device)
+        self.ledger = self.make_ledger(read_now(self.options.places.records))
         self.tally = Tally(self.grid)
+
+    def make_ledger(self, records: Lookup) -> Ledger:
+        """Return what tells which cells are finished."""
+        return Ledger(records, self.options.places.runs, self.options.device)
+
+    def items_to_check(self) -> list[Item]:
+        """Return the items whose cells are held, before the first run, to what can be known without images."""
+        return self.grid.items
+
+    def read_store(self) -> Ledger:
+        """Return a ledger of all records there are now, which are read once."""
+        return replace(self.ledger, records=index_runs(load_store(self.options.places.records, self.branches)[0]))
 
     def run(self) -> Tally:
         """Bring every cell to an end and return what became of them. Raises KeyboardInterrupt when asked to stop."""
@@ -132,7 +149,7 @@ class Sweep:
         while self.open:
             before = len(self.open)
             moved = [self.attempt(item) for item in list(self.open.values())]
-            if self.open and not any(moved):  # held by others, who may finish them, or die and leave them
+            if self.open and not any(moved):  # held by other processes, which may finish them or die
                 if not waiting:
                     self.say(f"waiting: another process holds {before} of {len(self.grid.items)} runs")
                 waiting = True
@@ -143,27 +160,25 @@ class Sweep:
     def check(self) -> None:
         """Raise UserError that lists every fault of the cells that can be known without images."""
         self.say(f"{self.grid.title}: {amount(len(self.grid.items), 'run')}; checking before the first")
-        records = load_store(self.options.places.records)[0]
-        ledger = Ledger(index_runs(records), self.options.places.runs, self.options.device)
-        faults = find_faults(self.grid.items, self.count, ledger, self.options)
+        faults = find_faults(self.items_to_check(), self.count, self.read_store(), self.options)
         if faults:
             listed = "\n".join(f"  {fault}" for fault in faults)
             number = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}"
             raise UserError(f"{self.grid.file}: its runs have {number}, and nothing was run:\n{listed}")
 
     def note_finished(self) -> None:
-        """Write down which cells are finished, so that no worker has to look; image folders are for them to read."""
-        ledger = replace(self.ledger, records=index_runs(load_store(self.options.places.records)[0]))
+        """Note which cells are finished, so that no worker has to look; image folders are left to the workers."""
+        ledger = self.read_store()
         for item in self.grid.items:
             try:
                 if item.cell.page.data != "folder" and ledger.state(item, self.count(item.cell)) == DONE:
                     complete(ledger.settle(item, self.count(item.cell)), self.options, self.console)
                     self.book.end(item.cell.identity, End(FOUND))
-            except Exception:  # the cell's own failure, told when its turn comes
+            except Exception:  # the cell's own failure, reported at its turn
                 continue
 
     def attempt(self, item: Item) -> bool:
-        """Try to bring one cell to an end, unless another process holds it; return whether anything was done."""
+        """Try to finish one cell, unless another process holds it; return whether anything was done."""
         obey()
         name = item.cell.identity
         end = self.book.ended(name)  # another worker of this sweep saw it
@@ -174,7 +189,7 @@ class Sweep:
                 return False
             except NoControlError as error:
                 end = End(IMPOSSIBLE, str(error))
-            except Exception as error:  # one cell must not cost the others theirs, whatever went wrong
+            except Exception as error:  # whatever went wrong, the other cells go on
                 end = self.judge(name, error)
                 if end is None:
                     return True
@@ -185,7 +200,7 @@ class Sweep:
         return True
 
     def judge(self, name: str, error: Exception) -> End | None:
-        """Return what a cell ends with whose attempt failed, or None where it is tried again."""
+        """Return the end of a cell whose attempt failed, or None if it is tried again."""
         reason = str(error) if isinstance(error, LostError) else explain(error)
         if isinstance(error, UserError | LostError) or not self.book.may_retry(name):
             return End(FAILED, reason)
@@ -195,7 +210,7 @@ class Sweep:
     def finish(self, item: Item) -> End:
         """Train one cell, unless it is finished already, and return what became of it.
 
-        Raises BusyError where it has to wait, NoControlError, UserError and whatever else goes wrong.
+        Raises BusyError if it has to wait, NoControlError, UserError and whatever else goes wrong.
         """
         self.check_donor(item)
         # The content of an image folder is known by reading it alone.
@@ -209,26 +224,30 @@ class Sweep:
         cell, began = self.settle(item, data), time.monotonic()
         folder = self.options.places.runs / cell.identity
         with holding(folder):
-            if self.ledger.find(cell, data) is not None:  # it was published while this process looked elsewhere
+            if self.ledger.is_made(cell, data):  # another process has published it meanwhile
                 return self.book.ended(item.cell.identity) or End(FOUND)
             with self.book.counting(item.cell.identity, folder):
-                cell = take_masks(cell, self.options.places.runs)
-                networks = check_cells([cell], {cell.page_name: data}, self.options)
                 options = replace(self.options, progress=self.book.path("progress", item.cell.identity))
-                record = run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
+                record = self.train(cell, data, options)
             accuracy, diverged = record["accuracy_pct"]["last_epoch"], record["status"] != "ok"
             made = End(MADE, "", time.monotonic() - began, accuracy, diverged, self.book.worker)
-            self.book.end(item.cell.identity, made)  # before the cell is let go, or others take it for found
+            self.book.end(item.cell.identity, made)  # before the lock is released, or others would count it as found
             return made
 
+    def train(self, cell: Cell, data: Data, options: Options) -> Record:
+        """Check and train a cell that is this process's alone; return its record."""
+        cell = take_masks(cell, options.places.runs)
+        networks = check_cells([cell], {cell.page_name: data}, options)
+        return run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
+
     def found(self, item: Item) -> End:
-        """Return the end of a cell that has a record. Raises BusyError where a worker of this sweep is still at it."""
+        """Return the end of a cell that has a record. Raises BusyError if a worker of this sweep still holds it."""
         if self.book.was_begun(item.cell.identity):
             self.refuse_held(item)
         return self.book.ended(item.cell.identity) or End(FOUND)
 
     def check_donor(self, item: Item) -> None:
-        """Raise BusyError while the run that a control is made from is not over, and UserError where it failed.
+        """Raise BusyError until the run that an item is made from has ended, and UserError if it failed.
 
         A control that names its run outright waits for all rows, of which it may be one.
         """
@@ -243,13 +262,13 @@ class Sweep:
             raise UserError("the run it is made from failed")
 
     def refuse_held(self, item: Item) -> None:
-        """Raise BusyError where another process has the cell, before a page's images are read for nothing."""
+        """Raise BusyError if another process holds the cell, before a page's images are read for nothing."""
         cell = self.ledger.settle(item, self.count(item.cell))
         if cell is not None:
             refuse_held(self.options.places.runs / cell.identity)
 
     def is_finished(self, item: Item, data: Data) -> bool:
-        """Return whether a cell is finished; raises NoControlError where it is not and cannot be."""
+        """Return whether a cell is finished; raises NoControlError if it is not and cannot be."""
         state = self.ledger.state(item, data)
         if state == NO_CONTROL:
             raise NoControlError(self.ledger.find_obstacle(item, data))
@@ -267,14 +286,14 @@ class Sweep:
         return self.ledger.place(cell, data)
 
     def count(self, cell: Cell) -> Data:
-        """Return the numbers of a page's data, without its images. Raises UserError where they cannot be known."""
+        """Return the sizes of a page's data, without its images. Raises UserError if they cannot be known."""
         page = page_of(cell)
         if page not in self.numbers:
             self.numbers[page] = stand_in(cell.page, self.data_root)
         return self.numbers[page]
 
     def load(self, cell: Cell) -> Data:
-        """Return the data of a cell's page, let go of another page's, and try only once what cannot be had."""
+        """Return the data of a cell's page in place of another page's; data that cannot be loaded is tried once."""
         page = page_of(cell)
         if page in self.missing:
             raise self.missing[page]
@@ -288,7 +307,7 @@ class Sweep:
         return self.loaded[1]
 
     def report(self, name: str, end: End) -> None:
-        """Take in what became of a cell; tell of a run that was made here and of a failure."""
+        """Note what became of a cell; print it if it was trained here or failed."""
         self.tally.ends[name] = end
         if end.state == MADE and end.worker == self.book.worker:
             self.say(self.tally.line(name, self.tally.time_left()))
@@ -302,14 +321,12 @@ class Sweep:
 
 
 def in_order(items: list[Item]) -> list[Item]:
-    """Return the items in two passes, the controls last, since they need their donors' records; page after page."""
+    """Return the items page after page, controls last: they need their donors' records."""
     pages = {page: place for place, page in enumerate(dict.fromkeys(page_of(item.cell) for item in items))}
     return sorted(items, key=lambda item: (item.is_control, pages[page_of(item.cell)]))
 
 
-LOOK_S = 0.5  # between two looks for the file that ends the sweep
-PATIENCE_S = 20.0  # from being asked to stop until a run is stopped wherever it is, and again until the process ends
-# What torch and its libraries read at their start. Of several processes, each is fastest on one thread.
+# Read by torch and its libraries when they start. Several processes are fastest on one thread each.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -317,11 +334,10 @@ ENVIRONMENT = {
 }
 
 
-def write_order(book: Book, source: Source, options: Options, device: str, data_root: Path) -> Order:
-    """Write down what the workers of a sweep are to do and return the order to start them with.
-
-    `device` is what the user asked: `auto` is decided where the worker runs.
-    """
+def write_order(
+    book: Book, source: GridSource, options: Options, device: str, data_root: Path, command: str = "worker"
+) -> Order:
+    """Write down what the workers of a sweep are to do and return the order to start them with."""
     places = {key: str(path.resolve()) for key, path in dataclasses.asdict(options.places).items()}
     content = {
         "source": source.as_dict(),
@@ -337,9 +353,9 @@ def write_order(book: Book, source: Source, options: Options, device: str, data_
     write_note(book.folder / SPEC, content)
     environment = {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
     if options.device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
-        del environment["OMP_NUM_THREADS"]  # a GPU's host thread may use what it likes
+        del environment["OMP_NUM_THREADS"]  # on a GPU the host may use all threads
     resolved = Book(book.folder.resolve(), book.retries, known=book.known)
-    return Order(resolved, str(Path.cwd()), environment)
+    return Order(resolved, str(Path.cwd()), environment, command)
 
 
 def fingerprint(grid: Grid) -> str:
@@ -348,12 +364,21 @@ def fingerprint(grid: Grid) -> str:
     return hashlib.sha256(names.encode()).hexdigest()
 
 
-def work(spec: Path, number: int, console: Console, tell: Callable[[object], None]) -> None:
-    """Run a sweep's cells as its worker `number`. Raises UserError where the code gives others here."""
+def work(
+    spec: Path,
+    number: int,
+    console: Console,
+    tell: Callable[[object], None],
+    read: Callable[..., GridSource] = Source,
+    kind: type[Sweep] = Sweep,
+) -> None:
+    """Run a sweep's cells as its worker `number`; `read` makes what was asked of its plain values.
 
+    Raises UserError where the code gives other cells here.
+    """
     listen(spec.parent / STOP)
     content: dict[str, Any] = json.loads(spec.read_text())
-    grid = Source(**content["source"]).grid()
+    grid = read(**content["source"]).grid()
     if fingerprint(grid) != content["cells"]:
         raise UserError(f"{spec}: the methods, pages or code have changed since this sweep began: start it again")
     places = Places(**{key: Path(path) for key, path in content["places"].items()})
@@ -366,61 +391,13 @@ def work(spec: Path, number: int, console: Console, tell: Callable[[object], Non
     )
     console.print(f"worker {number}, process {os.getpid()}, {torch.get_num_threads()} thread(s)", highlight=False)
     book = Book(spec.parent, content["retries"], number)
-    Sweep(grid, Path(content["data"]), options, book, console, tell).run()
-
-
-def listen(stop: Path) -> None:
-    """Have this process stop on SIGTERM, SIGINT and SIGUSR2, when the file `stop` appears and when its input closes.
-
-    The last is how a worker hears that whoever started it is gone, however that ended.
-    """
-    for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), on_signal)
-    threading.Thread(target=wait_for_end_of_input, daemon=True).start()
-    threading.Thread(target=watch, args=(stop,), daemon=True).start()
-
-
-def on_signal(number: int, frame: FrameType | None) -> None:
-    """Ask for a stop at the next step; when asked again by `watch`, stop at once."""
-    if Overdue.now:
-        raise KeyboardInterrupt
-    ask_to_stop()
-
-
-class Overdue:
-    """Whether a stop that was asked for has been waited for long enough."""
-
-    now = False
-
-
-def wait_for_end_of_input() -> None:
-    """Ask for a stop when the other end of this process's input is closed."""
-    try:
-        while sys.stdin is not None and os.read(sys.stdin.fileno(), 4096):
-            pass
-    except (OSError, ValueError):
-        return
-    ask_to_stop()
-
-
-def watch(stop: Path) -> None:
-    """Look for the file `stop`; after a stop was asked for, by whatever, see to it that the process ends."""
-    while not stop_asked():
-        if stop.exists():
-            ask_to_stop()
-        time.sleep(LOOK_S)
-    time.sleep(PATIENCE_S)
-    Overdue.now = True
-    _thread.interrupt_main()
-    time.sleep(PATIENCE_S)
-    os._exit(130)
+    kind(grid, Path(content["data"]), options, book, console, tell).run()
 
 
 def complete(cell: Cell | None, options: Options, console: Console) -> None:
-    """Finish the publishing of a cell that has its record: the page, and the run's folder.
+    """Finish publishing a cell that has its record, and clear the run's folder, unless another process holds the run.
 
-    A run that another process has is its own business. Invariant: a record that is in the store is not written again.
+    Invariant: a record that is in the store is not written again.
     """
     if cell is None or not (options.places.runs / cell.identity / FINISHED).exists():
         return
@@ -432,11 +409,10 @@ def complete(cell: Cell | None, options: Options, console: Console) -> None:
 
 
 def find_faults(items: list[Item], numbers: Callable[[Cell], Data], ledger: Ledger, options: Options) -> list[str]:
-    """Return what is wrong with the cells that are not finished, one line for each row of a page and fault.
+    """Return the faults of the cells that are not finished, one line for each row of a page and fault.
 
-    `numbers` gives the data of a cell's page, as a stand-in perhaps; where it raises, that is its cells' own failure,
-    told when their turn comes, and so is whatever else goes wrong here without being a user's fault. One seed stands
-    for all of a row.
+    `numbers` gives the data of a cell's page, possibly a stand-in. Errors that are no UserError of the check are the
+    cells' own failures, reported at their turn. One seed stands for all seeds of a row.
     """
     networks = Networks()
     faults: dict[str, None] = {}

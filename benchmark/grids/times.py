@@ -29,14 +29,14 @@ from leaderboard.store.repeat import ranks_of
 SPEED = ("model", "model_args", "image_size", "batch_size", "ema_decay", "channels_last", "deterministic")
 STEP_MACS = 3e10  # of a calibration step on a CPU, about: there a large network takes a minute for a whole batch
 LEAST_BATCH = 4
-LONGEST_S = 1.0  # of calibration after the first step
+LONGEST_S = 1.0  # calibration after the first step
 MOST_STEPS = 10
 FORWARD_SHARE = 1 / 3  # of the time of an image in training that it takes in evaluation: no backward pass
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Images per second, evaluation included, and where that is from: `3 records` or `calibrated`."""
+    """Images per second, evaluation included, and its source: `3 records` or `calibrated`."""
 
     images_per_s: float
     source: str
@@ -47,7 +47,7 @@ class Pace:
 
 
 def images_per_epoch(data: Data) -> float:
-    """Return how many images an epoch is worth: those trained on, and those evaluated, which cost less."""
+    """Return an epoch's images, those evaluated weighed by their lower cost."""
     return len(data.train) + FORWARD_SHARE * (len(data.test) + len(data.validation or ()))
 
 
@@ -72,9 +72,9 @@ def pace_of_records(cell: Cell, data: Data, records: Iterable[Record], device: t
 
 
 def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pace:
-    """Return the pace of a few training steps on noise; reading and augmenting images is not in it.
+    """Return the pace of a few training steps on noise, without reading and augmenting images.
 
-    The network built for planning is left as it was, and so is the global random state.
+    The network built for planning and the global random state are left as they were.
     """
     page = cell.page
     set_determinism(page)
@@ -116,7 +116,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Spread:
-    """What a set of runs takes on `places` places: seconds from start to end, of work, and of the longest chain."""
+    """The seconds a set of runs takes on `places` places: from start to end, of work, and of the longest chain."""
 
     places: int
     makespan_s: float
@@ -135,7 +135,7 @@ class Spread:
 
 
 def spread(jobs: Sequence[Job], places: int) -> Spread:
-    """Return what the jobs take on `places` places, each of which does one at a time.
+    """Return the time of the jobs on `places` places that do one job at a time.
 
     A job whose `after` names none of the jobs waits for nothing. Jobs that name each other in a circle raise
     ValueError. Invariant: least_s <= makespan_s <= (2 - 1 / places) * least_s.
@@ -189,7 +189,7 @@ class Fleet:
 
 
 def make_fleet(devices: int, per_device: int) -> Fleet | None:
-    """Return what a plan is asked to be made for, None for no devices. Raises UserError for a number below 1."""
+    """Return the fleet that a plan is made for, None for no devices. Raises UserError for a number below 1."""
     if devices < 0:
         raise UserError(f"GPUS must be a whole number of at least 1, got {devices}")
     if per_device < 1:
@@ -200,7 +200,7 @@ def make_fleet(devices: int, per_device: int) -> Fleet | None:
 def describe_sharing(
     memories: Mapping[tuple[str, str], Memory], device: torch.device, fleet: Fleet | None = None
 ) -> list[str]:
-    """Return what a run of each page needs of the device's memory, and where a fleet asks for more than there is."""
+    """Return the memory of a run of each page, and a note where a fleet asks for more than the device has."""
     available = device_memory(device)
     notes = [
         f"memory of a run on {page}: {describe_memory(memory, available)}" for (page, _), memory in memories.items()
@@ -215,8 +215,8 @@ def describe_sharing(
 def describe_fleet(jobs: Sequence[Job], fleet: Fleet) -> list[str]:
     """Return how long the runs take on a fleet, whole runs, the longest first and controls after their donors.
 
-    What sharing is worth is not known before it is measured, so both ends are told: runs that cost each other nothing,
-    and runs that are each slower by as many times as there are on a device.
+    The gain from sharing a device is unknown until measured, so both bounds are given: runs that do not slow each
+    other down, and runs each slowed by the number on a device.
     """
     if not jobs:
         return []
@@ -234,7 +234,7 @@ def describe_fleet(jobs: Sequence[Job], fleet: Fleet) -> list[str]:
 
 
 def share_out(jobs: Sequence[Job], fleet: Fleet) -> tuple[Spread, Spread]:
-    """Return what the jobs take on a fleet where sharing costs nothing, and where it gains nothing."""
+    """Return the time of the jobs on a fleet if sharing costs nothing, and if it gains nothing."""
     places = fleet.devices * fleet.per_device
     slower = [Job(job.name, fleet.per_device * job.seconds, job.after) for job in jobs]
     return spread(jobs, places), spread(slower, places)

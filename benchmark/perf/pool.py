@@ -139,7 +139,7 @@ def measure_driver() -> list[Goal]:
         driver = Driver(book, Order(book, folder, {}), Resting([], 1), tally, board, WORKERS)
         driver.started = WORKERS
         with board:
-            looks = time_in_turn({"look": lambda: driver.watch(driver.engine.poll())}, 20)["look"]
+            looks = time_in_turn({"look": lambda: driver.watch(driver.workers.poll())}, 20)["look"]
         file = ProgressFile(book.path("progress", "run"), 10, 100, 0)
 
         def note() -> None:

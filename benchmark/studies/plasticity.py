@@ -8,14 +8,19 @@ while at the learning rate then in force (plasticity), another to the page's end
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from benchmark.base.errors import UserError
-from benchmark.config.cells import Cell, parse_arguments, plan_cells
+from benchmark.config.cells import Cell, Item, parse_arguments, plan_cells
+from benchmark.config.grids import Grid
 from benchmark.config.pages import load_page
+from benchmark.runs.branch import Branch, make_branch
 from benchmark.runs.checkpoints import parse_epochs
+from benchmark.runs.parents import Parent
+from leaderboard.tables.sections import amount
 
 SPARSITIES = "0.5,0.9,0.98"  # of the static networks; the dense one is beside them
 RATES = (0.2, 0.5, 0.9, 0.98)  # of the active weights, pruned at once
@@ -25,8 +30,8 @@ PATTERNS = ("none", "filters")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run. `epochs`, and `finals` (None: the same), are shares of the page's, at which is pruned; branches
-    of plasticity train `more` epochs, and those at `finals` also to the end. `arguments` are settings of the page."""
+    """The size of a study. `epochs` and `finals` (None: the same) are the shares of the run at which to prune; branches
+    train `more` epochs for plasticity, and those at `finals` also to the end. `arguments`: settings of the page."""
 
     task: str
     arguments: str
@@ -43,9 +48,32 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Study:
-    """What is asked for: parents, in the order of seeds, and what is pruned from each."""
+class StudyItem(Item):
+    """A run of a study; `donor` is a branch's parent. As text it says when and how that is pruned."""
 
+    def __str__(self) -> str:
+        branch, parent = self.cell, self.donor or self.cell
+        name = f"{parent.plugin.name} {parent.sparsity:g}, seed {parent.seed}"
+        if not isinstance(branch, Branch):
+            return name
+        settings = branch.method_settings()
+        grown = " and regrown" if settings["regrow"] else ""
+        length = amount(branch.end - branch.epoch, "more epoch") if branch.hold_lr else "to the end"
+        return f"{name}, {settings['rate']:g} pruned{grown} at epoch {branch.epoch}, {length}"
+
+
+@dataclass(frozen=True)
+class StudyGrid(Grid):
+    """The runs of a study; of every parent a snapshot is kept after each of the epochs `snapshots`."""
+
+    snapshots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """The parents, in the order of seeds, and what is pruned from each. `asked`: the arguments of `make_study`."""
+
+    asked: dict[str, Any]
     parents: list[Cell]
     epochs: tuple[int, ...]
     finals: tuple[int, ...]
@@ -53,8 +81,33 @@ class Study:
     scope: str
     pattern: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the arguments of `make_study` for this study."""
+        return self.asked
+
+    def grid(self) -> StudyGrid:
+        """Return the runs: the parents of a seed, then what is branched from them, plasticity first."""
+        items: list[Item] = []
+        made: dict[str, Branch] = {}  # of one epoch and seed; only these differ, and planning a branch takes long
+        for seed in dict.fromkeys(parent.seed for parent in self.parents):
+            parents = [parent for parent in self.parents if parent.seed == seed]
+            items += [StudyItem(parent, parent.plugin.name) for parent in parents]
+            for parent in parents:
+                source = Parent(parent, Path(parent.identity), None, [], "")
+                for asked in self.branches(parent):
+                    key = repr([parent.label, parent.sparsity, {**asked, "epoch": None}])
+                    if key not in made:
+                        made[key] = make_branch(source, **asked)
+                    epoch = asked["epoch"]
+                    end = parent.page.epochs if asked["more"] is None else epoch + asked["more"]
+                    branch = replace(made[key], parent=source, seed=seed, epoch=epoch, end=end)
+                    items.append(StudyItem(branch, branch.plugin.name, parent))
+        first = self.parents[0]
+        title = f"{first.title}: pruned at epochs {', '.join(map(str, self.epochs))} of {first.page.epochs}"
+        return StudyGrid("plasticity", title, items, self.epochs)
+
     def branches(self, parent: Cell) -> Iterator[dict[str, Any]]:
-        """Yield each branch of a parent as `branches.make_branch` is asked for it; plasticity comes first."""
+        """Yield the arguments of `make_branch` for each branch of a parent, plasticity first."""
         for held, epochs in ((True, self.epochs), (False, self.finals)):
             for epoch, rate, regrow in product(epochs, RATES, (False, True)):
                 kept = 1 - parent.sparsity if regrow else (1 - parent.sparsity) * (1 - rate)
@@ -73,11 +126,12 @@ class Study:
 def make_study(
     *, task: str, scale: str, seeds: str, epochs: str, more: int | None, scope: str, pattern: str, arguments: str
 ) -> Study:
-    """Return the runs of a study; empty texts and a `more` of None take what the scale says.
+    """Return a study; empty texts and a `more` of None take the scale's values.
 
-    `scale` auto is small on a page of the embedded digits and where no page is named without a GPU. Raises UserError
-    for anything that makes no sense.
+    `scale` auto is small on a page of the embedded digits and if no page is named. Raises UserError for an impossible
+    value.
     """
+    given = dict(locals())
     chosen = SCALES[choose_scale(scale, task)]
     refuse_fixed(arguments)
     words = f"{chosen.arguments} {arguments}".strip()
@@ -97,12 +151,12 @@ def make_study(
     if not epochs and chosen.finals is not None:
         finals = tuple(sorted({max(1, round(share * last)) for share in chosen.finals}))
     finals = tuple(epoch for epoch in finals if epoch < last)
-    parents.sort(key=lambda cell: cell.seed)  # whole seeds first: three of them are what a verdict needs
-    return Study(parents, asked, finals, more or chosen.more, scope, pattern)
+    parents.sort(key=lambda cell: cell.seed)  # whole seeds first: a verdict needs three
+    return Study(given, parents, asked, finals, more or chosen.more, scope, pattern)
 
 
 def refuse_fixed(arguments: str) -> None:
-    """Raise UserError for a setting that a study decides itself: asked otherwise, it would be lost without a word."""
+    """Raise UserError for a setting that a study decides itself, which would otherwise be ignored silently."""
     for name in ("distribution", "allow_empty_layers"):
         if name in parse_arguments(arguments):
             raise UserError(

@@ -1,8 +1,8 @@
-"""Engines: where the workers of a sweep run, each a module with `SETTINGS` and `open_engine`; and what workers say.
+"""Where the workers of a sweep run: a module each, with `NEEDS`, `SETTINGS` and `open_workers`.
 
-`book` is what they tell each other and whoever started them, whichever engine runs them.
+`book` is what workers tell each other and whoever started them, wherever they run.
 """
 
-from benchmark.workers.base import Engine, Order, Pool, Status, check_pool, open_engine
+from benchmark.workers.base import Order, Pool, Status, Workers, check_pool, open_workers
 
-__all__ = ["Engine", "Order", "Pool", "Status", "check_pool", "open_engine"]
+__all__ = ["Order", "Pool", "Status", "Workers", "check_pool", "open_workers"]

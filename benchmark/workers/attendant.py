@@ -1,7 +1,7 @@
-"""What a cluster runs in place of a worker: it starts the worker as a process of its own and stays beside it.
+"""What a cluster runs in place of a worker: it starts the worker as a process of its own and watches it.
 
-So a worker is the same process whatever starts it, and hears by its closed input when the attendant is gone. It travels
-to the cluster by value and needs the standard library only.
+So a worker is the same process whatever starts it, and its closed input tells it when the attendant is gone. The
+attendant is pickled by value and needs only the standard library.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ POLL_S = 0.2
 
 @dataclass
 class Attendant:
-    """Runs worker processes to their ends; pickled, it can be run again, which goes on where they stopped.
+    """Runs worker processes until they end; it can be pickled and run again to continue.
 
-    `commands` and `logs`: one of each for every worker; `stop`: the file by which the sweep's driver ends it.
+    `commands` and `logs`: one for each worker; `stop`: the file with which the driver ends the sweep.
     """
 
     commands: list[list[str]]
@@ -31,10 +31,10 @@ class Attendant:
     stop: str
     grace_s: float
     workers: list[Any] = field(default_factory=list)  # processes that were started
-    codes: dict[int, int] = field(default_factory=dict)  # how they ended, by their place
+    codes: dict[int, int] = field(default_factory=dict)  # exit statuses by place
 
     def __call__(self) -> None:
-        """Start the workers and wait for them. Raises RuntimeError where one was lost before the sweep was stopped."""
+        """Start the workers and wait for them. Raises RuntimeError if one was lost before the sweep was stopped."""
         for command, log in zip(self.commands, self.logs, strict=True):
             self.start(command, log)
         try:
@@ -48,8 +48,8 @@ class Attendant:
     def start(self, command: list[str], log: str) -> None:
         """Start one worker, and a thread that waits for it.
 
-        `checkpoint` may be called by a signal at any line of this thread, where waiting itself would wait for a lock
-        that this thread holds.
+        A signal may call `checkpoint` at any line of this thread, and waiting here could deadlock on a lock that
+        this thread holds.
         """
         environment = {**os.environ, **self.environment}
         with open(log, "ab") as out:
@@ -66,7 +66,7 @@ class Attendant:
         threading.Thread(target=self.wait, args=(len(self.workers) - 1,), daemon=True).start()
 
     def wait(self, place: int) -> None:
-        """Wait for a worker and keep how it ended."""
+        """Wait for a worker and keep its exit status."""
         self.codes[place] = self.workers[place].wait()
 
     def end(self) -> None:
@@ -80,13 +80,13 @@ class Attendant:
             time.sleep(POLL_S)
 
     def signal(self, action: str) -> None:
-        """Have every worker that has not ended `terminate`, or `kill` it."""
+        """Call `terminate` or `kill` on every worker that has not ended."""
         for place, worker in enumerate(self.workers):
             if place not in self.codes:
                 getattr(worker, action)()
 
     def checkpoint(self) -> Any:
-        """Return what submitit queues again when the job is pre-empted or its time is up, after the workers ended."""
+        """End the workers and return what submitit requeues when the job is pre-empted or its time is up."""
         from submitit.helpers import DelayedSubmission
 
         self.end()

@@ -1,7 +1,7 @@
-"""The seam between a sweep and what runs its workers: start some, say how they are, stop them. Nothing else.
+"""The interface between a sweep and its workers: start them, poll them, stop them.
 
-An engine schedules no cell. Every worker is the same sweep over the same grid and takes the first cell that no other
-holds, so which machine a worker is on, and when it starts or is lost, changes no result.
+Nothing here schedules cells. Every worker is the same sweep over the same grid and takes the first cell that no other
+holds, so no result depends on the machine a worker is on, or on when it starts or is lost.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError, nearest, unknown
-from benchmark.workers.book import SPEC, Book
+from benchmark.workers.attendant import Attendant
+from benchmark.workers.book import SPEC, STOP, Book
 
-ENGINES = ("local", "ray", "slurm")
+WHERE = ("local", "ray", "slurm")
 QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
-GRACE_S = 60.0  # that workers have to save a checkpoint before they are killed
-# Runs this suite's worker, whatever `benchmark` lies in the working folder: it is put before that on the path.
+GRACE_S = 60.0  # for workers to save a checkpoint before they are killed
+# Runs this suite's worker even if the working folder has another `benchmark`: its path comes first.
 BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app import main; main()"
 
 
@@ -29,10 +30,10 @@ BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app 
 class Pool:
     """The workers a user asks for, as given: `jobs` is a number or `auto`; `arguments` are `key=value key=value`.
 
-    `per_gpu` workers share a GPU; `retries`: how often a failed cell is tried again.
+    `where` is one of WHERE; `per_gpu` workers share a GPU; a failed cell is tried again `retries` times.
     """
 
-    engine: str = "local"
+    where: str = "local"
     jobs: str = "1"
     per_gpu: int = 1
     arguments: str = ""
@@ -41,76 +42,87 @@ class Pool:
     @property
     def is_here(self) -> bool:
         """Whether the cells are run one after the other in the process that was asked."""
-        return self.engine == "local" and self.jobs == "1"
+        return self.where == "local" and self.jobs == "1"
+
+    def device_here(self, device: str) -> str:
+        """Return the device to ask of this machine, whose GPUs say nothing of a cluster's."""
+        return "auto" if self.where != "local" and device == "cuda" else device
 
     def settings(self) -> dict[str, Any]:
-        """Return the engine's settings; raises UserError for each that it does not have or cannot read."""
-        known: dict[str, Callable[[str], Any]] = find_module(self.engine).SETTINGS
+        """Return the settings of such workers; raises UserError for one that is unknown or unreadable."""
+        known: dict[str, Callable[[str], Any]] = find_module(self.where).SETTINGS
         found: dict[str, Any] = {}
         try:
             words = shlex.split(self.arguments)
         except ValueError as error:
-            raise UserError(f"ENGINE_ARGS cannot be read ({error}): write ENGINE_ARGS='key=value key=value'") from error
+            raise UserError(f"WORKERS_ARGS must be key=value key=value, and cannot be read: {error}") from error
         for word in words:
             key, equals, value = word.partition("=")
             if key not in known or not equals:
                 there = ", ".join(known) or "none"
                 raise UserError(
-                    f"ENGINE_ARGS: engine '{self.engine}' has no setting '{word if not equals else key}'"
-                    f"{nearest(key, known)}; it has {there}, each as key=value"
+                    f"WORKERS_ARGS: {self.where} workers have no setting '{word if not equals else key}'"
+                    f"{nearest(key, known)}; they have {there}, each as key=value"
                 )
             try:
                 found[key] = known[key](value)
             except ValueError as error:
-                raise UserError(f"ENGINE_ARGS: {key} must be a {known[key].__name__}, got '{value}'") from error
+                raise UserError(f"WORKERS_ARGS: {key} must be a {known[key].__name__}, got '{value}'") from error
         return found
 
 
 @dataclass(frozen=True)
 class Order:
-    """What workers are started with: the folder of the sweep's book, the working folder, and more environment."""
+    """What workers are started with: the sweep's book, the working folder, more environment, and their command."""
 
     book: Book
     cwd: str
     environment: dict[str, str]
+    name: str = "worker"  # of the command of sparse-bench
 
     def command(self, number: int) -> list[str]:
         """Return the command line of worker `number`."""
-        return [sys.executable, "-c", BOOT, str(ROOT), "worker", str(self.book.folder / SPEC), str(number)]
+        return [sys.executable, "-c", BOOT, str(ROOT), self.name, str(self.book.folder / SPEC), str(number)]
 
     def log(self, number: int) -> Path:
         """Return where its console text goes."""
         return self.book.log(number)
 
+    def attend(self, numbers: Sequence[int], grace_s: float) -> Attendant:
+        """Return what a cluster runs in place of the workers of these numbers."""
+        commands, logs = [self.command(number) for number in numbers], [str(self.log(number)) for number in numbers]
+        return Attendant(commands, logs, self.cwd, self.environment, str(self.book.folder / STOP), grace_s)
+
 
 @dataclass(frozen=True)
 class Status:
-    """How a worker is: QUEUED, RUNNING, ENDED (every cell was looked at) or LOST, with what is known of why."""
+    """A worker's state: QUEUED, RUNNING, ENDED (it saw every cell) or LOST, with the reason if known."""
 
     state: str
     detail: str = ""
 
 
-class Engine(Protocol):
-    """Starts workers somewhere. Invariant: after `stop` none of them runs any more, or is about to."""
+class Workers(Protocol):
+    """Workers somewhere. Invariant: after `stop` none of them runs any more, or is about to."""
 
     def capacity(self) -> int:
-        """Return how many workers fit, for JOBS=auto; raises UserError where that cannot be known."""
+        """Return how many workers fit, for JOBS=auto; raises UserError if that cannot be known."""
 
     def start(self, order: Order, numbers: Sequence[int]) -> None:
-        """Start workers of these numbers, or hand them to a queue; raises UserError where that is refused."""
+        """Start workers of these numbers, or queue them; raises UserError if that is refused."""
 
     def poll(self) -> dict[int, Status]:
-        """Return how every worker is that was started, by number."""
+        """Return the status of every worker that was started, by number."""
 
     def stop(self, grace_s: float) -> None:
-        """End all workers: they were asked to, and are killed where they take longer than `grace_s`."""
+        """Wait for all workers, which were asked to end; kill those that take longer than `grace_s`."""
 
 
 def check_pool(pool: Pool) -> None:
-    """Raise UserError that lists everything wrong with a pool that can be known without its engine."""
-    if pool.engine not in ENGINES:
-        raise UserError(f"ENGINE: {unknown('engine', pool.engine, ENGINES)}")
+    """Raise UserError that lists everything wrong with a pool that can be known before any worker is started."""
+    if pool.where not in WHERE:
+        count = "; JOBS= says how many" if pool.where.isdigit() else ""
+        raise UserError(f"WORKERS: {unknown('place', pool.where, WHERE)}{count}")
     faults = []
     if pool.jobs != "auto" and not (pool.jobs.isascii() and pool.jobs.isdigit() and int(pool.jobs) > 0):
         faults.append(f"JOBS must be a whole number from 1, or auto, got '{pool.jobs}'")
@@ -119,8 +131,8 @@ def check_pool(pool: Pool) -> None:
     if pool.retries < 0:
         faults.append(f"RETRIES must be a whole number from 0, got {pool.retries}")
     try:
-        if find_module(pool.engine).NEEDS:
-            require(find_module(pool.engine).NEEDS)
+        if find_module(pool.where).NEEDS:
+            require(find_module(pool.where).NEEDS)
         pool.settings()
     except UserError as error:
         faults.append(str(error))
@@ -128,26 +140,26 @@ def check_pool(pool: Pool) -> None:
         raise UserError("; ".join(faults))
 
 
-def open_engine(pool: Pool, device: str) -> Engine:
-    """Return the engine of a pool, ready to start workers; `device` is what was asked, auto where nothing was.
+def open_workers(pool: Pool, device: str) -> Workers:
+    """Return the workers of a pool, of which none is started yet; `device` is what was asked.
 
     Raises UserError where its library is absent, a cluster cannot be reached, or PER_GPU is asked without a GPU.
     """
-    engine: Engine = find_module(pool.engine).open_engine(pool, device)
-    return engine
+    workers: Workers = find_module(pool.where).open_workers(pool, device)
+    return workers
 
 
-def find_module(engine: str) -> Any:
-    """Return the module of an engine."""
-    return import_module(f"benchmark.workers.{engine}")
+def find_module(where: str) -> Any:
+    """Return the module of workers that run there."""
+    return import_module(f"benchmark.workers.{where}")
 
 
 def require(module: str) -> Any:
-    """Return an engine's library; raises UserError that says what to install where it is absent."""
+    """Return the library that such workers need; raises UserError that says what to install where it is absent."""
     try:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"this engine needs the package {module}, which is not installed ({error}): "
-            "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[engines]'"
+            f"these workers need the package {module}, which is not installed ({error}): "
+            "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[workers]'"
         ) from error

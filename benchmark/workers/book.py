@@ -1,7 +1,7 @@
 """What the workers of a sweep tell each other and its driver: small files in one folder, each replaced as a whole.
 
-Who trains a cell is decided by the locks in the folders of runs. The book only says what became of it, how often it was
-tried and how far it is, and it is of one sweep: the next one counts anew.
+Locks in the folders of runs decide who trains a cell. The book only holds its attempts, progress and end, for one
+sweep: the next one starts counting again.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from leaderboard.store.records import file_stem
 
 MADE, FOUND, IMPOSSIBLE, FAILED = "made", "finished already", "no control", "failed"
 SWEEPS = "sweeps"  # in the folder of runs
-KINDS = "attempt", "progress", "end"  # of a cell's notes: how often it was tried, how far it is, what became of it
-SPEC, STOP = "sweep.json", "stop"  # in the sweep's folder: what is to be done, and that it is to end
+KINDS = "attempt", "progress", "end"  # of a cell's notes
+SPEC, STOP = "sweep.json", "stop"  # in the sweep's folder: the order for its workers, and the request to stop
 
 
 class LostError(Exception):
-    """A cell was begun as often as allowed and its process was lost each time; the message says so."""
+    """A cell's process was lost in every allowed attempt; the message says so."""
 
 
 @dataclass(frozen=True)
 class End:
     """What became of a cell: one of MADE, FOUND, IMPOSSIBLE and FAILED, the last two with a reason.
 
-    `seconds` is what the last attempt took; `accuracy_pct` that of the last epoch, None where it was not measured.
+    `seconds`: of the last attempt; `accuracy_pct`: of the last epoch, None if it was not measured.
     """
 
     state: str
@@ -59,7 +59,7 @@ class Book:
     retries: int
     worker: int = 0
     known: dict[str, End] = field(default_factory=dict)
-    uncounted: set[str] = field(default_factory=set)  # cells with an attempt here that could not be written down
+    uncounted: set[str] = field(default_factory=set)  # cells with an attempt here that could not be noted
 
     def log(self, worker: int) -> Path:
         """Return where a worker's console text goes."""
@@ -70,14 +70,14 @@ class Book:
         return self.folder / kind / f"{file_stem(name)}.json"
 
     def put(self, path: Path, content: dict[str, Any]) -> bool:
-        """Write a note and return True; where the disk refuses, there is none, and no run is lost for it."""
+        """Write a note and return True; False if the disk refuses, which must not fail a run."""
         with contextlib.suppress(OSError):
             write_note(path, content)
             return True
         return False
 
     def drop(self, kind: str, name: str) -> None:
-        """Delete a cell's note, where there is one and the disk lets it."""
+        """Delete a cell's note if possible."""
         with contextlib.suppress(OSError):
             self.path(kind, name).unlink(missing_ok=True)
 
@@ -91,7 +91,7 @@ class Book:
         return self.known[name]
 
     def end(self, name: str, end: End) -> None:
-        """Write down what became of a cell."""
+        """Note what became of a cell."""
         self.known[name] = dataclasses.replace(end, worker=self.worker)
         self.put(self.path("end", name), dataclasses.asdict(self.known[name]))
         for kind in ("attempt", "progress"):
@@ -101,8 +101,8 @@ class Book:
     def counting(self, name: str, run: Path) -> Iterator[None]:
         """Count an attempt at a cell before it starts; the caller holds the lock of the run's folder `run`.
 
-        An attempt that is stopped, or is refused with a UserError, is not counted. Raises LostError where too many
-        have come to nothing.
+        An attempt that is stopped, or ends with a UserError, is not counted. Raises LostError after too many attempts
+        without progress.
         """
         path = self.path("attempt", name)
         fruitless = count_fruitless(read_note(path))
@@ -125,12 +125,12 @@ class Book:
             self.drop("progress", name)
 
     def forgive(self, name: str, fruitless: int) -> None:
-        """Take an attempt back: it says nothing of the cell."""
+        """Take back an attempt that says nothing about the cell."""
         path = self.path("attempt", name)
         self.put(path, {**(read_note(path) or {}), "count": fruitless})
 
     def was_begun(self, name: str) -> bool:
-        """Return whether a worker has begun a cell that has not ended yet."""
+        """Return whether a worker has begun the cell and not ended it."""
         return self.path("attempt", name).exists()
 
     def may_retry(self, name: str) -> bool:
@@ -139,7 +139,7 @@ class Book:
         return name not in self.uncounted and last is not None and count_fruitless(last) <= self.retries
 
     def describe_loss(self, last: dict[str, Any], times: int) -> str:
-        """Return the message for a cell that loses its process again and again."""
+        """Return the message for a cell that keeps losing its process."""
         often = f"{times} time{'' if times == 1 else 's'}"
         return (
             f"its process was lost {often} without getting any further, possibly out of "
@@ -147,20 +147,20 @@ class Book:
         )
 
     def listed(self, kind: str) -> set[str]:
-        """Return the names of the files with notes of a kind; one look for all cells."""
+        """Return the names of the files with notes of a kind, for all cells at once."""
         try:
             return {entry.name for entry in os.scandir(self.folder / kind)}
         except OSError:
             return set()
 
     def progress(self, name: str) -> dict[str, Any] | None:
-        """Return how far a cell is that a worker trains at this moment, or None."""
+        """Return the progress of a cell that a worker is training, or None."""
         return read_note(self.path("progress", name))
 
 
 @contextlib.contextmanager
 def opening(runs: Path, retries: int, keep: bool) -> Iterator[Book]:
-    """Make the folder of a new sweep under `runs` and give its book; afterwards its logs are kept, if wanted."""
+    """Make the folder of a new sweep under `runs` and yield its book; its logs stay afterwards if `keep`."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     folder = runs / SWEEPS / f"{stamp}-{secrets.token_hex(3)}"
     for kind in KINDS:
@@ -175,7 +175,7 @@ def opening(runs: Path, retries: int, keep: bool) -> Iterator[Book]:
 
 
 def count_fruitless(last: dict[str, Any] | None) -> int:
-    """Return how many attempts in a row came to nothing; the last does not count where it got further."""
+    """Return how many attempts in a row made no progress; the last does not count if it did."""
     if last is None:
         return 0
     count = int(last["count"])
@@ -183,7 +183,7 @@ def count_fruitless(last: dict[str, Any] | None) -> int:
 
 
 def mark_of(run: Path) -> list[int]:
-    """Return what changes when a run gets further: the times of its checkpoint and of its finished record."""
+    """Return what changes when a run makes progress: the times of its checkpoint and of its finished record."""
     marks = []
     for name in ("checkpoint", FINISHED):
         try:

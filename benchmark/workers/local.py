@@ -1,4 +1,4 @@
-"""The local engine: processes of this machine, one thread each on a CPU, sharing the GPUs where there are some."""
+"""Local workers: processes of this machine, one thread each on a CPU, sharing the GPUs where there are some."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SETTINGS: dict[str, Callable[[str], Any]] = {}
 POLL_S = 0.05
 
 
-def open_engine(pool: Pool, device: str) -> Local:
-    """Return the engine. Raises UserError where PER_GPU is asked and the runs are not on a GPU."""
+def open_workers(pool: Pool, device: str) -> Local:
+    """Return the workers. Raises UserError for PER_GPU without a GPU."""
     gpus = list_gpus() if choose_device(device).type == "cuda" else []
     if pool.per_gpu > 1 and not gpus:
         raise UserError(
@@ -45,7 +45,7 @@ def count_cores() -> int:
 
 
 class Local:
-    """Workers as processes of their own sessions. Each ends by itself when this process does: its input is closed."""
+    """Workers as processes in sessions of their own. Each ends when this process does, because its input closes."""
 
     def __init__(self, gpus: Sequence[str], per_gpu: int) -> None:
         self.gpus, self.per_gpu = list(gpus), per_gpu
@@ -53,7 +53,7 @@ class Local:
         self.places: dict[int, str] = {}  # the GPU of each worker
 
     def capacity(self) -> int:
-        """Return as many workers as cores, or as the GPUs take."""
+        """Return the number of cores, or what the GPUs take."""
         return len(self.gpus) * self.per_gpu if self.gpus else count_cores()
 
     def start(self, order: Order, numbers: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ class Local:
                 )
 
     def poll(self) -> dict[int, Status]:
-        """Return how the processes are."""
+        """Return the status of the processes."""
         return {number: status_of(worker.poll()) for number, worker in self.workers.items()}
 
     def stop(self, grace_s: float) -> None:
@@ -96,7 +96,7 @@ class Local:
 
 
 def status_of(code: int | None) -> Status:
-    """Return what the exit status of a worker's process says; None while it runs."""
+    """Return a worker's status by its process's exit status, None while it runs."""
     if code is None:
         return Status(RUNNING)
     if code == 0:

@@ -1,4 +1,4 @@
-"""The Ray engine: workers as tasks of a Ray cluster, an existing one or one that is started here."""
+"""Ray workers: tasks of a Ray cluster, an existing one or one started here."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import Any
 from benchmark.base.errors import UserError
 from benchmark.workers import attendant
 from benchmark.workers.base import ENDED, GRACE_S, LOST, RUNNING, Order, Pool, Status, require
-from benchmark.workers.book import STOP
 
 NEEDS = "ray"
 SETTINGS: dict[str, Callable[[str], Any]] = {"address": str, "cpus": float}
-CONNECT_S, HEALTH_S = 5.0, 18.0  # that a cluster has to answer: together under half a minute
+CONNECT_S, HEALTH_S = 5.0, 18.0  # for a cluster to answer: under half a minute together
 POLL_S = 0.2
 
 
-def open_engine(pool: Pool, device: str) -> Ray:
-    """Connect to the cluster, or start one. Raises UserError where it does not answer, or has no GPU that is asked."""
+def open_workers(pool: Pool, device: str) -> Ray:
+    """Connect to the cluster, or start one. Raises UserError if it does not answer or lacks GPUs."""
     ray = require("ray")
     settings = pool.settings()
     connect(ray, settings.get("address", "local"))
@@ -37,13 +36,13 @@ def open_engine(pool: Pool, device: str) -> Ray:
 def connect(ray: Any, address: str) -> None:
     """Connect this process to the cluster at `address`: `local` starts one, `auto` finds one, else host:port.
 
-    Raises UserError, in less than half a minute, where there is none.
+    Raises UserError, within half a minute, if there is none.
     """
-    way_out = "leave ENGINE_ARGS=address out to start one here, or start one with `ray start --head`"
+    way_out = "leave WORKERS_ARGS=address out to start one here, or start one with `ray start --head`"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address not in ("local", "auto"):
         if not host or not port.isdigit():
-            raise UserError(f"ENGINE_ARGS: address must be auto, host:port or ray://host:port, got '{address}'")
+            raise UserError(f"WORKERS_ARGS: address must be auto, host:port or ray://host:port, got '{address}'")
         check_health(host.strip("[]"), int(port), address.startswith("ray://"), way_out)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **{"include_dashboard": False}
@@ -53,7 +52,7 @@ def connect(ray: Any, address: str) -> None:
 
 
 def check_health(host: str, port: int, client: bool, way_out: str) -> None:
-    """Raise UserError where no Ray cluster answers at host and port; `client`: its server for clients is meant."""
+    """Raise UserError if no Ray cluster answers at host and port; `client`: ask its client server."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_S).close()
     except OSError as error:
@@ -67,7 +66,7 @@ def check_health(host: str, port: int, client: bool, way_out: str) -> None:
 
 
 class Ray:
-    """Workers as Ray tasks: Ray finds them a place, starts a lost one again, and gives each its share of a GPU."""
+    """Workers as Ray tasks: Ray places them, restarts lost ones, and gives each its share of a GPU."""
 
     def __init__(self, ray: Any, pool: Pool, cpus: float, gpus: bool) -> None:
         self.ray, self.pool, self.cpus = ray, pool, cpus
@@ -81,30 +80,22 @@ class Ray:
         return max(1, int(min(room, there["GPU"] / self.share if self.share else room)))
 
     def start(self, order: Order, numbers: Sequence[int]) -> None:
-        """Hand tasks to Ray, which retries one whose node or process is lost."""
+        """Submit tasks, which Ray retries if their node or process is lost."""
         self.ray.cloudpickle.register_pickle_by_value(attendant)
         options = {"num_cpus": self.cpus, "num_gpus": self.share, "max_retries": self.pool.retries}
         for number in numbers:
-            beside = attendant.Attendant(
-                [order.command(number)],
-                [str(order.log(number))],
-                order.cwd,
-                order.environment,
-                str(order.book.folder / STOP),
-                GRACE_S,
-            )
             task = self.ray.remote(lambda job: job()).options(retry_exceptions=True, name=f"worker-{number}", **options)
-            self.tasks[number] = task.remote(beside)
+            self.tasks[number] = task.remote(order.attend([number], GRACE_S))
 
     def poll(self) -> dict[int, Status]:
-        """Return how the tasks are; Ray does not tell here whether one waits for a place."""
+        """Return the status of the tasks; waiting ones count as running, because Ray does not tell them apart here."""
         ready = set(self.ray.wait(list(self.tasks.values()), num_returns=len(self.tasks), timeout=0)[0])
         return {
             number: self.status_of(task) if task in ready else Status(RUNNING) for number, task in self.tasks.items()
         }
 
     def status_of(self, task: Any) -> Status:
-        """Return how a task that is over has ended."""
+        """Return the status of a task that has ended."""
         try:
             self.ray.get(task)
         except Exception as error:
@@ -112,7 +103,7 @@ class Ray:
         return Status(ENDED)
 
     def stop(self, grace_s: float) -> None:
-        """Wait for the tasks, cancel those that are left, and leave the cluster, which ends if it was started here."""
+        """Wait for the tasks, cancel the rest, and disconnect; a cluster that was started here ends."""
         end = time.monotonic() + grace_s
         try:
             while time.monotonic() < end and any(status.state == RUNNING for status in self.poll().values()):

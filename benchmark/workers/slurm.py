@@ -1,4 +1,4 @@
-"""The Slurm engine: workers as job arrays, through submitit; pre-empted ones save a checkpoint and queue again."""
+"""Slurm workers: job arrays, through submitit; pre-empted jobs save a checkpoint and requeue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from benchmark.base.errors import UserError
 from benchmark.workers import attendant
 from benchmark.workers.base import ENDED, GRACE_S, LOST, QUEUED, RUNNING, Order, Pool, Status, require
-from benchmark.workers.book import STOP
 
 NEEDS = "submitit"
 SETTINGS: dict[str, Callable[[str], Any]] = {
@@ -28,43 +27,43 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
 }
 SLURM_ONLY = {"partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
               "parallel": "array_parallelism"}  # fmt: skip
-USUAL_MIN = 24 * 60  # a job's time; when it is up, the workers save and the job queues again
+USUAL_MIN = 24 * 60  # a job's time limit, at which the workers save and the job requeues
 MOST_REQUEUES = 1000
-SIGNAL_S = 90  # before the end of its time that a job is told
+SIGNAL_S = 90  # before its time limit that a job is signalled
 POLL_S = 1.0
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SUSPENDED", "UNKNOWN",
            "PREEMPTED", "READY"}  # fmt: skip
 GOING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"}
 
 
-def open_engine(pool: Pool, device: str) -> Slurm:
-    """Return the engine. Raises UserError where Slurm is not to be had here, or a GPU is asked and none is given."""
+def open_workers(pool: Pool, device: str) -> Slurm:
+    """Return the workers. Raises UserError if Slurm is not available here, or PER_GPU is asked for without a GPU."""
     submitit = require("submitit")
     settings = pool.settings()
     cluster = settings.get("cluster", "slurm")
     if cluster not in ("slurm", "local"):
-        raise UserError(f"ENGINE_ARGS: cluster must be slurm, or local to try jobs on this machine, got '{cluster}'")
+        raise UserError(f"WORKERS_ARGS: cluster must be slurm, or local to try jobs on this machine, got '{cluster}'")
     if cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
-        raise UserError("ENGINE=slurm: there is no srun here; start the sweep on a node that submits jobs")
+        raise UserError("WORKERS=slurm: there is no srun here; start the sweep on a node that submits jobs")
     if device == "cpu":
         settings["gpus"] = 0
     elif device == "cuda":
         settings.setdefault("gpus", 1)
     if pool.per_gpu > 1 and not settings.get("gpus"):
-        raise UserError(f"PER_GPU={pool.per_gpu} needs a GPU for each job: give ENGINE_ARGS='gpus=1', or leave it out")
+        raise UserError(f"PER_GPU={pool.per_gpu} needs a GPU for each job: give WORKERS_ARGS='gpus=1', or leave it out")
     logging.getLogger("submitit").setLevel(logging.ERROR)
     return Slurm(submitit, pool, settings, cluster)
 
 
 class Slurm:
-    """Workers in jobs, PER_GPU of them in each. A job goes on without the driver; to stop it, the driver must live."""
+    """Workers in jobs, PER_GPU in each. A job continues if the driver is killed; only a driver stops it."""
 
     def __init__(self, submitit: Any, pool: Pool, settings: dict[str, Any], cluster: str) -> None:
         self.submitit, self.pool, self.settings, self.cluster = submitit, pool, settings, cluster
         self.jobs: list[tuple[list[int], Any]] = []  # the workers of each
 
     def capacity(self) -> int:
-        """Raise UserError: a queue takes any number."""
+        """Raise UserError: a queue takes any number of workers."""
         raise UserError("JOBS=auto: a queue has no fixed number of workers; give one with JOBS=")
 
     def executor(self, order: Order) -> Any:
@@ -85,7 +84,7 @@ class Slurm:
         return executor
 
     def start(self, order: Order, numbers: Sequence[int]) -> None:
-        """Submit an array of jobs. Raises UserError where Slurm refuses it."""
+        """Submit an array of jobs. Raises UserError if Slurm refuses it."""
         from cloudpickle import register_pickle_by_value
 
         register_pickle_by_value(attendant)
@@ -94,23 +93,17 @@ class Slurm:
         executor = self.executor(order)
         try:
             with executor.batch():
-                jobs = [executor.submit(self.attend(order, part)) for part in parts]
-        except Exception as error:  # submitit passes on what sbatch said, in errors of several kinds
-            raise UserError(f"ENGINE=slurm: the jobs were refused: {error}") from error
+                jobs = [executor.submit(order.attend(part, min(GRACE_S, SIGNAL_S / 2))) for part in parts]
+        except Exception as error:  # submitit passes on sbatch's message in several kinds of errors
+            raise UserError(f"WORKERS=slurm: the jobs were refused: {error}") from error
         self.jobs += zip(parts, jobs, strict=True)
 
-    def attend(self, order: Order, part: list[int]) -> attendant.Attendant:
-        """Return what a job with these workers runs."""
-        commands, logs = [order.command(number) for number in part], [str(order.log(number)) for number in part]
-        stop = str(order.book.folder / STOP)
-        return attendant.Attendant(commands, logs, order.cwd, order.environment, stop, min(GRACE_S, SIGNAL_S / 2))
-
     def poll(self) -> dict[int, Status]:
-        """Return how the workers' jobs are."""
+        """Return the status of each worker's job."""
         return {number: status for part, job in self.jobs for number in part for status in [self.status_of(job)]}
 
     def status_of(self, job: Any) -> Status:
-        """Return how a job is."""
+        """Return the status of a job."""
         if not job.done():
             state = str(job.state).upper()
             if state in GOING:
@@ -123,7 +116,7 @@ class Slurm:
         return Status(ENDED)
 
     def stop(self, grace_s: float) -> None:
-        """Cancel jobs that wait, let the others end, and cancel those that take too long."""
+        """Cancel waiting jobs, let the others end, and cancel those that take too long."""
         end = time.monotonic() + grace_s
         try:
             for _, job in self.jobs:

@@ -24,7 +24,7 @@ from benchmark.base.files import read_note
 from benchmark.config.grids import Grid, Source
 from benchmark.grids.board import Board, Tally
 from benchmark.grids.driver import Driver
-from benchmark.workers import Order, Pool, Status, check_pool, open_engine
+from benchmark.workers import Order, Pool, Status, check_pool, open_workers
 from benchmark.workers.attendant import Attendant
 from benchmark.workers.base import ENDED, LOST, RUNNING
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, KINDS, MADE, Book, End, LostError, opening
@@ -48,7 +48,7 @@ def test_everything_wrong_with_a_pool_is_told_at_once_before_anything_is_written
         "got '0'",
         "PER_GPU must be",
         "RETRIES must be",
-        "engine 'local' has no setting 'cpus'",
+        "local workers have no setting 'cpus'",
     ):
         assert part in str(caught.value)
 
@@ -60,14 +60,14 @@ def test_a_number_of_jobs_that_is_none_is_refused(jobs):
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"unknown engine 'slrum': did you mean 'slurm'\? available: local, ray, slurm"):
+    with pytest.raises(UserError, match=r"unknown place 'slrum': did you mean 'slurm'\? available: local, ray, slurm"):
         check_pool(Pool("slrum"))
 
 
 def test_an_unknown_or_unreadable_engine_setting_is_refused_with_the_nearest():
     pytest.importorskip("submitit")
     with pytest.raises(
-        UserError, match=r"no setting 'partitoin': did you mean 'partition'\?; it has partition, account"
+        UserError, match=r"no setting 'partitoin': did you mean 'partition'\?; they have partition, account"
     ):
         check_pool(Pool("slurm", arguments="partitoin=gpu"))
     with pytest.raises(UserError, match="cpus must be a int, got 'many'"):
@@ -77,26 +77,26 @@ def test_an_unknown_or_unreadable_engine_setting_is_refused_with_the_nearest():
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_an_engine_whose_package_is_absent_says_what_to_install(engine, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # importing it raises ImportError
-    with pytest.raises(UserError, match=rf"needs the package {package}.*pip install .*\[engines\]"):
+    with pytest.raises(UserError, match=rf"need the package {package}.*pip install .*\[workers\]"):
         check_pool(Pool(engine))
 
 
 def test_workers_cannot_share_a_gpu_where_there_is_none():
     with pytest.raises(UserError, match="PER_GPU=2 needs a GPU"):
-        open_engine(Pool(per_gpu=2), "cpu")
+        open_workers(Pool(per_gpu=2), "cpu")
 
 
 def test_a_queue_without_slurm_and_jobs_auto_of_a_queue_are_refused(monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="there is no srun here"):
-        open_engine(Pool("slurm"), "auto")
+        open_workers(Pool("slurm"), "auto")
     with pytest.raises(UserError, match="JOBS=auto: a queue has no number"):
-        open_engine(Pool("slurm", "auto", arguments="cluster=local"), "auto").capacity()
+        open_workers(Pool("slurm", "auto", arguments="cluster=local"), "auto").capacity()
     with pytest.raises(UserError, match="cluster must be slurm, or local"):
-        open_engine(Pool("slurm", arguments="cluster=loca"), "auto")
+        open_workers(Pool("slurm", arguments="cluster=loca"), "auto")
     with pytest.raises(UserError, match="PER_GPU=2 needs a GPU"):
-        open_engine(Pool("slurm", per_gpu=2, arguments="cluster=local"), "auto")
+        open_workers(Pool("slurm", per_gpu=2, arguments="cluster=local"), "auto")
 
 
 def test_a_ray_address_where_nobody_listens_is_refused_in_seconds():
@@ -107,9 +107,9 @@ def test_a_ray_address_where_nobody_listens_is_refused_in_seconds():
     began = time.monotonic()
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         with pytest.raises(UserError, match=rf"no Ray cluster at address=127.0.0.1:{port}.*ray start --head"):
-            open_engine(Pool("ray", arguments=f"address={address}"), "cpu")
+            open_workers(Pool("ray", arguments=f"address={address}"), "cpu")
     with pytest.raises(UserError, match="address must be auto, host:port or ray://host:port, got 'nowhere'"):
-        open_engine(Pool("ray", arguments="address=nowhere"), "cpu")
+        open_workers(Pool("ray", arguments="address=nowhere"), "cpu")
     assert time.monotonic() - began < 10
 
 
@@ -121,7 +121,7 @@ def test_a_ray_address_that_answers_and_is_no_cluster_is_refused_in_under_30_sec
         mute.listen()
         began = time.monotonic()
         with pytest.raises(UserError, match="is not a healthy Ray cluster"):
-            open_engine(Pool("ray", arguments=f"address=127.0.0.1:{mute.getsockname()[1]}"), "cpu")
+            open_workers(Pool("ray", arguments=f"address=127.0.0.1:{mute.getsockname()[1]}"), "cpu")
     assert time.monotonic() - began < 30
 
 

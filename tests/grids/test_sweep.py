@@ -441,7 +441,7 @@ def test_a_grid_that_is_stopped_rebuilds_the_pages_of_what_it_finished(
 
     calls, told = [], []
 
-    def stop(**_):
+    def stop(*_):
         for number in range(records):
             (grid.folder / "records").mkdir()
             (grid.folder / "records" / f"{number}.json").write_text("{}")
@@ -453,6 +453,7 @@ def test_a_grid_that_is_stopped_rebuilds_the_pages_of_what_it_finished(
             raise error
         return "", ([], [])
 
+    grid.write(HEAD + DENSE)
     monkeypatch.setattr(benchmark.grids.sweep, "run_sweep", stop)
     monkeypatch.setattr(leaderboard.board.build, "build_all", build)
     monkeypatch.setattr("benchmark.cli.shell.tell", lambda message: told.append(str(message)))

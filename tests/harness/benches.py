@@ -15,15 +15,21 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import benchmark.runs.run
+from benchmark.base.files import Places
+from benchmark.base.system import choose_device
 from benchmark.cli.app import app
-from benchmark.grids.grid import run_grid
+from benchmark.config.grids import Source
+from benchmark.grids.grid import Asked, run_grid
+from benchmark.grids.plan import print_plan
 from benchmark.grids.sweep import run_sweep
+from benchmark.runs.run import Options
 from benchmark.workers import Pool
 from leaderboard import read_records, rebuild
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW = "batch_size=400 model_args.width=0.1"  # an epoch of the digits is 4 steps
 TINY = f"epochs=2 update_every=2 ema_decay=0.9 {NARROW}"
+CPU = choose_device("cpu")
 PLACES = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
 
 
@@ -46,7 +52,12 @@ def run_cells(folder: Path, **changes: Any) -> int:
         "tell": print,
     }
     asked = {**settings, **changes}
-    failed = run_grid(**asked)
+    lists = Asked(*(asked[name] for name in ("methods", "sparsities", "tasks", "seeds", "arguments")))
+    places = {key: path for key, path in asked["places"].items() if path is not None}
+    how = {name: asked[name] for name in ("wandb", "fresh", "checkpoint_s", "command")}
+    options = Options(device=choose_device(asked["device"]), places=Places(**places), **how)
+    told = asked["console"], asked["tell"]
+    failed = run_grid(lists, options, asked["data_root"], *told, asked.get("snapshots", ""))
     rebuild(asked["places"]["records"], asked["places"]["page"])
     return failed
 
@@ -131,22 +142,14 @@ class Grid:
 
     def __call__(self, text: str, plan: bool = False, **wanted: str) -> int:
         self.out, self.said = io.StringIO(), []
-        failed = run_sweep(
-            file=self.write(text),
-            lists=wanted,
-            arguments="",
-            plan=plan,
-            device="cpu",
-            data_root=self.folder / "data",
-            wandb="off",
-            checkpoint_s=self.checkpoint_s,
-            places={"records": self.folder / "records", "page": self.folder / "L.md", "runs": self.folder / "runs"},
-            pool=self.pool,
-            command="test",
-            console=Console(file=self.out, width=200),
-            tell=lambda message: self.said.append(str(message)),
-        )
-        if not plan and (self.folder / "records").exists():
+        source, data = Source.ask(self.write(text), wanted, "", False), self.folder / "data"
+        places = Places(self.folder / "records", self.folder / "L.md", self.folder / "runs")
+        options = Options(device=CPU, checkpoint_s=self.checkpoint_s, command="test", places=places)
+        console = Console(file=self.out, width=200)
+        if plan:
+            return print_plan(source.grid(), data, places, CPU, console)
+        failed = run_sweep(source, options, self.pool, "cpu", data, console, lambda said: self.said.append(str(said)))
+        if (self.folder / "records").exists():
             rebuild(self.folder / "records", self.folder / "L.md")
         return failed
 

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import benchmark.base.stopping
 import benchmark.base.system
 import benchmark.cli.app
 import benchmark.cli.shell
@@ -96,7 +97,7 @@ def prepare() -> None:
     """Import all that runs need, once, and leave out what costs time and has no part in faults."""
     warm()
     save_every(SAVE_EVERY)
-    benchmark.grids.sweep.POLL_S = benchmark.grids.driver.LOOK_S = benchmark.grids.sweep.LOOK_S = 0.05
+    benchmark.grids.sweep.POLL_S = benchmark.grids.driver.LOOK_S = benchmark.base.stopping.LOOK_S = 0.05
     benchmark.workers.local.subprocess = Forks()  # type: ignore[assignment]
     leaderboard.board.build.draw_pictures = lambda store, folder: "no picture"  # no fault is aimed at them
     published = leaderboard.paper.published

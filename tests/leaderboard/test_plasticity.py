@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import benchmark.grids.sweep
 import benchmark.runs.run
 import benchmark.studies.study
 from benchmark.base.errors import UserError
 from benchmark.grids.states import holding
+from benchmark.runs.branch import make_branch
 from benchmark.runs.branching import Stores, make_options
 from benchmark.studies.plasticity import RATES, Study, make_study
-from benchmark.studies.study import alone, list_jobs, print_study, run_study
+from benchmark.studies.study import print_study, run_study
 from leaderboard import read_records, write_record
 from leaderboard.board.build import build_all, find_stale
 from leaderboard.drawing.draw import render
@@ -173,15 +176,31 @@ def study(**changes: Any) -> Study:
 
 
 def test_a_study_is_the_grid_of_the_paper():
-    jobs = list_jobs(study(task="cifar10_resnet20", seeds="0,1"))
-    assert len(jobs) == 2 * 4 * (1 + 2 * 7 * len(RATES) * 2) and len(set(map(str, jobs))) == len(jobs)
-    parents = ["dense 0, seed 0", "static 0.5, seed 0", "static 0.9, seed 0", "static 0.98, seed 0"]
-    assert [str(job) for job in jobs[:4]] == parents
-    asked = jobs[4].asked
-    assert asked is not None and (asked["epoch"], asked["more"], asked["hold_lr"]) == (10, 30, True)
-    sparsities = {(job.parent.sparsity, job.asked["sparsity"]) for job in jobs if job.asked is not None}
-    assert {s for p, s in sparsities if p == 0.9} == {"0.9", "0.92", "0.95", "0.99", "0.998"}
-    assert str(jobs[-1]).endswith("0.98 pruned and regrown at epoch 150, to the end")
+    asked = study(task="cifar10_resnet20", seeds="0,1")
+    items = asked.grid().items
+    assert len(items) == 2 * 4 * (1 + 2 * 7 * len(RATES) * 2) and len(set(map(str, items))) == len(items)
+    assert len({item.cell.identity for item in items}) == len(items)
+    assert [str(item) for item in items[:4]] == [
+        "dense 0, seed 0",
+        "static 0.5, seed 0",
+        "static 0.9, seed 0",
+        "static 0.98, seed 0",
+    ]
+    branch = items[4].cell
+    assert (branch.epoch, branch.end, branch.hold_lr) == (10, 40, True)
+    assert {item.cell.sparsity for item in items if item.donor and item.donor.sparsity == 0.9} == {
+        0.9,
+        0.92,
+        0.95,
+        0.99,
+        0.998,
+    }
+    assert str(items[-1]).endswith("0.98 pruned and regrown at epoch 150, to the end")
+    for item in (items[4], items[-1]):  # built once for all epochs and seeds, and the same as built for its own
+        one = [one for one in asked.branches(item.donor) if make_branch(item.cell.parent, **one) == item.cell]
+        assert len(one) == 1
+    again = make_study(**json.loads(json.dumps(asked.as_dict())))  # as a worker does
+    assert [item.cell.identity for item in again.grid().items] == [item.cell.identity for item in items]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +233,7 @@ class Bench:
 
     def __call__(self) -> int:
         console = Console(file=self.shown, width=200)
-        return run_study(self.study, self.folder, self.stores, self.options, console, self.said.append)
+        return run_study(self.study, self.folder, self.options, console, self.said.append)
 
     def records(self) -> list[dict[str, Any]]:
         found, problems = read_records(self.stores.branches, branches=True)
@@ -263,17 +282,13 @@ def test_a_run_that_fails_or_is_held_by_another_process_costs_no_other(bench, mo
         return run_cell(cell, *rest)
 
     monkeypatch.setattr(benchmark.studies.study, "run_cell", fail_once)
+    monkeypatch.setattr(benchmark.grids.sweep, "run_cell", fail_once)
     every = Study.branches
     monkeypatch.setattr(Study, "branches", lambda self, parent: itertools.islice(every(self, parent), 1))
     held = holding(bench.folder / "runs" / bench.study.parents[0].identity)
     held.__enter__()
-    monkeypatch.setattr(benchmark.studies.study, "pause", lambda seconds: held.__exit__(None, None, None))
+    monkeypatch.setattr(benchmark.grids.sweep, "pause", lambda seconds: held.__exit__(None, None, None))
     assert bench() == 1  # the other parent's branch; the first parent and its own were made once it was free
     assert [len(calls), len(bench.records())] == [4, 3] and "the disk is full" in str(bench.said[0])
-    assert "waiting: another process has 2 of 4 runs" in bench.shown.getvalue()
+    assert "waiting: another process holds 2 of 4 runs" in bench.shown.getvalue()
     assert bench() == 0 and len(bench.records()) == 4
-
-
-def test_a_helper_is_given_the_same_command_for_one_process():
-    words = ["plasticity", "--jobs", "3", "--seed", "0"]
-    assert alone(words) == ["plasticity", "--seed", "0"] == alone(["plasticity", "--jobs=3", "--seed", "0"])

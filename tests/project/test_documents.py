@@ -26,7 +26,7 @@ from benchmark.config.grids import read_yaml
 from benchmark.config.pages import SETTINGS, Page, page_names
 from benchmark.config.plugins import built_in_names, find_method
 from benchmark.studies.plasticity import make_study
-from benchmark.workers.base import ENGINES, Pool, find_module
+from benchmark.workers.base import WHERE, Pool, find_module
 from leaderboard.__main__ import make_parser
 from leaderboard.web.wandb_session import MODES
 
@@ -73,8 +73,8 @@ def check_settings(words: str, methods: str = "", sparsity: str = "0.9", task: s
 
 
 def check_engine(name: str, arguments: str) -> None:
-    assert name in ENGINES
-    Pool(engine=name, arguments=arguments).settings()
+    assert name in WHERE
+    Pool(name, arguments=arguments).settings()
 
 
 KNOWN: dict[str, Callable[[str], object]] = {
@@ -105,8 +105,8 @@ def check_make(words: list[str]) -> None:
     if {"bench", "sweep"} & set(targets) and "GRID" not in given:
         asked = [given.get(name, usual) for name, usual in (("METHOD", ""), ("SPARSITY", "0.9"), ("TASK", ""))]
         check_settings(given.get("ARGS", ""), *asked, given.get("SEED", "0"))
-    if "ENGINE" in given or "ENGINE_ARGS" in given:
-        check_engine(given.get("ENGINE", "local"), given.get("ENGINE_ARGS", ""))
+    if "WORKERS" in given or "WORKERS_ARGS" in given:
+        check_engine(given.get("WORKERS", "local"), given.get("WORKERS_ARGS", ""))
     if "plasticity" in targets:
         asked = {name.lower(): given.get(name, usual) for name, usual in STUDY.items()}
         make_study(**asked, seeds=given.get("SEED", "0"), more=None, arguments=given.get("ARGS", ""))
@@ -176,7 +176,7 @@ def test_every_command_in_the_grids_and_every_method_and_page_in_the_readme_exis
         "make bench METHOD=grannet",
         "make bench METHOD=rigl ARGS=start_sparsity=0",
         "make sweep GRID=configs/grids/none.yaml",
-        "make table2 ENGINE=slurm ENGINE_ARGS=queue=gpu",
+        "make table2 WORKERS=slurm WORKERS_ARGS=queue=gpu",
         "make plasticity SCOPE=filters",
         "sparse-bench run --methods granet",
         "sparse-bench export --to FOLDER",
@@ -193,7 +193,7 @@ def test_a_wrong_command_is_noticed(command):
 def test_settings_and_variables_in_the_documents_exist(name):
     """`ARGS=pattern=filters`, `RANKS=4`, `resized=256`, `--args`: also where no command is written around them."""
     settings = SETTINGS | {"sparsity"}.union(*(find_method(method).settings() for method in built_in_names()))
-    settings |= {key for engine in ENGINES for key in find_module(engine).SETTINGS} | {"name", "key"}
+    settings |= {key for engine in WHERE for key in find_module(engine).SETTINGS} | {"name", "key"}
     options = {option for command in COMMANDS.values() for known in command.params for option in known.opts}
     for code in split(TEXTS[name])[1]:
         variable, setting = re.match(r"([A-Z_]+)=", code), re.match(r"([a-z_]+)(\.[a-z_]+)?=(?!=)", code)

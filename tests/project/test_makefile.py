@@ -45,7 +45,7 @@ printf "\\n--\\n" >>"$SAID"
 PASSES = {
     "bench": ["METHOD", "SPARSITY", "TASK", "SEED", "DEVICE", "DATA", "WANDB", "ARGS"],
     "table2": ["METHOD", "SPARSITY", "TASK", "SEED", "DEVICE", "DATA", "WANDB"],
-    "sweep": ["GRID", "ARGS", "ENGINE", "JOBS", "PER_GPU", "ENGINE_ARGS", "RETRIES"],
+    "sweep": ["GRID", "ARGS", "WORKERS", "JOBS", "PER_GPU", "WORKERS_ARGS", "RETRIES"],
     "claim": ["A", "B", "TASK", "SPARSITY"],
     "latency": ["RUN", "BATCH", "THREADS", "DEVICE"],
     "slim": ["RUN", "TO", "BATCH", "THREADS", "DEVICE", "DATA"],

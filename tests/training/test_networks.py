@@ -75,22 +75,6 @@ def test_weights_and_macs_are_the_papers_to_the_unit(name, classes, weights, mac
     assert norms and all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
 
 
-def test_loading_the_module_once_more_is_silent_and_another_s_name_is_still_told():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        benchmark.networks.cifar.register(timm.models.model_entrypoint("cifar_resnet20"))
-    before = timm.models.model_entrypoint("resnet18")
-
-    def resnet18(pretrained=False, **kwargs):
-        raise NotImplementedError
-
-    with pytest.warns(UserWarning, match="Overwriting resnet18"):
-        benchmark.networks.cifar.register(resnet18)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        timm.models.register_model(before)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_timm_lists_and_describes_the_networks_and_logits_are_the_classifier_of_the_mean_feature(name):
     torch.manual_seed(0)
