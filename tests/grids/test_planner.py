@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from benchmark.base.console import format_time
@@ -197,13 +196,8 @@ def test_data_that_is_not_here_is_known_by_its_numbers(task, train, validation, 
     assert not list(tmp_path.iterdir())
 
 
-def make_folder(folder: Path, per_class: int = 12) -> Path:
-    for part in ("train", "test"):
-        for label in ("cat", "dog"):
-            (folder / part / label).mkdir(parents=True)
-            for number in range(per_class):
-                Image.new("RGB", (32, 32), (number, len(part), 0)).save(folder / part / label / f"{number}.png")
-    return folder
+def make_folder(folder: Path) -> Path:
+    return write_folder(folder, {"train": ["cat", "dog"], "test": ["cat", "dog"]}, count=12, size=32)
 
 
 @pytest.mark.parametrize("split", ["full", "holdout", "paper"])

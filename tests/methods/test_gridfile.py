@@ -213,6 +213,14 @@ def test_narrowing_to_what_is_not_there_is_refused(small, wanted, said):
         narrow(small, wanted)
 
 
+def test_lists_give_the_cells_of_the_command_line_and_survive_the_way_to_a_worker():
+    lists = {"METHOD": "dense,set", "SPARSITY": "", "TASK": "", "SEED": "0,1"}
+    source = Source.ask(None, lists, "epochs=1 update_every=8", False)
+    cells = plan_cells("dense,set", "0.9", "digits_resnet20", "0,1", "epochs=1 update_every=8")
+    for asked in (source, Source(**json.loads(json.dumps(source.as_dict())))):
+        assert [item.cell.identity for item in asked.grid().items] == [cell.identity for cell in cells]
+
+
 def test_values_of_a_grid_are_read_by_the_type_of_their_setting(tmp_path, monkeypatch):
     """Also on the way to a worker, and in a file of the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
