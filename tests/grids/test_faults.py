@@ -71,9 +71,8 @@ CATCHES = {
 }
 
 
-@pytest.mark.parametrize(
-    "plant", [pytest.param(p, marks=[] if p == "no lock is taken" else pytest.mark.slow) for p in CATCHES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", CATCHES)
 def test_a_planted_bug_is_seen(theatre, plant):
     scenario, shown = CATCHES[plant]
     faults = theatre(scenario, plant).faults

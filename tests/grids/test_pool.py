@@ -17,7 +17,7 @@ from benchmark.workers import Pool
 from benchmark.workers.book import SWEEPS
 from tests.harness.benches import BROKEN, DENSE, HEAD, SET, Grid, start
 
-LONG = "  - {method: set, args: {epochs: 5, update_every: 8}}\n"
+LONG = "  - {method: set, args: {epochs: 4, update_every: 8}}\n"
 
 # Takes its process down where the broken method raises: at the first update of a real network.
 KILLER = "import os\nimport signal\n" + BROKEN.replace("Broken", "Killer").replace(

@@ -28,8 +28,10 @@ from leaderboard import write_record
 from tests.harness.benches import BROKEN, CONTROLS, DENSE, HEAD, NARROW, PLACES, SET, SHORT, ask, start
 
 
-def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(grid):
+def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(grid, monkeypatch):
+    """Without a look at the whole store for controls, and without images or checks for what is finished."""
     text = HEAD + SET + DENSE + CONTROLS
+    monkeypatch.setattr(benchmark.runs.donors, "load_store", lambda *_: pytest.fail("the store was read"))
     assert grid(text) == 0
     names = [re.search(r"done: (\w+)", line)[1] for line in grid.done()]
     assert names == ["set", "dense", "static"]
@@ -41,36 +43,13 @@ def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(gri
     layers = {name: [layer["active"] for layer in by_name[name]["layers"]] for name in ("set", "static")}
     assert layers["set"] == layers["static"]
 
+    for name in ("load_data", "check_cell"):
+        monkeypatch.setattr(benchmark.grids.sweep, name, lambda *_: pytest.fail("nothing is due"))
+    assert grid(text, METHOD="dense") == 0 and "0 made, 1 finished already" in grid.shown
     assert grid(text) == 0
     assert grid.done() == []
     assert "0 made, 3 finished already" in grid.shown
     assert len(grid.records()) == 3
-
-
-def test_a_finished_grid_reads_no_images(grid, monkeypatch):
-    assert grid(HEAD + SET + CONTROLS) == 0
-    monkeypatch.setattr(benchmark.grids.sweep, "load_data", lambda *_: pytest.fail("nothing is due"))
-    assert grid(HEAD + SET + CONTROLS) == 0
-
-
-def test_an_interrupted_cell_goes_on_where_it_stopped(grid, monkeypatch):
-    text = HEAD + SET.replace("epochs: 1", "epochs: 3")
-    evaluate = benchmark.training.train.evaluate_epoch
-
-    def stop(run, *rest):
-        if run.epoch == 3:
-            raise KeyboardInterrupt
-        evaluate(run, *rest)
-
-    monkeypatch.setattr(benchmark.training.train, "evaluate_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        grid(text)
-    assert grid.records() == []
-    assert grid(text, plan=True) == 0 and "interrupted" in grid.shown
-    monkeypatch.setattr(benchmark.training.train, "evaluate_epoch", evaluate)
-    assert grid(text) == 0
-    assert "continuing digits_resnet20.set" in grid.shown
-    assert len(grid.records()) == 1
 
 
 def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_error(grid):
@@ -88,7 +67,7 @@ def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_erro
 
 @pytest.mark.parametrize(
     ("error", "times", "tried", "failed"),
-    [(RuntimeError, 9, 3, 1), (RuntimeError, 2, 3, 0), (OSError, 1, 2, 0), (UserError, 1, 1, 1)],
+    [(RuntimeError, 9, 3, 1), (OSError, 1, 2, 0), (UserError, 1, 1, 1)],
 )
 def test_a_failed_cell_is_tried_again_up_to_a_bound_unless_a_user_has_to_mend_it(
     error, times, tried, failed, grid, monkeypatch
@@ -128,22 +107,11 @@ def test_a_cell_that_was_stopped_is_not_counted_as_tried(grid, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         grid(HEAD + SET)
     assert steps == [1, 2, 3]
-    assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 1
+    assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 1 and grid.records() == []
+    assert grid(HEAD + SET, plan=True) == 0 and "interrupted" in grid.shown
     benchmark.base.stopping.Wish.asked = False
     assert grid(HEAD + SET) == 0
-    assert steps[3] == 4 and "after step 3 of" in grid.shown
-
-
-def test_two_grids_that_disagree_about_a_page_share_a_folder_of_runs_and_keep_their_records_apart(grid):
-    """A page's settings are part of a run's name, so neither finds, continues or overwrites what the other made."""
-    texts = [HEAD + f"  - {{method: dense, args: {{{SHORT.replace('400', size)}}}}}\n" for size in ("300", "400")]
-    for text in texts:
-        assert grid(text) == 0 and "1 made, 0 finished already" in grid.shown
-    for text in texts:
-        assert grid(text) == 0 and "0 made, 1 finished already" in grid.shown
-    records = grid.records()
-    assert sorted(record["page"]["settings"]["batch_size"] for record in records) == [300, 400]
-    assert len({record["run"] for record in records}) == len({record["page"]["variant"] for record in records}) == 2
+    assert steps[3] == 4 and "after step 3 of" in grid.shown and len(grid.records()) == 1
 
 
 def test_a_control_is_made_from_the_very_run_of_the_grid_whatever_else_has_its_row_s_name(grid):
@@ -161,12 +129,6 @@ def test_a_control_is_made_from_the_very_run_of_the_grid_whatever_else_has_its_r
     assert control["donor"]["run"] == made["set", 0]["run"]
     assert control["label"] == f"static (densities={made['set', 0]['method']['label']})"
     assert grid(HEAD + SET + CONTROLS) == 0 and "2 finished already" in grid.shown
-
-
-def test_the_controls_of_a_grid_do_not_read_the_whole_store(grid, monkeypatch):
-    monkeypatch.setattr(benchmark.runs.donors, "load_store", lambda *_: pytest.fail("the store was read"))
-    assert grid(HEAD + SET + CONTROLS) == 0
-    assert len(grid.records()) == 2
 
 
 DIVERGES = SET.replace("epochs: 1", "epochs: 2, lr: 1.0e+20")
@@ -273,12 +235,6 @@ def test_every_fault_of_the_cells_that_needs_no_image_is_told_before_the_first_r
     assert not grid.records()
 
 
-def test_cells_that_are_finished_are_held_to_nothing(grid, monkeypatch):
-    assert grid(HEAD + DENSE) == 0
-    monkeypatch.setattr(benchmark.grids.sweep, "check_cell", lambda *_: pytest.fail("a finished cell was checked"))
-    assert grid(HEAD + DENSE) == 0
-
-
 def test_a_page_without_data_fails_with_one_message_and_the_others_go_on(grid):
     text = HEAD + "  - {method: set, tasks: [folder_resnet20], seeds: [0, 1]}\n" + DENSE
     assert grid(text) == 2
@@ -309,21 +265,10 @@ def test_data_are_loaded_when_a_cell_is_due_and_only_one_page_at_a_time(grid, mo
     assert sweeps[-1].loaded is None
 
 
-def test_a_grid_is_narrowed(grid):
-    text = HEAD.replace("seeds: [0]", "seeds: [0, 1]") + SET + DENSE + CONTROLS
-    assert grid(text, METHOD="dense", SEED="1") == 0
-    assert [(record["method"]["name"], record["seed"]) for record in grid.records()] == [("dense", 1)]
-    assert grid(text, METHOD="set", SEED="0") == 0
-    assert Counter(record["method"]["name"] for record in grid.records()) == {"dense": 1, "set": 1, "static": 1}
-
-
-def test_faults_are_found_before_anything_is_run_or_written(grid):
+def test_faults_and_plans_write_nothing_and_a_plan_fails_where_a_run_could_not_begin(grid, monkeypatch):
+    monkeypatch.setattr(benchmark.runs.run, "train_cell", lambda *_: pytest.fail("a plan must not train"))
     with pytest.raises(UserError, match="2 faults"):
         grid(HEAD + DENSE + "  - {method: sett}\n  - {method: set, args: {epochz: 1}}\n")
-    assert [path.name for path in grid.folder.iterdir()] == ["grid.yaml"]
-
-
-def test_a_plan_writes_nothing_and_fails_where_a_run_could_not_begin(grid):
     assert grid(HEAD + DENSE, plan=True) == 0
     assert grid(HEAD + "  - {method: gmp, args: {epochs: 1, update_every: 100}}\n", plan=True) == 1
     assert "makes no update" in grid.shown

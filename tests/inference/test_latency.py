@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -29,13 +28,6 @@ from tests.harness.small import make_page
 
 CPU = torch.device("cpu")
 CLOCK = Clock(CPU, 1)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every timing be as short as it can."""
-    for module, name, value in ((passes, "SAMPLE_S", 0.0), (passes, "TRIALS", 1), (engines, "BUDGET_S", 0.0)):
-        monkeypatch.setattr(module, name, value)
 
 
 def thin(weight: torch.Tensor, density: float, seed: int = 0) -> torch.Tensor:
@@ -107,8 +99,7 @@ def test_a_convolution_with_compressed_rows_gives_the_same_in_every_form(kernel,
     assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (1, 8)])
-@pytest.mark.parametrize("density", [0.3, 0.0])
+@pytest.mark.parametrize(("shape", "density"), [((5, 8), 0.3), ((2, 5, 8), 0.3), ((1, 8), 0.0)])
 def test_a_linear_layer_with_compressed_rows_gives_the_same(shape, density):
     layer = nn.Linear(8, 4).requires_grad_(False)
     thin(layer.weight, density)
@@ -187,15 +178,6 @@ def test_filters_go_where_they_have_no_effect_and_a_constant_only_where_no_borde
     assert smaller.norm.num_features == left == len(smaller.norm.running_mean)
     assert torch.allclose(smaller(x), network(x), atol=1e-6)
     assert network.first.weight.shape[0] == 4  # the network itself is as it was
-
-
-def test_a_constant_on_a_padded_border_would_have_been_wrong():
-    """The trap: folding filter 1 as if there were no border changes the outputs, so it must stay."""
-    network, x = TwoLayers(1).eval(), torch.randn(2, 2, 5, 5)
-    naive = copy.deepcopy(network)
-    naive.second.bias.data += naive.second.weight[:, 1].sum((1, 2)) * 0.25
-    naive.second.weight.data[:, 1] = 0
-    assert (naive(x) - network(x)).abs().max() > 0.01
 
 
 class Cascade(nn.Module):
@@ -277,9 +259,7 @@ def test_a_layer_without_any_effect_keeps_one_filter():
     assert torch.allclose(smaller(x), network(x), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50", "resnet18", "vit_tiny_patch16_224"]
-)
+@pytest.mark.parametrize("name", ["cifar_resnet20", "vit_tiny_patch16_224"])  # for others see test_slim.py
 def test_removal_keeps_the_outputs_of_whole_networks(name):
     torch.manual_seed(0)
     narrow = {"width": 0.25} if name.startswith("cifar") else {}
@@ -303,10 +283,9 @@ def test_removal_keeps_the_outputs_of_whole_networks(name):
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("batch", [1, 3])
-def test_every_engine_has_figures_and_those_that_keep_the_function_are_compared(batch):
+def test_every_engine_has_figures_and_those_that_keep_the_function_are_compared():
     said: list[str] = []
-    entry = engines.measure_batch(make_subject(), batch, CLOCK, said.append)
+    entry = engines.measure_batch(make_subject(), 3, CLOCK, said.append)
     rows = {row["engine"]: row for row in entry["engines"]}
     assert list(rows) == ["dense", "dense fp32", "zeros", "csr", "dead filters", "slim", "2:4"]
     assert rows.pop("2:4") == {"engine": "2:4", "status": "skipped", "note": "2:4 kernels need a GPU"}
@@ -329,18 +308,6 @@ def plant_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "constants", lambda chain: torch.zeros(len(chain.producer.weight)))
 
 
-def plant_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove a filter that is alive and read."""
-    cut = filters.cut
-
-    def cut_more(chain: filters.Chain, keep: torch.Tensor) -> None:
-        alive = chain.producer.weight.flatten(1).any(1) & keep
-        keep[alive.nonzero()[0]] = bool(alive.sum() <= 1)
-        cut(chain, keep)
-
-    monkeypatch.setattr(filters, "cut", cut_more)
-
-
 def plant_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CsrConv2d, "forward", lambda self, x: torch.full((len(x), len(self.matrix), *self.sizes(x)),
                                                                          float("nan")).to(x.dtype))  # fmt: skip
@@ -349,7 +316,7 @@ def plant_nan(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("plant", "engine"),
-    [(plant_csr, "csr"), (plant_constants, "dead filters"), (plant_readers, "dead filters"), (plant_nan, "csr")],
+    [(plant_csr, "csr"), (plant_constants, "dead filters"), (plant_nan, "csr")],
 )
 def test_an_engine_with_other_outputs_is_invalid_and_has_no_figure(monkeypatch, plant, engine):
     plant(monkeypatch)
@@ -403,7 +370,6 @@ def test_narrowing_is_refused_by_name_or_comes_nearest_to_the_count():
     assert abs(count / 5_412 - 1) < 0.1 and f"{count:,} prunable weights to the run's 5,412" in note
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_network_that_cannot_be_traced_keeps_its_filters_and_says_why(monkeypatch):
     subject = make_subject()
     monkeypatch.setattr(engines, "remove_dead_filters", lambda network: 1 / 0)
@@ -467,10 +433,6 @@ def test_short_actions_are_repeated_within_a_timing():
     assert len(calls) == 7
 
 
-def test_the_clock_is_named():
-    assert Clock(CPU, 1).name == "processor time" and Clock(CPU, 2).name == "wall clock"
-
-
 # 2:4 and sizes
 
 
@@ -503,22 +465,16 @@ def test_the_size_on_disk_is_masks_as_bits_active_weights_and_the_rest():
 # What is asked
 
 
-@pytest.mark.parametrize("batches", ["0", "1,0", "-1", "1.5", "x", "", ",", "99999"])
+@pytest.mark.parametrize("batches", ["1,0", "1.5", "", "99999"])
 def test_a_batch_that_cannot_be_is_refused(batches):
     with pytest.raises(UserError, match="BATCH"):
         read_request(batches, 1, "cpu")
 
 
-@pytest.mark.parametrize("threads", [0, -3, 10_000])
+@pytest.mark.parametrize("threads", [0, 10_000])
 def test_threads_that_cannot_be_are_refused(threads):
     with pytest.raises(UserError, match=r"THREADS must be a whole number from 1 to \d+"):
         read_request("1", threads, "cpu")
-
-
-def test_a_gpu_that_is_absent_is_refused(monkeypatch):
-    monkeypatch.setattr("benchmark.base.system.cuda_available", lambda: False)
-    with pytest.raises(UserError, match="no GPU here"):
-        read_request("1", None, "cuda")
 
 
 def test_one_thread_is_the_default_on_a_cpu_and_repeats_are_dropped():

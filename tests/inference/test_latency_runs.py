@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,30 +11,11 @@ from typer.testing import CliRunner
 
 from benchmark.base.errors import UserError
 from benchmark.cli.app import app
-from benchmark.inference import kernels, passes
 from benchmark.inference.subject import load_subject
 from benchmark.runs.export import MASKS, WEIGHTS
 from leaderboard.board.build import find_stale
 from leaderboard.store.measurements import read_measurement
 from leaderboard.store.schema import lay_out, seal_of
-from tests.harness.benches import Bench
-
-TINY = "epochs=1 update_every=2 batch_size=400 model_args.width=0.25 prune_end=1.0"
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished runs, for tests that only read them or copy them."""
-    bench = Bench(tmp_path_factory.mktemp("latency"))
-    assert bench("static,small_dense", arguments=TINY) == 0
-    return bench.folder
-
-
-@pytest.fixture
-def board(done: Path, tmp_path: Path) -> Path:
-    """A copy of the finished runs that a test may write to."""
-    shutil.copytree(done, tmp_path / "board")
-    return tmp_path / "board"
 
 
 def name_of(folder: Path, method: str = "static") -> str:
@@ -50,12 +30,6 @@ def measure(board: Path, *words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["latency", "--device", "cpu", *map(str, places), *words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, value in ((passes, "SAMPLE_S", 0.0), (passes, "TRIALS", 1), (kernels, "BUDGET_S", 0.0)):
-        monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.usefixtures("quick")
@@ -107,7 +81,7 @@ def test_an_unknown_run_is_refused_with_the_nearest_name(done):
         load_subject("nosuch.json", done / "records", done / "runs")
 
 
-@pytest.mark.parametrize("missing", [[WEIGHTS], [MASKS], [WEIGHTS, MASKS]])
+@pytest.mark.parametrize("missing", [[MASKS], [WEIGHTS, MASKS]])
 def test_a_run_of_which_only_the_record_is_there_is_refused(board, missing):
     name = name_of(board)
     for file in missing:
@@ -140,19 +114,14 @@ def test_of_several_records_of_a_run_the_one_with_the_exported_masks_is_measured
     [
         (["--batch", "0"], "BATCH must be whole numbers from 1"),
         (["--threads", "0"], "THREADS must be a whole number from 1"),
-        (["--threads", "-2"], "THREADS must be a whole number from 1"),
+        (["--device", "cuda"], "no GPU here"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is_read(board, words, message):
+def test_what_cannot_be_measured_is_refused_before_anything_is_read(board, words, message, monkeypatch):
+    monkeypatch.setattr("benchmark.base.system.cuda_available", lambda: False)
     status, said = measure(board, "no such run", *words)
     assert status == 2 and message in " ".join(said.split())
     assert not (board / "latency").exists()
-
-
-def test_a_gpu_that_is_absent_is_refused(board, monkeypatch):
-    monkeypatch.setattr("benchmark.base.system.cuda_available", lambda: False)
-    status, said = measure(board, name_of(board), "--device", "cuda")
-    assert status == 2 and "no GPU here" in " ".join(said.split())
 
 
 def test_a_network_whose_outputs_are_not_finite_is_refused(board, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from typer.testing import CliRunner
 from benchmark.base.errors import UserError
 from benchmark.cli.app import app
 from benchmark.data.readers import load_digits
-from benchmark.inference import kernels, passes
 from benchmark.inference.slim import LAYOUT, WEIGHTS, load_slim, page_of, slim_down
 from benchmark.inference.subject import Subject, load_subject
 from benchmark.networks import filters
@@ -29,31 +27,9 @@ from benchmark.runs.record import price_slim
 from benchmark.runs.verify import verify_record
 from leaderboard.store.schema import lay_out, seal_of
 from methods.core import keep_filters
-from tests.harness.benches import Bench
+from tests.harness.benches import TINY, Bench
 
-TINY = "epochs=2 update_every=2 batch_size=400 model_args.width=0.25 prune_end=0.5"
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished runs, for tests that only read them or copy them."""
-    bench = Bench(tmp_path_factory.mktemp("slim"))
-    assert bench("gmp_structured", "0.7", arguments=TINY) == 0
-    assert bench("static", "0.9", arguments=TINY) == 0
-    return bench.folder
-
-
-@pytest.fixture
-def board(done: Path, tmp_path: Path) -> Path:
-    """A copy of the finished runs that a test may write to."""
-    shutil.copytree(done, tmp_path / "board")
-    return tmp_path / "board"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name, value in ((passes, "SAMPLE_S", 0.0), (passes, "TRIALS", 1), (kernels, "BUDGET_S", 0.0)):
-        monkeypatch.setattr(module, name, value)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def name_of(folder: Path, method: str = "gmp_structured") -> str:
@@ -114,6 +90,14 @@ def test_the_command_writes_a_smaller_network_with_the_outputs_of_the_run(board)
     removed = sum(len(masks[n]) - left[n] for n in active)
     assert f"{removed} of " in said and "residual streams stay" in said and layout["filters"]["removed"] == removed
     assert sorted(path.name for path in folder.iterdir()) == [LAYOUT, WEIGHTS]
+    # files that do not fit each other are refused by name
+    for wrong in ({"format": 2}, {"widths": {}}, {"widths": {"nosuch": {"in": 1, "out": 1, "bias": False}}}):
+        (folder / LAYOUT).write_text(json.dumps({**layout, **wrong}))
+        with pytest.raises(UserError, match=r"slim\.json"):
+            load_slim(folder)
+    (folder / LAYOUT).write_text("{")
+    with pytest.raises(UserError, match=r"slim\.json does not fit"):
+        load_slim(folder)
 
 
 def test_slim_of_an_unstructured_run_says_how_many_filters_were_dead_and_writes_where_it_is_told(board, tmp_path):
@@ -171,13 +155,6 @@ def test_the_cost_is_that_of_the_plain_network_although_norms_are_synchronised(d
     assert price(subject, nn.SyncBatchNorm.convert_sync_batchnorm(subject.network)) == (subject.record["macs"], [])
 
 
-def leave_inputs(chain: filters.Chain, keep: torch.Tensor) -> None:
-    """Cut as `filters.cut` does, and leave the next layer the inputs that are freed."""
-    chain.producer.weight = nn.Parameter(chain.producer.weight[keep])
-    for norm in chain.norms():
-        filters.cut_norm(norm, keep)
-
-
 def fail(*_: object) -> None:
     raise MemoryError("of all things")
 
@@ -185,8 +162,6 @@ def fail(*_: object) -> None:
 @pytest.mark.parametrize(
     ("place", "fault", "reason"),
     [
-        ("benchmark.networks.filters.remove_dead_filters", lambda network: 1 / 0, "torch.fx cannot trace its network"),
-        ("benchmark.networks.filters.cut", leave_inputs, "RuntimeError: "),
         ("benchmark.networks.filters.merge", lambda *_: None, "outputs differ by"),
         ("benchmark.networks.filters.count_network", lambda *_: 10**12, "more than the dense network's"),
         ("benchmark.runs.record.create_network", fail, "MemoryError: of all things"),
@@ -228,20 +203,6 @@ def test_what_has_no_files_or_other_data_is_refused(board):
     assert status == 2 and "no record of a run 'nosuch'" in said
     status, said = slim(board, name, "--batch", "0")
     assert status == 2 and "BATCH must be whole numbers" in said
-
-
-def test_files_that_do_not_fit_each_other_are_refused_by_name(board):
-    name = name_of(board)
-    slim(board, name)
-    folder = board / "runs" / name / "slim"
-    layout = json.loads((folder / LAYOUT).read_text())
-    for wrong in ({"format": 2}, {"widths": {}}, {"widths": {"nosuch": {"in": 1, "out": 1, "bias": False}}}):
-        (folder / LAYOUT).write_text(json.dumps({**layout, **wrong}))
-        with pytest.raises(UserError, match=r"slim\.json"):
-            load_slim(folder)
-    (folder / LAYOUT).write_text("{")
-    with pytest.raises(UserError, match=r"slim\.json does not fit"):
-        load_slim(folder)
 
 
 def test_a_smaller_network_with_other_outputs_is_never_written(board, monkeypatch):

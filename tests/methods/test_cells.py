@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import benchmark.config.cells as cells_module
 from benchmark.base.errors import UserError
 from benchmark.config import pages
-from benchmark.config.cells import choose_task, parse_arguments, parse_seed, parse_sparsity, plan_cells
+from benchmark.config.cells import choose_task, parse_arguments, parse_seed, plan_cells
 from benchmark.config.pages import CONFIGS, page_names
 from benchmark.config.plugins import METHODS, find_method
 from benchmark.runs.record import describe_page
@@ -21,24 +22,27 @@ PAGE = "digits_resnet20"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("90", r"sparsity must be in \[0, 1\), got 90: did you mean 0.9\?"),
-        ("1.0", r"sparsity must be in \[0, 1\), got 1.0: a network without weights cannot be trained"),
-        ("-0.1", r"got -0.1"),
+        ("90", "sparsity must be in [0, 1), got 90: did you mean 0.9?"),
+        ("1.0", "sparsity must be in [0, 1), got 1.0: a network without weights cannot be trained"),
+        ("-0.1", "got -0.1"),
         ("abc", "got 'abc'"),
         ("nan", "got nan"),
-        ("inf", "got inf"),
+        ("0,9", "SPARSITY=0,9 has a decimal comma: did you mean 0.9?"),
+        ("0,9,0,95", "did you mean 0.9,0.95?"),
+        ("90%", "got '90%': did you mean 0.9?"),
     ],
 )
-def test_an_impossible_sparsity_is_refused(text, message):
-    with pytest.raises(UserError, match=message):
-        parse_sparsity(text)
+def test_an_impossible_sparsity_is_refused_with_the_one_that_was_meant(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan_cells("static", text, PAGE, "0", "")
 
 
-def test_possible_sparsities_are_read():
-    assert [parse_sparsity(t) for t in ("0", "0.9", ".5", "9e-1")] == [0.0, 0.9, 0.5, 0.9]
+def test_possible_sparsities_are_read_and_none_is_less_than_nothing():
+    cells = plan_cells("static", "-0,0.9,.5,1e-1", PAGE, "0", "")
+    assert [cell.identity.split(f"{PAGE}.static.")[1].split(".s0")[0] for cell in cells] == ["0", "0.9", "0.5", "0.1"]
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "x", "99999999999", "٣"])
+@pytest.mark.parametrize("text", ["-1", "1.5", "99999999999", "٣"])
 def test_an_impossible_seed_is_refused(text):
     with pytest.raises(UserError, match="SEED must be a whole number"):
         parse_seed(text)
@@ -73,43 +77,30 @@ def test_a_setting_the_method_has_is_the_methods_and_every_other_the_pages():
 
 
 def test_a_page_sets_the_methods_it_names_and_arguments_outrank_it():
-    assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].method.update_every == 31
-    assert plan_cells("rigl", "0.9", PAGE, "0", "")[0].label == "rigl"
-    assert plan_cells("rigl", "0.9", PAGE, "0", "update_every=9")[0].method.update_every == 9
-
-
-def test_a_value_equal_to_the_usual_one_changes_no_label():
-    (cell,) = plan_cells("granet", "0.9", PAGE, "0", "start_sparsity=0.5 epochs=30")
-    assert (cell.label, cell.page_changes) == ("granet", {})
-    assert cell.identity == plan_cells("granet", "0.9", PAGE, "0", "")[0].identity
+    for arguments, every, label in (("", 31, "rigl"), ("update_every=9", 9, "rigl (update_every=9)")):
+        (cell,) = plan_cells("rigl", "0.9", PAGE, "0", arguments)
+        assert (cell.method.update_every, cell.label) == (every, label)
 
 
 def test_identity_changes_with_everything_that_changes_numbers_and_with_nothing_else():
-    base = plan_cells("granet", "0.9", PAGE, "0", "")[0]
-    others = [
-        plan_cells("granet", "0.9", PAGE, "1", "")[0],
-        plan_cells("granet", "0.8", PAGE, "0", "")[0],
-        plan_cells("granet", "0.9", PAGE, "0", "start_sparsity=0")[0],
-        plan_cells("granet", "0.9", PAGE, "0", "epochs=3")[0],
-        plan_cells("gmp", "0.9", PAGE, "0", "")[0],
-    ]
-    assert len({c.identity for c in [base, *others]}) == 6
-    assert plan_cells("granet", "0.9", PAGE, "0", "workers=3 data_dir=x title=y")[0].variant == base.variant
+    def name(method="granet", sparsity="0.9", seed="0", arguments=""):
+        return plan_cells(method, sparsity, PAGE, seed, arguments)[0].identity
+
+    others = [name(seed="1"), name(sparsity="0.8"), name(arguments="start_sparsity=0"), name(arguments="epochs=3")]
+    assert len({name(), name("gmp"), *others}) == 6
+    (usual,) = plan_cells("granet", "0.9", PAGE, "0", "start_sparsity=0.5 epochs=30 workers=3 data_dir=x title=y")
+    assert (usual.identity, usual.label) == (name(), "granet")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (("grannet", "0.9", PAGE, "0", ""), "unknown method 'grannet': did you mean 'granet'\\? available: dense, "),
-        (("granet,nope", "0.9", PAGE, "0", ""), "unknown method 'nope'"),
-        (("granet", "0.9", "cifar", "0", ""), "unknown page 'cifar'"),
+        (("SNIP", "0.9", PAGE, "0", ""), "unknown method 'SNIP': did you mean 'snip'"),
+        (("granet", "0.9", PAGE.upper(), "0", ""), f"unknown page '{PAGE.upper()}': did you mean '{PAGE}'"),
         (("granet", "0.9", PAGE, "0", "epoch=2"), "setting 'epoch': did you mean 'epochs'"),
         (("granet", "0.9", PAGE, "0", "start_sparsty=0"), "did you mean 'start_sparsity'"),
         (("granet", "0.3", PAGE, "0", ""), r"start_sparsity must be in \[0, sparsity = 0.3\], got 0.5"),
-        (("granet", "0.9", PAGE, "0", "update_every=0"), "update_every must be at least 1"),
-        (("granet", "0.9", PAGE, "0", "prune_rate=2"), r"prune_rate must be in \[0, 1\], got 2.0"),
-        (("granet", "0.9", PAGE, "0", "update_every=often"), "'update_every'.*'often'"),
-        (("static", "0.9", PAGE, "0", "distribution=erq"), "distribution must be one of erk, er, uniform, got 'erq'"),
         (("", "0.9", PAGE, "0", ""), "METHOD is empty"),
         (("granet", ",", PAGE, "0", ""), "SPARSITY is empty"),
     ],
@@ -119,13 +110,9 @@ def test_what_cannot_be_asked_is_refused_with_a_way_out(call, message):
         plan_cells(*call)
 
 
-def test_an_argument_of_one_method_of_the_grid_leaves_the_others_alone():
-    cells = plan_cells("granet,snip", "0.9", PAGE, "0", "start_sparsity=0")
-    assert [c.label for c in cells] == ["granet (start_sparsity=0.0)", "snip"]
-
-
-def test_a_method_setting_moves_no_method_of_the_grid_to_another_page():
+def test_a_method_setting_leaves_the_other_methods_of_the_grid_and_the_page_alone():
     cells = plan_cells("granet,snip,dense", "0.9", PAGE, "0", "update_every=7")
+    assert [cell.label for cell in cells] == ["granet (update_every=7)", "snip", "dense"]
     assert len({cell.variant for cell in cells}) == 1
     assert [cell.page_changes for cell in cells] == [{}, {}, {}]
 
@@ -173,9 +160,7 @@ def test_a_name_that_no_record_may_have_is_refused_before_anything_runs(monkeypa
         plan_cells("static", "0.9", "digits_resnet20", "0", "")
 
 
-@pytest.mark.parametrize(
-    "text", ["2024_01", "010", "1e3", "1.10", "on", "null", "~", "0x10", "2:4", "[a", "a: b", "#1"]
-)
+@pytest.mark.parametrize("text", ["2024_01", "010", "1e3", "on", "null", "0x10", "2:4", "[a", "a: b", "#1"])
 def test_text_stays_text(text, tmp_path, monkeypatch):
     """On the command line, of a page or a method, and in a page's file."""
     cell = plan_cells("static", "0.9", PAGE, "0", shlex.join([f"data_dir={text}", f"densities={text}"]))[0]
@@ -213,12 +198,9 @@ def test_a_setting_is_read_by_its_type(text, name, value):
     ("text", "message"),
     [
         ("epochs=010", "'epochs' must be a whole number, got '010': did you mean 10?"),
-        ("epochs=1_000", "did you mean 1000?"),
         ("epochs=1.5", "must be a whole number, got '1.5'"),
-        ("epochs=", "must be a whole number, got ''"),
         ("epochs=٣", "must be a whole number"),
         ("lr=0,05", "'lr' must be a number, got '0,05': did you mean 0.05?"),
-        ("lr=5%", "did you mean 0.05?"),
         ("flip=maybe", "'flip' must be true or false, got 'maybe'"),
         ("lr_drops=0.5,x", "'lr_drops' must be a number, got 'x'"),
         ("prune_rate=0,3", "method 'granet'.*'prune_rate' must be a number, got '0,3': did you mean 0.3?"),
@@ -232,34 +214,6 @@ def test_a_setting_is_read_by_its_type(text, name, value):
 def test_what_is_no_value_of_a_setting_s_type_is_refused_with_what_was_meant(text, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         plan_cells("granet", "0.9", PAGE, "0", text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("0,9", "SPARSITY=0,9 has a decimal comma: did you mean 0.9?"),
-        ("0,9,0,95", "did you mean 0.9,0.95?"),
-        ("90%", "got '90%': did you mean 0.9?"),
-        ("0_9", "must be a number"),
-    ],
-)
-def test_a_sparsity_written_in_another_way_is_refused_with_the_one_that_was_meant(text, message):
-    with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        plan_cells("static", text, PAGE, "0", "")
-
-
-def test_no_sparsity_is_less_than_nothing_and_0_in_a_list_is_no_comma():
-    assert [cell.identity.split(".s0")[0] for cell in plan_cells("static", "-0,0.9", PAGE, "0", "")] == [
-        f"{PAGE}.static.0", f"{PAGE}.static.0.9",
-    ]  # fmt: skip
-    assert len(plan_cells("static", "0,0.5", PAGE, "0", "")) == 2
-
-
-def test_capitals_are_no_reason_for_want_of_a_hint():
-    with pytest.raises(UserError, match="unknown method 'SNIP': did you mean 'snip'"):
-        plan_cells("SNIP", "0.9", PAGE, "0", "")
-    with pytest.raises(UserError, match=f"unknown page '{PAGE.upper()}': did you mean '{PAGE}'"):
-        plan_cells("snip", "0.9", PAGE.upper(), "0", "")
 
 
 @pytest.mark.parametrize(

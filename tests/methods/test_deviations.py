@@ -42,10 +42,6 @@ def test_every_method_has_a_table_with_its_reference(name):
     assert section in make_sheet()
 
 
-def test_the_dense_control_has_nothing_to_list():
-    assert make_section("dense").endswith("\n\nNo deviations.")
-
-
 def test_the_committed_sheet_is_the_generated_one():
     assert (METHODS / "DEVIATIONS.md").read_text() == make_sheet(), "run make deviations"
 
@@ -64,21 +60,13 @@ def test_a_row_may_go_on_in_indented_lines():
         (["Deviations: exact counts."], r"mine.py, line 3: the module docstring must end with .*Deviations \(point"),
         ([HEADER], "mine.py, line 3: the deviations have no row: write 'none'"),
         ([HEADER, ROW, "- masks | random | drawn | exact"], "mine.py, line 5: a row must have 5 cells .*got 4"),
-        ([HEADER, f"{ROW} | more"], "mine.py, line 4: a row must have 5 cells .*got 6"),
         ([HEADER, ROW, ROW.replace("drawn", "")], "mine.py, line 5: the cell 'authors' code' of 'masks' is empty"),
         (
             [HEADER, ROW.replace("drawn", "not stated")],
             "line 4: .*'authors' code' of 'masks' must say what the code does",
         ),
-        (
-            [HEADER, ROW.replace("drawn", "RigL's: Not stated; ITOP's: drawn")],
-            "or where it was looked for, got 'not sta",
-        ),
-        ([HEADER, ROW, "  |"], "mine.py, line 4: a row must have 5 cells .*got 6"),
-        ([HEADER, ROW, "none"], "mine.py, line 5: 'none' is no row"),
         ([HEADER, ROW, "", "Afterword."], "mine.py, line 6: 'Afterword.' is no row"),
         ([HEADER, "  numbers | drawn"], "mine.py, line 4: 'numbers | drawn' is no row"),
-        ([HEADER, ROW, HEADER], r"mine.py, line 5: 'Deviations \(.*' is no row"),
     ],
 )
 def test_a_malformed_section_is_refused_by_file_and_line(section, message):
@@ -86,10 +74,9 @@ def test_a_malformed_section_is_refused_by_file_and_line(section, message):
         read_rows(written(*section), "mine.py")
 
 
-@pytest.mark.parametrize("source", ["", "import torch\n", "x = 1\n"])
-def test_a_file_without_a_docstring_is_refused(source):
+def test_a_file_without_a_docstring_is_refused():
     with pytest.raises(UserError, match=r"mine.py, line 1: there is no docstring"):
-        read_rows(source, "mine.py")
+        read_rows("import torch\n", "mine.py")
 
 
 def test_a_changed_docstring_makes_the_check_fail_until_the_sheet_is_rebuilt(copied, capsys):
@@ -102,9 +89,6 @@ def test_a_changed_docstring_makes_the_check_fail_until_the_sheet_is_rebuilt(cop
     assert main([]) == 0
     assert main(["--check"]) == 0
     assert "| equal magnitudes |" in (copied / "DEVIATIONS.md").read_text()
-
-
-def test_a_missing_sheet_makes_the_check_fail(copied):
     (copied / "DEVIATIONS.md").unlink()
     assert main(["--check"]) == 1
 

@@ -11,7 +11,6 @@ import pytest
 from benchmark.base.errors import UserError
 from benchmark.config.cells import plan_cells
 from benchmark.config.grids import Grid, Source, narrow, read_grid
-from benchmark.config.pages import page_names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -63,46 +62,20 @@ def test_the_committed_grids_hold_every_row_at_every_sparsity_and_seed(name, den
     assert len({item.cell.identity for item in grid.items}) == len(grid.items)
 
 
-def test_grid_files_are_no_pages():
-    assert {"table1", "table2", "table3", "digits", "digits_masks"}.isdisjoint(page_names())
-
-
-def test_a_row_overrides_the_lists_and_dense_runs_once_per_seed(small):
-    cells = [item.cell for item in small.items if not item.is_control]
-    assert [(c.plugin.name, c.page_name, c.sparsity, c.seed) for c in cells] == [
-        ("dense", "digits_resnet20", 0.0, 0),
-        ("dense", "digits_resnet20", 0.0, 1),
-        *(("granet", "digits_resnet20", sparsity, seed) for sparsity in (0.9, 0.98) for seed in (0, 1)),
-        ("granet", "digits_resnet20", 0.5, 7),
-        *(("small_dense", "cifar10_vgg19", sparsity, seed) for sparsity in (0.9, 0.98) for seed in (0, 1)),
-    ]
-    assert small.title == "Small"
-
-
-def test_cells_are_those_that_the_command_line_makes(small):
-    cells = [item.cell.identity for item in small.items if not item.is_control]
+def test_a_row_overrides_the_lists_and_cells_are_those_that_the_command_line_makes(small):
+    """Dense runs once per seed."""
     asked = [
         *plan_cells("dense,granet", "0.9,0.98", "digits_resnet20", "0,1", ""),
         *plan_cells("granet", "0.5", "digits_resnet20", "7", "start_sparsity=0 epochs=3"),
         *plan_cells("small_dense", "0.9,0.98", "cifar10_vgg19", "0,1", ""),
     ]
-    assert cells == [cell.identity for cell in asked]
+    assert len(asked) == 2 + 4 + 1 + 4
+    cells = [item.cell for item in small.items if not item.is_control]
+    assert [cell.identity for cell in cells] == [cell.identity for cell in asked]
+    assert small.title == "Small"
 
 
-def test_a_control_stands_beside_every_row_that_is_neither_dense_nor_a_control(small):
-    controls = [item for item in small.items if item.is_control]
-    assert len(controls) == 5
-    for item in controls:
-        assert item.method == "granet" and item.cell.plugin.name == "static"
-        donor = item.donor
-        assert item.cell.method.donor().run == donor.label
-        same = ("page_name", "variant", "sparsity", "seed")
-        assert [getattr(item.cell, key) for key in same] == [getattr(donor, key) for key in same]
-    assert controls[-1].cell.page_changes == {"epochs": 3}
-    assert controls[-1].donor.label == "granet (start_sparsity=0.0)"
-
-
-def test_every_kind_of_control_stands_beside_its_row(grid_of):
+def test_every_kind_of_control_stands_beside_every_row_that_is_neither_dense_nor_a_control(grid_of):
     grid = grid_of(SMALL.replace("[densities]", "[shuffled, masks, densities]"))
     donor = "granet (start_sparsity=0.0)"
     found = [
@@ -115,7 +88,12 @@ def test_every_kind_of_control_stands_beside_its_row(grid_of):
         (f"static (masks={donor})", "masks", 7, {"epochs": 3}),
         (f"static (densities={donor})", "densities", 7, {"epochs": 3}),
     ]
-    assert sum(item.is_control for item in grid.items) == 3 * 5
+    controls = [item for item in grid.items if item.is_control]
+    assert len(controls) == 3 * 5
+    for item in controls:
+        assert item.method == "granet" and item.cell.method.donor().run == item.donor.label
+        same = ("page_name", "variant", "sparsity", "seed")
+        assert [getattr(item.cell, key) for key in same] == [getattr(item.donor, key) for key in same]
 
 
 def test_a_cell_of_two_rows_is_in_the_grid_once(grid_of, small):
@@ -199,11 +177,6 @@ def test_a_file_that_says_too_little_or_is_no_grid_is_refused(grid_of, text, sai
         grid_of(text)
 
 
-def test_dense_alone_needs_no_sparsities(grid_of):
-    grid = grid_of("tasks: [digits_resnet20]\nseeds: [0, 1]\nrows: [{method: dense}]")
-    assert [item.cell.seed for item in grid.items] == [0, 1]
-
-
 def test_an_absent_file_is_refused_with_those_that_are_there(tmp_path):
     with pytest.raises(UserError, match=r"configs/paper/table2\.yaml"):
         read_grid(tmp_path / "none.yaml")
@@ -216,10 +189,9 @@ def test_an_absent_file_is_refused_with_those_that_are_there(tmp_path):
         ({"METHOD": "granet"}, 5 + 5),  # a control goes with its row
         ({"METHOD": "dense,small_dense"}, 2 + 4),
         ({"SPARSITY": "0.98"}, 2 + 2 + 2 + 2),  # dense has no sparsity and stays
-        ({"SPARSITY": "0.50", "METHOD": "granet"}, 2),
+        ({"SPARSITY": "0.50", "METHOD": "granet", "TASK": ""}, 2),
         ({"TASK": "cifar10_vgg19"}, 4),
         ({"SEED": "1"}, 1 + 4 + 2),
-        ({"SEED": "", "TASK": ""}, 16),
     ],
 )
 def test_a_grid_is_narrowed_to_what_is_asked(small, wanted, number):
@@ -239,6 +211,14 @@ def test_a_grid_is_narrowed_to_what_is_asked(small, wanted, number):
 def test_narrowing_to_what_is_not_there_is_refused(small, wanted, said):
     with pytest.raises(UserError, match=said):
         narrow(small, wanted)
+
+
+def test_lists_give_the_cells_of_the_command_line_and_survive_the_way_to_a_worker():
+    lists = {"METHOD": "dense,set", "SPARSITY": "", "TASK": "", "SEED": "0,1"}
+    source = Source.ask(None, lists, "epochs=1 update_every=8", False)
+    cells = plan_cells("dense,set", "0.9", "digits_resnet20", "0,1", "epochs=1 update_every=8")
+    for asked in (source, Source(**json.loads(json.dumps(source.as_dict())))):
+        assert [item.cell.identity for item in asked.grid().items] == [cell.identity for cell in cells]
 
 
 def test_values_of_a_grid_are_read_by_the_type_of_their_setting(tmp_path, monkeypatch):

@@ -44,8 +44,6 @@ def test_the_imagenet_page_follows_the_authors_code():
     [
         (10, [0.5, 0.75], [5, 7]),  # the nearest to 7.5 would be 8
         (18, [0.5, 0.75], [9, 13]),
-        (7, [0.5, 0.75], [3, 5]),
-        (160, [0.5, 0.75], [80, 120]),
         (100, [0.3, 0.6, 0.9], [30, 60, 90]),
         (25, [0.56], [14]),  # 14.000000000000002
         (100, [0.29, 0.57, 0.58], [29, 57, 58]),  # 28.999999999999996, 56.99999999999999, 57.99999999999999
@@ -62,15 +60,12 @@ def test_the_learning_rate_drops_at_whole_epochs_rounded_down(epochs, shares, dr
     ("changes", "message"),
     [
         ({"epoch": 3}, "no setting 'epoch'; did you mean 'epochs'"),
-        ({"epochs": "many"}, "'epochs'.*'many'"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"epochs": 2.5}, "'epochs'"),
         ({"lr": -1}, "lr must be a number of at least 0, got -1"),
         ({"lr": 0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be a number"),
         ({"momentum": 2}, r"momentum must be in \[0, 1\], got 2"),
         ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam, adamw, got 'sdg': did you mean 'sgd'"),
-        ({"split": "papier"}, "did you mean 'paper'"),
         ({"lr_drops": [0.8, 0.5]}, "lr_drops must be rising shares"),
         ({"lr_drops": [80, 120]}, "lr_drops must be rising shares"),
         ({"std": [0.0]}, "std must be above 0"),
@@ -80,10 +75,6 @@ def test_the_learning_rate_drops_at_whole_epochs_rounded_down(epochs, shares, dr
         ({"momentum": 0}, "nesterov must be false where momentum is 0"),
         ({"keep_dense": 3}, "keep_dense"),
         ({"keep_dense": "[first"}, r"'keep_dense' is '\[first': not readable as YAML: .* \(line 1, column 7\)$"),
-        (
-            {"conv_init": "fanin"},
-            "conv_init must be one of network, fan_in, fan_out, got 'fanin': did you mean 'fan_in'",
-        ),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(changes, message):
@@ -91,12 +82,7 @@ def test_an_impossible_setting_is_refused_by_name(changes, message):
         load_page("digits_resnet20", changes)
 
 
-def test_an_unknown_page_offers_the_nearest():
-    with pytest.raises(UserError, match="unknown page 'digit_resnet20': did you mean 'digits_resnet20'"):
-        load_page("digit_resnet20")
-
-
-@pytest.mark.parametrize("name", ["../pyproject", "/etc/passwd", "", "configs/digits_resnet20.yaml"])
+@pytest.mark.parametrize("name", ["../pyproject", "", "configs/digits_resnet20.yaml", "grids/digits"])
 def test_a_page_is_a_name_never_a_path(name):
     with pytest.raises(UserError, match="unknown page"):
         load_page(name)

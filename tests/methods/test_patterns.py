@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,15 +20,13 @@ from methods.core import (
     Timeline,
     View,
     count_active,
-    count_layers,
-    drop_filters,
     grow_filters,
-    grow_in_groups,
     keep_filters,
     keep_n_of_m,
     uniform_but_last,
 )
 from methods.core.groups import fold, unfold
+from tests.harness import oracles
 
 LINE = Timeline(100, 10)
 
@@ -45,83 +46,35 @@ def draw(case: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return scores, masks
 
 
-def count_filters(mask: Tensor) -> int:
-    return int(mask.flatten(1).any(1).sum())
+def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
-def test_kept_filters_are_whole_and_fit_and_leave_no_layer_empty_while_there_is_room(layerwise):
-    for case in range(60):
+def test_filters_are_kept_and_regrown_as_by_the_oracle_whatever_their_memory_format(layerwise):
+    scope = "layer" if layerwise else "global"
+    for case, share in itertools.product(range(40), (0.0, 0.2, 0.5, 1.0)):
         scores, among = draw(case)
-        total = count_active(among)
-        for share in (0.0, 0.2, 0.5, 0.9, 1.0):
-            count = round(share * total)
-            kept = keep_filters(scores, count, among, "classes", layerwise)
-            assert torch.equal(kept["classes"], among["classes"])
-            assert count_active(kept) <= max(count, int(among["classes"].sum()))
-            for name, mask in kept.items():
-                rows = mask.flatten(1).any(1)
-                assert torch.equal(mask.flatten(1), among[name].flatten(1) & rows[:, None]), "a part of a filter"
-            best = {
-                n: int(m.flatten(1).sum(1)[(scores[n] * m).flatten(1).double().sum(1).argmax()])
-                for n, m in among.items()
-                if n != "classes" and bool(m.any())
-            }
-            if sum(best.values()) + int(among["classes"].sum()) <= count:
-                assert all(mask.any() for name, mask in kept.items() if bool(among[name].any()))
-        if not layerwise:
-            assert all(torch.equal(keep_filters(scores, total, among)[n], among[n]) for n in among)
-
-
-def test_of_filters_left_out_none_would_have_fitted_and_none_of_the_same_size_scores_higher():
-    for case in range(60):
-        scores, among = draw(case)
-        count = count_active(among) // 2
-        kept = keep_filters(scores, count, among, "classes")
-        room = count - count_active(kept)
-        best = {n: (scores[n] * m).flatten(1).double().sum(1).argmax() for n, m in among.items()}
-        inside: dict[int, float] = {}
-        for name, mask in kept.items():
-            sums, sizes = (scores[name] * among[name]).flatten(1).double().sum(1), among[name].flatten(1).sum(1)
-            for row in range(len(mask)):
-                if name != "classes" and bool(mask[row].any()) and row != best[name]:
-                    size = int(sizes[row])
-                    inside[size] = min(inside.get(size, float("inf")), float(sums[row]))
-        for name, mask in kept.items():
-            sums, sizes = (scores[name] * among[name]).flatten(1).double().sum(1), among[name].flatten(1).sum(1)
-            for row in range(len(mask)):
-                if name != "classes" and bool(among[name][row].any()) and not bool(mask[row].any()):
-                    assert sizes[row] > room
-                    assert sums[row] <= inside.get(int(sizes[row]), float("inf"))
-
-
-def test_filters_dropped_and_regrown_leave_each_layer_as_many_weights_where_filters_are_whole():
-    for case in range(40):
-        scores, among = draw(case)
-        whole = {name: torch.ones_like(mask) for name, mask in among.items()}
-        pruned = keep_filters(scores, count_active(whole) // 2, whole, "classes")
-        kept = drop_filters(pruned, scores, 0.4)
-        grown = grow_filters(kept, {n: s.flip(0) for n, s in scores.items()}, like=pruned)
-        assert count_layers(grown) == count_layers(pruned)
-        for name, mask in kept.items():
-            count = count_filters(pruned[name])
-            assert count_filters(mask) == count - -(-count * 4 // 10)
-            assert not bool((mask & ~grown[name]).any())
-
-
-def test_filters_do_not_depend_on_memory_format_or_on_the_order_of_layers():
-    for case in range(1, 20):
-        if case % 3 == 0:
-            continue  # ties go by position
-        scores, among = draw(case)
+        count = round(share * count_active(among))
         turned = {
-            n: scores[n].contiguous(memory_format=torch.channels_last) if among[n].ndim == 4 else scores[n]
-            for n in scores
+            n: s.contiguous(memory_format=torch.channels_last) if s.ndim == 4 else s.clone() for n, s in scores.items()
         }
-        count = count_active(among) // 3
-        first = keep_filters(scores, count, among, "classes")
-        second = keep_filters(turned, count, {n: among[n] for n in reversed(among)}, "classes")
-        assert all(torch.equal(first[n], second[n]) for n in first)
+        kept = keep_filters(turned, count, among, "classes", layerwise)
+        expected = oracles.largest_filters(arrays(scores), count, arrays(among), "classes", scope)
+        assert all(np.array_equal(mask, expected[name]) for name, mask in arrays(kept).items()), (case, share)
+        flipped = {name: score.flip(0) for name, score in scores.items()}
+        grown = grow_filters(kept, flipped, among, layerwise)
+        expected = oracles.regrown_filters(arrays(flipped), arrays(kept), arrays(among), scope)
+        assert all(np.array_equal(mask, expected[name]) for name, mask in arrays(grown).items()), (case, share)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_n_of_m_masks_are_the_oracles(n):
+    for case, share in itertools.product(range(40), (0.0, 0.3, 1.0)):
+        scores, among = draw(case)
+        kept = keep_n_of_m(scores, n, share, among)
+        expected = oracles.largest_of_four(arrays(scores), n, share, arrays(among), oracles.best)
+        assert all(np.array_equal(mask, expected[name]) for name, mask in arrays(kept).items()), (case, share)
 
 
 def test_folding_puts_four_consecutive_inputs_of_one_place_into_a_group():
@@ -131,47 +84,6 @@ def test_folding_puts_four_consecutive_inputs_of_one_place_into_a_group():
     assert groups[1].tolist() == weight[0, 4:, 0, 0].tolist()
     assert groups[2].tolist() == weight[0, :4, 0, 1].tolist()
     assert torch.equal(unfold(groups, weight), weight)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_n_of_m_masks_keep_the_largest_of_every_group_and_leave_other_layers(n):
-    for case in range(40):
-        scores, among = draw(case)
-        for share in (0.0, 0.3, 1.0):
-            kept = keep_n_of_m(scores, n, share, among)
-            assert torch.equal(kept["odd"], among["odd"]) and torch.equal(kept["classes"], among["classes"])
-            held, groups = 0, 0
-            for name, mask in kept.items():
-                assert not bool((mask & ~among[name]).any())
-                if name in ("odd", "classes"):
-                    continue
-                left, had, values = fold(mask), fold(among[name]), fold(scores[name])
-                changed = left.sum(1) != had.sum(1)
-                assert bool((left.sum(1)[changed] == n).all())
-                held += int((left.sum(1) <= n).sum())
-                groups += len(left)
-                smallest = values.masked_fill(~left, float("inf")).amin(1)
-                largest = values.masked_fill(left | ~had, -float("inf")).amax(1)
-                assert bool((smallest >= largest)[changed].all())
-            already = sum(int((fold(m).sum(1) <= n).sum()) for name, m in among.items() if name.startswith("layer"))
-            assert held == max(already, round(share * groups))
-
-
-def test_regrowth_in_groups_restores_the_count_of_every_group():
-    for case in range(40):
-        scores, among = draw(case)
-        like = keep_n_of_m(scores, 2, 0.7, among)
-        kept = {
-            name: mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(case)) < 0.6)
-            for name, mask in like.items()
-        }
-        grown = grow_in_groups(kept, {n: s.flip(0) for n, s in scores.items()}, like)
-        for name, mask in grown.items():
-            assert not bool((kept[name] & ~mask).any())
-            if name.startswith("layer"):
-                assert torch.equal(fold(mask).sum(1), fold(like[name]).sum(1))
-            else:
-                assert torch.equal(mask, like[name])
 
 
 def test_uniform_counts_are_exact_even_and_leave_the_last_layer_a_fifth_above_80_per_cent():
@@ -187,18 +99,11 @@ def test_uniform_counts_are_exact_even_and_leave_the_last_layer_a_fifth_above_80
         if sparsity <= 0.8:
             assert all(abs(counts[n] - (1 - sparsity) * size) < 1 for n, size in (("a", 432), ("b", 4608), ("c", 320)))
     assert uniform_but_last(shapes, 5, "c") == {"a": 0, "b": 0, "c": 5}
-    # no layer gets more than it has
+    # no layer gets more than it has, whatever the total
+    most = {"a": 10, "b": 4608, "c": 30}
+    for count in range(0, sum(most.values()), 97):
+        assert uniform_but_last(shapes, count, "c", most) == oracles.even_but_last(shapes, count, "c", most)
     assert uniform_but_last(shapes, 600, "c", {"a": 10, "b": 4608, "c": 30}) == {"a": 10, "b": 560, "c": 30}
-
-
-def test_uniform_pruning_never_gives_a_layer_weights_back():
-    shapes = {"a": (7, 3), "b": (5, 11), "c": (3, 2), "d": (1, 1), "e": (3, 13)}
-    most = {name: a * b for name, (a, b) in shapes.items()}
-    for total in range(sum(most.values()), -1, -1):
-        counts = uniform_but_last(shapes, total, "e", most)
-        assert sum(counts.values()) == total
-        assert all(counts[name] <= most[name] for name in shapes)
-        most = counts
 
 
 def build(name: str, sparsity: float, **changes):

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError
 from benchmark.base.system import describe_git
 from benchmark.config.cells import plan_cells
+from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, digest, find_method, method_names
 from benchmark.training.rehearsal import rehearse
@@ -66,16 +68,9 @@ def test_every_file_in_methods_is_a_method():
 
 
 @pytest.mark.parametrize("name", built_in_names())
-@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
-def test_every_method_keeps_its_contract_in_rehearsal(name, sparsity):
+def test_every_method_keeps_its_contract_in_rehearsal(name):
     page = load_page("cifar10_vgg19")
-    rehearse(find_method(name).build(page, sparsity, {}), name, Timeline(56_320, 352))
-
-
-def test_a_path_is_a_door(tmp_path):
-    path = write(tmp_path, GOOD)
-    assert find_method(path).name == "mine"
-    rehearse_file(path)
+    rehearse(find_method(name).build(page, 0.99, {}), name, Timeline(56_320, 352))
 
 
 def test_an_entry_point_of_an_installed_package_is_a_door(tmp_path, monkeypatch):
@@ -102,12 +97,8 @@ def test_a_new_method_file_works_as_it_is(tmp_path):
     assert "already exists" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["My", "class", "1x", "a-b", "_x", "granet", "../x"])
+@pytest.mark.parametrize("name", ["My", "class", "_x", "granet", "../x"])
 def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
-    from rich.console import Console
-
-    from benchmark.config.listing import write_new_method
-
     with pytest.raises(UserError, match=r"NAME must be|already exists"):
         write_new_method(name, tmp_path, Console())
 
@@ -117,7 +108,6 @@ def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
     [
         ("x = ", "does not parse"),
         ("import nothing_like_this", "does not import: ModuleNotFoundError.*line 1"),
-        ("1 / 0", "does not import: ZeroDivisionError"),
         ("x = 1", "must define exactly one subclass of methods.core.Method, found none"),
         (GOOD + GOOD.replace("class Mine", "class Yours"), "exactly one subclass.*found Mine, Yours"),
         (GOOD.replace("@dataclass(frozen=True, kw_only=True)", ""), "put @dataclass"),
@@ -158,7 +148,7 @@ UPDATE = """
         ("return {n: m.flatten() for n, m in view.masks.items()}", "must have shape"),
         ("return dict(list(view.masks.items())[:1])", "missing"),
         ("return None", "must return a dict of masks"),
-        ("return [1]", "must return a dict of masks"),
+        ("return ()", "an empty tuple"),
         ("return grow(dict(view.masks), gradient_magnitude(view), view.masks)", "did not declare"),
         ("next(iter(view.weights.values())).mul_(2); return dict(view.masks)", "must not write"),
         ("next(iter(view.weights.values())).data.mul_(2); return dict(view.masks)", "wrote to a weight"),
@@ -167,7 +157,6 @@ UPDATE = """
          "torch's global random generator"),
         ("torch.manual_seed(view.step); torch.rand(1); return dict(view.masks)", "torch's global random generator"),
         ("return view.nothing", "AttributeError.*line"),
-        ("1 / 0", "ZeroDivisionError"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_breaks_its_contract_at_the_first_update_is_refused_before_training(tmp_path, update, message):
@@ -185,7 +174,6 @@ def test_a_plugin_that_breaks_its_contract_at_the_first_update_is_refused_before
         ),
         ("def planned_sparsity(self, step, timeline):\n        return 0.5", "ends at sparsity 0.5 instead of 0.9"),
         ("def update_steps(self, timeline):\n        return range(0, 20, 5)", "outside the run's steps 1..20"),
-        ("def update_steps(self, timeline):\n        return range(5, 99, 5)", "outside the run's steps 1..20"),
         ("def update_steps(self, timeline):\n        return 7", "fails in rehearsal"),
         ("def scoring(self):\n        return 1 / 0", "fails in rehearsal: ZeroDivisionError"),
     ],
@@ -198,10 +186,6 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path, plan, message):
 def test_a_schedule_too_short_for_one_update_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"makes no update in a run of 4 steps .update_every is 5.*ARGS=update_every=N"):
         rehearse_file(write(tmp_path, GOOD), steps=4)
-    page = load_page("cifar10_vgg19")
-    for name in ("gmp", "granet", "rigl_itop", "rigl"):
-        with pytest.raises(UserError, match="makes no update"):
-            rehearse(find_method(name).build(page, 0.9, {}), name, Timeline(50, 50))
 
 
 def test_a_run_that_would_end_short_of_its_target_is_refused():
@@ -215,18 +199,6 @@ def test_the_digest_is_that_of_the_code_not_of_its_comments(tmp_path):
     two = Path(write(tmp_path, "x = 1\n\n\n# other\n", "b.py"))
     three = Path(write(tmp_path, "x = 2\n", "c.py"))
     assert digest(one) == digest(two) != digest(three)
-
-
-def test_an_update_that_returns_no_masks_at_all_is_refused(tmp_path):
-    file = tmp_path / "nothing.py"
-    file.write_text(
-        "from dataclasses import dataclass\nfrom methods import set as original\n\n\n"
-        "@dataclass(frozen=True, kw_only=True)\nclass Nothing(original.SET):\n"
-        "    def update(self, view):\n        return ()\n"
-    )
-    method = find_method(str(file)).build(load_page("digits_resnet20"), 0.5, {})
-    with pytest.raises(UserError, match=r"'nothing' breaks its contract in the update at step 6: .* an empty tuple"):
-        rehearse(method, "nothing", Timeline(24, 6))
 
 
 def test_a_page_gives_every_method_that_asks_it_a_setting_and_its_table_keeps_its_name():
@@ -252,8 +224,9 @@ def found(where: Path, words: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["methods", "leaderboard"])
-@pytest.mark.parametrize("kind", ["package", "namespace", "module"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("methods", "package"), ("leaderboard", "namespace"), ("leaderboard", "module")]
+)
 def test_our_own_packages_are_imported_whatever_else_has_their_name(tmp_path, name, kind):
     place = tmp_path / (f"{name}.py" if kind == "module" else name)
     if kind == "module":

@@ -37,22 +37,19 @@ from methods.core import (
     count_kept,
     cubic,
     drop,
-    erdos_renyi,
-    erk,
     gradient_magnitude,
     grasp_scores,
     grow,
-    keep_top,
     keep_top_global,
     magnitude,
     prune_progress,
     prune_range,
     random_masks,
-    random_scores,
     snip_scores,
     update_range,
 )
 from methods.core.ranges import SHARES
+from tests.harness import oracles
 
 set_hypothesis_home_dir(os.devnull)  # its caches would otherwise go to a folder beside the code, database or not
 settings.register_profile(
@@ -112,14 +109,6 @@ def masks_of(shape):
 def budgets(most):
     """Return whole numbers from 0 to `most`; the ends come often."""
     return st.one_of(st.sampled_from([0, most]), st.integers(0, most))
-
-
-@st.composite
-def selections(draw):
-    """Draw scores, candidates and a budget that fits them."""
-    shape, dtype = draw(SHAPES), draw(st.sampled_from(DTYPES))
-    among = draw(masks_of(shape))
-    return draw(numbers(shape, dtype)), among, draw(budgets(int(among.sum())))
 
 
 @st.composite
@@ -187,41 +176,22 @@ def sizes_of(masks):
     return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
+def numpy_of(tensors):
+    """Return tensors as arrays, floats in float64, which holds every dtype exactly."""
+    return {name: (t if t.dtype == torch.bool else t.double()).numpy() for name, t in tensors.items()}
+
+
+def best(scores, k, among):
+    """Return the oracle's choice of k candidates: the first of a stable descending sort."""
+    return torch.from_numpy(oracles.best(scores.double().numpy(), k, among.numpy()))
+
+
 def total_weights(shapes):
     """Return the number of weights of some layers."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def sorted_choice(scores, k, among):
-    """The oracle: the first k candidates of a stable descending sort, in float64, which holds every dtype exactly."""
-    flat = scores.double().numpy().ravel()
-    candidates = np.flatnonzero(among.numpy().ravel())
-    chosen = np.zeros(flat.size, dtype=bool)
-    chosen[candidates[np.argsort(-flat[candidates], kind="stable")[:k]]] = True
-    return torch.from_numpy(chosen).reshape(scores.shape)
-
-
 # --- top_k, keep_top, keep_top_global ------------------------------------------------------------------------------
-
-
-@for_all(case=selections())
-def test_keep_top_is_a_stable_descending_sort_of_the_candidates(case):
-    scores, among, k = case
-    kept = keep_top(scores, k, among)
-    assert kept.dtype == torch.bool and kept.shape == scores.shape
-    assert int(kept.sum()) == k
-    assert not bool((kept & ~among).any())
-    assert torch.equal(kept, sorted_choice(scores, k, among))
-
-
-@for_all(case=selections(), layouts=st.tuples(st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS)))
-def test_the_choice_depends_on_no_memory_layout_and_no_wider_dtype(case, layouts):
-    scores, among, k = case
-    expected = keep_top(scores, k, among)
-    assert torch.equal(keep_top(laid_out(scores, layouts[0]), k, laid_out(among, layouts[1])), expected)
-    assert torch.equal(keep_top(scores.double(), k, among), expected)
-    plain = keep_top(laid_out(scores, layouts[0]), k)
-    assert torch.equal(plain, keep_top(scores.contiguous(), k))
 
 
 @for_all(case=layered(), share=SHARE)
@@ -229,27 +199,10 @@ def test_global_selection_is_a_stable_sort_of_all_layers_as_one_vector(case, sha
     scores, among, _ = case
     k = round(share * count_active(among))
     kept = keep_top_global(scores, k, among)
-    joined = torch.cat([score.double().reshape(-1) for score in scores.values()])
-    expected = sorted_choice(joined, k, torch.cat([mask.reshape(-1) for mask in among.values()]))
+    expected = oracles.best_of_all(numpy_of(scores), k, numpy_of(among))
     assert list(kept) == list(scores)
-    assert torch.equal(torch.cat([mask.reshape(-1) for mask in kept.values()]), expected)
     assert all(kept[name].shape == score.shape for name, score in scores.items())
-    everywhere = keep_top_global(scores, k)
-    assert torch.equal(torch.cat([mask.reshape(-1) for mask in everywhere.values()]), keep_top(joined, k))
-
-
-@for_all(case=layered(), share=SHARE)
-def test_choosing_dropping_and_growing_change_none_of_their_inputs(case, share):
-    scores, masks, likes = case
-    before = all_bits(scores), all_bits(masks), all_bits(likes)
-    keep_top_global(scores, round(share * count_active(masks)), masks)
-    kept = drop(masks, scores, share)
-    held = all_bits(kept)
-    grow(kept, scores, like=masks)
-    for name, score in scores.items():
-        keep_top(score, round(share * sizes_of(masks)[name]), masks[name])
-    assert (all_bits(scores), all_bits(masks), all_bits(likes)) == before
-    assert all_bits(kept) == held
+    assert all(np.array_equal(mask, expected[name]) for name, mask in numpy_of(kept).items())
 
 
 @for_all(case=layered(), seed=SEEDS)
@@ -276,7 +229,7 @@ def test_drop_takes_exactly_the_rounded_number_of_lowest_scores_from_each_layer(
         active = int(mask.sum())
         gone = rounding(Fraction(sixteenths * active, 16))
         assert not bool((kept[name] & ~mask).any())
-        assert torch.equal(kept[name], sorted_choice(scores[name], active - gone, mask))
+        assert torch.equal(kept[name], best(scores[name], active - gone, mask))
 
 
 @for_all(case=layered(), share=SHARE)
@@ -289,30 +242,7 @@ def test_grow_adds_the_best_inactive_weights_up_to_the_count_asked(case, share):
         new = grown[name] & ~mask
         missing = int(likes[name].sum()) - int(mask.sum())
         assert not bool((mask & ~grown[name]).any())
-        assert torch.equal(new, sorted_choice(scores[name], missing, ~mask))
-
-
-@for_all(
-    case=layered(), share=SHARE, rounding=st.sampled_from([math.floor, math.ceil]), layout=st.sampled_from(LAYOUTS)
-)
-def test_drop_then_grow_conserves_each_layer_in_every_memory_layout(case, share, rounding, layout):
-    scores, masks, _ = case
-    kept = drop(masks, scores, share, rounding)
-    grown = grow(kept, {name: -score for name, score in scores.items()}, like=masks)
-    assert sizes_of(grown) == sizes_of(masks)
-    turned = {name: laid_out(mask, layout) for name, mask in masks.items()}
-    lowered = {name: laid_out(-score, layout) for name, score in scores.items()}
-    again = drop(turned, {name: laid_out(score, layout) for name, score in scores.items()}, share, rounding)
-    assert same(again, kept)
-    assert same(grow(again, lowered, like=turned), grown)
-
-
-@for_all(case=layered())
-def test_growing_to_fewer_than_there_are_is_refused(case):
-    scores, masks, _ = case
-    assume(count_active(masks) > 0)
-    with pytest.raises(ContractError, match="cannot keep -"):
-        grow(masks, scores, like={name: torch.zeros_like(mask) for name, mask in masks.items()})
+        assert torch.equal(new, best(scores[name], missing, ~mask))
 
 
 # --- distributions -------------------------------------------------------------------------------------------------
@@ -348,58 +278,12 @@ def test_every_layer_is_within_one_weight_of_the_solution_by_bisection(kind, cas
     assert list(counts) == list(shapes) and all(type(count) is int for count in counts.values())
     assert sum(counts.values()) == total
     assert all(0 <= counts[name] <= math.prod(shape) for name, shape in shapes.items())
+    renamed = {f"{len(shapes) - i}.weight": shape for i, shape in enumerate(shapes.values())}
+    assert list(DISTRIBUTIONS[kind](renamed, total).values()) == list(counts.values()), "names matter"
     real = bisected_counts(kind, shapes, total)
     cut = [real[name] - counts[name] for name in shapes]
     assert all(abs(part) < 1 + 1e-6 for part in cut)
     assert max(cut) - min(cut) < 1 + 1e-6  # no smaller remainder is rounded up before a larger one
-
-
-@each_kind
-@for_all(shapes=st.dictionaries(NAMES, st.one_of(SHAPES, st.just((1,))), min_size=1, max_size=4))
-def test_counts_sum_exactly_for_every_total_and_a_layer_never_loses_more_than_rounding(kind, shapes):
-    most, before = total_weights(shapes), dict.fromkeys(shapes, 0)
-    for total in range(most + 1):
-        counts = DISTRIBUTIONS[kind](shapes, total)
-        assert sum(counts.values()) == total
-        assert all(0 <= counts[name] <= math.prod(shape) for name, shape in shapes.items())
-        assert all(counts[name] >= before[name] - 1 for name in shapes)
-        before = counts
-    assert before == {name: math.prod(shape) for name, shape in shapes.items()}
-
-
-@each_kind
-@for_all(case=networks())
-def test_names_do_not_matter_and_equal_layers_differ_by_one_weight_the_earlier_having_more(kind, case):
-    shapes, total = case
-    counts = DISTRIBUTIONS[kind](shapes, total)
-    renamed = {f"{len(shapes) - i}.weight": shape for i, shape in enumerate(shapes.values())}
-    assert list(DISTRIBUTIONS[kind](renamed, total).values()) == list(counts.values())
-    for first, second in zip(shapes, list(shapes)[1:], strict=False):
-        if shapes[first] == shapes[second]:
-            assert 0 <= counts[first] - counts[second] <= 1
-
-
-@each_kind
-@for_all(case=networks())
-def test_the_order_of_layers_moves_no_more_than_rounding(kind, case):
-    shapes, total = case
-    counts, turned = DISTRIBUTIONS[kind](shapes, total), DISTRIBUTIONS[kind](dict(reversed(shapes.items())), total)
-    assert all(abs(counts[name] - turned[name]) <= 1 for name in shapes)
-
-
-@for_all(sides=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=4), share=SHARE)
-def test_erk_and_erdos_renyi_agree_on_layers_of_two_dimensions(sides, share):
-    shapes = {f"layer{i}": pair for i, pair in enumerate(sides)}
-    total = round(share * total_weights(shapes))
-    assert erk(shapes, total) == erdos_renyi(shapes, total)
-
-
-@each_kind
-@for_all(case=networks(), beyond=st.integers(1, 10**9), below=st.booleans())
-def test_a_total_outside_the_network_is_refused(kind, case, beyond, below):
-    shapes, _ = case
-    with pytest.raises(ValueError, match="cannot keep"):
-        DISTRIBUTIONS[kind](shapes, -beyond if below else total_weights(shapes) + beyond)
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------
@@ -407,23 +291,11 @@ def test_a_total_outside_the_network_is_refused(kind, case, beyond, below):
 ENDS = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
 
 
-@for_all(start=ENDS, end=ENDS, updates=st.integers(1, 300))
-def test_cubic_and_cosine_go_from_start_to_end_and_never_back(start, end, updates):
-    sign = 1 if end >= start else -1
-    for schedule in (cubic, cosine):
-        path = [schedule(start, end, k / updates) for k in range(updates + 1)]
-        assert path[-1] == end
-        assert path[0] == pytest.approx(start, rel=0, abs=1e-15)
-        assert all(sign * (after - before) >= 0 for before, after in itertools.pairwise(path))
-        assert all(min(start, end) <= value <= max(start, end) for value in path[1:])
-        assert len(set(path)) == (updates + 1 if start != end else 1)  # moves at every update
-    assert cubic(start, end, 0.0) == start
-
-
 @for_all(start=ENDS, end=ENDS, progress=SHARE)
-def test_cubic_and_cosine_are_their_formulas(start, end, progress):
+def test_cubic_and_cosine_are_their_formulas_and_exact_at_their_ends(start, end, progress):
     left = Fraction(1) - Fraction(progress)
     exact = Fraction(end) + (Fraction(start) - Fraction(end)) * left * left * left
+    assert (cubic(start, end, 0.0), cubic(start, end, 1.0), cosine(start, end, 1.0)) == (start, end, end)
     assert cubic(start, end, progress) == pytest.approx(float(exact), rel=0, abs=1e-12)
     # half a cosine, by the half-angle identity
     share = math.cos(math.pi * progress / 2) ** 2
@@ -437,37 +309,18 @@ def test_update_steps_are_the_multiples_below_the_stop(every, stop):
     assert list(steps) == [step for step in range(1, 202) if step % every == 0 and step < stop]
 
 
-RUNS = st.tuples(st.integers(1, 30), st.integers(0, 100), st.integers(1, 100), st.integers(1, 300))
+RUNS = st.tuples(st.integers(1, 30), st.integers(0, 100), st.integers(1, 300))
 
 
-@pytest.mark.parametrize("every", [1, 2, 7, 10])
-def test_gradual_pruning_leaves_out_no_multiple_up_to_its_end_and_never_uses_the_last_step(every):
-    for total, hundredths in itertools.product(range(1, 121), range(101)):
-        steps = prune_range(every, hundredths / 100, total)
-        wanted = [s for s in range(every, total, every) if 100 * s <= hundredths * total]
-        assert list(steps)[: len(wanted)] == wanted, (hundredths, total)
-        assert all(0 < step < total and step % every == 0 for step in steps), (hundredths, total)
-
-
-@for_all(case=RUNS)
-def test_gradual_pruning_never_passes_the_share_of_the_run_it_is_given(case):
-    every, part, parts, total = case
-    part = min(part, parts)
-    steps = prune_range(every, part / parts, total)
-    assert all(step * parts <= part * total for step in steps), f"{list(steps)} passes {part}/{parts} of {total}"
-
-
-def test_an_end_on_a_whole_step_is_the_last_pruning_step():
-    for total, hundredths in itertools.product(range(1, 301), range(101)):
-        end, rest = divmod(hundredths * total, 100)
-        if not rest:
-            wanted = range(1, min(end + 1, total))
-            assert prune_range(1, hundredths / 100, total) == wanted, (hundredths, total)
+def test_gradual_pruning_is_at_every_multiple_up_to_its_end_and_never_at_the_last_step():
+    for every, total, hundredths in itertools.product((1, 2, 7, 10), range(1, 121), range(101)):
+        wanted = [step for step in range(every, total, every) if 100 * step <= hundredths * total]
+        assert list(prune_range(every, hundredths / 100, total)) == wanted, (every, hundredths, total)
 
 
 @for_all(case=RUNS)
 def test_pruning_progress_counts_the_pruning_steps_done_and_ends_at_exactly_one(case):
-    every, hundredths, _, total = case
+    every, hundredths, total = case
     steps = prune_range(every, hundredths / 100, total)
     path = [prune_progress(step, every, steps) for step in range(total + 1)]
     done = [sum(s <= step for s in steps) / len(steps) if len(steps) else 0.0 for step in range(total + 1)]
@@ -500,21 +353,23 @@ PURPOSES = st.text(LETTERS + "/ ", max_size=4)
 DRAWS = st.tuples(st.integers(0, 2**40), st.integers(0, 10**6), NAMES, PURPOSES)  # seed, step, name, purpose
 
 
-def draw_numbers(key, shape=(2,), **others):
+def draw_numbers(key, shape=(2,)):
     """Return the random numbers of one seed, step, name and purpose."""
     seed, step, name, purpose = key
-    return make_view({name: torch.zeros(shape), **others}, step=step, seed=seed).random(name, purpose)
+    return make_view({name: torch.zeros(shape)}, step=step, seed=seed).random(name, purpose)
 
 
-@for_all(key=DRAWS, shape=SHAPES, noise=SEEDS)
-def test_random_numbers_are_pure_and_leave_every_global_generator_alone(key, shape, noise):
+@for_all(key=DRAWS, shape=SHAPES, noise=SEEDS, layout=st.sampled_from(LAYOUTS), dtype=st.sampled_from(DTYPES))
+def test_random_numbers_depend_on_the_key_and_the_shape_alone(key, shape, noise, layout, dtype):
     torch.manual_seed(noise)
     before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     first = draw_numbers(key, shape)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
     torch.manual_seed(noise + 1)
-    assert torch.equal(draw_numbers(key, shape, another=torch.zeros(3)), first)
+    seed, step, name, purpose = key
+    weights = {name: laid_out(torch.ones(shape), layout).to(dtype), f"{name}-": torch.zeros(3)}
+    assert torch.equal(make_view(weights, step=step, seed=seed).random(name, purpose), first)
     assert first.dtype == torch.float64 and first.shape == shape
     assert bool(((first >= 0) & (first < 1)).all())
 
@@ -536,71 +391,35 @@ def test_random_numbers_tell_where_seed_step_name_and_purpose_begin(digits, cuts
     assert not torch.equal(draw_numbers(one), draw_numbers(other)), (one, other)
 
 
-@for_all(key=DRAWS, layout=st.sampled_from(LAYOUTS), dtype=st.sampled_from(DTYPES))
-def test_random_numbers_depend_on_no_layout_dtype_or_value_of_the_weights(key, layout, dtype):
-    seed, step, name, purpose = key
-    weight = laid_out(torch.arange(24.0).reshape(2, 3, 2, 2), layout).to(dtype)
-    drawn = make_view({name: weight}, step=step, seed=seed).random(name, purpose)
-    assert torch.equal(drawn, draw_numbers(key, (2, 3, 2, 2)))
-
-
-@pytest.mark.parametrize("step", range(4))
-def test_every_tenth_of_the_unit_interval_gets_its_share_of_random_numbers(step):
-    drawn = draw_numbers((0, step, "a", ""), (10_000,))
+def test_every_tenth_of_the_unit_interval_gets_its_share_of_random_numbers():
+    drawn = draw_numbers((0, 3, "a", ""), (10_000,))
     assert all(850 < int(part) < 1150 for part in torch.histc(drawn, 10, 0, 1))  # five standard deviations
 
 
-@for_all(case=layered(), step=st.integers(0, 10), sparsity=SHARE)
-def test_a_view_shows_shapes_progress_and_the_count_of_its_weights(case, step, sparsity):
-    scores, masks, _ = case
-    view = make_view(scores, masks, step=step)
-    assert list(view.weights) == list(view.masks) == list(view.shapes) == list(scores)
-    assert view.shapes == {name: tuple(score.shape) for name, score in scores.items()}
-    assert view.progress == step / 10
-    assert view.count(sparsity) == count_kept(sparsity, sum(score.numel() for score in scores.values()))
-    assert all_bits(view.weights) == all_bits(scores)
-
-
-@for_all(case=layered(), declared=st.tuples(st.booleans(), st.booleans()))
-def test_gradients_are_shown_exactly_where_they_were_declared(case, declared):
-    scores, _, _ = case
-    first, second = (scores if yes else None for yes in declared)
-    view = make_view(scores, gradients=first, hessian_gradients=second)
-    for yes, read in zip(declared, (lambda: view.gradients, lambda: view.hessian_gradients), strict=True):
-        if yes:
-            assert all_bits(read()) == all_bits(scores)
-        else:
-            with pytest.raises(ContractError, match="did not declare"):
-                read()
+@pytest.mark.parametrize(("kind", "says"), [("gradients", "did not declare"), ("hessian_gradients", "order=2")])
+def test_gradients_are_shown_exactly_where_they_were_declared(kind, says):
+    weights, shown = {"a": torch.ones(2)}, {"a": torch.tensor([3.0, 4.0])}
+    assert torch.equal(getattr(make_view(weights, **{kind: shown}), kind)["a"], shown["a"])
+    with pytest.raises(ContractError, match=says):
+        getattr(make_view(weights), kind)
 
 
 @pytest.mark.parametrize("facet", ["weights", "masks", "gradients", "hessian_gradients"])
-@for_all(case=layered())
-def test_no_entry_of_a_view_can_be_replaced_removed_or_added(case, facet):
-    scores, masks, _ = case
-    view = make_view(scores, masks, gradients=dict(scores), hessian_gradients=dict(scores))
-    shown, name = getattr(view, facet), next(iter(scores))
+def test_no_entry_of_a_view_can_be_replaced_removed_or_added(facet):
+    weights = {"a": torch.ones(2, requires_grad=True), "b": torch.ones(3)}
+    view = make_view(weights, gradients=dict(weights), hessian_gradients=dict(weights))
+    weights.clear()  # whatever it was made of
+    shown = getattr(view, facet)
     for change in (
-        lambda: shown.__setitem__(name, torch.zeros(1)),
-        lambda: shown.__setitem__(name + "-", torch.zeros(1)),
-        lambda: shown.__delitem__(name),
+        lambda: shown.__setitem__("a", torch.zeros(1)),
+        lambda: shown.__setitem__("c", torch.zeros(1)),
+        lambda: shown.__delitem__("a"),
         lambda: shown.clear(),
     ):
         with pytest.raises((TypeError, AttributeError)):
             change()
-    assert list(getattr(view, facet)) == list(scores)
-
-
-@for_all(case=layered())
-def test_a_view_keeps_the_names_it_was_made_with_and_no_gradient_history(case):
-    scores, masks, _ = case
-    source = {name: score.clone().requires_grad_() for name, score in scores.items()}
-    view = make_view(source, masks)
-    names = list(source)
-    source.clear()
-    masks.clear()
-    assert list(view.weights) == list(view.masks) == names
-    assert not any(weight.requires_grad for weight in view.weights.values())
+    assert list(getattr(view, facet)) == ["a", "b"]
+    assert not view.weights["a"].requires_grad
 
 
 # --- scores --------------------------------------------------------------------------------------------------------
@@ -632,17 +451,6 @@ def test_scores_are_their_formulas_in_single_precision_or_better(case):
     assert (all_bits(weights), all_bits(gradients), all_bits(products)) == before
 
 
-@for_all(case=layered(), seed=SEEDS)
-def test_random_scores_are_the_view_s_own_draws_and_differ_from_those_of_the_masks(case, seed):
-    scores, _, _ = case
-    view = make_view(scores, seed=seed)
-    drawn = random_scores(view)
-    assert list(drawn) == list(scores)
-    for name in scores:
-        assert torch.equal(drawn[name], view.random(name, "grow"))
-        assert not torch.equal(drawn[name], view.random(name, "mask"))
-
-
 # --- budgets and ranges --------------------------------------------------------------------------------------------
 
 
@@ -652,12 +460,8 @@ def test_the_budget_is_within_half_a_weight_of_the_exact_product(sparsity, weigh
     slack = Fraction(weights, 2**52)  # 1 - sparsity and the product are rounded once each
     assert type(kept) is int and 0 <= kept <= weights
     assert abs(kept - (1 - Fraction(sparsity)) * weights) <= Fraction(1, 2) + slack
-    assert count_kept(0.0, weights) == weights and count_kept(1.0, weights) == 0
-
-
-def test_half_a_weight_is_rounded_to_the_even_count():
-    for eighths, weights in itertools.product(range(9), range(200)):  # exact in binary
-        assert count_kept(eighths / 8, weights) == round(Fraction((8 - eighths) * weights, 8)), (eighths, weights)
+    eighths = round(8 * sparsity)  # exact in binary: half a weight is rounded to the even count
+    assert count_kept(eighths / 8, weights) == round(Fraction((8 - eighths) * weights, 8))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -718,122 +522,30 @@ def test_packing_is_numpy_s_row_major_packbits_and_comes_back(mask, layout):
     assert back.dtype == torch.bool and back.shape == mask.shape and torch.equal(back, mask)
 
 
-# --- the masks in force --------------------------------------------------------------------------------------------
+# --- the masks in force: with optimisers and averages they are held by the kit -------------------------------------
 
 
-@st.composite
-def recipes(draw):
-    """Draw an optimiser and its settings."""
-    decay, lr, foreach = (
-        draw(st.sampled_from([0.0, 5e-4, 0.3])),
-        draw(st.sampled_from([1e-3, 0.1, 1.0])),
-        draw(st.booleans()),
-    )
-    if draw(st.booleans()):
-        momentum = draw(st.sampled_from([0.0, 0.5, 0.9]))
-        nesterov = momentum > 0 and draw(st.booleans())
-        return torch.optim.SGD, dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, foreach=foreach)
-    kind = draw(st.sampled_from([torch.optim.Adam, torch.optim.AdamW]))
-    return kind, dict(lr=lr, weight_decay=decay, amsgrad=draw(st.booleans()), foreach=foreach)
-
-
-@st.composite
-def networks_in_training(draw):
-    """Draw some layers, two sets of masks for them, an optimiser, a number of steps and a seed for the numbers."""
-    names = draw(st.lists(NAMES.filter(lambda name: "." not in name), min_size=1, max_size=3, unique=True))
-    shapes = {name: draw(SHAPES) for name in names}
-    layout = draw(st.sampled_from(LAYOUTS[:2]))
-    masks = [{name: draw(masks_of(shape)) for name, shape in shapes.items()} for _ in range(2)]
-    return Trained(shapes, layout, draw(SEEDS), draw(recipes())), *masks, draw(st.integers(0, 6))
-
-
-class Trained:
-    """Some weights under masks, with their optimiser and a moving average, trained on random gradients."""
-
-    def __init__(self, shapes, layout, seed, recipe):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.layout = layout
-        self.weights = {name: nn.Parameter(self.numbers(shape)) for name, shape in shapes.items()}
-        self.average = nn.Module()
-        for name, shape in shapes.items():
-            self.average.register_parameter(name, nn.Parameter(self.numbers(shape)))
-        kind, options = recipe
-        self.optimizer = kind(list(self.weights.values()), **options)
-        self.maskset = MaskSet(self.weights)
-
-    def numbers(self, shape):
-        """Return random numbers other than zero, both signs."""
-        size = torch.rand(shape, generator=self.generator) + 0.1
-        return laid_out(size * (torch.randint(0, 2, shape, generator=self.generator) * 2 - 1), self.layout)
-
-    def step(self, masked=True):
-        """Take a step on random gradients."""
-        for weight in self.weights.values():
-            weight.grad = self.numbers(weight.shape)
-        if masked:
-            self.maskset.mask_gradients()
-        self.optimizer.step()
-
-    def tensors(self, name):
-        """Return all that a mask governs: a weight, its average, its optimiser state."""
-        states = self.optimizer.state.get(self.weights[name], {}).items()
-        held = {key: value for key, value in states if key != "step" and value is not None}
-        return {"weight": self.weights[name].detach(), "average": self.average.get_parameter(name).detach(), **held}
-
-    def snapshot(self):
-        """Return the bits of all there is, the masks in force included."""
-        tensors = [all_bits(self.tensors(name)) for name in self.weights]
-        factors = [bits(factor) for factor in self.maskset.factors]
-        return tensors, factors, all_bits(self.maskset.masks), self.maskset.sha256()
-
-    def copies(self):
-        """Return copies of what each mask governs."""
-        return {name: {key: value.clone() for key, value in self.tensors(name).items()} for name in self.weights}
-
-
-@for_all(case=networks_in_training())
-def test_a_commit_zeroes_exactly_what_is_off_the_masks_and_no_bit_elsewhere(case):
-    run, first, second, steps = case
-    run.maskset.commit(first, count_active(first), run.optimizer, run.average)
-    for _ in range(steps):
-        run.step()
-    before, told = run.copies(), []
-    run.maskset.listeners.append(told.append)
-    run.maskset.commit(second, None, run.optimizer, run.average)
-    assert same(run.maskset.masks, second)
-    assert told == [sizes_of(second)] == [run.maskset.counts()]
-    assert run.maskset.active() == count_active(second)
-    for name, mask in second.items():
-        assert list(run.tensors(name)) == list(before[name])
-        for key, value in run.tensors(name).items():
-            assert bits(value[mask]) == bits(before[name][key][mask]), key
-            assert bits(value[~mask]) == bits(torch.zeros_like(value[~mask])), key
-            if steps and key != "average":
-                assert not bool(value[mask & ~first[name]].any()), key  # newly active: starts at zero
-
-
-@for_all(
-    shapes=st.dictionaries(NAMES, SHAPES, min_size=1, max_size=2),
-    recipe=recipes(),
-    seed=SEEDS,
-    masks_seed=SEEDS,
-    steps=st.integers(1, 5),
-)
-def test_active_weights_take_the_very_steps_they_take_in_a_dense_network(shapes, recipe, seed, masks_seed, steps):
-    runs = [Trained({f"n{i}": s for i, s in enumerate(shapes.values())}, "contiguous", seed, recipe) for _ in range(2)]
-    generator = torch.Generator().manual_seed(masks_seed)
-    masks = {name: torch.rand(w.shape, generator=generator) < 0.5 for name, w in runs[0].weights.items()}
-    runs[0].maskset.commit(masks, None, runs[0].optimizer)
-    for _ in range(steps):
-        runs[0].step()
-        runs[1].step(masked=False)
+@for_all(case=layered(), layout=st.sampled_from(LAYOUTS[:2]))
+def test_masking_zeroes_exactly_what_is_off_the_masks_and_no_bit_elsewhere(case, layout):
+    scores, masks, _ = case
+    before = {name: laid_out(score.float().clamp(-1e30, 1e30) + 1, layout) for name, score in scores.items()}
+    weights = {name: nn.Parameter(value.clone()) for name, value in before.items()}
+    for name, weight in weights.items():
+        weight.grad = before[name].clone()
+    maskset, told = MaskSet(weights), []
+    maskset.listeners.append(told.append)
+    maskset.commit(masks, count_active(masks))
+    maskset.mask_gradients()
+    assert same(maskset.masks, masks) and maskset.active() == count_active(masks)
+    assert told == [sizes_of(masks)] == [maskset.counts()]
     for name, mask in masks.items():
-        for key, value in runs[0].tensors(name).items():
-            assert bits(value[mask]) == bits(runs[1].tensors(name)[key][mask]), (name, key)
+        weight, gradient = weights[name].detach(), weights[name].grad
+        assert bits(weight[mask]) == bits(gradient[mask]) == bits(before[name][mask])
+        assert bits(weight[~mask]) == bits(torch.zeros(int((~mask).sum()))) and not gradient[~mask].any()
 
 
 @for_all(case=layered(), flips=st.lists(st.integers(0, 10**6), max_size=2), layout=st.sampled_from(LAYOUTS))
-def test_hashes_are_equal_exactly_where_masks_are(case, flips, layout):
+def test_hashes_are_equal_exactly_where_masks_names_and_shapes_are(case, flips, layout):
     scores, masks, _ = case
     others = {name: mask.clone() for name, mask in masks.items()}
     for flip in flips:
@@ -843,44 +555,7 @@ def test_hashes_are_equal_exactly_where_masks_are(case, flips, layout):
     sets[0].commit(masks, None)
     sets[1].commit(others, None)
     assert (sets[0].sha256() == sets[1].sha256()) == same(masks, others)
-
-
-@for_all(case=layered())
-def test_hashes_tell_names_and_shapes_apart(case):
-    scores, _, _ = case
-    sets = [{}, {f"{name}x": score for name, score in scores.items()}, scores]
-    sets[0] = {name: score.unsqueeze(0) for name, score in scores.items()}
-    assert len({MaskSet({n: nn.Parameter(s.float()) for n, s in weights.items()}).sha256() for weights in sets}) == 3
-
-
-@for_all(case=networks_in_training())
-def test_packed_masks_restore_a_set_without_touching_weights_or_state(case):
-    run, first, second, steps = case
-    run.maskset.commit(first, None, run.optimizer, run.average)
-    for _ in range(steps):
-        run.step()
-    tensors, factors, masks, digest = run.snapshot()
-    other = MaskSet({name: nn.Parameter(torch.ones(weight.shape)) for name, weight in run.weights.items()})
-    other.commit(second, None)
-    other_weights = all_bits(other.weights)
-    other.load_packed(run.maskset.packed())
-    assert all_bits(other.masks) == masks and other.sha256() == digest
-    assert [bits(factor) for factor in other.factors] == factors
-    assert all_bits(other.weights) == other_weights
-    assert run.snapshot() == (tensors, factors, masks, digest)
-
-
-@for_all(case=networks_in_training(), absent=st.booleans())
-def test_dense_gradients_are_copies_that_masking_does_not_reach(case, absent):
-    run, first, _, _ = case
-    run.maskset.commit(first, None, run.optimizer)
-    given_out = {name: run.numbers(weight.shape) for name, weight in run.weights.items()}
-    for name, weight in run.weights.items():
-        weight.grad = None if absent else given_out[name].clone()
-    dense = run.maskset.dense_gradients()
-    run.maskset.mask_gradients()
-    for name, weight in run.weights.items():
-        expected = torch.zeros(weight.shape) if absent else given_out[name]
-        assert dense[name].dtype == torch.float32 and bits(dense[name]) == bits(expected)
-        if not absent:
-            assert torch.equal(weight.grad, torch.where(first[name], given_out[name], torch.zeros(())))
+    for changed in ({f"{n}x": s for n, s in scores.items()}, {n: s.unsqueeze(0) for n, s in scores.items()}):
+        other = MaskSet({n: nn.Parameter(s.float()) for n, s in changed.items()})
+        other.commit({n: mask.reshape(changed[n].shape) for n, mask in zip(changed, masks.values(), strict=True)}, None)
+        assert other.sha256() != sets[0].sha256()
