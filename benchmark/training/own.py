@@ -46,8 +46,7 @@ def begin_own(run: Training, learned: Mapping[str, Tensor]) -> None:
     method, maskset = run.method, run.maskset
     if method.inactive is Inactive.STORED:
         maskset.store(method.trains, run.average is not None)
-    elif method.trains is Trains.ALL:
-        raise UserError(f"method '{run.name}' trains all weights, so it must keep them: inactive = Inactive.STORED")
+    check_storage(run.name, method)
     check_learned(run.name, method, learned, {name for name, _ in run.model.named_parameters()})
     device = next(run.model.parameters()).device
     run.own.learned = {n: nn.Parameter(v.detach().clone().float().to(device)) for n, v in learned.items()}
@@ -60,6 +59,17 @@ def begin_own(run: Training, learned: Mapping[str, Tensor]) -> None:
         maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, run.own.learned)
 
 
+def check_storage(name: str, method: Method) -> None:
+    """Raise UserError for a method that trains or weighs what it does not store."""
+    if method.trains is Trains.ALL and method.inactive is not Inactive.STORED:
+        raise UserError(f"method '{name}' trains all weights, so it must keep them: inactive = Inactive.STORED")
+    if weighs(method) and (method.inactive is not Inactive.STORED or method.trains is not Trains.ALL):
+        raise UserError(
+            f"method '{name}' defines weigh(), so it must be STORED and train ALL: inactive = Inactive.STORED, "
+            "trains = Trains.ALL"
+        )
+
+
 def check_learned(name: str, method: Method, learned: Any, taken: set[str]) -> None:
     """Raise UserError unless learned parameters are finite floating-point tensors under names of their own."""
     broken = f"method '{name}' breaks its contract: learned()"
@@ -70,11 +80,6 @@ def check_learned(name: str, method: Method, learned: Any, taken: set[str]) -> N
             raise UserError(f"{broken} names a parameter '{own}', as the network does: choose another name")
         if not isinstance(value, Tensor) or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise UserError(f"{broken} must return finite floating-point tensors, that of '{own}' is {value!r:.60}")
-    if weighs(method) and (method.inactive is not Inactive.STORED or method.trains is not Trains.ALL):
-        raise UserError(
-            f"method '{name}' defines weigh(), so it must be STORED and train ALL: inactive = Inactive.STORED, "
-            "trains = Trains.ALL"
-        )
     if learned and not weighs(method):
         raise UserError(f"method '{name}' has learned parameters and no weigh() that uses them")
 

@@ -14,7 +14,7 @@ from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
 from benchmark.training.contract import commit, list_stages, list_tensors, propose, show_donor
 from benchmark.training.masks import MaskSet, hash_masks, pack_all
-from benchmark.training.own import ask_weigh, check_learned, check_penalty, has_penalty, weighs
+from benchmark.training.own import ask_weigh, check_learned, check_penalty, check_storage, has_penalty, weighs
 from methods.core import (
     Budget,
     DenseGrads,
@@ -87,7 +87,11 @@ def rehearse(method: Method, name: str, timeline: Timeline) -> None:
 
 
 def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
-    """Ask for the first masks, in all rounds of scoring, and for some updates, each twice, and commit them."""
+    """Ask for the first masks, in all rounds of scoring, and for some updates, each twice, and commit them.
+
+    At the end everything is asked once more, in reverse: a method that remembers outside the run, in a module or a
+    file, answers otherwise, and could not be continued by another process.
+    """
     stage = StandIn(method, name, timeline)
     steps = list(method.update_steps(timeline))
     scoring = method.scoring()
@@ -98,6 +102,7 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
     for step in sorted({*steps[:2], *steps[-1:]}):
         stage.rehearse_step(step)
         stage.settle(*stage.ask_twice(step))
+    stage.ask_in_reverse()
 
 
 SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}
@@ -117,6 +122,7 @@ class StandIn:
         self.donor = stand_in_donor(method, self.weights)
         self.state: dict[str, Tensor] = {}
         self.learned: dict[str, Tensor] = {}
+        self.asked: list[tuple[View, Update]] = []
 
     def draw(self) -> dict[str, Tensor]:
         """Return random numbers in the shape of every weight."""
@@ -135,7 +141,7 @@ class StandIn:
         proposals = []
         for _ in range(2):
             view = View(
-                weights=self.weights,
+                weights={n: weight.detach().clone() for n, weight in self.weights.items()},
                 masks={n: mask.clone() for n, mask in (masks or self.maskset.masks).items()},
                 step=step,
                 timeline=self.timeline,
@@ -148,9 +154,9 @@ class StandIn:
                 **show_donor(self.donor if step == 0 else None, self.weights),
             )
             random_state = torch.random.get_rng_state()
-            before = [weight.detach().clone() for weight in self.weights.values()]
+            before = [weight.clone() for weight in view.weights.values()]
             proposals.append(propose(method, name, view))
-            refuse_writes(name, before, self.weights.values())
+            refuse_writes(name, before, view.weights.values())
             if not torch.equal(random_state, torch.random.get_rng_state()):
                 raise UserError(
                     f"method '{name}' breaks its contract at step {step}: it used torch's global random generator; "
@@ -168,12 +174,23 @@ class StandIn:
             self.apply(proposals[0], view)
         elif stages:
             self.maskset.check_together(stages[-1], None)
-        if not same_update(*proposals):
-            raise UserError(
-                f"method '{self.name}' breaks its contract at step {view.step}: asked twice with the same view it "
-                "returned different masks; draw random numbers with view.random(name), never from a global generator"
-            )
+        self.refuse_difference(proposals[0], proposals[1], view.step)
+        self.asked.append((view, proposals[0]))
         return dict(stages[-1]) if stages else dict(self.maskset.masks)
+
+    def refuse_difference(self, one: Update, other: Update, step: int) -> None:
+        """Raise UserError unless two answers to the same view are the same."""
+        if not same_update(one, other):
+            raise UserError(
+                f"method '{self.name}' breaks its contract at step {step}: asked twice with the same view it returned "
+                "different masks; draw random numbers with view.random(name), never from a global generator, and keep "
+                "nothing outside the run: Update(state=...) does"
+            )
+
+    def ask_in_reverse(self) -> None:
+        """Ask for everything once more, the last first, and hold each answer to that of its time."""
+        for view, update in reversed(self.asked):
+            self.refuse_difference(update, propose(self.method, self.name, view), view.step)
 
     def own(self) -> dict[str, Any]:
         """Return what a view shows of the method's own, copied."""
@@ -191,6 +208,7 @@ class StandIn:
         if view.step == 0:
             learned = self.method.learned(view)
             check_learned(self.name, self.method, learned, set(self.weights))
+            check_storage(self.name, self.method)
             self.learned = {n: tensor.detach().clone().float() for n, tensor in learned.items()}
             if self.method.inactive is Inactive.STORED:
                 stored = self.maskset.store(self.method.trains, averaged=False)
@@ -199,9 +217,18 @@ class StandIn:
         update = commit(self.method, self.name, self.maskset, update, view, learned=self.learned)
         self.state |= update.state or {}
 
+    @torch.no_grad()
+    def move(self) -> None:
+        """Change the trained weights as training would."""
+        stored, trained = self.maskset.stored, self.maskset.trained()
+        for name, noise in self.draw().items():
+            (self.weights if stored is None else stored.values)[name].add_(0.1 * noise * trained[name])
+        self.maskset.show_weighed() if stored is not None and stored.weigh is not None else self.maskset.show()
+
     def rehearse_step(self, step: int) -> None:
         """Ask for what a step before the update asks for: the penalty, and the weights with their gradients."""
         method, stored = self.method, self.maskset.stored
+        self.move()
         if has_penalty(method):
             view = View(
                 weights=self.weights, masks=self.maskset.masks, step=step, timeline=self.timeline, seed=0, **self.own()
