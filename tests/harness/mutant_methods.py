@@ -39,6 +39,7 @@ from methods.granet import GraNet
 from methods.granet_structured import GraNetStructured
 from methods.granet_uniform import GraNetUniform
 from methods.grasp import GraSP
+from methods.mest import MEST
 from methods.one_shot import OneShot
 from methods.rigl import RigL
 from methods.rigl_itop import RigLITOP
@@ -279,6 +280,14 @@ class SETOneRanking(SET):
 
     def drop_smallest(self, view: View) -> Masks:
         return drop(dict(view.masks), magnitude(view), self.prune_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MESTNeverHalves(MEST):
+    """Exchanges as many until the end."""
+
+    def share(self, step: int, timeline: Timeline) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

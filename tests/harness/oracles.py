@@ -641,7 +641,65 @@ class Set(Exchange):
         return [{n: self.keep(step, weights[n], mask) for n, mask in masks.items()}, *result] if step else result
 
 
+class Mest(Oracle):
+    """Yuan 2021, arXiv:2110.14032, scheduled as in its code: prune to a lower bound, grow at random to an upper."""
+
+    defaults = {  # noqa: RUF012
+        "prune_rate": 0.2,
+        "soft": 0.0,
+        "halve_at": 0.5625,
+        "update_end": 0.75,
+        "distribution": "erk",
+    }
+
+    def update_steps(self):
+        """Every dt steps until the first at which nothing is exchanged any more."""
+        steps = []
+        for step in self.every(self.update_every, self.total_steps):
+            steps.append(step)
+            if step >= moment(self.update_end, self.total_steps):
+                break
+        return steps
+
+    def left(self, step):
+        """Return 1, a half or nothing, by the phase in which the last planned update fell."""
+        last = max([planned for planned in self.update_steps() if planned <= step], default=0)
+        if last >= moment(self.update_end, self.total_steps):
+            return 0
+        return 0.5 if last >= moment(self.halve_at, self.total_steps) else 1
+
+    def planned(self, step):
+        """Return the upper bound: denser than the target in EM&S."""
+        return self.sparsity - self.left(step) * self.soft
+
+    def pruned(self, step, weights, masks):
+        """Return, from the counts after the update, each layer's largest weights down to the lower bound."""
+        total = sum(weight.size for weight in weights.values())
+        had = {name: (int(mask.sum()),) for name, mask in masks.items()}
+        upper = layer_counts(had, budget(self.planned(step), total), "uniform")
+        mutated = self.left(step) * self.prune_rate * (1 - self.sparsity) if self.soft == 0 else 0
+        lower = budget(self.sparsity + mutated, total)
+        lower = layer_counts({name: (count,) for name, count in upper.items()}, lower, "uniform")
+        return {n: self.best(np.abs(weights[n]), lower[n], mask) for n, mask in masks.items()}, upper
+
+    def growth(self, name, gradients, draw):
+        """Return random numbers."""
+        return draw(name, "grow")
+
+    def stages(self, step, weights, masks, gradients, hessian_gradients, draw):
+        """Set to zero what is pruned, then grow."""
+        if step == 0:
+            return [self.first(weights, gradients, hessian_gradients, draw)]
+        kept, upper = self.pruned(step, weights, masks)
+        grown = {}
+        for name, mask in kept.items():
+            new = self.best(self.growth(name, gradients, draw), upper[name] - int(mask.sum()), ~mask)
+            grown[name] = mask | new
+        return [kept, grown]
+
+
 ORACLES = {
+    "mest": Mest,
     "dense": Dense,
     "small_dense": Dense,
     "static": Static,

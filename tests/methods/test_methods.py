@@ -250,6 +250,29 @@ def test_set_updates_after_every_epoch():
     assert list(make("set", 0.9).update_steps(Timeline(1000, 352))) == [352, 704]
 
 
+def test_mest_exchanges_less_and_less_at_random_and_then_nothing():
+    """0.2 of 10 active weights, half of that from 9/16 of the run on, none from 3/4 on: 2, 1, 0 go, the smallest."""
+    method = make("mest", 0.5, update_every=10)
+    assert list(method.update_steps(LINE)) == [10, 20, 30, 40, 50, 60, 70, 80]  # LINE has 100 steps
+    for step, gone in ((10, 2), (50, 2), (60, 1), (70, 1), (80, 0)):
+        view = view_of([*range(1, 11), *[0.0] * 10], [1] * 10 + [0] * 10, step=step)
+        kept, final = (masks["w"][0] for masks in method.update(view))
+        assert kept.nonzero().flatten().tolist() == list(range(gone, 10))
+        assert int(final.sum()) == 10 and bool(final[kept].all())
+
+
+def test_mest_with_a_soft_bound_starts_denser_and_ends_at_its_target():
+    method = make("mest", 0.9, soft=0.05, update_every=10)
+    planned = [method.planned_sparsity(step, LINE) for step in (0, 50, 60, 70, 80, 100)]
+    assert planned == pytest.approx([0.85, 0.85, 0.875, 0.875, 0.9, 0.9]) and planned[-1] == 0.9
+    view = view_of([*range(1, 16), *[0.0] * 85], [1] * 15 + [0] * 85, step=60)
+    kept, final = (masks["w"][0] for masks in method.update(view))
+    assert kept.nonzero().flatten().tolist() == list(range(5, 15))  # 10 stay, then count(0.875) = 12
+    assert int(final.sum()) == 12
+    with pytest.raises(ValueError, match=r"soft must be in \[0, sparsity = 0.9\], got 0.95"):
+        find_method("mest").cls(sparsity=0.9, soft=0.95)
+
+
 def test_snip_scores_are_g_times_w_ranked_over_all_layers():
     method = make("snip", 0.5)
     weights = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[3.0, -4.0]])}

@@ -32,11 +32,11 @@ from tests.harness.disagreement import (
     settings_of,
     tensors,
 )
-from tests.harness.oracles import ORACLES, Oracle
+from tests.harness.oracles import ORACLES, Mest, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set")]
+UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set", "mest")]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -178,6 +178,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"update_every": 1, "update_end": 0.58, "distribution": "uniform", "prune_rate": 0.9},
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
+    "mest": [
+        *EXCHANGES,
+        {"soft": 0.3, "update_every": 2},
+        {"soft": 0.05, "update_every": 1, "halve_at": 0.29, "update_end": 0.58},
+        {"prune_rate": 1.0, "update_every": 2, "update_end": 1.0},
+    ],
     "set": [*EXCHANGES, {"per_sign": False}, {"per_sign": False, "update_every": 2}, {"update_every": 4}],
 }
 
@@ -530,6 +536,15 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("what was removed and drawn again keeps its value", {"stages": Oracle.stages}),
         ("rounded up", CEIL),
         ("an annealed rate", {"rate": annealed(lambda o, step: oracles.cosine(0.3, 0.0, step / o.total_steps))}),
+        ("an update at the end", {"update_steps": to_the_end}),
+    ],
+    "mest": [
+        *RANDOM_STARTS,
+        ("the higher index on ties", {"best": staticmethod(last_first)}),
+        ("growth by the draws of the start", {"growth": lambda self, name, gradients, draw: draw(name, "mask")}),
+        ("what was removed and drawn again keeps its value", {"stages": lambda self, *a: Mest.stages(self, *a)[-1:]}),
+        ("a constant rate", {"left": lambda self, step: 1}),
+        ("never halved", {"halve_at": 1.0}),
         ("an update at the end", {"update_steps": to_the_end}),
     ],
     "rigl": [
