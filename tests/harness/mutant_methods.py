@@ -43,6 +43,7 @@ from methods.mest import MEST
 from methods.one_shot import OneShot
 from methods.rigl import RigL
 from methods.rigl_itop import RigLITOP
+from methods.rigl_itop_filter import RigLITOPFilter
 from methods.set import SET
 from methods.snip import SNIP
 from methods.static import Static
@@ -280,6 +281,13 @@ class SETOneRanking(SET):
 
     def drop_smallest(self, view: View) -> Masks:
         return drop(dict(view.masks), magnitude(view), self.prune_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RigLITOPFilterAsItIs(RigLITOPFilter):
+    """Grows by the gradient, as it is."""
+
+    update = RigLITOP.update  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

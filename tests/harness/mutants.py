@@ -333,6 +333,7 @@ METHODS = [
     ("RigL never regrows", "just-dropped weights are no candidates", "oracle:rigl", M.RigLNeverRegrows),
     ("RigL's constant rate", "alpha not annealed", "oracle:rigl", M.RigLConstantRate),
     ("SET in one ranking", "both signs ranked together", "oracle:set", M.SETOneRanking),
+    ("filters not normalised", "growth by |g| itself", "oracle:rigl_itop_filter", M.RigLITOPFilterAsItIs),
     ("MEST's constant ratio", "the mutation ratio never falls", "oracle:mest", M.MESTNeverHalves),
     ("GraNet layer by layer", "no global pruning", "oracle:granet", M.GraNetLayerWise),
     ("GMP linear", "no cubic schedule", "oracle:gmp", M.GMPLinear),

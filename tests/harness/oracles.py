@@ -328,6 +328,18 @@ class RiglItop(Exchange):
         return cosine(self.prune_rate, self.final_prune_rate, step / self.total_steps)
 
 
+class RiglItopFilter(RiglItop):
+    """RigL-ITOP, grown by each weight's share of the gradient of its filter."""
+
+    def growth(self, name, gradients, draw):
+        """Return the size of the gradient, every filter's of length one; zero where all of a filter's are zero."""
+        shares = np.abs(gradients[name]).astype(np.float64)
+        for place, row in enumerate(shares):
+            length = math.sqrt(float((row * row).ravel().sum()))
+            shares[place] = row / length if length > 0 else 0
+        return shares
+
+
 class GraNet(Gmp, RiglItop):
     """Liu 2021, arXiv:2106.10404, Alg. 2: gradual pruning (Eq. 1), then zero-cost neuroregeneration (Eqs. 2 and 3)."""
 
@@ -709,6 +721,7 @@ ORACLES = {
     "set": Set,
     "rigl": Rigl,
     "rigl_itop": RiglItop,
+    "rigl_itop_filter": RiglItopFilter,
     "granet": GraNet,
     "gmp_uniform": GmpUniform,
     "granet_uniform": GraNetUniform,

@@ -215,6 +215,21 @@ def test_rigl_itop_updates_to_the_end():
     assert make("rigl_itop", 0.5, update_every=10).update(view)["w"][0].nonzero().flatten().tolist() == [2, 3, 5, 6]
 
 
+def test_rigl_itop_filter_grows_by_each_weights_share_of_its_filter():
+    """Filter 0 has gradients (30, 40) / 50 = 0.6, 0.8 left over, filter 1 (0, 1): by size 40 comes first, here 1."""
+    view = View(
+        weights={"w": torch.tensor([[0.5, 0.0, 0.0], [-0.1, 0.0, 0.0]])},
+        masks={"w": torch.tensor([[True, False, False], [True, False, False]])},
+        step=10,
+        timeline=LINE,
+        seed=0,
+        gradients={"w": torch.tensor([[0.0, 30.0, 40.0], [0.0, 0.0, 1.0]])},
+    )
+    settings = {"sparsity": 0.6, "prune_rate": 0.5, "update_every": 10}
+    assert make("rigl_itop", **settings).update(view)["w"].int().tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert make("rigl_itop_filter", **settings).update(view)["w"].int().tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
 def test_set_ranks_each_sign_apart():
     method = make("set", 0.5, prune_rate=0.5)
     weights = [0.1, 0.2, 0.3, 0.4, -9.0, -8.0, -7.0, -6.0] + [0.0] * 8

@@ -36,7 +36,7 @@ from tests.harness.oracles import ORACLES, Mest, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set", "mest")]
+UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "set", "mest")]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -178,6 +178,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"update_every": 1, "update_end": 0.58, "distribution": "uniform", "prune_rate": 0.9},
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
+    "rigl_itop_filter": EXCHANGES,
     "mest": [
         *EXCHANGES,
         {"soft": 0.3, "update_every": 2},
@@ -459,6 +460,18 @@ def growing(score):
     return lambda self, name, gradients, draw: score(gradients[name])
 
 
+def by_largest(gradient):
+    """Return |g| divided by the largest of its filter."""
+    size = np.abs(gradient).astype(np.float64)
+    return size / np.maximum(size.max(tuple(range(1, size.ndim)), keepdims=True), 1e-300)
+
+
+def by_inputs(gradient):
+    """Return |g| divided by the length of all that belong to its input."""
+    size = np.abs(gradient).astype(np.float64)
+    return size / np.maximum(np.sqrt((size**2).sum((0, *range(2, size.ndim)), keepdims=True)), 1e-300)
+
+
 def annealed(score):
     """Return a rate of exchange that is `score(oracle, step)`."""
     return lambda self, step: score(self, step)
@@ -558,6 +571,12 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         *RANDOM_STARTS,
         ("rounded down", FLOOR),
         ("annealed to zero", {"rate": annealed(lambda o, step: oracles.cosine(0.5, 0, step / o.total_steps))}),
+    ],
+    "rigl_itop_filter": [
+        *GROWTHS,
+        ("by the gradient alone", {"growth": oracles.RiglItop.growth}),
+        ("the largest of a filter for its length", {"growth": growing(by_largest)}),
+        ("by the inputs", {"growth": growing(by_inputs)}),
     ],
     "gmp_uniform": [
         ("globally", {"prune": oracles.Gmp.prune}),
