@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy
 import torch
 
+from methods.ac_dc import ACDC
 from methods.core import (
     DISTRIBUTIONS,
     DenseGrads,
@@ -25,6 +26,7 @@ from methods.core import (
     grow,
     keep_filters,
     keep_top,
+    keep_top_evenly,
     keep_top_global,
     magnitude,
     prune_range,
@@ -288,6 +290,15 @@ class RigLITOPFilterAsItIs(RigLITOPFilter):
     """Grows by the gradient, as it is."""
 
     update = RigLITOP.update  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACDCLayerWise(ACDC):
+    """Compresses every layer to the same sparsity."""
+
+    def update(self, view: View) -> Masks:
+        count = view.count(self.planned_sparsity(view.step, view.timeline))
+        return keep_top_evenly(magnitude(view), count, all_active(view))
 
 
 @dataclass(frozen=True, kw_only=True)

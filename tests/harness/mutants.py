@@ -334,6 +334,7 @@ METHODS = [
     ("RigL's constant rate", "alpha not annealed", "oracle:rigl", M.RigLConstantRate),
     ("SET in one ranking", "both signs ranked together", "oracle:set", M.SETOneRanking),
     ("filters not normalised", "growth by |g| itself", "oracle:rigl_itop_filter", M.RigLITOPFilterAsItIs),
+    ("AC/DC layer by layer", "no global compression", "oracle:ac_dc", M.ACDCLayerWise),
     ("MEST's constant ratio", "the mutation ratio never falls", "oracle:mest", M.MESTNeverHalves),
     ("GraNet layer by layer", "no global pruning", "oracle:granet", M.GraNetLayerWise),
     ("GMP linear", "no cubic schedule", "oracle:gmp", M.GMPLinear),

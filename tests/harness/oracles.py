@@ -653,6 +653,38 @@ class Set(Exchange):
         return [{n: self.keep(step, weights[n], mask) for n, mask in masks.items()}, *result] if step else result
 
 
+class AcDc(Gmp):
+    """Peste 2021, arXiv:2106.12379, Alg. 1, with the phases of its ImageNet configuration as shares of the run."""
+
+    defaults = {"warm_up": 0.1, "phase": 0.05, "last_dense": 0.75, "last_compressed": 0.85}  # noqa: RUF012
+
+    def plan(self):
+        """Return (step, whether it compresses), back from the last compression, phase by phase."""
+        length = math.floor(moment(self.phase, self.total_steps))
+        step, share, found = round(moment(self.last_compressed, self.total_steps)), self.last_compressed, []
+        while length and share > self.warm_up - self.phase / 2:
+            found.append((step, share))
+            step, share = step - length, share - self.phase
+        found.reverse()
+        dense_until_last = self.last_dense - self.phase / 2
+        compresses = [share < dense_until_last and place % 2 == 0 for place, (_, share) in enumerate(found)]
+        compresses[-1:] = [True] * len(compresses[-1:])
+        return [(step, compress) for (step, _), compress in zip(found, compresses, strict=True)]
+
+    def update_steps(self):
+        """Return where phases begin."""
+        return [step for step, _ in self.plan()]
+
+    def planned(self, step):
+        """Return the full sparsity in a compressed phase, none in a dense one."""
+        begun = [compress for first, compress in self.plan() if first <= step]
+        return self.sparsity if begun and begun[-1] else 0.0
+
+    def prune(self, step, weights, masks):
+        """Return the largest of all weights; those that came back from zero are ranked too."""
+        return Gmp.prune(self, step, weights, {name: np.ones(mask.shape, bool) for name, mask in masks.items()})
+
+
 class Mest(Oracle):
     """Yuan 2021, arXiv:2110.14032, scheduled as in its code: prune to a lower bound, grow at random to an upper."""
 
@@ -711,6 +743,7 @@ class Mest(Oracle):
 
 
 ORACLES = {
+    "ac_dc": AcDc,
     "mest": Mest,
     "dense": Dense,
     "small_dense": Dense,

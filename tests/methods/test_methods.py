@@ -265,6 +265,30 @@ def test_set_updates_after_every_epoch():
     assert list(make("set", 0.9).update_steps(Timeline(1000, 352))) == [352, 704]
 
 
+def test_ac_dc_has_the_phases_of_the_authors_imagenet_configuration():
+    """100 epochs of 10,009 steps: compressed for 5 epochs from 10, 20, ... 70, dense from 75, compressed from 85."""
+    method, line = make("ac_dc", 0.9), Timeline(100 * 10_009, 10_009)
+    planned = {epoch: method.planned_sparsity(epoch * 10_009, line) for epoch in range(101)}
+    compressed = {epoch for start in range(10, 80, 10) for epoch in range(start, start + 5)} | {*range(85, 101)}
+    assert {epoch for epoch, sparsity in planned.items() if sparsity == 0.9} == compressed
+    assert {planned[epoch] for epoch in range(101) if epoch not in compressed} == {0.0}
+    assert method.update_steps(line)[0] == 10 * 10_009 and method.update_steps(line)[-1] == 85 * 10_009
+    short = list(method.update_steps(Timeline(630, 21)))  # 31 steps each, 15 of them before round(535.5)
+    assert (short[0], short[1], short[-1]) == (71, 102, 536)
+
+
+def test_ac_dc_ranks_what_came_back_and_refuses_phases_that_do_not_fit():
+    method = make("ac_dc", 0.5)
+    view = view_of([0.1, 0.2, 0.9, -0.8], [1, 1, 1, 1], step=20)
+    assert method.update(view)["w"][0].tolist() == [False, False, True, True]
+    back = view_of([0.0, 0.0, 0.9, -0.8], [0, 0, 1, 1], step=25)
+    assert method.update(back)["w"].all()
+    with pytest.raises(ValueError, match=r"last_dense must be warm_up and a whole number of phases, got 6\.5 phases"):
+        find_method("ac_dc").cls(sparsity=0.9, phase=0.1)
+    with pytest.raises(ValueError, match="phases must be in order"):
+        find_method("ac_dc").cls(sparsity=0.9, warm_up=0.8)
+
+
 def test_mest_exchanges_less_and_less_at_random_and_then_nothing():
     """0.2 of 10 active weights, half of that from 9/16 of the run on, none from 3/4 on: 2, 1, 0 go, the smallest."""
     method = make("mest", 0.5, update_every=10)
@@ -405,7 +429,7 @@ def test_layers_keep_their_own_count_where_a_method_only_exchanges(name):
     run = make_run(name, 0.8)
     before = run.maskset.counts()
     finish(run)
-    conserved = name.split("_")[0] not in ("granet", "gmp")
+    conserved = name.split("_")[0] not in ("granet", "gmp", "ac")
     assert (run.maskset.counts() == before) == conserved
 
 

@@ -36,7 +36,9 @@ from tests.harness.oracles import ORACLES, Mest, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "set", "mest")]
+UPDATING = [
+    name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "set", "mest", "ac_dc")
+]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -179,6 +181,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
     "rigl_itop_filter": EXCHANGES,
+    "ac_dc": [
+        {},
+        {"warm_up": 0.05, "phase": 0.1, "last_dense": 0.75, "last_compressed": 0.85},
+        {"warm_up": 0.25, "phase": 0.25, "last_dense": 0.5, "last_compressed": 0.75},
+    ],
     "mest": [
         *EXCHANGES,
         {"soft": 0.3, "update_every": 2},
@@ -223,7 +230,8 @@ def cases(names: list[str], all_of: tuple[float, ...], some_of: tuple[float, ...
 def test_in_a_whole_training_every_mask_is_the_oracles(name, sparsity, changes, number):
     method = make(name, sparsity, changes)
     net = NETS[number % len(NETS)]
-    steps = compare_training(method, name, net, number, epochs=4, batch_size=(8, 12, 16)[number % 2])
+    epochs = 6 if name == "ac_dc" else 4  # so that a phase is a step long
+    steps = compare_training(method, name, net, number, epochs=epochs, batch_size=(8, 12, 16)[number % 2])
     assert bool(steps) == (name in UPDATING)
 
 
@@ -328,6 +336,11 @@ def test_rigl_drops_the_share_its_formula_gives_where_that_is_a_whole_number():
 # ----------------------------------------------------------------------------------------- the comparison can say no
 
 
+def frequent(name: str) -> dict[str, int]:
+    """Return settings with which a short training has updates."""
+    return {"update_every": 3} if "update_every" in find_method(name).settings() else {}
+
+
 def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
     """Return a method that passes for `name` and does what `oracle` says; `facts` are put in place of its own."""
 
@@ -349,7 +362,7 @@ def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "granet" else pytest.mark.slow) for n in NAMES])
 def test_a_method_that_does_what_the_oracle_says_agrees(name):
-    changes = {"update_every": 3} if name in UPDATING else {}
+    changes = frequent(name)
     method = impostor(name, ORACLES[name])(**dataclasses.asdict(make(name, 0.8, changes)))
     assert disagreement(method, name) is None
 
@@ -572,6 +585,12 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("rounded down", FLOOR),
         ("annealed to zero", {"rate": annealed(lambda o, step: oracles.cosine(0.5, 0, step / o.total_steps))}),
     ],
+    "ac_dc": [
+        ("layer by layer", {"prune": prune_each}),
+        ("the higher index on ties", {"best": staticmethod(last_first)}),
+        ("compressed to the end from the first time on", {"planned": lambda o, s: o.sparsity * (s >= o.plan()[0][0])}),
+        ("an update at the end", {"update_steps": lambda o: [*oracles.AcDc.update_steps(o), o.total_steps]}),
+    ],
     "rigl_itop_filter": [
         *GROWTHS,
         ("by the gradient alone", {"growth": oracles.RiglItop.growth}),
@@ -626,7 +645,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
     [pytest.param(name, changes, id=f"{name}: {what}") for name, rows in WRONG.items() for what, changes in rows],
 )
 def test_a_method_that_errs_is_told_apart(name, changes):
-    settings = {"update_every": 3} if name in UPDATING else {}
+    settings = frequent(name)
     wrong = impostor(name, type("Wrong", (ORACLES[name],), changes))
     found = disagreement(wrong(**dataclasses.asdict(make(name, 0.8, settings))), name)
     assert found is not None
