@@ -48,6 +48,7 @@ from methods.rigl_itop import RigLITOP
 from methods.rigl_itop_filter import RigLITOPFilter
 from methods.set import SET
 from methods.snip import SNIP
+from methods.srigl import SRigL
 from methods.static import Static
 
 REMEMBERED = "_mutant_memory"
@@ -299,6 +300,13 @@ class ACDCLayerWise(ACDC):
     def update(self, view: View) -> Masks:
         count = view.count(self.planned_sparsity(view.step, view.timeline))
         return keep_top_evenly(magnitude(view), count, all_active(view))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRigLAsRigL(SRigL):
+    """Grows wherever in the layer the gradient is largest."""
+
+    update = RigL.update  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -335,6 +335,7 @@ METHODS = [
     ("SET in one ranking", "both signs ranked together", "oracle:set", M.SETOneRanking),
     ("filters not normalised", "growth by |g| itself", "oracle:rigl_itop_filter", M.RigLITOPFilterAsItIs),
     ("AC/DC layer by layer", "no global compression", "oracle:ac_dc", M.ACDCLayerWise),
+    ("SRigL without fan-ins", "growth as RigL's", "oracle:srigl", M.SRigLAsRigL),
     ("MEST's constant ratio", "the mutation ratio never falls", "oracle:mest", M.MESTNeverHalves),
     ("GraNet layer by layer", "no global pruning", "oracle:granet", M.GraNetLayerWise),
     ("GMP linear", "no cubic schedule", "oracle:gmp", M.GMPLinear),

@@ -340,6 +340,62 @@ class RiglItopFilter(RiglItop):
         return shares
 
 
+class Srigl(Rigl):
+    """Lasby 2024, arXiv:2305.02299, Sec. 3: RigL with a constant fan-in, and neurons ablated below gamma of it."""
+
+    defaults = {**Rigl.defaults, "gamma": 0.3}  # noqa: RUF012
+
+    def planned(self, step):
+        """Promise no count: it is what whole fan-ins make."""
+
+    def fans(self, weights):
+        """Return each layer's fan-in: its share in whole inputs a neuron, then one more where most is left over."""
+        total = budget(self.sparsity, sum(weight.size for weight in weights.values()))
+        counts = layer_counts({name: weight.shape for name, weight in weights.items()}, total, self.distribution)
+        fans = {name: max(1, counts[name] // len(weight)) for name, weight in weights.items()}
+        used = sum(fans[name] * len(weight) for name, weight in weights.items())
+        for name in sorted(weights, key=lambda name: -(counts[name] % len(weights[name]) / len(weights[name]))):
+            size = len(weights[name])
+            if counts[name] > fans[name] * size and used + size <= total:
+                fans[name] += 1
+                used += size
+        return fans
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Return the largest draws of each neuron."""
+        fans, masks = self.fans(weights), {}
+        for name in weights:
+            drawn = draw(name, "mask")
+            masks[name] = np.stack([self.best(row, fans[name], np.ones(row.shape, bool)) for row in drawn])
+        return masks
+
+    def survivors(self, name, salient, fan):
+        """Return which neurons have gamma times the fan-in of salient weights; one at least, in the last layer all."""
+        counts = salient.reshape(len(salient), -1).sum(1)
+        alive = [name == self.last or bool(count >= self.gamma * fan) for count in counts]
+        return alive if any(alive) else [place == int(np.argmax(counts)) for place in range(len(counts))]
+
+    def update(self, step, weights, masks, gradients, draw):
+        """Keep and grow in neurons that stay, to the fan-in that the ablated ones leave them."""
+        fans, result = self.fans(weights), {}
+        for name, mask in masks.items():
+            size, slope, fan = np.abs(weights[name]), np.abs(gradients[name]), fans[name]
+            if fan == mask[0].size:
+                result[name] = mask
+                continue
+            kept = self.keep(step, weights[name], mask)
+            grown = self.best(slope, int(mask.sum()) - int(kept.sum()), np.ones(mask.shape, bool))
+            alive = self.survivors(name, kept | grown, fan)
+            fan = min(mask[0].size, fan * len(mask) // sum(alive))
+            among = mask & np.array(alive).reshape(-1, *[1] * (mask.ndim - 1))
+            stay = self.best(size, min(int(kept.sum()), int(among.sum())), among)
+            result[name] = np.zeros(mask.shape, bool)
+            for row in np.flatnonzero(alive):
+                few = self.best(size[row], min(fan, int(stay[row].sum())), stay[row])
+                result[name][row] = few | self.best(slope[row], fan - int(few.sum()), ~few)
+        return result
+
+
 class GraNet(Gmp, RiglItop):
     """Liu 2021, arXiv:2106.10404, Alg. 2: gradual pruning (Eq. 1), then zero-cost neuroregeneration (Eqs. 2 and 3)."""
 
@@ -755,6 +811,7 @@ ORACLES = {
     "rigl": Rigl,
     "rigl_itop": RiglItop,
     "rigl_itop_filter": RiglItopFilter,
+    "srigl": Srigl,
     "granet": GraNet,
     "gmp_uniform": GmpUniform,
     "granet_uniform": GraNetUniform,

@@ -230,6 +230,31 @@ def test_rigl_itop_filter_grows_by_each_weights_share_of_its_filter():
     assert make("rigl_itop_filter", **settings).update(view)["w"].int().tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
+def test_srigl_gives_every_neuron_that_stays_the_same_fan_in():
+    """3 neurons of 4 inputs, fan-in 2. rate 0.287 of 6: one goes, 0.1, and one is grown, |g| = 9 in neuron 0.
+
+    Salient are 3, 2 and 1 weights: gamma = 0.8 ablates the last one, and 6 / 2 = 3 inputs are for each of the others.
+    """
+    weights = [[0.9, 0.8, 0, 0], [0.7, 0.6, 0, 0], [0.5, 0.1, 0, 0]]
+    gradients = [[0, 0, 9.0, 8.0], [0, 0, 1.0, 2.0], [0, 0, 7.0, 7.0]]
+    view = layers_of(w=weights, gradients={"w": gradients}, masks={"w": torch.tensor(weights) != 0})
+    settings = {"sparsity": 0.5, "update_every": 10, "distribution": "uniform"}
+    ablated = make("srigl", gamma=0.8, **settings).update(view)["w"].int().tolist()
+    assert ablated == [[1, 1, 1, 0], [1, 1, 0, 1], [0, 0, 0, 0]]
+    assert make("srigl", gamma=0.3, **settings).update(view)["w"].int().tolist()[2] == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], got 2"):
+        find_method("srigl").cls(sparsity=0.9, gamma=2.0)
+
+
+def test_srigl_starts_with_whole_fan_ins_of_at_most_the_count_asked():
+    masks = make_run("srigl", 0.8).maskset.masks
+    fans = {name: mask.flatten(1).sum(1).unique().tolist() for name, mask in masks.items()}
+    assert {name: len(fan) for name, fan in fans.items()} == dict.fromkeys(masks, 1)
+    assert (
+        0 < sum(int(mask.sum()) for mask in masks.values()) <= round(0.2 * sum(mask.numel() for mask in masks.values()))
+    )
+
+
 def test_set_ranks_each_sign_apart():
     method = make("set", 0.5, prune_rate=0.5)
     weights = [0.1, 0.2, 0.3, 0.4, -9.0, -8.0, -7.0, -6.0] + [0.0] * 8

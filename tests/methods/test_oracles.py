@@ -37,7 +37,9 @@ from tests.harness.oracles import ORACLES, Mest, Oracle
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
 UPDATING = [
-    name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "set", "mest", "ac_dc")
+    name
+    for name in NAMES
+    if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "srigl", "set", "mest", "ac_dc")
 ]
 
 
@@ -181,6 +183,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
     "rigl_itop_filter": EXCHANGES,
+    "srigl": [
+        {"update_every": 3},
+        {"update_every": 2, "gamma": 0.9, "prune_rate": 0.9},
+        {"update_every": 1, "update_end": 0.58, "distribution": "uniform", "gamma": 0.0},
+    ],
     "ac_dc": [
         {},
         {"warm_up": 0.05, "phase": 0.1, "last_dense": 0.75, "last_compressed": 0.85},
@@ -590,6 +597,18 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("the higher index on ties", {"best": staticmethod(last_first)}),
         ("compressed to the end from the first time on", {"planned": lambda o, s: o.sparsity * (s >= o.plan()[0][0])}),
         ("an update at the end", {"update_steps": lambda o: [*oracles.AcDc.update_steps(o), o.total_steps]}),
+    ],
+    "srigl": [
+        ("no ablation", {"survivors": lambda o, name, salient, fan: [True] * len(salient)}),
+        ("the classes ablated as well", {"last": property(lambda o: "", lambda o, name: None)}),
+        ("another threshold", {"gamma": 0.9}),
+        ("the higher index on ties", {"best": staticmethod(last_first)}),
+        (
+            "fan-ins rounded down",
+            {"fans": lambda o, w: {n: max(1, f - 1) for n, f in oracles.Srigl.fans(o, w).items()}},
+        ),
+        ("a constant rate", {"rate": annealed(lambda o, step: o.prune_rate)}),
+        ("an update at the end", {"update_steps": to_the_end}),
     ],
     "rigl_itop_filter": [
         *GROWTHS,
