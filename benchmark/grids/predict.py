@@ -137,7 +137,7 @@ def charge_steps(
     gradients = meter.weight_gradients(dense_gradients or cell.method.trains is Trains.ALL)
     for again, start, stop in ((False, min(first, end), min(last, end)), (True, max(first, end), max(last, end))):
         images = images_until(cell, data, timeline, stop) - images_until(cell, data, timeline, start)
-        meter.step(images, meter.forward, gradients, again)
+        meter.step(images, meter.forward, gradients, again=again)
 
 
 def foresee_rounds(cell: Cell, network: Network, wanted: Scoring, images: int, meter: Meter) -> bool:

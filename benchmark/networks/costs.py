@@ -163,6 +163,7 @@ class Meter:
         self.train = 0
         self.train_dense = 0
         self.scoring = 0
+        self.reading: int | None = 0  # of `train`: what dense gradients cost beyond those the step is taken with
 
     def on_commit(self, counts: Mapping[str, int]) -> None:
         """Take note of the masks now applied."""
@@ -181,22 +182,26 @@ class Meter:
             return self.costs.dense
         return self.forward if trained is None else self.costs.forward(trained)
 
-    def step(self, images: int, forward_macs: int, gradient_macs: int, again: bool = False) -> None:
+    def step(self, images: int, forward_macs: int, gradient_macs: int, reading: int = 0, again: bool = False) -> None:
         """Charge one training step on so many images, each at `forward_macs` and weight gradients of `gradient_macs`.
 
-        `again`: a step of a further round, of which dense training, what shares are relative to, has none.
+        `reading`: an image's multiply-adds of further gradients that the method reads. `again`: a step of a further
+        round, of which dense training, what shares are relative to, has none.
         """
-        self.train += images * (2 * forward_macs + gradient_macs)
+        self.train += images * (2 * forward_macs + gradient_macs + reading)
+        if self.reading is not None:
+            self.reading += images * reading
         if not again:
             self.train_dense += images * 3 * self.reference.dense
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, int | None]:
         """Return what a checkpoint needs."""
-        return {"train": self.train, "train_dense": self.train_dense, "scoring": self.scoring}
+        return {key: getattr(self, key) for key in ("train", "train_dense", "scoring", "reading")}
 
-    def load_state(self, state: Mapping[str, int]) -> None:
-        """Restore what `state` returned."""
-        self.train, self.train_dense, self.scoring = state["train"], state["train_dense"], state["scoring"]
+    def load_state(self, state: Mapping[str, int | None]) -> None:
+        """Restore what `state` returned; a checkpoint that does not know `reading` leaves it unknown."""
+        self.train, self.train_dense, self.scoring = (state[key] or 0 for key in ("train", "train_dense", "scoring"))
+        self.reading = state.get("reading")
 
 
 Handle = Callable[[Sequence[Any], Sequence[Any]], Counter[str]]

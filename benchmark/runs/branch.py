@@ -261,7 +261,7 @@ def take_over(run: Training, state: dict[str, Any], path: Path) -> None:
     restore(run, state, path)
     for group, settings in zip(run.optimizer.param_groups, own, strict=True):
         group.update(settings)  # the branch's own momentum and decay
-    run.meter.load_state({"train": 0, "train_dense": 0, "scoring": 0})
+    run.meter.load_state({"train": 0, "train_dense": 0, "scoring": 0, "reading": 0})
     run.history, run.skipped_steps, run.updates, run.train_s, run.eval_s = [], 0, 0, 0.0, 0.0
 
 

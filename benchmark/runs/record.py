@@ -239,6 +239,7 @@ def describe_macs(built: Built, run: Training) -> dict[str, Any]:
         "train_dense": run.meter.train_dense,
         "train": run.meter.train,
         "scoring": run.meter.scoring,
+        **({"dense_gradients": run.meter.reading} if run.meter.reading else {}),
         "inference_share": inference / built.reference.dense,
         "train_share": run.meter.train / run.meter.train_dense,
         "operators": built.costs.operators,

@@ -93,7 +93,8 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     wants_dense = reads is DenseGrads.EVERY_STEP or (due and reads is DenseGrads.AT_UPDATES)
     forward_macs = run.meter.forward  # of the masks this step's forward pass uses
     trains_all = maskset.stored is not None and maskset.stored.all
-    gradient_macs = run.meter.weight_gradients(wants_dense or trains_all, maskset.trained_counts())
+    gradient_macs = run.meter.weight_gradients(trains_all, maskset.trained_counts())
+    reading = run.meter.weight_gradients(True) - gradient_macs if wants_dense else 0
     batch = run.batch_length()
     seed_step(run.seed, run.step)
     if run.channels_last:
@@ -142,7 +143,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
 
     # 8 charge the step
-    run.meter.step(batch, forward_macs, gradient_macs, again=run.epoch >= run.page.epochs)
+    run.meter.step(batch, forward_macs, gradient_macs, reading, again=run.epoch >= run.page.epochs)
     return totals
 
 

@@ -124,6 +124,7 @@ FIELDS: dict[str, Any] = {
         "train_dense": ABOVE_0,
         "train": WHOLE,
         "scoring": WHOLE,
+        "dense_gradients?": WHOLE,  # read beyond those that steps are taken with, included in train
         "inference_share": AT_LEAST_0,
         "train_share": AT_LEAST_0,
         "operators": map_of(WHOLE),
@@ -274,8 +275,9 @@ def cost_faults(record: Record) -> Iterator[str]:
         yield from quotient_fault(f"macs.{part}_share", macs[f"{part}_share"], macs, part, f"{part}_dense", 1e-9)
     if macs.get("inference_slim", 0) > macs["inference_dense"]:
         yield f"macs.inference_slim is {macs['inference_slim']}, the dense network has {macs['inference_dense']}"
-    if macs["scoring"] > macs["train"]:
-        yield f"macs.scoring is {macs['scoring']}, more than macs.train ({macs['train']}), which includes it"
+    for part in ("scoring", "dense_gradients"):
+        if macs.get(part, 0) > macs["train"]:
+            yield f"macs.{part} is {macs[part]}, more than macs.train ({macs['train']}), which includes it"
     last = record["accuracy_pct"]["last_epoch"]
     if record["status"] == "ok":
         if last is None:

@@ -81,7 +81,7 @@ def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
         shown.append(mean((record["density"][key] for record in runs), "{:.4g}".format))
     slim = slim_cost(runs)
     shown.append(f"{cell.cost('inference', absolute=True)}{f', {slim}' if slim else ''}")
-    shown.append(cell.cost("train", absolute=True))
+    shown.append(f"{cell.cost('train', absolute=True)}{uncharged_cost(runs)}")
     shown.append(by_device(runs, "train_s", duration, name_devices))
     shown.append(by_device(runs, "images_per_s", "{:,.0f}".format, name_devices))
     shown.append("; ".join(notes(cell)) or BLANK)
@@ -99,6 +99,18 @@ def slim_cost(runs: list[Record]) -> str:
         return ""
     shown = mean((costs["inference_slim"] / costs["inference_dense"] for costs in macs), multiple)
     return f"slim {shown}{f' (n={len(macs)})' if len(macs) < len(runs) else ''}"
+
+
+def uncharged_cost(runs: list[Record]) -> str:
+    """Return `, 0.37× without dense gradients`: the training cost as if growth read them for free, as authors count.
+
+    Empty unless all runs tell what they cost.
+    """
+    macs = [run["macs"] for run in runs]
+    if not macs or not all("dense_gradients" in costs for costs in macs):
+        return ""
+    shares = ((costs["train"] - costs["dense_gradients"]) / costs["train_dense"] for costs in macs)
+    return f", {mean(shares, multiple)} without dense gradients"
 
 
 def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_devices: bool) -> str:

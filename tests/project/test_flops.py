@@ -34,6 +34,7 @@ from benchmark.recount.flops import (
     read_given,
 )
 from leaderboard.paper.published import load_tables
+from methods.core import count_kept, erk
 from tests.harness.small import make_page
 
 GIVEN, TABLES = read_given(), load_tables()
@@ -111,6 +112,18 @@ def test_golden_shares_by_rigls_own_counter(row, cost, layers, rule, expected):
 )
 def test_golden_shares_in_multiply_adds(row, cost, layers, rule, expected):
     assert share_of(row, cost, layers, "macs", rule) == pytest.approx(expected, abs=1e-4)
+
+
+def test_granets_first_steps_cost_what_its_authors_counter_says(full):
+    """Their first 4,000 steps from sparsity 0.5, dense gradients not charged: 5,844,558,336 of 8,178,368,512 FLOPs.
+
+    Their masks are drawn weight by weight, ours have exact counts, so the shares agree to three digits.
+    """
+    counts = erk(full.shapes, count_kept(0.5, full.weights))
+    assert 2 * full.costs.dense == 8_178_368_512
+    share = full.costs.forward(counts) / full.costs.dense
+    assert share == pytest.approx(0.71426, abs=5e-6)
+    assert share == pytest.approx(5_844_558_336 / 8_178_368_512, abs=5e-4)
 
 
 def test_rigls_narrow_network_is_timms_but_for_the_stem(full):

@@ -102,8 +102,8 @@ def test_steps_are_charged_by_what_is_trained_and_rounds_by_their_masks():
         35,
     ]
     meter.step(2, 15, 35)  # Top-KAST: 2 f(A) + f(B)
-    meter.step(2, 15, 45, again=True)  # of a further round: dense training has none of it
-    assert (meter.train, meter.train_dense) == (2 * 65 + 2 * 75, 2 * 3 * 45)
+    meter.step(2, 15, 15, 30, again=True)  # read dense, in a further round: dense training has none of it
+    assert (meter.train, meter.train_dense, meter.reading) == (2 * 65 + 2 * 75, 2 * 3 * 45, 2 * 30)
     scoring = Scoring(rounds=2)
     assert scoring_cost(scoring, 45, 8) == 8 * 3 * 45
     assert scoring_cost(scoring, 45, 8, forward=15) == 8 * (2 * 15 + 45)
