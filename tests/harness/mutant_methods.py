@@ -39,6 +39,7 @@ from methods.gmp import GMP
 from methods.gmp_structured import GMPStructured
 from methods.gmp_uniform import GMPUniform
 from methods.granet import GraNet
+from methods.granet_late import GraNetLate
 from methods.granet_structured import GraNetStructured
 from methods.granet_uniform import GraNetUniform
 from methods.grasp import GraSP
@@ -240,6 +241,11 @@ class MESTNeverHalves(MEST):
 
     def share(self, step: int, timeline: Timeline) -> float:
         return 1.0
+
+
+class GraNetTooLate(GraNetLate):
+    def begun(self, steps: range, timeline: Timeline) -> range:
+        return super().begun(steps, timeline)[1:]
 
 
 class GraNetLayerWise(GraNet):

@@ -314,6 +314,7 @@ METHODS = [
     ("SRigL without fan-ins", "growth as RigL's", "oracle:srigl", M.SRigLAsRigL),
     ("MEST's constant ratio", "the mutation ratio never falls", "oracle:mest", M.MESTNeverHalves),
     ("GraNet layer by layer", "no global pruning", "oracle:granet", M.GraNetLayerWise),
+    ("GraNet too late", "the first update after t0 is left out", "oracle:granet_late", M.GraNetTooLate),
     ("GMP linear", "no cubic schedule", "oracle:gmp", M.GMPLinear),
     ("uniform GMP, globally", "one ranking under a uniform name", "oracle:gmp_uniform", M.GMPUniformGlobal),
     ("uniform GraNet by ERK", "the start is not uniform", "oracle:granet_uniform", M.GraNetUniformFromERK),

@@ -427,6 +427,30 @@ class GraNet(Gmp, RiglItop):
         return [self.prune(step, weights, masks), *result] if step else result
 
 
+class GraNetLate(GraNet):
+    """GraNet from a dense network that nothing touches until t0, as its authors' FLOPs counter has it."""
+
+    defaults = {  # noqa: RUF012
+        "prune_start": 0.05,
+        "prune_rate": 0.5,
+        "final_prune_rate": 0.005,
+        "prune_end": 0.5,
+    }
+    first, start = Gmp.first, 0.0
+
+    def late(self, steps):
+        """Return the steps that come after t0."""
+        return [step for step in steps if step > moment(self.prune_start, self.total_steps)]
+
+    def prune_steps(self):
+        """Prune from t0 on."""
+        return self.late(Gmp.prune_steps(self))
+
+    def update_steps(self):
+        """Regenerate from t0 on."""
+        return self.late(GraNet.update_steps(self))
+
+
 def even_but_last(shapes, total, last, most):
     """Return uniform counts: GraNet, App. C.3, as Gale 2019, Sec. 3: the last layer at density 0.2 above 80 % sparsity.
 
@@ -815,6 +839,7 @@ ORACLES = {
     "granet": GraNet,
     "gmp_uniform": GmpUniform,
     "granet_uniform": GraNetUniform,
+    "granet_late": GraNetLate,
     "gmp_structured": GmpStructured,
     "granet_structured": GraNetStructured,
     "one_shot": OneShot,

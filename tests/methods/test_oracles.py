@@ -33,7 +33,7 @@ from tests.harness.disagreement import (
 from tests.harness.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
-GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
+GRADUAL_NAMES = ("granet", "granet_late", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
 UPDATING = [
     name
     for name in NAMES
@@ -162,6 +162,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"rate": 0.7, "regrow": True, "sparsity": 0.0, "pattern": "filters"},
     ],
     "gmp_uniform": [{}, {"prune_end": 0.58, "update_every": 1}],
+    "granet_late": [{}, {"prune_start": 0.3, "prune_end": 0.7, "update_every": 2}, {"prune_start": 0.0}],
     "granet_uniform": [{}, {"start_sparsity": 0.0, "prune_end": 0.3}, {"prune_end": 1.0, "update_every": 2}],
     "gmp_structured": [{}, {"scope": "layer", "update_every": 1}, *N_OF_M],
     "granet_structured": [{}, {"scope": "layer", "prune_rate": 1.0, "update_every": 2}, *N_OF_M],
