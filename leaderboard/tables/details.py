@@ -94,13 +94,15 @@ def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_d
 
 
 def notes(cell: Cell) -> list[str]:
-    """Return what a reader must know: diverged seeds, repeats, empty layers, skipped steps, zeros, uncommitted code."""
+    """Return what a reader must know: diverged seeds, rounds, repeats, empty layers, zeros, and the like."""
     seeds: dict[str, list[str]] = {}
     for record in cell.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
         zero = count_zeros(record)
+        rounds = record.get("rounds", {"count": 1})["count"]
         found = {
             "diverged": record["status"] != "ok",
+            f"trained {rounds} times": rounds > 1,
             f"empty layers: {', '.join(empty)}": empty,
             f"skipped steps: {skipped}": skipped,
             f"active weights that are zero: {zero:,}": zero,

@@ -36,7 +36,8 @@ from tests.harness.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set")]
+UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set", "imp")]
+BY_INTERVAL = [name for name in UPDATING if name != "imp"]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -163,6 +164,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "granet_uniform": [{}, {"start_sparsity": 0.0, "prune_end": 0.3}, {"prune_end": 1.0, "update_every": 2}],
     "gmp_structured": [{}, {"scope": "layer", "update_every": 1}, *N_OF_M],
     "granet_structured": [{}, {"scope": "layer", "prune_rate": 1.0, "update_every": 2}, *N_OF_M],
+    "synflow": [{}, {"score_rounds": 1}],
+    "force": [{"score_rounds": 5}, {"score_rounds": 3, "score_batches": 2, "resurrect": False}],
+    "imp": [{"prune_rate": 0.5}, {"prune_rate": 0.7, "rewind_epoch": 1}, {"prune_rate": 0.6, "keep_weights": True}],
     "grasp": [{}, {"samples_per_class": 4, "temperature": 1.0}],
     "gmp": GRADUAL,
     "granet": [
@@ -232,7 +236,7 @@ def test_on_ties_zeros_and_empty_and_full_layers_every_mask_is_the_oracles(name,
     assert compare_views(make(name, sparsity, changes), name, number) >= len(WEIGHTS) * len(GRADIENTS)
 
 
-@pytest.mark.parametrize("name", UPDATING)
+@pytest.mark.parametrize("name", BY_INTERVAL)
 def test_plans_of_every_length_are_the_oracles(name):
     """Also where a share of the run is no whole step, or is one only in decimals: 0.29 of 100 is 29."""
     fields = {field.name for field in dataclasses.fields(find_method(name).cls)}
@@ -342,7 +346,7 @@ def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "granet" else pytest.mark.slow) for n in NAMES])
 def test_a_method_that_does_what_the_oracle_says_agrees(name):
-    changes = {"update_every": 3} if name in UPDATING else {}
+    changes = {"update_every": 3} if name in BY_INTERVAL else {}
     method = impostor(name, ORACLES[name])(**dataclasses.asdict(make(name, 0.8, changes)))
     assert disagreement(method, name) is None
 
@@ -519,6 +523,22 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("unrounded", {"score": lambda self, w, g, h: -(w.astype(np.float64) * h)}),
         ("the higher index on ties", {"best": staticmethod(last_first)}),
     ],
+    "synflow": [
+        ("in one round", {"thinned": lambda self, done: self.sparsity}),
+        ("the higher index on ties", {"best": staticmethod(last_first)}),
+        ("weights come back", {"candidates": lambda self, masks: {n: np.ones_like(m) for n, m in masks.items()}}),
+    ],
+    "force": [
+        ("on a line", {"thinned": lambda self, done: self.sparsity * done / self.score_rounds}),
+        ("Iter-SNIP", {"candidates": lambda self, masks: masks}),
+        ("ties kept", {"best": staticmethod(thresholded)}),
+    ],
+    "imp": [
+        ("layer by layer", {"masks": lambda self, step, w, masks, *rest: prune_each(self, step, w, masks)}),
+        ("weights come back", {"masks": lambda self, step, w, masks, *rest: prune_any(self, step, w, masks)}),
+        ("the higher index on ties", {"best": staticmethod(last_first)}),
+        ("a round too few", {"update_steps": lambda self: self.ends[:-2]}),
+    ],
     "gmp": [*PRUNINGS, ("an update at the end", {"update_steps": to_the_end})],
     "set": [
         *GROWTHS[:2],
@@ -592,7 +612,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
     [pytest.param(name, changes, id=f"{name}: {what}") for name, rows in WRONG.items() for what, changes in rows],
 )
 def test_a_method_that_errs_is_told_apart(name, changes):
-    settings = {"update_every": 3} if name in UPDATING else {}
+    settings = {"update_every": 3} if name in BY_INTERVAL else {}
     wrong = impostor(name, type("Wrong", (ORACLES[name],), changes))
     found = disagreement(wrong(**dataclasses.asdict(make(name, 0.8, settings))), name)
     assert found is not None
@@ -630,6 +650,10 @@ def test_a_method_that_raises_or_returns_no_masks_is_told_apart():
     def broken(self: Method, view: View) -> Masks:
         raise ZeroDivisionError("oh")
 
-    for setup, says in ((broken, "oh"), (lambda self, view: None, "returned NoneType"), (lambda self, view: {}, "no bool")):
+    for setup, says in (
+        (broken, "oh"),
+        (lambda self, view: None, "returned NoneType"),
+        (lambda self, view: {}, "no bool"),
+    ):
         method = impostor("static", ORACLES["static"], setup=setup)(sparsity=0.8)
         assert says in (disagreement(method, "static") or "")
