@@ -20,7 +20,7 @@ Deviations (point | paper | authors' code | here | why):
   in some versions they are set to minus infinity | no candidates | no weight comes back by a tie
 - absolute values | of all parameters | of the whole state_dict: parameters, statistics of batch norm | the same, on a
   copy | as the code
-- score | dR/d|w| |w|, which is not negative where activations rise | its absolute value | its absolute value | as the
+- score | the product of dR/dw and w, not negative where activations rise | its absolute value | the same | as the
   code: the flow through attention falls with some weights
 - batch norm while scoring | not stated | inference mode: running mean 0 and variance 1 (--prune-train-mode: training) |
   inference mode | as the code; in training mode one image of ones gives no statistics
