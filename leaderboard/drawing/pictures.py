@@ -55,7 +55,7 @@ EXPLORATION = (
     "networks are left out."
 )
 
-ROUNDS = " Of a method that trains in rounds the last round is drawn, its cost that of all."
+ROUNDS = " Of a method that trains in rounds the last round is drawn, after the cost of all."
 EVERYWHERE = " Diverged runs, and controls made from another run, are in no picture."
 
 

@@ -14,13 +14,18 @@ import benchmark.training.train as loop
 from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
 from benchmark.config.plugins import find_method
+from benchmark.grids.times import epochs_of
 from benchmark.runs.branch import refuse_rounds
 from benchmark.runs.record import describe_accuracy, describe_rounds, last_round
 from benchmark.runs.run import ask_rounds
 from benchmark.training.own import go_back
 from benchmark.training.train import Training
+from leaderboard import find_faults
+from leaderboard.drawing.pictures import list_pictures, mean_curve
+from leaderboard.web.rows import run_values
 from methods.core import Method, Rounds, Timeline, View, geometric
 from tests.harness import oracles_rounds, small
+from tests.harness.record_factory import make_epoch, make_record, named, show
 
 OLD = torch.tensor([4.0, -3.0, 2.0, -1.0])
 
@@ -188,3 +193,31 @@ def test_rewinding_after_the_last_epoch_and_branching_are_refused():
     cell = Cell("small", page, {}, plugin, make("imp", 0.9), {}, 0.9, 0)
     with pytest.raises(UserError, match="--snapshots: nothing can branch from imp, which trains in rounds"):
         refuse_rounds(cell, "--snapshots")
+
+
+# A run of 2 rounds of 3 epochs, the second from epoch 1 on: epochs 4 and 5 are its last round.
+TWICE = {"count": 2, "back_to": 1, "keep_weights": False, "last_begins": 3}
+
+
+def record_in_rounds(**changes) -> dict:
+    history = [{**make_epoch(epoch, 92.5), "train_share": 1.0 + epoch} for epoch in range(1, 6)]
+    chosen = {"validation_epoch": 4, "test_epoch": 5}
+    return make_record(history=history, rounds=TWICE, selected=chosen, **changes)
+
+
+def test_a_record_says_how_often_a_run_trained_and_selects_within_the_last_round():
+    assert find_faults(record_in_rounds()) == []
+    (fault,) = find_faults(record_in_rounds() | {"selected": {"validation_epoch": 3, "test_epoch": 5}})
+    assert fault == "selected.validation_epoch is 3, the last round begins after epoch 3"
+    assert "trained 2 times (seed 0)" in show(record_in_rounds())
+    assert "trained 2 times" in " ".join(run_values(*named(record_in_rounds())))
+
+
+def test_pictures_over_time_show_the_last_round_at_the_page_s_epochs_after_the_cost_of_all():
+    assert mean_curve([record_in_rounds()], "train_share") == ([2, 3], [5.0, 6.0])
+    captions = {picture.kind: picture.caption for picture in list_pictures(named(record_in_rounds()))}
+    assert "the last round is drawn" in captions["time"] and "last round" not in captions["accuracy"]
+
+
+def test_a_page_s_pace_counts_the_epochs_of_all_rounds():
+    assert epochs_of(record_in_rounds()) == 5 and epochs_of(make_record()) == 3
