@@ -165,6 +165,8 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
             absolute = f"{format_flops(macs[kind])} of {format_flops(dense)}"
             table.add_row(name, f"{macs[kind] / dense:.4f} x dense ({absolute})")
     clock = record["time"]
+    if "rounds" in record:
+        table.add_row("rounds", f"{record['rounds']['count']} trainings; accuracies are of the last, costs of all")
     table.add_row("time", f"{clock['total_s']:.1f} s ({clock['images_per_s']:,.0f} images/s in training)")
     if record["empty_layers"]:
         table.add_row("layers left empty", escape(printable(", ".join(record["empty_layers"]))))

@@ -19,6 +19,7 @@ from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import check_shares, count_ranks, do_together, own_rank
 from benchmark.grids.predict import Networks
 from benchmark.grids.states import Ledger, read_now
+from benchmark.runs.branch import refuse_rounds
 from benchmark.runs.checkpoints import list_snapshots, parse_epochs
 from benchmark.runs.donors import resolve_donors
 from benchmark.runs.run import Options, Start, check_room, first_view, make_timeline, run_cell
@@ -56,6 +57,8 @@ def run_grid(
     if reason:
         console.print(reason, highlight=False)
     cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
+    for cell in cells if snapshots else []:
+        refuse_rounds(cell, "--snapshots")
     kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")
     options = replace(options, alone=len(cells) == 1, snapshots=kept)
     if own_rank() == 0:  # the only one that writes

@@ -20,7 +20,7 @@ from benchmark.training.contract import list_stages, planned_count, propose
 from benchmark.training.masks import MaskSet
 from benchmark.training.own import weighs
 from benchmark.training.scoring import scoring_chunks
-from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept
+from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept, geometric
 
 Counts = Mapping[str, int]
 
@@ -146,7 +146,7 @@ def foresee_rounds(cell: Cell, network: Network, wanted: Scoring, images: int, m
     Methods that score in rounds thin the network by one factor a round.
     """
     for done in range(1, wanted.rounds):
-        likely = count_kept(1 - (1 - cell.sparsity) ** (done / wanted.rounds), network.maskset.total)
+        likely = count_kept(geometric(cell.sparsity, done / wanted.rounds), network.maskset.total)
         meter.charge_scoring(wanted, images, divide(cell, network, likely))
     return wanted.rounds == 1
 

@@ -65,10 +65,17 @@ def pace_of_records(cell: Cell, data: Data, records: Iterable[Record], device: t
             and ranks_of(record) == 1
             and all(there[key] == here[key] for key in ("device", "device_name", "precision"))
         ):
-            speeds.append(settings["epochs"] * images_per_epoch(data) / record["time"]["total_s"])
+            speeds.append(epochs_of(record) * images_per_epoch(data) / record["time"]["total_s"])
     if not speeds:
         return None
     return Pace(statistics.median(speeds), f"{len(speeds)} record{'' if len(speeds) == 1 else 's'}")
+
+
+def epochs_of(record: Record) -> int:
+    """Return how many epochs a run trained, those of all its rounds."""
+    epochs: int = record["page"]["settings"]["epochs"]
+    rounds: dict[str, int] = record.get("rounds", {"last_begins": 0, "back_to": 0})
+    return rounds["last_begins"] + epochs - rounds["back_to"]
 
 
 def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pace:

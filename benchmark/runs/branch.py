@@ -16,7 +16,7 @@ from benchmark.config.plugins import Plugin, find_method
 from benchmark.config.settings import resolve
 from benchmark.runs.checkpoints import read_snapshot, restore, snapshot_path
 from benchmark.runs.parents import Parent
-from benchmark.runs.run import Start, Warn, set_up_masks
+from benchmark.runs.run import Start, Warn, ask_rounds, set_up_masks
 from benchmark.training.contract import planned_count
 from benchmark.training.optim import learning_rate
 from benchmark.training.own import Own, weighs
@@ -162,14 +162,18 @@ def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
     return merge_settings({**dataclasses.asdict(cell.page), **changes}, "ARGS")
 
 
+def refuse_rounds(cell: Cell, what: str) -> None:
+    """Raise UserError, naming `what` was asked for, for a method whose snapshots nothing can branch from."""
+    if weighs(cell.method) or ask_rounds(cell).count > 1:
+        raise UserError(
+            f"{what}: nothing can branch from {cell.plugin.name}, which trains in rounds, or weighs its weights: a "
+            "snapshot of that is no network of its own; take another method's run"
+        )
+
+
 def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:
     """Return the last epoch of a branch; raises UserError for an impossible first or last epoch."""
-    method = parent.cell.method
-    if weighs(method) or method.rounds(parent.cell.page.epochs).count > 1:
-        raise UserError(
-            f"run {parent.name} cannot be branched from: {parent.cell.plugin.name} trains in rounds, or weighs its "
-            "weights, and a snapshot of that is no network of its own; branch from another method's run"
-        )
+    refuse_rounds(parent.cell, f"run {parent.name}")
     if not 1 <= epoch <= parent.cell.page.epochs:
         raise UserError(f"--epoch must be from 1 to {parent.cell.page.epochs}, the end of {parent.name}, got {epoch}")
     if more is not None and more < 1:

@@ -17,7 +17,7 @@ from benchmark.base.system import choose_device
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data, load_data
 from benchmark.networks.build import build, place
-from benchmark.runs.branch import Branch, FromSnapshot, make_branch
+from benchmark.runs.branch import Branch, FromSnapshot, make_branch, refuse_rounds
 from benchmark.runs.checkpoints import (
     FOLDER,
     Saver,
@@ -121,6 +121,7 @@ def take_snapshots(
     Raises UserError for an unknown run or epoch, and for a run that cannot be reproduced, see `retrace`.
     """
     parent = find_parent(name, stores, options.places.runs)
+    refuse_rounds(parent.cell, f"run {parent.name}")
     wanted = parse_epochs(epochs, parent.cell.page.epochs, "--epochs")
     if not wanted:
         raise UserError("--epochs is empty: list the epochs after which to keep a snapshot, such as --epochs 5,10")

@@ -49,7 +49,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "sparsity": cell.sparsity,
         "seed": cell.seed,
         "data": describe_data(run),
-        **describe_accuracy(run.history),
+        **describe_accuracy(run.history, begun=last_round(run)),
         "weights": {
             "prunable": prunable,
             "active": active,
@@ -66,6 +66,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "macs": describe_macs(built, run),
         "history": run.history,
         "updates": run.updates,
+        **describe_rounds(run),
         "time": {
             "train_s": run.train_s,
             "eval_s": run.eval_s,
@@ -188,14 +189,29 @@ def describe_data(run: Training) -> dict[str, Any]:
     }
 
 
-def describe_accuracy(history: list[dict[str, Any]], ties: str = "last") -> dict[str, Any]:
+def last_round(run: Training) -> int:
+    """Return how many epochs were finished when the last round of training began; 0 where there is one."""
+    rounds = run.own.rounds
+    return run.last_epoch() - run.page.epochs + rounds.back_to if rounds.count > 1 else 0
+
+
+def describe_rounds(run: Training) -> dict[str, Any]:
+    """Return what the record of a run that trained in rounds says of them."""
+    rounds = run.own.rounds
+    if rounds.count == 1:
+        return {}
+    return {"rounds": {**dataclasses.asdict(rounds), "last_begins": last_round(run)}}
+
+
+def describe_accuracy(history: list[dict[str, Any]], ties: str = "last", begun: int = 0) -> dict[str, Any]:
     """Return the three accuracies and the epochs they belong to.
 
-    Only epochs with the final density are eligible. ties: which of equal epochs is taken, "first" (as in records
-    without `ties`) or "last", which has trained longest.
+    Only epochs with the final density, after the `begun` first ones (those of earlier rounds), are eligible. ties:
+    which of equal epochs is taken, "first" (as in records without `ties`) or "last", which has trained longest.
     """
     final = history[-1]
-    eligible = [row for row in history if row["density"] == final["density"] and row["test_acc_pct"] is not None]
+    last = [row for row in history if row["epoch"] > begun]
+    eligible = [row for row in last if row["density"] == final["density"] and row["test_acc_pct"] is not None]
     eligible = eligible[::-1] if ties == "last" else eligible
     on_validation = [row for row in eligible if row["validation_acc_pct"] is not None]
     chosen = max(on_validation, key=lambda row: row["validation_acc_pct"], default=None)

@@ -104,7 +104,8 @@ def check_room(cell: Cell, built: Built, places: Places) -> None:
     """Raise UserError when the disk cannot hold two checkpoints and the exported weights of this network."""
     if own_rank():  # whose machine may have no such folder
         return
-    needed = 4 * built.dense_parameters * (2 * (4 if cell.page.optimizer != "sgd" else 3) + 1)
+    copies = (4 if cell.page.optimizer != "sgd" else 3) + (ask_rounds(cell).count > 1)  # one to go back to
+    needed = 4 * built.dense_parameters * (2 * copies + 1)
     free = shutil.disk_usage(places.runs).free
     if free < needed:
         raise UserError(

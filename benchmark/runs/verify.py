@@ -252,7 +252,8 @@ def compare_accuracy(record: Record, model: nn.Module, data: Data) -> list[Findi
     recorded = record["accuracy_pct"]["last_epoch"]
     near = recorded is not None and abs(found - recorded) <= max(POINTS, 100 / len(data.test)) + 1e-9
     chosen = record["selected"]
-    again = describe_accuracy(record["history"], chosen.get("ties", "first"))
+    begun = record.get("rounds", {"last_begins": 0})["last_begins"]
+    again = describe_accuracy(record["history"], chosen.get("ties", "first"), begun)
     return [
         ("test accuracy, last epoch (%)", recorded, found, near),
         *(

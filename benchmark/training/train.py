@@ -76,6 +76,7 @@ def begin_epoch(run: Training, epoch: int) -> None:
     """Set what an epoch starts from, or, within one that a checkpoint was taken in, what it goes on from."""
     set_learning_rate(run.optimizer, learning_rate(run.schedule or run.page, run.page_epoch(epoch)))
     if run.epoch_step == 0:
+        make_up(run)
         go_back(run, epoch)
         torch.manual_seed(derive(run.seed, "epoch", epoch))  # dropout: a function of (seed, epoch)
         run.epoch_totals = torch.zeros(2, device=run.device, dtype=torch.float64)
@@ -83,6 +84,16 @@ def begin_epoch(run: Training, epoch: int) -> None:
         set_random_state(run.random_state, run.device)
     run.model.train()
     run.clock = time.monotonic()
+
+
+def make_up(run: Training) -> None:
+    """Do the update of a round whose last step was not finite before the network that it is of is left behind.
+
+    One that reads gradients comes at the next finite step, as ever.
+    """
+    if run.update_pending and run.step in run.timeline.round_ends and run.method.dense_gradients() is DenseGrads.NEVER:
+        update_masks(run, None, None)
+        run.update_pending = False
 
 
 def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:

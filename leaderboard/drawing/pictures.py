@@ -56,6 +56,7 @@ EXPLORATION = (
     "networks are left out."
 )
 
+ROUNDS = " Of a method that trains in rounds the last round is drawn, after the cost of all."
 EVERYWHERE = " Diverged runs, and controls made from another run, are in no picture."
 
 
@@ -182,12 +183,14 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     rest = EVERYWHERE + (
         f" Left out: sparsity {', '.join(percent(sparsity) for sparsity in left_out)}." if left_out else ""
     )
+    in_rounds = any("rounds" in run for one in series for runs in one.cells.values() for run in runs)
+    over = (ROUNDS if in_rounds else "") + rest
     found: list[tuple[str, str, Sequence[Numbers]]] = [
         ("accuracy", ACCURACY + EVERYWHERE, accuracy_points(series)),
         ("cost", COST.format(nil=nil) + EVERYWHERE, costs),
         ("layers", LAYERS + rest, layer_densities(series, shown)),
-        ("time", TIME + rest, [*curves_of(series, "density", shown), *curves_of(series, "train_share", shown)]),
-        ("exploration", EXPLORATION + rest, curves_of(series, "explored", shown)),
+        ("time", TIME + over, [*curves_of(series, "density", shown), *curves_of(series, "train_share", shown)]),
+        ("exploration", EXPLORATION + over, curves_of(series, "explored", shown)),
     ]
     page = min(str(run["page"]["title"]) for run in runs)
     return [Picture(kind, TITLES[kind], caption, page, numbers) for kind, caption, numbers in found if numbers]
@@ -310,11 +313,17 @@ def curves_of(series: Iterable[Series], column: str, sparsities: Iterable[float]
 
 
 def mean_curve(runs: Iterable[Record], column: str) -> tuple[list[float], list[float]]:
-    """Return at most MOST_POINTS epochs that all runs with this column have, and the means there."""
+    """Return at most MOST_POINTS epochs that all runs with this column have, and the means there.
+
+    Of a run that trained in rounds these are the epochs of its last round, counted as the page's.
+    """
     tables = []
     for run in runs:
         found = curves(run)
-        known = {e: value for e, value in zip(found["epoch"], found[column], strict=True) if math.isfinite(value)}
+        rounds = run.get("rounds", {"last_begins": 0, "back_to": 0})
+        earlier, shift = rounds["last_begins"], rounds["last_begins"] - rounds["back_to"]
+        pairs = zip(found["epoch"], found[column], strict=True)
+        known = {epoch - shift: value for epoch, value in pairs if epoch > earlier and math.isfinite(value)}
         if known:
             tables.append(known)
     if not tables:

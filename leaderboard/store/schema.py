@@ -117,6 +117,9 @@ FIELDS: dict[str, Any] = {
     "dead?": {"filters": WHOLE, "of": ABOVE_0, "weights?": WHOLE},
     "masks_sha256": TEXT,
     "files_sha256?": map_of(DIGEST),  # of the exported files, by name
+    # Of a run that trained the page's epochs more than once: how often, the epoch that rounds go back to, whether only
+    # the learning rate does, and how many epochs were finished when the last round began. Accuracies are of that one.
+    "rounds?": {"count": ABOVE_0, "back_to": WHOLE, "keep_weights": BOOL, "last_begins": WHOLE},
     "macs": {
         "inference_dense": ABOVE_0,
         "inference": WHOLE,
@@ -201,6 +204,7 @@ def find_rule_faults(record: Any) -> list[str]:
         return list(type_faults(record, FIELDS, ""))
     faults = [*count_faults(record), *budget_faults(record), *cost_faults(record), *history_faults(record)]
     faults += branch_faults(record) if "branch" in record else []
+    faults += round_faults(record) if "rounds" in record else []
     if record["schema"] == 1 and "seal" in record:
         faults.append(f"seal must be absent in a record of schema 1, got {shorten(record['seal'])}")
     return faults
@@ -313,6 +317,15 @@ def branch_faults(record: Record) -> Iterator[str]:
     ends = [row["epoch"] for row in history]
     if record["status"] == "ok" and ends != list(range(branch["epoch"] + 1, branch["last_epoch"] + 1)):
         yield f"history has epochs {shorten(ends)}, the branch those after {branch['epoch']} to {branch['last_epoch']}"
+
+
+def round_faults(record: Record) -> Iterator[str]:
+    """Yield where an epoch was selected before the last round of training began."""
+    begun = record["rounds"]["last_begins"]
+    for key in ("validation_epoch", "test_epoch"):
+        epoch = record["selected"][key]
+        if epoch is not None and epoch <= begun:
+            yield f"selected.{key} is {epoch}, the last round begins after epoch {begun}"
 
 
 UNSEALED = ("seal", "file")  # about a record, not part of it: its checksum and its file's name

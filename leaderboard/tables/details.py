@@ -123,13 +123,15 @@ def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_d
 
 
 def notes(cell: Cell) -> list[str]:
-    """Return notes: repeats, diverged seeds, empty layers, skipped steps, zeros, uncommitted code."""
+    """Return notes: repeats, rounds, diverged seeds, empty layers, skipped steps, zeros, uncommitted code."""
     seeds: dict[str, list[str]] = {}
     for record in cell.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
         zero = count_zeros(record)
+        rounds = record.get("rounds", {"count": 1})["count"]
         found = {
             "diverged": record["status"] != "ok",
+            f"trained {rounds} times": rounds > 1,
             f"empty layers: {', '.join(empty)}": empty,
             f"skipped steps: {skipped}": skipped,
             f"active weights that are zero: {zero:,}": zero,

@@ -169,7 +169,8 @@ def run_values(run: Record) -> list[str]:
     shown = {key: mean([value], "{:.2f}".format) for key, value in accuracy.items()}
     for key, epoch in (("validation_selected", "validation_epoch"), ("best_on_test", "test_epoch")):
         shown[key] += "" if epochs[epoch] is None else f" (epoch {epochs[epoch]})"
-    told = [f"{run['skipped_steps']} steps skipped"] if run["skipped_steps"] else []
+    told = [f"trained {run['rounds']['count']} times"] if "rounds" in run else []
+    told += [f"{run['skipped_steps']} steps skipped"] if run["skipped_steps"] else []
     told += [f"layers without weights: {', '.join(run['empty_layers'])}"] if run["empty_layers"] else []
     zero = count_zeros(run)
     told += [f"active weights that are zero: {zero:,}"] if zero else []

@@ -34,7 +34,7 @@ from methods.core.masks import (
     random_masks,
 )
 from methods.core.rates import check_rate, sparsity_before
-from methods.core.schedules import cosine, cubic, prune_progress, prune_range, update_range
+from methods.core.schedules import cosine, cubic, geometric, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
 from methods.core.topology import drop, grow, grow_global
 from methods.core.view import View, count_kept
@@ -76,6 +76,7 @@ __all__ = [
     "erdos_renyi",
     "erk",
     "from_page",
+    "geometric",
     "gradient_magnitude",
     "grasp_scores",
     "grow",

@@ -15,6 +15,14 @@ def cubic(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 - progress) ** 3
 
 
+def geometric(sparsity: float, progress: float) -> float:
+    """Return 1 - rho^progress, with rho = 1 - `sparsity` and progress in [0, 1]: each step removes the same share.
+
+    Invariant: exactly 0 at 0 and exactly `sparsity` at 1.
+    """
+    return sparsity if progress >= 1 else 1 - (1 - sparsity) ** progress
+
+
 def cosine(start: float, end: float, progress: float) -> float:
     """Return the value annealed from `start` to `end` by half a cosine, progress in [0, 1]."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

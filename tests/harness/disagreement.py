@@ -19,7 +19,7 @@ from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.state import Training
 from methods.core import DenseGrads, Method, Timeline, View
-from tests.harness import oracles, small
+from tests.harness import oracles, oracles_rounds, small  # noqa: F401 (brings its oracles in)
 from tests.harness.oracles import ORACLES, Oracle
 
 EPOCH = small.IMAGES // small.BATCH  # steps
@@ -92,7 +92,7 @@ def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None
 
 def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
     """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
-    oracle.last = view.last
+    oracle.last, oracle.round = view.last, view.round
     return oracle.stages(
         view.step,
         arrays(view.weights),
@@ -177,12 +177,13 @@ def compare_training(
     with mock.patch("benchmark.training.train.propose", watch), mock.patch("benchmark.runs.run.propose", watch):
         run = start(method, name, net, seed, **page)
         small.finish(small.poison(run, set(skipped)))
-    due = ORACLES[name](settings_of(method, name), run.timeline).update_steps()
+    oracle = ORACLES[name](settings_of(method, name), run.timeline)
+    due, rounds = oracle.update_steps(), (oracle.scoring() or {}).get("rounds", 1)
     finite = [step for step in range(1, run.timeline.total_steps + 1) if step not in skipped]
     late = {min(after) for step in due if (after := [s for s in finite if s >= step])}
-    if watch.steps != [0, *sorted(late)]:
+    if watch.steps != [0] * rounds + sorted(late):
         raise DisagreementError(f"{watch.what}: masks asked at steps {watch.steps}, the oracle updates at {due}")
-    return watch.steps[1:]
+    return watch.steps[rounds:]
 
 
 def compare_facts(method: Method, name: str) -> None:
@@ -198,6 +199,13 @@ def compare_facts(method: Method, name: str) -> None:
     got = None if wanted is None or expected is None else {key: getattr(wanted, key) for key in expected}
     if got != expected or (wanted is None) != (expected is None):
         raise DisagreementError(f"asks to be scored by {wanted}, the oracle by {expected}")
+
+
+def in_rounds(method: Method, total: int, per_epoch: int) -> Timeline:
+    """Return the timeline of a page of `total` steps, repeated as the method asks."""
+    rounds = method.rounds(total // per_epoch)
+    ends = [total + again * (total - rounds.back_to * per_epoch) for again in range(rounds.count)]
+    return Timeline(ends[-1], per_epoch, tuple(ends))
 
 
 def compare_plan(method: Method, name: str, timeline: Timeline) -> None:
@@ -275,15 +283,17 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
     """Yield crafted views, each with its description, of the set-up and of the first, a middle and the last update."""
     oracle = ORACLES[name](settings_of(method, name), timeline)
     steps = oracle.update_steps()
-    chosen = sorted({0, *steps[:1], *steps[len(steps) // 2 :][:1], *steps[-1:]})
+    rounds = (oracle.scoring() or {}).get("rounds", 1)
+    chosen = [(0, done) for done in sorted({0, rounds // 2, rounds - 1})]
+    chosen += [(step, 0) for step in sorted({*steps[:1], *steps[len(steps) // 2 :][:1], *steps[-1:]})]
     rng = np.random.default_rng(seed)
     kinds = [(w, g) for w in WEIGHTS for g in GRADIENTS]
-    for number, (step, (weight, gradient)) in enumerate((s, kind) for s in chosen for kind in kinds):
+    for number, ((step, done), (weight, gradient)) in enumerate((s, kind) for s in chosen for kind in kinds):
         before = max([s for s in steps if s < step], default=0)
-        planned = oracle.planned(before) if step else 0.0
+        planned = oracle.planned(before) if step else oracle.thinned(done) if done else 0.0
         masks = draw_masks(MASKS[number % 2], oracles.budget(planned or 0.0, SIZE), rng)
         layers = draw_layers(WEIGHTS[weight], rng)
-        layers = {n: np.where(masks[n], array, np.float32(0)) for n, array in layers.items()}
+        layers = {n: np.where(masks[n] | (done > 0), array, np.float32(0)) for n, array in layers.items()}
         last = number % 3 == 0
         reads = method.scoring() is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
         second = step == 0 and oracle.scoring() is not None
@@ -296,6 +306,7 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
             gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if reads else None,
             hessian_gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if second else None,
             last="equal",
+            round=done,
         )
         yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
 
@@ -303,7 +314,7 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
 def compare_views(method: Method, name: str, seed: int = 0) -> int:
     """Hold the method to its oracle on crafted views; return their number. Raises DisagreementError at the first."""
     every, number = interval(method), 0
-    for what, view in hard_views(method, name, Timeline(8 * every, every), seed):
+    for what, view in hard_views(method, name, in_rounds(method, 8 * every, every), seed):
         Watch(name, what)(method, name, view)
         number += 1
     return number
@@ -320,7 +331,7 @@ def disagreement(method: Method, name: str) -> str | None:
     try:
         compare_facts(method, name)
         for total, per_epoch in ((8 * every, every), (10 * every, 2 * every), (11 * every + 1, every + 1)):
-            compare_plan(method, name, Timeline(total, per_epoch))
+            compare_plan(method, name, in_rounds(method, total, per_epoch))
         for seed, net in enumerate(NETS):
             compare_training(method, name, net, seed, epochs=epochs)
         compare_views(method, name)

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from benchmark.config.cells import Cell
 from benchmark.config.pages import Page
-from benchmark.config.plugins import find_method
+from benchmark.config.plugins import Plugin, find_method
 from benchmark.conformance.trial import Silent
 from benchmark.data.sets import Data
 from benchmark.networks.costs import Meter, count_costs
 from benchmark.networks.prunable import find_layers, prunable_weights
-from benchmark.runs.run import set_up_masks
+from benchmark.runs.run import ask_rounds, make_timeline, set_up_masks
 from benchmark.training.masks import MaskSet
 from benchmark.training.optim import make_average, make_optimizer
+from benchmark.training.own import Own
 from benchmark.training.state import Training
 from benchmark.training.train import train
-from methods.core import Method, Timeline
+from methods.core import Method
 
 IMAGES, BATCH, SIZE = 48, 8, 6
 __all__ = ["BATCH", "IMAGES", "PRUNABLE", "SIZE", "Silent", "SmallImages", "SmallNet"]
@@ -104,7 +105,8 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
     maskset.listeners.append(meter.on_commit)
     images = SmallImages()
     data = Data("small", ("a", "b", "c"), 2, SIZE, images, None, images, "0")
-    steps = IMAGES // page.batch_size
+    plugin = Plugin(name, type(method), "test", "0" * 64)
+    cell = Cell("small", page, {}, plugin, method, {}, method.sparsity, seed)
     return Training(
         page=page,
         method=method,
@@ -114,11 +116,12 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
         maskset=maskset,
         meter=meter,
         data=data,
-        timeline=Timeline(page.epochs * steps, steps),
+        timeline=make_timeline(cell, data),
         seed=seed,
         device=torch.device("cpu"),
         precision="fp32",
         channels_last=False,
+        own=Own(ask_rounds(cell)),
         average=make_average(page, model),
     )
 

@@ -37,8 +37,9 @@ GRADUAL_NAMES = ("granet", "granet_late", "gmp", "granet_uniform", "gmp_uniform"
 UPDATING = [
     name
     for name in NAMES
-    if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "srigl", "set", "mest", "ac_dc")
+    if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "srigl", "set", "mest", "ac_dc", "imp")
 ]
+BY_INTERVAL = [name for name in UPDATING if name != "imp"]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -166,6 +167,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "granet_uniform": [{}, {"start_sparsity": 0.0, "prune_end": 0.3}, {"prune_end": 1.0, "update_every": 2}],
     "gmp_structured": [{}, {"scope": "layer", "update_every": 1}, *N_OF_M],
     "granet_structured": [{}, {"scope": "layer", "prune_rate": 1.0, "update_every": 2}, *N_OF_M],
+    "synflow": [{}, {"score_rounds": 1}],
+    "force": [{"score_rounds": 5}, {"score_rounds": 3, "score_batches": 2, "resurrect": False}],
+    "imp": [{"prune_rate": 0.5}, {"prune_rate": 0.7, "rewind_epoch": 1}, {"prune_rate": 0.6, "keep_weights": True}],
     "grasp": [{}, {"samples_per_class": 4, "temperature": 1.0}],
     "gmp": GRADUAL,
     "granet": [
@@ -253,7 +257,7 @@ def test_on_ties_zeros_and_empty_and_full_layers_every_mask_is_the_oracles(name,
     assert compare_views(make(name, sparsity, changes), name, number) >= len(WEIGHTS) * len(GRADIENTS)
 
 
-@pytest.mark.parametrize("name", UPDATING)
+@pytest.mark.parametrize("name", BY_INTERVAL)
 def test_plans_of_every_length_are_the_oracles(name):
     """Also where a share of the run is no whole step, or is one only in decimals: 0.29 of 100 is 29."""
     fields = {field.name for field in dataclasses.fields(find_method(name).cls)}
