@@ -97,7 +97,17 @@ def test_a_new_method_file_works_as_it_is(tmp_path):
     assert "already exists" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["My", "class", "_x", "granet", "../x"])
+def test_a_new_method_is_written_to_the_checkout_here_though_another_one_may_run(tmp_path, monkeypatch):
+    (tmp_path / "methods" / "core").mkdir(parents=True)
+    (tmp_path / "methods" / "core" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    said = ask("new-method", "zz_here").stdout
+    path = tmp_path / "methods" / "zz_here.py"
+    assert path.is_file() and f"this .venv runs {ROOT}, which does not have it" in said
+    assert said.splitlines()[-1].split(maxsplit=2)[2] == f"make check-method METHOD={path}"
+
+
+@pytest.mark.parametrize("name", ["My", "class", "_x", "granet", "table2", "../x"])
 def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
     with pytest.raises(UserError, match=r"NAME must be|already exists"):
         write_new_method(name, tmp_path, Console())
