@@ -60,6 +60,9 @@ help: ## this text
 #:   RUN=name         a finished run: the name of its record, without .json
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
 #:
+#: of make check-method (METHOD as above):
+#:   ONLY=resume      checks to run, by the names in its table; a list
+#:
 #: A variable that a target does not read is an error. PYTHON=python3.12: what .venv is made with.
 
 # Before all else, `make -n` included: does a goal read each variable of the command line?
@@ -116,7 +119,7 @@ site: ## write the leaderboard for a browser, one HTML file
 perf-pages: ## time and memory of all sheets from 10,000 records
 deviations: ## rebuild methods/DEVIATIONS.md from the methods' docstrings
 flops: ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table prints, recounted without ImageNet
-check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute; ONLY=resume: one check
+check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute
 mutants: ## plant every known fault and show which check catches it
 perf: ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
 faults: ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on
