@@ -24,7 +24,7 @@ from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.runs import run as engine
 from benchmark.training import train as loop
 from benchmark.training.rehearsal import stand_in_donor
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 from methods.core import Method, Proposal, Update, View
 
 

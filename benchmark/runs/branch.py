@@ -20,7 +20,8 @@ from benchmark.runs.run import Start, Warn, set_up_masks
 from benchmark.training.contract import planned_count
 from benchmark.training.optim import learning_rate
 from benchmark.training.own import Own, weighs
-from benchmark.training.train import Training, accuracy_pct
+from benchmark.training.state import Training
+from benchmark.training.train import accuracy_pct
 from methods.core import Budget, Method, Timeline, count_kept
 
 # Page settings that a branch may change. Others would not fit its snapshot, or would change what an epoch is.

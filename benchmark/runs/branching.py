@@ -35,7 +35,8 @@ from benchmark.runs.run import Options, about, make_timeline, prepare, run_cell,
 from benchmark.training.precision import set_determinism
 from benchmark.training.rehearsal import rehearse
 from benchmark.training.speed import probe_precision, use_processor
-from benchmark.training.train import Training, train
+from benchmark.training.state import Training
+from benchmark.training.train import train
 from leaderboard import Record
 from leaderboard.tables.sections import amount
 

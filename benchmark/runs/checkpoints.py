@@ -17,7 +17,7 @@ import torch
 from benchmark.base.errors import UserError
 from benchmark.base.stopping import obey, stop_asked
 from benchmark.distributed.ranks import count_ranks, own_rank
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 from leaderboard import Record, RecordError, UnreadableError, read_record
 from leaderboard.store.files import write_atomically
 from leaderboard.store.records import file_text

@@ -21,7 +21,7 @@ from benchmark.networks.build import Built, ImageFacts, create_network, model_ar
 from benchmark.networks.filters import count_slim, holds_whole_filters
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.networks.prunable import find_layers, prunable_weights
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 from leaderboard import Record, find_faults
 from leaderboard.store.kinds import is_number
 from leaderboard.store.schema import SCHEMA

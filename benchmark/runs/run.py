@@ -40,12 +40,13 @@ from benchmark.training.contract import list_stages, propose, show_donor
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet
 from benchmark.training.optim import make_average, make_optimizer
-from benchmark.training.own import Own, begin_own
+from benchmark.training.own import Own
 from benchmark.training.precision import choose_precision, set_determinism
 from benchmark.training.rehearsal import refuse_empty
 from benchmark.training.scoring import ScoringGradients, score
 from benchmark.training.speed import probe_precision, use_processor, warn_slow
-from benchmark.training.train import Training, apply, train
+from benchmark.training.state import Training
+from benchmark.training.train import apply, train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
 from methods.core import ContractError, Inactive, Masks, Rounds, Scoring, Timeline, Update, View
@@ -324,7 +325,7 @@ def set_up_masks(cell: Cell, run: Training, warn: Warn = lambda text: None, may_
         view = first_view(cell, run.maskset, run.timeline, scores, masks, round)
         update = do_together(partial(propose, cell.method, run.name, view))
         masks = settle_round(run, update, view)
-    begin_own(run, cell.method.learned(view))
+    run.begin_own(cell.method.learned(view))
     apply(run, update, view)
     if wanted is None and cell.donor is None and not may_empty:
         refuse_empty(cell, run.maskset.counts())

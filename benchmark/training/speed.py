@@ -16,7 +16,7 @@ from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.distributed.ranks import own_rank
 from benchmark.training.precision import make_autocast
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 
 # Multiply-adds of a training step below which a second thread costs more than it brings: ResNet-20 on 64 images of 8x8
 # (5e8) takes 2.5 times as much processor time with two threads as with one.

@@ -17,7 +17,7 @@ from benchmark.config.cells import Cell
 from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 from methods.core import DenseGrads, Method, Timeline, View
 from tests.harness import oracles, small
 from tests.harness.oracles import ORACLES, Oracle

@@ -23,7 +23,7 @@ import benchmark.cli.shell
 import benchmark.runs.record
 from benchmark.config.plugins import built_in_names, find_method
 from benchmark.runs.checkpoints import Saver
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 

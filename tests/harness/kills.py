@@ -33,7 +33,7 @@ import benchmark.runs.run
 from benchmark.runs.branching import Stores, make_options, run_branch
 from benchmark.runs.checkpoints import FINISHED
 from benchmark.training.contract import commit, propose
-from benchmark.training.train import Training
+from benchmark.training.state import Training
 from methods.core import View
 from tests.harness.benches import run_cells
 from tests.harness.forks import Nursery, fork, save_every, serve, warm

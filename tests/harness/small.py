@@ -19,7 +19,8 @@ from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.runs.run import set_up_masks
 from benchmark.training.masks import MaskSet
 from benchmark.training.optim import make_average, make_optimizer
-from benchmark.training.train import Training, train
+from benchmark.training.state import Training
+from benchmark.training.train import train
 from methods.core import Method, Timeline
 
 IMAGES, BATCH, SIZE = 48, 8, 6

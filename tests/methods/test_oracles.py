@@ -325,7 +325,7 @@ SCORING = Scoring(order=2, samples_per_class=10, chunks=2, temperature=200.0)
         ("snip", {"scoring": lambda self: SCORING}, "asks to be scored"),
         ("static", {"scoring": lambda self: Scoring()}, "asks to be scored"),
         ("grasp", {"scoring": lambda self: dataclasses.replace(SCORING, chunks=1)}, "asks to be scored"),
-        ("static", {"setup": lambda self, view: None}, "no bool mask"),
+        ("static", {"setup": lambda self, view: None}, "returned NoneType"),
     ],
 )
 def test_a_method_that_asks_the_engine_for_something_else_is_told_apart(name, facts, says):

@@ -48,7 +48,7 @@ def test_a_goal_is_reached_or_short(relation, measured, verdict):
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "FOLDER", tmp_path)
     goals = [Goal("P1", "small", 1.0, "<=", 1.01), Goal("P2", "large", 3.0, "<=", 0.7)]
-    assert set(command.find_measures()) >= {"data", "growth", "masking", "modes", "pool", "realised", "update"}
+    assert set(command.find_measures()) >= {"data", "masking", "modes", "pool", "realised", "update"}
     monkeypatch.setattr(command, "find_measures", lambda: {"some": None})
     monkeypatch.setattr(command, "measure_alone", lambda name, quick: goals)
     monkeypatch.setattr("sys.argv", ["perf", "--quick"])

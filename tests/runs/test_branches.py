@@ -256,7 +256,7 @@ def test_damaged_and_foreign_snapshots_and_unknown_runs_are_refused(copied):
     place.change(run, protocol=1)
     refused("of protocol 1")
     place.change(run, protocol=2, status="diverged")
-    refused("diverged: there is nothing to continue from")
+    refused("diverged and cannot be continued")
 
 
 def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tmp_path):

@@ -423,7 +423,7 @@ def test_a_diverged_donor_is_refused_and_not_passed_over_for_a_later_run(done, t
     change(record, tmp_path, status="diverged")
     for asked in (SPELLED, record["run"]):
         said = refusal(done, f"densities={asked}", places=places_of(done, tmp_path))
-        assert "diverged, so its masks are not a result" in said
+        assert "diverged: name another run" in said
     change(record, tmp_path, started="2031-01-01T00:00:00Z", finished="2031-01-01T00:00:00Z")
     assert "diverged" in refusal(done, f"densities={SPELLED}", places=places_of(done, tmp_path))
 

@@ -457,12 +457,12 @@ FAULTS = [  # what lies in the folder, by part and class; what is done to it; wh
     ({}, None, True, r"no image folder at \S+/folder.*train/CLASS/.*test/CLASS/.*DATA="),
     ({"extra": ["a"]}, None, True, "no folder 'train'"),
     ({"train": ["a"]}, None, True, "neither a folder 'test' nor 'val'"),
-    ({"test": ["a"]}, lambda at: (at / "train").mkdir(), True, "train: holds no class folder"),
+    ({"test": ["a"]}, lambda at: (at / "train").mkdir(), True, "train: no class folder; expected"),
     (PARTS, lambda at: write(at / "train/wasp/notes.txt", b"no image"), True, "train: no image in class wasp"),
     ({"train": ["ant", "bee"], "val": ["ant", "fly"]}, None, True, "only in train: bee; only in val: fly"),
     (PARTS, lambda at: write(at / "test/b/0.png", b"no picture"), True, r"test/b/0\.png: can't be decoded"),
     (PARTS, lambda at: write(at / "test/b/0.png", b""), False, r"test/b/0\.png: can't be decoded"),
-    *(({"train": ["a"], "test": ["a"]}, None, memory, "has one class, 'a', and any net") for memory in (True, False)),
+    *(({"train": ["a"], "test": ["a"]}, None, memory, "has one class, 'a', so any network is right") for memory in (True, False)),
 ]
 
 

@@ -170,7 +170,7 @@ def test_a_batch_that_leaves_a_process_one_image_is_refused_where_a_network_cann
     check_network(model, page, data)
     monkeypatch.setattr("benchmark.distributed.ranks.count_ranks", lambda: 2)
     monkeypatch.setattr("benchmark.networks.build.count_ranks", lambda: 2)
-    with pytest.raises(UserError, match="the last batch of an epoch has one image for a process"):
+    with pytest.raises(UserError, match="the last batch of an epoch has one image per process"):
         check_network(model, page, data)
 
 
@@ -178,7 +178,7 @@ def test_a_batch_that_leaves_a_process_one_image_is_refused_where_a_network_cann
 
 
 def test_synchronised_batch_norm_is_refused_on_a_cpu_with_the_reason():
-    with pytest.raises(UserError, match=r"sync_batchnorm=true needs CUDA, .* no version for a CPU: set"):
+    with pytest.raises(UserError, match=r"sync_batchnorm=true needs CUDA: .* does not run on a CPU: set"):
         check_sharing(make_page(sync_batchnorm=True), CPU)
     check_sharing(make_page(sync_batchnorm=True), torch.device("cuda"))
 

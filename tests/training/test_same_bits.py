@@ -22,7 +22,8 @@ from benchmark.runs.run import prepare, set_up_masks
 from benchmark.training import cuda_graphs
 from benchmark.training.optim import learning_rate, make_optimizer
 from benchmark.training.precision import set_determinism
-from benchmark.training.train import Training, train
+from benchmark.training.state import Training
+from benchmark.training.train import train
 from tests.harness.small import BATCH, IMAGES, SmallNet, finish, make_page, make_run, poison
 
 # --- passes that are recorded and replayed ----------------------------------------------------------------------------
