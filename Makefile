@@ -60,8 +60,7 @@ help: ## this text
 #:   RUN=name         a finished run: the name of its record, without .json
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
 #:
-#: of make check-method (METHOD as above):
-#:   ONLY=resume      checks to run, by the names in its table; a list
+#: of make check-method (METHOD as above): ONLY=resume, the checks to run by their names in its table; a list
 #:
 #: A variable that a target does not read is an error. PYTHON=python3.12: what .venv is made with.
 
