@@ -215,6 +215,31 @@ def cut_norm(norm: nn.BatchNorm2d, keep: Tensor) -> None:
             setattr(norm, name, nn.Parameter(kept) if isinstance(values, nn.Parameter) else kept)
 
 
+def count_dead(network: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many filters there are ("of"), are dead ("filters"), and how many active weights are dead ("weights").
+
+    A filter is a row of the first dimension of a mask, dead without an active weight. A weight is dead where it reads a
+    dead filter, or belongs to one that no active weight reads, as far as one layer alone reads another's outputs:
+    filters that end in a residual stream count, weights that read the stream never do. Where torch.fx cannot follow
+    `network`, a plain one that is left as it is, "weights" is missing.
+    """
+    empty = {name: ~mask.flatten(1).any(1) for name, mask in masks.items()}
+    found = {"filters": sum(int(rows.sum()) for rows in empty.values()), "of": sum(map(len, empty.values()))}
+    try:
+        chains = find_chains(network)
+    except Exception:  # torch.fx raises anything at all
+        return found
+    names = {id(weight): name for name, weight in network.named_parameters() if name in masks}
+    dead = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    for chain in chains:
+        writer, reader = names.get(id(chain.producer.weight)), names.get(id(chain.consumer.weight))
+        if writer and reader:
+            dead[reader] |= masks[reader] & empty[writer].view(1, -1, *[1] * (masks[reader].dim() - 2))
+            unread = ~masks[reader].transpose(0, 1).flatten(1).any(1)
+            dead[writer] |= masks[writer] & unread.view(-1, *[1] * (masks[writer].dim() - 1))
+    return {**found, "weights": sum(int(mask.sum()) for mask in dead.values())}
+
+
 def describe_removal(removal: Removal) -> str:
     """Describe in words what was removed."""
     words = {"unread": "read by no weight", "zero": "constant zero", "folded": "constant, in the next bias"}

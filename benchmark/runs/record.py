@@ -18,7 +18,7 @@ from benchmark.config.pages import Page
 from benchmark.data.sets import Data
 from benchmark.distributed.ranks import count_norm_shares, count_ranks
 from benchmark.networks.build import Built, ImageFacts, create_network, model_arguments
-from benchmark.networks.filters import count_slim, holds_whole_filters
+from benchmark.networks.filters import count_dead, count_slim, holds_whole_filters
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.training.state import Training
@@ -246,6 +246,26 @@ def describe_macs(built: Built, run: Training) -> dict[str, Any]:
     }
 
 
+def tell_dead(record: Record, run: Training, warn: Callable[[str], None]) -> None:
+    """Add to the record of a run that ended its dead filters and weights, `dead`, as `count_dead` finds them.
+
+    Counted on a plain network, as `sparse-bench verify` will. As for `price_slim`, a failure costs a warning alone.
+    """
+    try:
+        network = make_plain(record, run)
+    except Exception as error:  # of a backbone that may raise anything at all
+        warn(f"the record does not say how many filters are dead: {type(error).__name__}: {error}")
+        return
+    record["dead"] = count_dead(network, {name: mask.cpu() for name, mask in run.maskset.masks.items()})
+
+
+def make_plain(record: Record, run: Training) -> nn.Module:
+    """Return a plain network of the run's, new, on the CPU; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        full = create_network(run.page, model_arguments(run.page, run.data))
+        return rebuild_network(record, run.page, run.data, full, run.maskset.masks)
+
+
 def price_slim(record: Record, run: Training, warn: Callable[[str], None]) -> None:
     """Add `macs.inference_slim`: the multiply-adds of one image without the dead filters, as `sparse-bench slim` does.
 
@@ -271,9 +291,7 @@ def count_again(record: Record, run: Training) -> int | None:
     masks, page, data = run.maskset.masks, run.page, run.data
     if not holds_whole_filters(masks):
         return None
-    with torch.random.fork_rng(devices=[]):
-        full = create_network(page, model_arguments(page, data))
-        network = rebuild_network(record, page, data, full, masks)
+    network = make_plain(record, run)
     network.load_state_dict(run.evaluated().state_dict(), strict=True)
     found = count_slim(network, masks, page, (data.channels, data.image_size, data.image_size))
     dense = record["macs"]["inference_dense"]

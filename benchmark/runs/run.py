@@ -35,7 +35,7 @@ from benchmark.runs.checkpoints import (
     write_finished,
 )
 from benchmark.runs.export import export_network
-from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid
+from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid, tell_dead
 from benchmark.training.contract import list_stages, propose, show_donor
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet
@@ -250,6 +250,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
             return {}
         files = export_network(run.evaluated().state_dict(), run.maskset.masks, folder, about(cell))
         record = {**make_record(cell, built, run, options.command, started), "files_sha256": files, **begun}
+        tell_dead(record, run, warner(console))
         price_slim(record, run, warner(console))
         refuse_invalid(record, folder)
         summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}

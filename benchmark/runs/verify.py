@@ -20,7 +20,7 @@ from benchmark.config.plugins import find_method, method_names
 from benchmark.data.readers import CIFAR
 from benchmark.data.sets import Data, load_data
 from benchmark.networks.build import count_prunable, create_network, model_arguments
-from benchmark.networks.filters import cut_slim
+from benchmark.networks.filters import count_dead, cut_slim
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.runs.export import MASKS, WEIGHTS, hash_export, read_export, read_tensors
@@ -75,6 +75,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
         *compare_files(record, folder),
         *compare_masks(record, masks),
         *compare_nonzero(record, weights, masks),
+        *compare_dead(record, model, masks),
         *compare_donor(record, masks, runs),
         *compare_sizes(record, page, full, masks),
         *compare_costs(record, page, full, model, data, masks),
@@ -128,6 +129,13 @@ def compare_nonzero(record: Record, weights: Mapping[str, Tensor], masks: Mappin
         return []
     recorded = record["weights"]["nonzero"]
     return [same("active weights that are not zero", recorded, count_nonzero(weights, masks))]
+
+
+def compare_dead(record: Record, model: nn.Module, masks: Mapping[str, Tensor]) -> list[Finding]:
+    """Count dead filters and weights again, where the record has them."""
+    recorded, found = record.get("dead", {}), count_dead(model, masks)
+    names = {"filters": "dead filters", "of": "filters", "weights": "dead weights"}
+    return [same(names[key], value, found.get(key)) for key, value in recorded.items()]
 
 
 def compare_donor(record: Record, masks: Mapping[str, Tensor], runs: Path) -> list[Finding]:

@@ -36,6 +36,10 @@ UNITS = """\
   differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
 - `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
 
+DEAD = """\
+- **Dead filters** in the details: without an active weight, as a share of all filters of the prunable layers. **Dead
+  weights**: the share of active weights that read such a filter, or belong to a filter that nothing reads."""
+
 SLIM = """\
 - **Slim** in the details: the masks' cost leaves removed filters out, `slim 0.25×` the inputs that they free too, while
   residual streams keep their width (`make slim RUN=…` makes that network). Training is charged by the masks."""
@@ -71,6 +75,7 @@ def render(
     lines = [INTRODUCTION.format(folder=quote(folder)), ""]
     if records:
         lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
+        lines += [DEAD] if any("dead" in record for record in records) else []
         lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
         lines += [ZERO] if any(map(count_zeros, records)) else []
     else:

@@ -112,6 +112,9 @@ FIELDS: dict[str, Any] = {
         {"name": TEXT, "shape": list_of(WHOLE), "weights": WHOLE, "active": WHOLE, "macs": WHOLE, "prunable": BOOL}
     ],
     "empty_layers": list_of(TEXT),
+    # Filters without an active weight, of all filters of the prunable layers; active weights that read one, or belong
+    # to one that nothing reads, absent where the network could not be followed.
+    "dead?": {"filters": WHOLE, "of": ABOVE_0, "weights?": WHOLE},
     "masks_sha256": TEXT,
     "files_sha256?": map_of(DIGEST),  # of the exported files, by name
     "macs": {
@@ -228,6 +231,10 @@ def count_faults(record: Record) -> Iterator[str]:
     empty = [layer["name"] for layer in prunable if layer["active"] == 0]
     if sorted(empty) != sorted(record["empty_layers"]):
         yield f"empty_layers is {shorten(record['empty_layers'])}, without active weights are {shorten(empty)}"
+    dead = record.get("dead", {"filters": 0, "of": 1})
+    for key, most in (("filters", dead["of"]), ("weights", weights["active"])):
+        if dead.get(key, 0) > most:
+            yield f"dead.{key} is {dead[key]}, more than there are ({most})"
     left = weights["parameters"] - weights["prunable"] + weights["active"]
     if weights["active_parameters"] != left:
         yield f"weights.active_parameters is {weights['active_parameters']}, parameters less inactive ones is {left}"

@@ -42,16 +42,33 @@ DETAILS = [
 ]
 
 
+PLACE = DETAILS.index("inference FLOPs")
+DEAD = "dead filters, dead weights"  # a column only where a record tells them
+
+
 def details_table(rows: list[Row], folder: str) -> list[str]:
-    """Return the lines of the details: a row for each method and sparsity; `folder` is the link target of records."""
-    lines = [line(DETAILS), line(["---"] * len(DETAILS))]
+    """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
+    told = any("dead" in record for row in rows for cell in row.cells.values() for record in cell.finished)
+    head = [*DETAILS[:PLACE], DEAD, *DETAILS[PLACE:]] if told else DETAILS
+    lines = [line(head), line(["---"] * len(head))]
     devices = {
         record["environment"]["device"] for row in rows for cell in row.cells.values() for record in cell.counted
     }
     for row in rows:
         for sparsity, cell in row.cells.items():
-            lines.append(line([row.label, percent(sparsity), *detail_cells(cell, folder, len(devices) > 1)]))
+            shown = [row.label, percent(sparsity), *detail_cells(cell, folder, len(devices) > 1)]
+            lines.append(line([*shown[:PLACE], dead_shares(cell.finished), *shown[PLACE:]] if told else shown))
     return lines
+
+
+def dead_shares(runs: list[Record]) -> str:
+    """Return `12.0 %, 3.4 %`: the mean shares of filters and of active weights that are dead; BLANK for none known."""
+    told = [run for run in runs if "dead" in run]
+    parts = [
+        [100 * run["dead"]["filters"] / run["dead"]["of"] for run in told],
+        [100 * run["dead"]["weights"] / max(1, run["weights"]["active"]) for run in told if "weights" in run["dead"]],
+    ]
+    return ", ".join(mean(shares, "{:.1f} %".format) for shares in parts if shares) or BLANK
 
 
 def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:

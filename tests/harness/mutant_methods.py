@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy
 import torch
 
+from methods.ac_dc import ACDC
 from methods.core import (
     DISTRIBUTIONS,
     DenseGrads,
@@ -26,6 +27,7 @@ from methods.core import (
     grow,
     keep_filters,
     keep_top,
+    keep_top_evenly,
     keep_top_global,
     magnitude,
     prune_range,
@@ -40,11 +42,14 @@ from methods.granet import GraNet
 from methods.granet_structured import GraNetStructured
 from methods.granet_uniform import GraNetUniform
 from methods.grasp import GraSP
+from methods.mest import MEST
 from methods.one_shot import OneShot
 from methods.rigl import RigL
 from methods.rigl_itop import RigLITOP
+from methods.rigl_itop_filter import RigLITOPFilter
 from methods.set import SET
 from methods.snip import SNIP
+from methods.srigl import SRigL
 from methods.static import Static
 
 REMEMBERED = "_mutant_memory"
@@ -208,6 +213,33 @@ class RigLConstantRate(RigL):
 class SETOneRanking(SET):
     def drop_smallest(self, view: View) -> Masks:
         return drop(dict(view.masks), magnitude(view), self.prune_rate)
+
+
+class RigLITOPFilterAsItIs(RigLITOPFilter):
+    """Grows by the gradient, as it is."""
+
+    update = RigLITOP.update  # type: ignore[assignment]
+
+
+class ACDCLayerWise(ACDC):
+    """Compresses every layer to the same sparsity."""
+
+    def update(self, view: View) -> Masks:
+        count = view.count(self.planned_sparsity(view.step, view.timeline))
+        return keep_top_evenly(magnitude(view), count, {n: torch.ones_like(m) for n, m in view.masks.items()})
+
+
+class SRigLAsRigL(SRigL):
+    """Grows wherever in the layer the gradient is largest."""
+
+    update = RigL.update  # type: ignore[assignment]
+
+
+class MESTNeverHalves(MEST):
+    """Exchanges as many until the end."""
+
+    def share(self, step: int, timeline: Timeline) -> float:
+        return 1.0
 
 
 class GraNetLayerWise(GraNet):

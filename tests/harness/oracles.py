@@ -328,6 +328,74 @@ class RiglItop(Exchange):
         return cosine(self.prune_rate, self.final_prune_rate, step / self.total_steps)
 
 
+class RiglItopFilter(RiglItop):
+    """RigL-ITOP, grown by each weight's share of the gradient of its filter."""
+
+    def growth(self, name, gradients, draw):
+        """Return the size of the gradient, every filter's of length one; zero where all of a filter's are zero."""
+        shares = np.abs(gradients[name]).astype(np.float64)
+        for place, row in enumerate(shares):
+            length = math.sqrt(float((row * row).ravel().sum()))
+            shares[place] = row / length if length > 0 else 0
+        return shares
+
+
+class Srigl(Rigl):
+    """Lasby 2024, arXiv:2305.02299, Sec. 3: RigL with a constant fan-in, and neurons ablated below gamma of it."""
+
+    defaults = {**Rigl.defaults, "gamma": 0.3}  # noqa: RUF012
+
+    def planned(self, step):
+        """Promise no count: it is what whole fan-ins make."""
+
+    def fans(self, weights):
+        """Return each layer's fan-in: its share in whole inputs a neuron, then one more where most is left over."""
+        total = budget(self.sparsity, sum(weight.size for weight in weights.values()))
+        counts = layer_counts({name: weight.shape for name, weight in weights.items()}, total, self.distribution)
+        fans = {name: max(1, counts[name] // len(weight)) for name, weight in weights.items()}
+        used = sum(fans[name] * len(weight) for name, weight in weights.items())
+        for name in sorted(weights, key=lambda name: -(counts[name] % len(weights[name]) / len(weights[name]))):
+            size = len(weights[name])
+            if counts[name] > fans[name] * size and used + size <= total:
+                fans[name] += 1
+                used += size
+        return fans
+
+    def first(self, weights, gradients, hessian_gradients, draw):
+        """Return the largest draws of each neuron."""
+        fans, masks = self.fans(weights), {}
+        for name in weights:
+            drawn = draw(name, "mask")
+            masks[name] = np.stack([self.best(row, fans[name], np.ones(row.shape, bool)) for row in drawn])
+        return masks
+
+    def survivors(self, name, salient, fan):
+        """Return which neurons have gamma times the fan-in of salient weights; one at least, in the last layer all."""
+        counts = salient.reshape(len(salient), -1).sum(1)
+        alive = [name == self.last or bool(count >= self.gamma * fan) for count in counts]
+        return alive if any(alive) else [place == int(np.argmax(counts)) for place in range(len(counts))]
+
+    def update(self, step, weights, masks, gradients, draw):
+        """Keep and grow in neurons that stay, to the fan-in that the ablated ones leave them."""
+        fans, result = self.fans(weights), {}
+        for name, mask in masks.items():
+            size, slope, fan = np.abs(weights[name]), np.abs(gradients[name]), fans[name]
+            if fan == mask[0].size:
+                result[name] = mask
+                continue
+            kept = self.keep(step, weights[name], mask)
+            grown = self.best(slope, int(mask.sum()) - int(kept.sum()), np.ones(mask.shape, bool))
+            alive = self.survivors(name, kept | grown, fan)
+            fan = min(mask[0].size, fan * len(mask) // sum(alive))
+            among = mask & np.array(alive).reshape(-1, *[1] * (mask.ndim - 1))
+            stay = self.best(size, min(int(kept.sum()), int(among.sum())), among)
+            result[name] = np.zeros(mask.shape, bool)
+            for row in np.flatnonzero(alive):
+                few = self.best(size[row], min(fan, int(stay[row].sum())), stay[row])
+                result[name][row] = few | self.best(slope[row], fan - int(few.sum()), ~few)
+        return result
+
+
 class GraNet(Gmp, RiglItop):
     """Liu 2021, arXiv:2106.10404, Alg. 2: gradual pruning (Eq. 1), then zero-cost neuroregeneration (Eqs. 2 and 3)."""
 
@@ -641,7 +709,98 @@ class Set(Exchange):
         return [{n: self.keep(step, weights[n], mask) for n, mask in masks.items()}, *result] if step else result
 
 
+class AcDc(Gmp):
+    """Peste 2021, arXiv:2106.12379, Alg. 1, with the phases of its ImageNet configuration as shares of the run."""
+
+    defaults = {"warm_up": 0.1, "phase": 0.05, "last_dense": 0.75, "last_compressed": 0.85}  # noqa: RUF012
+
+    def plan(self):
+        """Return (step, whether it compresses), back from the last compression, phase by phase."""
+        length = math.floor(moment(self.phase, self.total_steps))
+        step, share, found = round(moment(self.last_compressed, self.total_steps)), self.last_compressed, []
+        while length and share > self.warm_up - self.phase / 2:
+            found.append((step, share))
+            step, share = step - length, share - self.phase
+        found.reverse()
+        dense_until_last = self.last_dense - self.phase / 2
+        compresses = [share < dense_until_last and place % 2 == 0 for place, (_, share) in enumerate(found)]
+        compresses[-1:] = [True] * len(compresses[-1:])
+        return [(step, compress) for (step, _), compress in zip(found, compresses, strict=True)]
+
+    def update_steps(self):
+        """Return where phases begin."""
+        return [step for step, _ in self.plan()]
+
+    def planned(self, step):
+        """Return the full sparsity in a compressed phase, none in a dense one."""
+        begun = [compress for first, compress in self.plan() if first <= step]
+        return self.sparsity if begun and begun[-1] else 0.0
+
+    def prune(self, step, weights, masks):
+        """Return the largest of all weights; those that came back from zero are ranked too."""
+        return Gmp.prune(self, step, weights, {name: np.ones(mask.shape, bool) for name, mask in masks.items()})
+
+
+class Mest(Oracle):
+    """Yuan 2021, arXiv:2110.14032, scheduled as in its code: prune to a lower bound, grow at random to an upper."""
+
+    defaults = {  # noqa: RUF012
+        "prune_rate": 0.2,
+        "soft": 0.0,
+        "halve_at": 0.5625,
+        "update_end": 0.75,
+        "distribution": "erk",
+    }
+
+    def update_steps(self):
+        """Every dt steps until the first at which nothing is exchanged any more."""
+        steps = []
+        for step in self.every(self.update_every, self.total_steps):
+            steps.append(step)
+            if step >= moment(self.update_end, self.total_steps):
+                break
+        return steps
+
+    def left(self, step):
+        """Return 1, a half or nothing, by the phase in which the last planned update fell."""
+        last = max([planned for planned in self.update_steps() if planned <= step], default=0)
+        if last >= moment(self.update_end, self.total_steps):
+            return 0
+        return 0.5 if last >= moment(self.halve_at, self.total_steps) else 1
+
+    def planned(self, step):
+        """Return the upper bound: denser than the target in EM&S."""
+        return self.sparsity - self.left(step) * self.soft
+
+    def pruned(self, step, weights, masks):
+        """Return, from the counts after the update, each layer's largest weights down to the lower bound."""
+        total = sum(weight.size for weight in weights.values())
+        had = {name: (int(mask.sum()),) for name, mask in masks.items()}
+        upper = layer_counts(had, budget(self.planned(step), total), "uniform")
+        mutated = self.left(step) * self.prune_rate * (1 - self.sparsity) if self.soft == 0 else 0
+        lower = budget(self.sparsity + mutated, total)
+        lower = layer_counts({name: (count,) for name, count in upper.items()}, lower, "uniform")
+        return {n: self.best(np.abs(weights[n]), lower[n], mask) for n, mask in masks.items()}, upper
+
+    def growth(self, name, gradients, draw):
+        """Return random numbers."""
+        return draw(name, "grow")
+
+    def stages(self, step, weights, masks, gradients, hessian_gradients, draw):
+        """Set to zero what is pruned, then grow."""
+        if step == 0:
+            return [self.first(weights, gradients, hessian_gradients, draw)]
+        kept, upper = self.pruned(step, weights, masks)
+        grown = {}
+        for name, mask in kept.items():
+            new = self.best(self.growth(name, gradients, draw), upper[name] - int(mask.sum()), ~mask)
+            grown[name] = mask | new
+        return [kept, grown]
+
+
 ORACLES = {
+    "ac_dc": AcDc,
+    "mest": Mest,
     "dense": Dense,
     "small_dense": Dense,
     "static": Static,
@@ -651,6 +810,8 @@ ORACLES = {
     "set": Set,
     "rigl": Rigl,
     "rigl_itop": RiglItop,
+    "rigl_itop_filter": RiglItopFilter,
+    "srigl": Srigl,
     "granet": GraNet,
     "gmp_uniform": GmpUniform,
     "granet_uniform": GraNetUniform,

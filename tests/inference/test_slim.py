@@ -21,7 +21,7 @@ from benchmark.data.readers import load_digits
 from benchmark.inference.slim import LAYOUT, WEIGHTS, load_slim, page_of, slim_down
 from benchmark.inference.subject import Subject, load_subject
 from benchmark.networks import filters
-from benchmark.networks.filters import remove_dead_filters
+from benchmark.networks.filters import count_dead, remove_dead_filters
 from benchmark.runs.export import MASKS
 from benchmark.runs.record import price_slim
 from benchmark.runs.verify import verify_record
@@ -42,6 +42,36 @@ def slim(board: Path, *words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["slim", "--device", "cpu", "--batch", "1,2", *map(str, places), *words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, " ".join(result.output.split())
+
+
+def test_dead_filters_and_weights_are_those_counted_by_hand():
+    """Filter 0 of the first layer is empty and read by 2 active weights; filter 2 has 2, and nothing reads it."""
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    masks = {
+        "0.weight": torch.tensor([[0, 0], [1, 0], [1, 1]], dtype=torch.bool),
+        "2.weight": torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool),
+    }
+    assert count_dead(network, masks) == {"filters": 1, "of": 5, "weights": 4}
+
+    class Untraceable(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    assert count_dead(Untraceable(*network), masks) == {"filters": 1, "of": 5}
+
+
+def test_a_record_tells_dead_filters_and_verify_finds_them_again(done: Path, tmp_path: Path) -> None:
+    path = done / "records" / f"{name_of(done)}.json"
+    record = json.loads(path.read_text())
+    assert 0 < record["dead"]["filters"] < record["dead"]["of"]
+    findings = {what: agrees for what, _, _, agrees in verify_record(path, done / "runs", done / "data")}
+    assert findings["dead filters"] and findings["dead weights"]
+    record["dead"]["filters"] += 1
+    record["seal"] = seal_of(record)
+    edited = tmp_path / path.name
+    edited.write_text(lay_out(record))
+    findings = {what: agrees for what, _, _, agrees in verify_record(edited, done / "runs", done / "data")}
+    assert not findings["dead filters"]
 
 
 def count_by_hand(network: nn.Module, shape: tuple[int, int, int]) -> int:

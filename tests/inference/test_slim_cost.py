@@ -154,6 +154,17 @@ def put(seed: int, **macs: int) -> dict[str, Any]:
     return {**make_record(seed=seed, macs=macs), "file": f"{seed}.json"}
 
 
+def test_pages_show_dead_filters_and_weights_only_where_a_record_tells_them():
+    """3 of 12 filters, 25 of 100 active weights; where the network could not be followed, the filters alone."""
+    assert "dead" not in render([put(0)], []).lower()
+    told = {**put(0), "dead": {"filters": 3, "of": 12, "weights": 25}}
+    both = render([told, put(1)], [])
+    assert "| dead filters, dead weights |" in both and "| 25.0 %, 25.0 % |" in both
+    assert "- **Dead filters** in the details" in both
+    assert "| 25.0 % |" in render([{**told, "dead": {"filters": 3, "of": 12}}], [])
+    assert find_faults(make_record(dead={"filters": 13, "of": 12})) == ["dead.filters is 13, more than there are (12)"]
+
+
 def test_pages_show_the_share_only_where_it_is():
     """0.25 and 0.35 of dense are 0.30 in the mean; the 2,800 multiply-adds of the masks stay what they are."""
     both = render([put(0, inference_slim=2_500), put(1, inference_slim=3_500)], [])

@@ -95,7 +95,7 @@ def test_identity_changes_with_everything_that_changes_numbers_and_with_nothing_
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (("grannet", "0.9", PAGE, "0", ""), "unknown method 'grannet': did you mean 'granet'\\? available: dense, "),
+        (("grannet", "0.9", PAGE, "0", ""), "unknown method 'grannet': did you mean 'granet'\\? available: ac_dc, "),
         (("SNIP", "0.9", PAGE, "0", ""), "unknown method 'SNIP': did you mean 'snip'"),
         (("granet", "0.9", PAGE.upper(), "0", ""), f"unknown page '{PAGE.upper()}': did you mean '{PAGE}'"),
         (("granet", "0.9", PAGE, "0", "epoch=2"), "setting 'epoch': did you mean 'epochs'"),

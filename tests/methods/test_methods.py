@@ -214,6 +214,46 @@ def test_rigl_itop_updates_to_the_end():
     assert make("rigl_itop", 0.5, update_every=10).update(view)["w"][0].nonzero().flatten().tolist() == [2, 3, 5, 6]
 
 
+def test_rigl_itop_filter_grows_by_each_weights_share_of_its_filter():
+    """Filter 0 has gradients (30, 40) / 50 = 0.6, 0.8 left over, filter 1 (0, 1): by size 40 comes first, here 1."""
+    view = View(
+        weights={"w": torch.tensor([[0.5, 0.0, 0.0], [-0.1, 0.0, 0.0]])},
+        masks={"w": torch.tensor([[True, False, False], [True, False, False]])},
+        step=10,
+        timeline=LINE,
+        seed=0,
+        gradients={"w": torch.tensor([[0.0, 30.0, 40.0], [0.0, 0.0, 1.0]])},
+    )
+    settings = {"sparsity": 0.6, "prune_rate": 0.5, "update_every": 10}
+    assert make("rigl_itop", **settings).update(view)["w"].int().tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert make("rigl_itop_filter", **settings).update(view)["w"].int().tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_srigl_gives_every_neuron_that_stays_the_same_fan_in():
+    """3 neurons of 4 inputs, fan-in 2. rate 0.287 of 6: one goes, 0.1, and one is grown, |g| = 9 in neuron 0.
+
+    Salient are 3, 2 and 1 weights: gamma = 0.8 ablates the last one, and 6 / 2 = 3 inputs are for each of the others.
+    """
+    weights = [[0.9, 0.8, 0, 0], [0.7, 0.6, 0, 0], [0.5, 0.1, 0, 0]]
+    gradients = [[0, 0, 9.0, 8.0], [0, 0, 1.0, 2.0], [0, 0, 7.0, 7.0]]
+    view = layers_of(w=weights, gradients={"w": gradients}, masks={"w": torch.tensor(weights) != 0})
+    settings = {"sparsity": 0.5, "update_every": 10, "distribution": "uniform"}
+    ablated = make("srigl", gamma=0.8, **settings).update(view)["w"].int().tolist()
+    assert ablated == [[1, 1, 1, 0], [1, 1, 0, 1], [0, 0, 0, 0]]
+    assert make("srigl", gamma=0.3, **settings).update(view)["w"].int().tolist()[2] == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], got 2"):
+        find_method("srigl").cls(sparsity=0.9, gamma=2.0)
+
+
+def test_srigl_starts_with_whole_fan_ins_of_at_most_the_count_asked():
+    masks = make_run("srigl", 0.8).maskset.masks
+    fans = {name: mask.flatten(1).sum(1).unique().tolist() for name, mask in masks.items()}
+    assert {name: len(fan) for name, fan in fans.items()} == dict.fromkeys(masks, 1)
+    assert (
+        0 < sum(int(mask.sum()) for mask in masks.values()) <= round(0.2 * sum(mask.numel() for mask in masks.values()))
+    )
+
+
 def test_set_ranks_each_sign_apart():
     method = make("set", 0.5, prune_rate=0.5)
     weights = [0.1, 0.2, 0.3, 0.4, -9.0, -8.0, -7.0, -6.0] + [0.0] * 8
@@ -247,6 +287,53 @@ def test_set_starts_at_zero_what_it_removes_and_draws_again():
 
 def test_set_updates_after_every_epoch():
     assert list(make("set", 0.9).update_steps(Timeline(1000, 352))) == [352, 704]
+
+
+def test_ac_dc_has_the_phases_of_the_authors_imagenet_configuration():
+    """100 epochs of 10,009 steps: compressed for 5 epochs from 10, 20, ... 70, dense from 75, compressed from 85."""
+    method, line = make("ac_dc", 0.9), Timeline(100 * 10_009, 10_009)
+    planned = {epoch: method.planned_sparsity(epoch * 10_009, line) for epoch in range(101)}
+    compressed = {epoch for start in range(10, 80, 10) for epoch in range(start, start + 5)} | {*range(85, 101)}
+    assert {epoch for epoch, sparsity in planned.items() if sparsity == 0.9} == compressed
+    assert {planned[epoch] for epoch in range(101) if epoch not in compressed} == {0.0}
+    assert method.update_steps(line)[0] == 10 * 10_009 and method.update_steps(line)[-1] == 85 * 10_009
+    short = list(method.update_steps(Timeline(630, 21)))  # 31 steps each, 15 of them before round(535.5)
+    assert (short[0], short[1], short[-1]) == (71, 102, 536)
+
+
+def test_ac_dc_ranks_what_came_back_and_refuses_phases_that_do_not_fit():
+    method = make("ac_dc", 0.5)
+    view = view_of([0.1, 0.2, 0.9, -0.8], [1, 1, 1, 1], step=20)
+    assert method.update(view).masks["w"][0].tolist() == [False, False, True, True]
+    back = view_of([0.0, 0.0, 0.9, -0.8], [0, 0, 1, 1], step=25)
+    assert method.update(back).masks["w"].all()
+    with pytest.raises(ValueError, match=r"last_dense must be warm_up and a whole number of phases, got 6\.5 phases"):
+        find_method("ac_dc").cls(sparsity=0.9, phase=0.1)
+    with pytest.raises(ValueError, match="phases must be in order"):
+        find_method("ac_dc").cls(sparsity=0.9, warm_up=0.8)
+
+
+def test_mest_exchanges_less_and_less_at_random_and_then_nothing():
+    """0.2 of 10 active weights, half of that from 9/16 of the run on, none from 3/4 on: 2, 1, 0 go, the smallest."""
+    method = make("mest", 0.5, update_every=10)
+    assert list(method.update_steps(LINE)) == [10, 20, 30, 40, 50, 60, 70, 80]  # LINE has 100 steps
+    for step, gone in ((10, 2), (50, 2), (60, 1), (70, 1), (80, 0)):
+        view = view_of([*range(1, 11), *[0.0] * 10], [1] * 10 + [0] * 10, step=step)
+        kept, final = (masks["w"][0] for masks in method.update(view))
+        assert kept.nonzero().flatten().tolist() == list(range(gone, 10))
+        assert int(final.sum()) == 10 and bool(final[kept].all())
+
+
+def test_mest_with_a_soft_bound_starts_denser_and_ends_at_its_target():
+    method = make("mest", 0.9, soft=0.05, update_every=10)
+    planned = [method.planned_sparsity(step, LINE) for step in (0, 50, 60, 70, 80, 100)]
+    assert planned == pytest.approx([0.85, 0.85, 0.875, 0.875, 0.9, 0.9]) and planned[-1] == 0.9
+    view = view_of([*range(1, 16), *[0.0] * 85], [1] * 15 + [0] * 85, step=60)
+    kept, final = (masks["w"][0] for masks in method.update(view))
+    assert kept.nonzero().flatten().tolist() == list(range(5, 15))  # 10 stay, then count(0.875) = 12
+    assert int(final.sum()) == 12
+    with pytest.raises(ValueError, match=r"soft must be in \[0, sparsity = 0.9\], got 0.95"):
+        find_method("mest").cls(sparsity=0.9, soft=0.95)
 
 
 def test_snip_scores_are_g_times_w_ranked_over_all_layers():
@@ -372,3 +459,13 @@ def test_rates_are_shares_of_active_weights_never_more():
         find_method("grasp").cls(sparsity=0.9, samples_per_class=1)
     with pytest.raises(ValueError, match="temperature"):
         find_method("grasp").cls(sparsity=0.9, temperature=0.0)
+
+
+def test_mest_removes_by_weight_and_lambda_times_gradient():
+    weights = {"w": torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]])}
+    masks, gradients = {"w": weights["w"] != 0}, {"w": torch.tensor([[0.0, 0, 0, 0, 9, 0, 0, 0, 0, 0]])}
+    view = View(weights=weights, masks=masks, step=10, timeline=LINE, seed=0, active_gradients=gradients)
+    for gradient_weight, gone in ((0.0, 4), (0.1, 3)):  # 0.5 is the smallest; 0.5 + 0.1 x 9 is more than 1
+        settings = {"update_every": 10, "gradient_weight": gradient_weight}
+        kept, _ = find_method("mest").build(load_page("digits_resnet20"), 0.5, settings).update(view)
+        assert masks["w"].sum() == 5 and (masks["w"] & ~kept["w"]).nonzero().tolist() == [[0, gone]]

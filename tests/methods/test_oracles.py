@@ -34,7 +34,11 @@ from tests.harness.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set")]
+UPDATING = [
+    name
+    for name in NAMES
+    if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "srigl", "set", "mest", "ac_dc")
+]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -176,6 +180,23 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"update_every": 1, "update_end": 0.58, "distribution": "uniform", "prune_rate": 0.9},
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
+    "rigl_itop_filter": EXCHANGES,
+    "srigl": [
+        {"update_every": 3},
+        {"update_every": 2, "gamma": 0.9, "prune_rate": 0.9},
+        {"update_every": 1, "update_end": 0.58, "distribution": "uniform", "gamma": 0.0},
+    ],
+    "ac_dc": [
+        {},
+        {"warm_up": 0.05, "phase": 0.1, "last_dense": 0.75, "last_compressed": 0.85},
+        {"warm_up": 0.25, "phase": 0.25, "last_dense": 0.5, "last_compressed": 0.75},
+    ],
+    "mest": [
+        *EXCHANGES,
+        {"soft": 0.3, "update_every": 2},
+        {"soft": 0.05, "update_every": 1, "halve_at": 0.29, "update_end": 0.58},
+        {"prune_rate": 1.0, "update_every": 2, "update_end": 1.0},
+    ],
     "set": [*EXCHANGES, {"per_sign": False}, {"per_sign": False, "update_every": 2}, {"update_every": 4}],
 }
 
@@ -214,13 +235,14 @@ def cases(names: list[str], all_of: tuple[float, ...], some_of: tuple[float, ...
 def test_in_a_whole_training_every_mask_is_the_oracles(name, sparsity, changes, number):
     method = make(name, sparsity, changes)
     net = NETS[number % len(NETS)]
-    steps = compare_training(method, name, net, number, epochs=4, batch_size=(8, 12, 16)[number % 2])
+    epochs = 6 if name == "ac_dc" else 4  # so that a phase is a step long
+    steps = compare_training(method, name, net, number, epochs=epochs, batch_size=(8, 12, 16)[number % 2])
     assert bool(steps) == (name in UPDATING)
 
 
 @pytest.mark.parametrize("name", UPDATING)
 def test_updates_made_up_for_after_skipped_steps_are_the_oracles(name):
-    method, number = make(name, 0.8, {"update_every": 2} if name == "rigl" else {}), UPDATING.index(name)
+    method, number = make(name, 0.8, {"update_every": 2} if name in ("rigl", "srigl") else {}), UPDATING.index(name)
     skipped = frozenset({3, 4, 6, 9, 12, 13})
     assert compare_training(method, name, NETS[number % len(NETS)], number, skipped, epochs=4)
 

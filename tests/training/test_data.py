@@ -462,7 +462,10 @@ FAULTS = [  # what lies in the folder, by part and class; what is done to it; wh
     ({"train": ["ant", "bee"], "val": ["ant", "fly"]}, None, True, "only in train: bee; only in val: fly"),
     (PARTS, lambda at: write(at / "test/b/0.png", b"no picture"), True, r"test/b/0\.png: can't be decoded"),
     (PARTS, lambda at: write(at / "test/b/0.png", b""), False, r"test/b/0\.png: can't be decoded"),
-    *(({"train": ["a"], "test": ["a"]}, None, memory, "has one class, 'a', so any network is right") for memory in (True, False)),
+    *(
+        ({"train": ["a"], "test": ["a"]}, None, memory, "has one class, 'a', so any network is right")
+        for memory in (True, False)
+    ),
 ]
 
 
