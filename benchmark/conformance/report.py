@@ -37,7 +37,7 @@ def check_method(name: str, console: Console, only: Sequence[str] = ()) -> bool:
         results = run_checks(kit, only)
     print_results(console, results)
     bad = [result for result in results if result.bad]
-    kept = f"{len(results)} of {len(CHECKS)}" if only else f"all {len(results)}"
+    kept = f"the {len(results)} checked of {len(CHECKS)}" if only else f"all {len(results)}"
     verdict = f"breaks {len(bad)} of {len(results)} promises" if bad else f"keeps {kept} promises"
     took = time.monotonic() - began
     console.print(f"{plugin.name} ({plugin.source}) {verdict}; {took:.0f} s", highlight=False, markup=False)

@@ -115,7 +115,7 @@ def test_the_table_says_what_was_seen_what_was_expected_and_how_to_mend_it(tmp_p
 
 def test_checks_are_run_by_name_and_an_unknown_one_is_named_with_the_nearest():
     kept, shown = report("static", "prunable-layers")
-    assert kept and f"keeps 1 of {len(CHECKS)} promises" in shown and "resume" not in shown
+    assert kept and f"keeps the 1 checked of {len(CHECKS)} promises" in shown and "resume" not in shown
     with pytest.raises(UserError, match="unknown check 'resum': did you mean 'resume'"):
         report("static", "runs", "resum")
 

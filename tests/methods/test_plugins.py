@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from benchmark.config.cells import plan_cells
 from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, digest, find_method, method_names
+from benchmark.grids.grid import tell_unchecked
 from benchmark.training.rehearsal import rehearse
 from methods.core import Timeline
 from tests.harness.benches import ask
@@ -84,6 +86,12 @@ def test_an_entry_point_of_an_installed_package_is_a_door(tmp_path, monkeypatch)
     assert find_method("outside").cls.__name__ == "Mine"
     with pytest.raises(UserError, match=r"entry point 'bad'.*does not import: ModuleNotFoundError"):
         find_method("bad")
+
+
+def test_a_method_from_elsewhere_is_told_once_to_be_rehearsed_and_not_checked(tmp_path):
+    path, shown = write(tmp_path, GOOD), io.StringIO()
+    tell_unchecked(plan_cells(f"{path},granet", "0.5,0.9", "digits_resnet20", "0", ""), Console(file=shown, width=500))
+    assert shown.getvalue().count("\n") == 1 and f"`make check-method METHOD={path}`" in shown.getvalue()
 
 
 def test_a_new_method_file_works_as_it_is(tmp_path):
