@@ -26,7 +26,7 @@ help: ## this text
 	@sed -n 's/^#: \{0,1\}//p' Makefile
 
 #: variables of make bench (lists are comma-separated and run one after the other):
-#:   METHOD=granet    names from `make methods`, or paths of Python files; a list
+#:   METHOD=granet    names from `make methods` (all; table2: those in that table), or paths of Python files; a list
 #:   SPARSITY=0.9     in [0, 1); a list
 #:   TASK=auto        a page of configs/ (`make pages`); auto: cifar10_vgg19 on a GPU, else digits_resnet20; a list
 #:   SEED=0           whole numbers; a list
@@ -59,6 +59,8 @@ help: ## this text
 #: of make latency and make slim (DEVICE and DATA as above):
 #:   RUN=name         a finished run: the name of its record, without .json
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
+#:
+#: of make check-method (METHOD as above): ONLY=resume, the checks to run by their names in its table; a list
 #:
 #: A variable that a target does not read is an error. PYTHON=python3.12: what .venv is made with.
 
@@ -120,7 +122,7 @@ check-method: ## METHOD=name-or-path: test every promise of the interface, in un
 mutants: ## plant every known fault and show which check catches it
 perf: ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
 faults: ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on
-methods: ## list the methods: paper, kind, what each needs
+methods: ## list the methods by group: paper, what each needs, settings
 pages: ## list the pages of configs/
 new-method: ## NAME=foo: write a small working method file to start from
 clean: ## remove caches (not .venv, not runs/, not records)

@@ -38,7 +38,7 @@ TARGETS = {
     "leaderboard": ("python -m leaderboard build", "WANDB"),
     "latency": ("sparse-bench latency", "<RUN> BATCH THREADS DEVICE"),
     "slim": ("sparse-bench slim", "<RUN> TO BATCH THREADS DEVICE DATA"),
-    "check-method": ("sparse-bench check", "<METHOD>"),
+    "check-method": ("sparse-bench check", "<METHOD> ONLY"),
     "new-method": ("sparse-bench new-method", "<NAME>"),
     "methods": ("sparse-bench methods", ""),
     "pages": ("sparse-bench pages", ""),

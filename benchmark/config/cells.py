@@ -28,7 +28,7 @@ from benchmark.config.pages import (
     load_page,
     read_settings,
 )
-from benchmark.config.plugins import Plugin, find_method, is_method, method_names
+from benchmark.config.plugins import Plugin, expand_name, find_method, is_method, method_names
 from benchmark.config.settings import guess, nest, parse_words, read_float
 from leaderboard.store.kinds import LARGEST, is_number
 from leaderboard.store.privacy import name_secret
@@ -183,6 +183,11 @@ def split_list(text: str, what: str) -> list[str]:
     return parts
 
 
+def split_methods(text: str) -> list[str]:
+    """Return the methods of a list, `all` and the paper's tables as the methods they stand for; see `split_list`."""
+    return list(dict.fromkeys(name for part in split_list(text, "METHOD") for name in expand_name(part)))
+
+
 def parse_sparsity(text: str) -> float:
     """Return a sparsity in [0, 1); a percentage raises UserError with the value that was meant."""
     try:
@@ -233,7 +238,7 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
     appears once per seed, whatever sparsities are listed.
     """
     changes = parse_arguments(arguments)
-    plugins = [find_method(name) for name in split_list(methods, "METHOD")]
+    plugins = [find_method(name) for name in split_methods(methods)]
     of_methods = {name for plugin in plugins for name in plugin.settings()}
     refuse_unknown(changes, plugins, of_methods)
     wanted = [parse_sparsity(text) for text in split_list(sparsities, "SPARSITY")]

@@ -22,9 +22,10 @@ from benchmark.config.cells import (
     plan_cells,
     refuse_unknown,
     split_list,
+    split_methods,
 )
 from benchmark.config.pages import CONFIGS, page_names
-from benchmark.config.plugins import Plugin, find_method
+from benchmark.config.plugins import Plugin, expand_name, find_method
 from benchmark.config.settings import load_yaml
 from methods.core import Budget, Group
 
@@ -273,12 +274,14 @@ def narrow(grid: Grid, wanted: dict[str, str]) -> Grid:
     for name, text in wanted.items():
         if not text:
             continue
-        values = [VALUES[name][0](part) for part in split_list(text, name)]
+        values: list[Any] = []
         found = dict.fromkeys(VALUES[name][1](item) for item in grid.items)
-        for value in values:
-            if value not in found:
+        for part in split_list(text, name):
+            meant = [VALUES[name][0](one) for one in (expand_name(part) if name == "METHOD" else [part])]
+            if not any(value in found for value in meant):
                 there = ", ".join(str(value) for value in found if value is not None)
-                raise UserError(f"{name}: {value} is not in {grid.file}; it has {there}")
+                raise UserError(f"{name}: {part} is not in {grid.file}; it has {there}")
+            values += meant
         items = [item for item in items if VALUES[name][1](item) in (*values, None)]
     if not items:
         raise UserError(f"nothing in {grid.file} matches {', '.join(f'{k}={v}' for k, v in wanted.items() if v)}")
@@ -370,7 +373,7 @@ def find_list_faults(lists: dict[str, str], arguments: str) -> list[str]:
     parsed: dict[str, list[Any]] = {name: [] for name in PARSERS}
     for name, parse in PARSERS.items():
         try:
-            parts = split_list(lists[name], name)
+            parts = split_methods(lists[name]) if name == "METHOD" else split_list(lists[name], name)
         except UserError as error:
             faults[str(error)] = None
             continue

@@ -7,12 +7,15 @@ from datetime import date
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmark.base.errors import UserError
 from benchmark.config.pages import load_page, page_names
-from benchmark.config.plugins import METHODS, find_method, method_names
-from methods.core import Budget, DenseGrads, Inactive, Method, Trains
+from benchmark.config.plugins import ALL, METHODS, TABLES, find_method, method_names
+from methods.core import Budget, DenseGrads, Group, Inactive, Method, Trains
+
+GROUPS = (Group.BEFORE_TRAINING, Group.SPARSE_TO_SPARSE, Group.DENSE_TO_SPARSE, Group.DENSE, Group.CONTROL)
 
 
 def describe_needs(cls: type[Method]) -> str:
@@ -22,6 +25,8 @@ def describe_needs(cls: type[Method]) -> str:
         needs.append("gradients before training")
     if cls.dense_grads is not DenseGrads.NEVER:
         needs.append(f"dense gradients {cls.dense_grads.value}")
+    elif cls.dense_gradients is not Method.dense_gradients:
+        needs.append("dense gradients where a setting asks for them")
     if cls.replaces_step:
         needs.append("an update replaces the step")
     if cls.inactive is Inactive.STORED:
@@ -43,18 +48,23 @@ def describe_needs(cls: type[Method]) -> str:
 
 
 def print_methods(console: Console) -> None:
-    """Print every method: name, kind, paper, what it needs, settings. A broken plugin is listed with its fault."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "kind", "paper", "needs", "settings"):
-        table.add_column(column, overflow="fold")
+    """Print every method by group: name, paper, what it needs, settings. A broken plugin is listed with its fault."""
+    rows: dict[str, list[tuple[str, ...]]] = {group.value: [] for group in GROUPS}
     for name in method_names():
         try:
             plugin = find_method(name)
         except UserError as error:
-            table.add_row(name, "broken", str(error), "", "")
+            rows.setdefault("broken", []).append((name, str(error)))
             continue
         cls = plugin.cls
-        table.add_row(name, cls.group.value, cls.reference, describe_needs(cls), plugin.listed())
+        rows[cls.group.value].append((name, cls.reference, describe_needs(cls), plugin.listed()))
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "paper", "needs", "settings"):
+        table.add_column(column, overflow="fold")
+    for group, found in rows.items():
+        table.add_row(f"[bold]{group}[/bold]")
+        for row in found:
+            table.add_row(f"  {row[0]}", *map(escape, row[1:]))
     console.print(table)
 
 
@@ -128,12 +138,15 @@ class {title}(Method):
 def write_new_method(name: str, folder: Path | None, console: Console) -> None:
     """Write a working method file called `name` and print the next steps; never overwrites a file.
 
-    Raises UserError for a name that is not a Python name in lower case or is taken.
+    Without a folder it is the `methods/` of the checkout here, which need not be the one that runs: several checkouts
+    may share a .venv. Raises UserError for a name that is not a Python name in lower case or is taken.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith("_"):
         raise UserError(f"NAME must be a Python name in lower case, such as my_method, got '{name}'")
-    target = (folder or METHODS) / f"{name}.py"
-    if name in method_names() or target.exists():
+    here = Path.cwd() / "methods"
+    folder = folder or (here if (here / "core" / "__init__.py").is_file() else METHODS)
+    target = folder / f"{name}.py"
+    if name in (ALL, *TABLES, *method_names()) or target.exists():
         raise UserError(f"a method called '{name}' already exists: choose another NAME")
     if not target.parent.is_dir():
         raise UserError(f"folder {target.parent} does not exist")
@@ -141,9 +154,14 @@ def write_new_method(name: str, folder: Path | None, console: Console) -> None:
     title = "".join(part.capitalize() for part in name.split("_"))
     with target.open("x") as file:
         file.write(TEMPLATE.format(title=title, year=date.today().year))
-    asked = name if folder is None else str(target)
-    console.print(f"wrote {target}: a working method that drops by magnitude and grows at random", highlight=False)
-    console.print(f"try it    make bench METHOD={asked} SPARSITY=0.9", highlight=False, markup=False)
-    if folder is None:
-        console.print("list it   make deviations  (methods/DEVIATIONS.md, from the table in the file's docstring)")
-    console.print("check it  make test        (every test of the contract runs over every method in methods/)")
+    ours = folder.resolve() == METHODS
+    asked = name if ours else str(target)
+    lines = [f"wrote {target}: a working method that drops by magnitude and grows at random"]
+    if folder == here and not ours:
+        lines.append(f"this .venv runs {METHODS.parent}, which does not have it: name it by its path, as below")
+    lines.append(f"try it    make bench METHOD={asked} SPARSITY=0.9")
+    if ours:
+        lines.append("list it   make deviations  (methods/DEVIATIONS.md, from the table in the file's docstring)")
+    lines.append(f"check it  make check-method METHOD={asked}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

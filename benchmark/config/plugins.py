@@ -26,6 +26,7 @@ from methods.core import Budget, DenseGrads, Group, Inactive, Method, Trains
 
 METHODS = Path(methods.__file__).resolve().parent
 ENTRY_POINTS = "sparse_bench.methods"
+ALL, TABLES = "all", ("table1", "table2", "table3")  # in place of a method's name: several methods
 FACTS = {
     "group": Group,
     "reference": str,
@@ -47,6 +48,11 @@ class Plugin:
     cls: type[Method]
     source: str
     sha256: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of `methods/`, which the tests hold to every promise."""
+        return self.source == f"methods/{self.name}.py"
 
     def defaults(self, page: Page) -> dict[str, Any]:
         """Return every hyper-parameter but `sparsity` with its default on this page."""
@@ -109,6 +115,21 @@ def installed_entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 def method_names() -> list[str]:
     """Return the names of all methods, sorted. A built-in takes precedence over an entry point of its name."""
     return sorted({*built_in_names(), *installed_entry_points()})
+
+
+def expand_name(name: str) -> list[str]:
+    """Return the methods that a name stands for: `all` is every method, `table2` those in the paper's Table 2.
+
+    A table's rows may come with settings; the methods are named without them.
+    """
+    if name == ALL:
+        return method_names()
+    if name not in TABLES:
+        return [name]
+    from leaderboard.paper.published import load_tables  # here, because few commands name a table
+
+    (table,) = (found for found in load_tables().tables if f"table{found.number}" == name)
+    return list(dict.fromkeys(match.method for part in table.parts for row in part.rows for match in row.ours))
 
 
 def is_method(name: str) -> bool:

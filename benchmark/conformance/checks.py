@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from benchmark.base.errors import UserError, describe_failure
+from benchmark.base.errors import UserError, describe_failure, unknown
 from benchmark.conformance.trial import Kit
 
 NOT_REACHED = "not reached"
@@ -77,6 +77,15 @@ def run_check(kit: Kit, name: str) -> Result:
     return Result(chosen, "n/a" if outcome.ok is None else "pass", outcome.seen)
 
 
-def run_checks(kit: Kit) -> list[Result]:
-    """Return the verdicts of all checks, in their order."""
-    return [run_check(kit, name) for name in CHECKS]
+def choose_checks(names: Iterable[str]) -> list[str]:
+    """Return the named checks, or all, in their order; raises UserError for an unknown one, with the nearest."""
+    wanted = list(names)
+    for name in wanted:
+        if name not in CHECKS:
+            raise UserError(unknown("check", name, CHECKS))
+    return [name for name in CHECKS if not wanted or name in wanted]
+
+
+def run_checks(kit: Kit, names: Iterable[str] = ()) -> list[Result]:
+    """Return the verdicts of the named checks, or of all, in their order."""
+    return [run_check(kit, name) for name in choose_checks(names)]

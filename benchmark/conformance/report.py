@@ -11,27 +11,34 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmark.config.plugins import find_method
-from benchmark.conformance.checks import Result, run_checks
+from benchmark.conformance.checks import CHECKS, Result, run_checks
 from benchmark.conformance.trial import Kit
 
 COLOURS = {"pass": "green", "n/a": "dim", "FAIL": "bold red", "not reached": "yellow"}
 
 
-def check_methods(names: Sequence[str], console: Console) -> int:
-    """Run every check on each method and print its table; return how many methods broke a promise."""
-    return sum(not check_method(name, console) for name in names)
+def check_methods(names: Sequence[str], console: Console, only: Sequence[str] = ()) -> int:
+    """Run every check, or `only` some, on each method and print its table; return how many broke a promise.
+
+    Raises UserError for an unknown method or check.
+    """
+    return sum(not check_method(name, console, only) for name in names)
 
 
-def check_method(name: str, console: Console) -> bool:
-    """Run every check on the method called `name`, print the table, and return whether all promises are kept."""
+def check_method(name: str, console: Console, only: Sequence[str] = ()) -> bool:
+    """Run every check, or `only` some, on the method called `name`, print the table, and return whether all are kept.
+
+    Raises UserError for an unknown method or check.
+    """
     plugin = find_method(name)
     kit = Kit(plugin, str(Path(name).resolve()) if name.endswith(".py") or "/" in name else name)
     began = time.monotonic()
     with console.status(f"checking {plugin.name}"):
-        results = run_checks(kit)
+        results = run_checks(kit, only)
     print_results(console, results)
     bad = [result for result in results if result.bad]
-    verdict = f"breaks {len(bad)} of {len(results)} promises" if bad else f"keeps all {len(results)} promises"
+    kept = f"the {len(results)} checked of {len(CHECKS)}" if only else f"all {len(results)}"
+    verdict = f"breaks {len(bad)} of {len(results)} promises" if bad else f"keeps {kept} promises"
     took = time.monotonic() - began
     console.print(f"{plugin.name} ({plugin.source}) {verdict}; {took:.0f} s", highlight=False, markup=False)
     return not bad

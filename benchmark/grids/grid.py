@@ -70,6 +70,7 @@ def run_grid(
     cells = resolve_donors(cells, loaded, options.places, options.device)
     cells = name_runs(cells, loaded, options)
     networks = do_together(lambda: check_cells(cells, loaded, options))
+    tell_unchecked(cells, console)
     failed = 0
     for number, cell in enumerate(cells, 1):
         try:
@@ -84,6 +85,17 @@ def run_grid(
     if failed:
         tell(f"{failed} of {len(cells)} runs failed; the others are on the leaderboard")
     return failed
+
+
+def tell_unchecked(cells: list[Cell], console: Console) -> None:
+    """Say once of each method from elsewhere that it was rehearsed, which is less than the kit checks."""
+    for plugin in {cell.plugin.name: cell.plugin for cell in cells if not cell.plugin.is_ours}.values():
+        asked = plugin.source if plugin.source.endswith(".py") else plugin.name
+        console.print(
+            f"{plugin.name} is not of this suite: it was rehearsed, `make check-method METHOD={asked}` checks the rest",
+            highlight=False,
+            markup=False,
+        )
 
 
 def name_runs(cells: list[Cell], loaded: dict[str, Data], options: Options) -> list[Cell]:

@@ -7,10 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmark.base.errors import UserError
-from benchmark.config.cells import plan_cells
+from benchmark.config.cells import plan_cells, split_methods
 from benchmark.config.grids import Grid, Source, narrow, read_grid
+from benchmark.config.plugins import method_names
+from leaderboard.paper.published import FILE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -188,6 +191,8 @@ def test_an_absent_file_is_refused_with_those_that_are_there(tmp_path):
         ({}, 16),
         ({"METHOD": "granet"}, 5 + 5),  # a control goes with its row
         ({"METHOD": "dense,small_dense"}, 2 + 4),
+        ({"METHOD": "all"}, 16),
+        ({"METHOD": "table2,dense"}, 2 + 10),
         ({"SPARSITY": "0.98"}, 2 + 2 + 2 + 2),  # dense has no sparsity and stays
         ({"SPARSITY": "0.50", "METHOD": "granet", "TASK": ""}, 2),
         ({"TASK": "cifar10_vgg19"}, 4),
@@ -202,6 +207,7 @@ def test_a_grid_is_narrowed_to_what_is_asked(small, wanted, number):
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
+        ({"METHOD": "table2", "TASK": "cifar10_vgg19"}, "nothing in"),
         ({"METHOD": "rigl"}, "METHOD: rigl is not in .*it has dense, granet, small_dense"),
         ({"SPARSITY": "0.95"}, "SPARSITY: 0.95 is not in .*it has 0.9, 0.98, 0.5"),
         ({"SEED": "x"}, "SEED must be a whole number"),
@@ -211,6 +217,15 @@ def test_a_grid_is_narrowed_to_what_is_asked(small, wanted, number):
 def test_narrowing_to_what_is_not_there_is_refused(small, wanted, said):
     with pytest.raises(UserError, match=said):
         narrow(small, wanted)
+
+
+def test_all_methods_and_those_of_the_paper_s_tables_are_asked_for_by_one_name():
+    assert split_methods("all") == method_names()
+    content = yaml.safe_load(FILE.read_text())
+    ours = [match["method"] for part in content["table3"] for row in part["rows"] for match in row["ours"]]
+    assert split_methods("rigl,table3,gmp") == list(dict.fromkeys(["rigl", *ours]))
+    lists = {"METHOD": "table2", "SPARSITY": "0.9", "TASK": "digits_resnet20", "SEED": "0"}
+    assert [item.method for item in Source.ask(None, lists, "", False).grid().items] == split_methods("table2")
 
 
 def test_lists_give_the_cells_of_the_command_line_and_survive_the_way_to_a_worker():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from benchmark.config.cells import plan_cells
 from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, digest, find_method, method_names
+from benchmark.grids.grid import tell_unchecked
 from benchmark.training.rehearsal import rehearse
 from methods.core import Timeline
 from tests.harness.benches import ask
@@ -88,6 +90,12 @@ def test_an_entry_point_of_an_installed_package_is_a_door(tmp_path, monkeypatch)
         find_method("bad")
 
 
+def test_a_method_from_elsewhere_is_told_once_to_be_rehearsed_and_not_checked(tmp_path):
+    path, shown = write(tmp_path, GOOD), io.StringIO()
+    tell_unchecked(plan_cells(f"{path},granet", "0.5,0.9", "digits_resnet20", "0", ""), Console(file=shown, width=500))
+    assert shown.getvalue().count("\n") == 1 and f"`make check-method METHOD={path}`" in shown.getvalue()
+
+
 def test_a_new_method_file_works_as_it_is(tmp_path):
     command = ["new-method", "zz_fresh_method", "--folder", str(tmp_path)]
     assert ask(*command).exit_code == 0
@@ -99,7 +107,17 @@ def test_a_new_method_file_works_as_it_is(tmp_path):
     assert "already exists" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["My", "class", "_x", "granet", "../x"])
+def test_a_new_method_is_written_to_the_checkout_here_though_another_one_may_run(tmp_path, monkeypatch):
+    (tmp_path / "methods" / "core").mkdir(parents=True)
+    (tmp_path / "methods" / "core" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    said = ask("new-method", "zz_here").stdout
+    path = tmp_path / "methods" / "zz_here.py"
+    assert path.is_file() and f"this .venv runs {ROOT}, which does not have it" in said
+    assert said.splitlines()[-1].split(maxsplit=2)[2] == f"make check-method METHOD={path}"
+
+
+@pytest.mark.parametrize("name", ["My", "class", "_x", "granet", "table2", "../x"])
 def test_a_name_that_cannot_be_a_method_is_refused(name, tmp_path):
     with pytest.raises(UserError, match=r"NAME must be|already exists"):
         write_new_method(name, tmp_path, Console())

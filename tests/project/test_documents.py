@@ -10,25 +10,32 @@ import pkgutil
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 from rich.console import Console
 
 import benchmark.cli.targets as makefile
+import methods.core
 from benchmark.base.console import print_result
 from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
 from benchmark.config.grids import read_yaml
+from benchmark.config.listing import GROUPS
 from benchmark.config.pages import SETTINGS, Page, page_names
-from benchmark.config.plugins import built_in_names, find_method
+from benchmark.config.plugins import built_in_names, expand_name, find_method
+from benchmark.conformance.checks import choose_checks
 from benchmark.studies.plasticity import make_study
+from benchmark.training.rehearsal import rehearse
 from benchmark.workers.base import WHERE, Pool, find_module
 from leaderboard.__main__ import make_parser
 from leaderboard.web.wandb_session import MODES
+from methods.core import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -78,7 +85,8 @@ def check_engine(name: str, arguments: str) -> None:
 
 
 KNOWN: dict[str, Callable[[str], object]] = {
-    "METHOD": find_method,
+    "METHOD": lambda name: [find_method(one) for one in expand_name(name)],
+    "ONLY": lambda name: choose_checks([name]),
     "TASK": lambda name: name == "auto" or page_names().index(name),
     "SPARSITY": parse_sparsity,
     "SEED": parse_seed,
@@ -159,14 +167,25 @@ def test_every_command_in_the_documents_is_one_that_exists(name):
             pytest.fail(f"{name}: {shlex.join(words)}: {type(error).__name__}: {error}")
 
 
-def test_every_command_in_the_grids_and_every_method_and_page_in_the_readme_exist():
+def test_every_command_in_the_grids_exists_and_the_readme_has_every_page():
     for path in ROOT.glob("configs/*/*.yaml"):
         text = re.sub(r"\\\n *", "", re.sub(r"^# ?", "", path.read_text(), flags=re.M))
         for line in re.findall(r"^ +(make .*)", text, re.M):
             check(shlex.split(line))
-    listed = subprocess.run(["git", "ls-files", "methods", "configs"], cwd=ROOT, capture_output=True, text=True)
-    committed = {Path(name).stem for name in listed.stdout.splitlines()}
-    assert [name for name in built_in_names() + page_names() if name in committed and f"`{name}`" not in README] == []
+    assert [name for name in committed_in("configs") if name in page_names() and f"`{name}`" not in README] == []
+
+
+def committed_in(folder: str) -> set[str]:
+    """Return the names of what is committed in a folder; a reader may have own methods and pages there."""
+    listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True)
+    return {Path(name).stem for name in listed.stdout.splitlines()}
+
+
+def test_the_readme_has_every_method_in_its_group():
+    groups = {name: re.findall(r"`(\w+)`", methods) for name, methods in rows("README.md", "Methods")}
+    assert list(groups) == [group.value for group in GROUPS]
+    ours = {n: find_method(n).cls.group.value for n in built_in_names() if n in committed_in("methods")}
+    assert [name for name, group in ours.items() if name not in groups[group]] == []
 
 
 @pytest.mark.parametrize(
@@ -242,6 +261,22 @@ def rows(document: str, heading: str) -> list[list[str]]:
     lines = re.search(r"(?:^\|.*\n)+", part, re.M)
     assert lines
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
+
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", "\n".join(TEXTS.values()), re.S | re.M)
+METHOD = EXAMPLES[0]  # a whole file; every other example is what differs from its class
+
+
+@pytest.mark.parametrize("differing", ["", *EXAMPLES[1:]], ids=lambda text: text.partition("\n")[0])
+def test_every_example_is_a_method_that_keeps_its_contract_in_rehearsal(differing):
+    names = {**vars(methods.core), "torch": torch, "Tensor": torch.Tensor, "Mapping": Mapping}
+    exec(METHOD, names)
+    head = "@dataclass(frozen=True, kw_only=True)\nclass Example(Exchange):\n    pass\n"
+    exec(head + textwrap.indent(differing, "    "), names)
+    method = names["Example"](sparsity=0.9, update_every=20)
+    rounds = method.rounds(20)
+    ends = [200 + 10 * more * (20 - rounds.back_to) for more in range(rounds.count)]
+    rehearse(method, "example", Timeline(ends[-1], 10, tuple(ends)))
 
 
 def test_the_settings_of_a_page_are_documented_with_their_defaults():

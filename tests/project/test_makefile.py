@@ -50,7 +50,7 @@ PASSES = {
     "latency": ["RUN", "BATCH", "THREADS", "DEVICE"],
     "slim": ["RUN", "TO", "BATCH", "THREADS", "DEVICE", "DATA"],
     "faults": ["N", "SEED"],
-    "check-method": ["METHOD"],
+    "check-method": ["METHOD", "ONLY"],
     "new-method": ["NAME"],
     "leaderboard": ["WANDB"],
     "plasticity": ["TASK", "EPOCHS", "ARGS"],
