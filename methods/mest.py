@@ -8,29 +8,25 @@ share of its active weights, the mutation ratio, and gets as many back at random
 each update prunes to the target and grows at random as many as are still allowed beyond it, in the end none.
 
 Deviations (point | paper | authors' code | here | why):
-- importance | magnitude of the weight plus lambda times that of its gradient | the same; lambda = 0 by default, and its
-  scripts leave it there | the same, gradient_weight=0 by default | as the code is run; which lambda the paper's own
-  runs had was not found
-- first masks | random | the largest initial weights of each layer, exchanged at once by the first update | random,
-  exact counts | methods of equal budget start from the same masks
+- importance | magnitude plus lambda times that of the gradient | the same; lambda is 0 by default and in its scripts | the
+  same, gradient_weight=0 by default | as the code is run; the paper's own lambda was not found
+- first masks | random | the largest of each layer, exchanged at once | random, exact counts | the same for equal budgets
 - layer densities | the same in every layer | the same in every layer that its profile lists, the others dense | the
   page's distribution (ERK) | the same layers and start for every method
 - mutation ratio | not stated | 0.02 of all weights at 90 %, 0.01 at 95 %, halved at epoch 90 of 160, none from epoch
   120 on | 0.2 of the active weights, halved and ended at the same shares of the run | the same numbers, at any sparsity
 - soft memory bound | denser than the target at first | by 0.05 of all weights (in its README 0.02), half of it from
   epoch 90, none from epoch 120 on | soft=0.05, likewise | as the script; 0 is EM
-- when | every 5 epochs | every 5 epochs (of 64 images a step), the first before the first step | the page's ΔT, first
-  at step ΔT | short runs need updates too; ARGS=update_every=N changes it
+- when | every 5 epochs | the same, first before the first step | every ΔT of the page | short runs need updates too
 - last update | not stated | until the last epoch, those from epoch 120 on change nothing | the first multiple of ΔT at
   or after 0.75 of the run | the same
 - number exchanged | a share of a layer | above a percentile of its importances, ties lost | the same share of every
   layer, in whole weights that sum to the budget | counts are exact
 - candidates for growth | not stated | zero weights, the just removed included | the same | as the code
 - new weights | zero | zero, the just removed as well | zero with zero momentum; removed first, then grown | as the code
-- momentum of removed weights | not stated | kept | zero | an inactive weight has no state, for every method
+- momentum of removed weights | not stated | kept | zero | an inactive weight has none, for every method
 - update and step | not stated | before an epoch's first step | follows the step | as every method
-- recipe | ResNet-32, 160 epochs, batch 64 | batch 64, lr 0.1, cosine, 8 epochs of warm-up | the page's | one recipe for
-  every method
+- recipe | ResNet-32, 160 epochs, batch 64 | lr 0.1, cosine, 8 epochs of warm-up | the page's | one for every method
 """
 
 from __future__ import annotations
