@@ -215,9 +215,7 @@ class FromSnapshot(Start):
             raise UserError(f"run {branch.parent.name} had diverged by epoch {branch.epoch}: branch earlier")
         if branch.page.precision == "fastest":  # what was chosen for the parent
             run.precision = state["precision"]
-        if (
-            not branch.goes_on
-        ):  # it begins at the network as it computes, whatever the parent kept beside
+        if not branch.goes_on:  # it begins at the network as it computes, whatever the parent kept beside
             state = {**state, "own": Own().saved(), "stored": None}
         take_over(run, state, path)
         before, empty = measure(run), find_empty(run)

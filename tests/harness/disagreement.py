@@ -18,8 +18,8 @@ from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.train import Training
-from methods.core import DenseGrads, Method, Timeline, View
-from tests.harness import oracles, small
+from methods.core import DenseGrads, Method, Timeline, Update, View
+from tests.harness import oracles, oracles_moving, small  # noqa: F401  (which registers its oracles)
 from tests.harness.oracles import ORACLES, Oracle
 
 EPOCH = small.IMAGES // small.BATCH  # steps
@@ -93,6 +93,14 @@ def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None
 def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
     """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
     oracle.last = view.last
+    oracle.view = {
+        "stored": arrays(view.stored),
+        "state": arrays(view.state),
+        "lr": view.lr,
+        "key": lambda name, purpose: view.key(name, purpose, False),
+        "uniform": lambda name, purpose, run=False: view.uniform(name, purpose, run).cpu().numpy(),
+        "normal": lambda name, purpose: view.normal(name, purpose).cpu().numpy(),
+    }
     return oracle.stages(
         view.step,
         arrays(view.weights),
@@ -108,6 +116,8 @@ def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None
 
     Compared are the last masks and, as stages may be cut otherwise, which weights no stage takes away.
     """
+    if not stages:
+        return "masks change where the oracle's stay" if proposed else None
     given = [proposed] if isinstance(proposed, Mapping) else list(proposed or [None])
     for name, mask in stages[-1].items():
         tensors = [masks.get(name) if isinstance(masks, Mapping) else None for masks in given]
@@ -120,6 +130,22 @@ def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None
         found = active or explain(*untouched, "never taken away")
         if found:
             return f"layer {name}: {found}"
+    return None
+
+
+def difference_beside(update: Update, beside: dict[str, dict[str, np.ndarray]]) -> str | None:
+    """Return how what an update has beside masks differs from the oracle's `values`, `state` and `trained`, or None.
+
+    Values count where the oracle has one; elsewhere it has not a number.
+    """
+    for kind in ("values", "state", "trained"):
+        got, expected = arrays(getattr(update, kind)) or {}, beside.get(kind, {})
+        if list(got) != list(expected):
+            return f"{kind} of {list(got)}, the oracle's of {list(expected)}"
+        for name, array in expected.items():
+            wrong = (got[name] != array) & (np.isfinite(array) if kind == "values" else True)
+            if wrong.any():
+                return f"{kind} of {name}: {int(wrong.sum())} of {array.size} differ"
     return None
 
 
@@ -147,11 +173,12 @@ class Watch:
         when = f"{self.what}, " + (f"update at step {view.step}" if view.step else "set-up")
         if self.last is not None and difference(view.masks, [self.last]):
             raise DisagreementError(f"{when}: masks changed between updates: {difference(view.masks, [self.last])}")
-        expected = ask(ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline), view)
-        self.last = expected[-1]
+        oracle = ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline)
+        expected = ask(oracle, view)
+        self.last = expected[-1] if expected else self.last
         self.steps.append(view.step)
         update = propose(method, name, view)
-        found = difference(list_stages(update), expected)
+        found = difference(list_stages(update), expected) or difference_beside(update, getattr(oracle, "beside", {}))
         if found:
             raise DisagreementError(f"{when}: {found}")
         return update
@@ -274,7 +301,7 @@ def tensors(layers: dict[str, np.ndarray], channels_last: bool) -> dict[str, Ten
 def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iterator[tuple[str, View]]:
     """Yield crafted views, each with its description, of the set-up and of the first, a middle and the last update."""
     oracle = ORACLES[name](settings_of(method, name), timeline)
-    steps = oracle.update_steps()
+    steps = getattr(oracle, "mask_steps", oracle.update_steps)()
     chosen = sorted({0, *steps[:1], *steps[len(steps) // 2 :][:1], *steps[-1:]})
     rng = np.random.default_rng(seed)
     kinds = [(w, g) for w in WEIGHTS for g in GRADIENTS]
@@ -282,9 +309,10 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
         before = max([s for s in steps if s < step], default=0)
         planned = oracle.planned(before) if step else 0.0
         masks = draw_masks(MASKS[number % 2], oracles.budget(planned or 0.0, SIZE), rng)
-        layers = draw_layers(WEIGHTS[weight], rng)
-        layers = {n: np.where(masks[n], array, np.float32(0)) for n, array in layers.items()}
+        dense = draw_layers(WEIGHTS[weight], rng)
+        layers = {n: np.where(masks[n], array, np.float32(0)) for n, array in dense.items()}
         last = number % 3 == 0
+        beside = getattr(oracle, "imagine", lambda *shown: {})(dense, layers, rng) if step else {}
         reads = method.scoring() is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
         second = step == 0 and oracle.scoring() is not None
         view = View(
@@ -296,6 +324,8 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
             gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if reads else None,
             hessian_gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if second else None,
             last="equal",
+            lr=0.1,
+            **{kind: tensors(group, last) for kind, group in beside.items()},
         )
         yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
 

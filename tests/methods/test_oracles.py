@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmark.config.plugins import built_in_names, find_method
-from methods.core import DenseGrads, Masks, Method, Scoring, Timeline, View
-from tests.harness import oracles, small
+from methods.core import DenseGrads, Masks, Method, Scoring, Timeline, Update, View
+from tests.harness import oracles, oracles_moving, small
 from tests.harness.disagreement import (
     GRADIENTS,
     MASKS,
@@ -36,7 +36,7 @@ from tests.harness.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set")]
+UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set", *oracles_moving.VARIANTS)]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -48,10 +48,11 @@ def test_every_method_has_an_oracle():
 
 
 def test_oracles_are_numpy_and_nothing_of_the_suite():
-    tree = ast.parse(Path(oracles.__file__).read_text())
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert set(names) == {"__future__", "math", "numpy"}
+    for module in (oracles, oracles_moving):
+        tree = ast.parse(Path(module.__file__).read_text())
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert set(names) - {oracles.__name__} == {"__future__", "math", "numpy"}
 
 
 # ---------------------------------------------------------------------------------------------- the oracles themselves
@@ -179,6 +180,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
     "set": [*EXCHANGES, {"per_sign": False}, {"per_sign": False, "update_every": 2}, {"update_every": 4}],
+    **oracles_moving.VARIANTS,
 }
 
 
@@ -321,6 +323,11 @@ def test_rigl_drops_the_share_its_formula_gives_where_that_is_a_whole_number():
 # ----------------------------------------------------------------------------------------- the comparison can say no
 
 
+def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return the arrays as tensors, zero where there is no number."""
+    return {name: torch.from_numpy(np.array(np.nan_to_num(array))) for name, array in arrays.items()}
+
+
 def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
     """Return a method that passes for `name` and does what `oracle` says; `facts` are put in place of its own."""
 
@@ -331,10 +338,12 @@ def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
         sparsity = consult(self, timeline).planned(step)
         return self.sparsity if sparsity is None else sparsity
 
-    def answer(self: Method, view: View) -> Masks | tuple[Masks, ...]:
-        stages = ask(consult(self, view.timeline), view)
-        masks = tuple({layer: torch.from_numpy(mask.copy()) for layer, mask in stage.items()} for stage in stages)
-        return masks if len(masks) > 1 else masks[0]
+    def answer(self: Method, view: View) -> Update:
+        oracle = consult(self, view.timeline)
+        masks = tuple(as_tensors(stage) for stage in ask(oracle, view))
+        return Update(
+            masks or None, **{kind: as_tensors(found) for kind, found in vars(oracle).get("beside", {}).items()}
+        )
 
     plan = {"update_steps": lambda self, timeline: consult(self, timeline).update_steps(), "planned_sparsity": planned}
     return type("Impostor", (find_method(name).cls,), {**plan, "setup": answer, "update": answer, **facts})
@@ -583,6 +592,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("a dense start", {"first": oracles.Gmp.first}),
         ("what was pruned and regrown keeps its value", {"stages": Oracle.stages}),
     ],
+    **oracles_moving.WRONG,
 }
 
 
@@ -630,6 +640,10 @@ def test_a_method_that_raises_or_returns_no_masks_is_told_apart():
     def broken(self: Method, view: View) -> Masks:
         raise ZeroDivisionError("oh")
 
-    for setup, says in ((broken, "oh"), (lambda self, view: None, "returned NoneType"), (lambda self, view: {}, "no bool")):
+    for setup, says in (
+        (broken, "oh"),
+        (lambda self, view: None, "returned NoneType"),
+        (lambda self, view: {}, "no bool"),
+    ):
         method = impostor("static", ORACLES["static"], setup=setup)(sparsity=0.8)
         assert says in (disagreement(method, "static") or "")
