@@ -96,7 +96,7 @@ def test_snfs_makes_up_for_an_exchange_whose_step_was_skipped():
 
 
 def test_snfs_shares_by_momentum_within_99_per_cent_of_the_room():
-    """10 by 3 : 1 is 7.5 and 2.5: the first of equal remainders; 90 of 100 into 10 places: 9.9, the others get the rest."""
+    """10 by 3 : 1: 7.5 and 2.5, the first of equal remainders; 90 of 100 into 10 places: 9.9, the rest elsewhere."""
     assert share_by_momentum(10, {"a": 0.75, "b": 0.25}, {"a": 100, "b": 100}) == {"a": 8, "b": 2}
     assert share_by_momentum(100, {"a": 0.9, "b": 0.1}, {"a": 10, "b": 200}) == {"a": 10, "b": 90}
     assert share_by_momentum(4, {"a": 0.5, "b": 0.5}, {"a": 2, "b": 2}) == {
