@@ -96,14 +96,15 @@ class DeepR(Method):
         if self.form == "cnn":
             return self.rewire_changed(view)
         walks = {name: view.lr * (self.noise * view.normal(name, "noise") - self.l1) for name in view.weights}
-        theta = {name: weight * fixed(view, name) + walks[name] for name, weight in view.weights.items()}
+        sign = {name: fixed(view, name) for name in view.weights}
+        theta = {name: weight * sign[name] + walks[name] for name, weight in view.weights.items()}
         kept = {name: mask & (theta[name] > 0) for name, mask in view.masks.items()}
         masks = grow(kept, {name: view.uniform(name, "grow") for name in kept}, like=view.masks)
-        values = {name: torch.where(mask, theta[name], 1e-12) * fixed(view, name) for name, mask in kept.items()}
+        values = {name: torch.where(mask, theta[name], 1e-12) * sign[name] for name, mask in kept.items()}
         return Update((kept, masks), values=values)
 
     def rewire_changed(self, view: View) -> Update:
-        """Cut what changed its sign in this step; those cut before are drawn first."""
+        """Cut what changed its sign in this step; the just-cut are drawn last."""
         new = {name: weight.sign().to(torch.int8) for name, weight in view.weights.items()}
         kept = {name: mask & (new[name] * view.state[name] >= 0) for name, mask in view.masks.items()}
         draws = {name: view.uniform(name, "grow") - mask.double() for name, mask in view.masks.items()}
