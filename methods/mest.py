@@ -8,9 +8,9 @@ share of its active weights, the mutation ratio, and gets as many back at random
 each update prunes to the target and grows at random as many as are still allowed beyond it, in the end none.
 
 Deviations (point | paper | authors' code | here | why):
-- importance | magnitude plus lambda times that of the gradient | the same; lambda is 0 by default and in its scripts | the
-  same, gradient_weight=0 by default | as the code is run; the paper's own lambda was not found
-- first masks | random | the largest of each layer, exchanged at once | random, exact counts | the same for equal budgets
+- importance | magnitude plus lambda times that of the gradient | the same; lambda is 0 by default and in its scripts |
+  the same, gradient_weight=0 by default | as the code is run; the paper's own lambda was not found
+- first masks | random | the largest of each layer, exchanged at once | random, exact counts | alike for equal budgets
 - layer densities | the same in every layer | the same in every layer that its profile lists, the others dense | the
   page's distribution (ERK) | the same layers and start for every method
 - mutation ratio | not stated | 0.02 of all weights at 90 %, 0.01 at 95 %, halved at epoch 90 of 160, none from epoch

@@ -132,11 +132,13 @@ def check_penalty(kit: Kit) -> Outcome:
         return Outcome(None, "no penalty")
     ends: list[dict[str, Tensor]] = []
     asked: dict[str, Tensor] = {}
+    heard: list[int] = []  # at which steps the engine asked for it
     for silent in (False, True):
         trial = kit.prepare_with(method, Setting(), page)
 
         def penalty(self: Method, view: View, silent: bool = silent) -> dict[str, Tensor]:
             found = dict(method.penalty(view))
+            heard.append(view.step)
             if view.step == 1:
                 asked.update({name: value * view.trained[name] for name, value in found.items()})
             return {} if silent else found
@@ -146,6 +148,8 @@ def check_penalty(kit: Kit) -> Outcome:
         if trial.error:
             return Outcome(False, trial.error)
         ends.append(beside_in(trial.steps[0].state, "stored") or trial.steps[0].state.model)
+    if not asked:
+        return Outcome(None if heard else False, "it adds nothing" if heard else "the engine never asked for it")
     rate = trial.run.page.lr
     for name, extra in asked.items():
         moved = ends[1][name] - ends[0][name]

@@ -18,8 +18,8 @@ from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.state import Training
-from methods.core import DenseGrads, Method, Timeline, View
-from tests.harness import oracles, oracles_rounds, small  # noqa: F401 (brings its oracles in)
+from methods.core import DenseGrads, Method, Timeline, Update, View
+from tests.harness import oracles, oracles_moving, oracles_rounds, small  # noqa: F401 (two bring their oracles in)
 from tests.harness.oracles import ORACLES, Oracle
 
 EPOCH = small.IMAGES // small.BATCH  # steps
@@ -93,6 +93,14 @@ def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None
 def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
     """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
     oracle.last, oracle.round = view.last, view.round
+    oracle.view = {
+        "stored": arrays(view.stored),
+        "state": arrays(view.state),
+        "lr": view.lr,
+        "key": lambda name, purpose: view.key(name, purpose, False),
+        "uniform": lambda name, purpose, run=False: view.uniform(name, purpose, run).cpu().numpy(),
+        "normal": lambda name, purpose: view.normal(name, purpose).cpu().numpy(),
+    }
     return oracle.stages(
         view.step,
         arrays(view.weights),
@@ -108,6 +116,8 @@ def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None
 
     Compared are the last masks and, as stages may be cut otherwise, which weights no stage takes away.
     """
+    if not stages:
+        return "masks change where the oracle's stay" if proposed else None
     given = [proposed] if isinstance(proposed, Mapping) else list(proposed or [None])
     for name, mask in stages[-1].items():
         tensors = [masks.get(name) if isinstance(masks, Mapping) else None for masks in given]
@@ -120,6 +130,22 @@ def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None
         found = active or explain(*untouched, "never taken away")
         if found:
             return f"layer {name}: {found}"
+    return None
+
+
+def difference_beside(update: Update, beside: dict[str, dict[str, np.ndarray]]) -> str | None:
+    """Return how what an update has beside masks differs from the oracle's `values`, `state` and `trained`, or None.
+
+    Values count where the oracle has one; elsewhere it has not a number.
+    """
+    for kind in ("values", "state", "trained"):
+        got, expected = arrays(getattr(update, kind)) or {}, beside.get(kind, {})
+        if list(got) != list(expected):
+            return f"{kind} of {list(got)}, the oracle's of {list(expected)}"
+        for name, array in expected.items():
+            wrong = (got[name] != array) & (np.isfinite(array) if kind == "values" else True)
+            if wrong.any():
+                return f"{kind} of {name}: {int(wrong.sum())} of {array.size} differ"
     return None
 
 
@@ -147,11 +173,12 @@ class Watch:
         when = f"{self.what}, " + (f"update at step {view.step}" if view.step else "set-up")
         if self.last is not None and difference(view.masks, [self.last]):
             raise DisagreementError(f"{when}: masks changed between updates: {difference(view.masks, [self.last])}")
-        expected = ask(ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline), view)
-        self.last = expected[-1]
+        oracle = ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline)
+        expected = ask(oracle, view)
+        self.last = expected[-1] if expected else self.last
         self.steps.append(view.step)
         update = propose(method, name, view)
-        found = difference(list_stages(update), expected)
+        found = difference(list_stages(update), expected) or difference_beside(update, getattr(oracle, "beside", {}))
         if found:
             raise DisagreementError(f"{when}: {found}")
         return update
@@ -282,7 +309,7 @@ def tensors(layers: dict[str, np.ndarray], channels_last: bool) -> dict[str, Ten
 def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iterator[tuple[str, View]]:
     """Yield crafted views, each with its description, of the set-up and of the first, a middle and the last update."""
     oracle = ORACLES[name](settings_of(method, name), timeline)
-    steps = oracle.update_steps()
+    steps = getattr(oracle, "mask_steps", oracle.update_steps)()
     rounds = (oracle.scoring() or {}).get("rounds", 1)
     chosen = [(0, done) for done in sorted({0, rounds // 2, rounds - 1})]
     chosen += [(step, 0) for step in sorted({*steps[:1], *steps[len(steps) // 2 :][:1], *steps[-1:]})]
@@ -292,9 +319,10 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
         before = max([s for s in steps if s < step], default=0)
         planned = oracle.planned(before) if step else oracle.thinned(done) if done else 0.0
         masks = draw_masks(MASKS[number % 2], oracles.budget(planned or 0.0, SIZE), rng)
-        layers = draw_layers(WEIGHTS[weight], rng)
-        layers = {n: np.where(masks[n] | (done > 0), array, np.float32(0)) for n, array in layers.items()}
+        dense = draw_layers(WEIGHTS[weight], rng)
+        layers = {n: np.where(masks[n] | (done > 0), array, np.float32(0)) for n, array in dense.items()}
         last = number % 3 == 0
+        beside = getattr(oracle, "imagine", lambda *shown: {})(dense, layers, rng) if step else {}
         reads = method.scoring() is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
         second = step == 0 and oracle.scoring() is not None
         view = View(
@@ -307,6 +335,8 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
             hessian_gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if second else None,
             last="equal",
             round=done,
+            lr=0.1,
+            **{kind: tensors(group, last) for kind, group in beside.items()},
         )
         yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
 

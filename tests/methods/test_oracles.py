@@ -14,7 +14,7 @@ import torch
 
 from benchmark.config.plugins import built_in_names, find_method
 from methods.core import DenseGrads, Method, Scoring, Timeline, View
-from tests.harness import oracles, small
+from tests.harness import oracles, oracles_moving, small
 from tests.harness.disagreement import (
     GRADIENTS,
     MASKS,
@@ -34,11 +34,7 @@ from tests.harness.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "granet_late", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [
-    name
-    for name in NAMES
-    if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "rigl_itop_filter", "srigl", "set", "mest", "ac_dc", "imp")
-]
+UPDATING = [name for name in NAMES if find_method(name).cls.update is not Method.update]
 BY_INTERVAL = [name for name in UPDATING if name != "imp"]
 
 
@@ -51,10 +47,11 @@ def test_every_method_has_an_oracle():
 
 
 def test_oracles_are_numpy_and_nothing_of_the_suite():
-    tree = ast.parse(Path(oracles.__file__).read_text())
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert set(names) == {"__future__", "math", "numpy"}
+    for module in (oracles, oracles_moving):
+        tree = ast.parse(Path(module.__file__).read_text())
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert set(names) - {oracles.__name__} == {"__future__", "math", "numpy"}
 
 
 # ---------------------------------------------------------------------------------------------- the oracles themselves
@@ -203,6 +200,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"prune_rate": 1.0, "update_every": 2, "update_end": 1.0},
     ],
     "set": [*EXCHANGES, {"per_sign": False}, {"per_sign": False, "update_every": 2}, {"update_every": 4}],
+    **oracles_moving.VARIANTS,
 }
 
 
@@ -247,7 +245,10 @@ def test_in_a_whole_training_every_mask_is_the_oracles(name, sparsity, changes, 
 
 @pytest.mark.parametrize("name", UPDATING)
 def test_updates_made_up_for_after_skipped_steps_are_the_oracles(name):
-    method, number = make(name, 0.8, {"update_every": 2} if name in ("rigl", "srigl") else {}), UPDATING.index(name)
+    method, number = (
+        make(name, 0.8, {"update_every": 2} if name in ("rigl", "srigl", "dsr", "top_kast") else {}),
+        UPDATING.index(name),
+    )
     skipped = frozenset({3, 4, 6, 9, 12, 13})
     assert compare_training(method, name, NETS[number % len(NETS)], number, skipped, epochs=4)
 
