@@ -59,7 +59,11 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "dense_prunable": built.dense_prunable,
             "dense_parameters": built.dense_parameters,
         },
-        "density": {"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters},
+        "density": {
+            "prunable": active / built.dense_prunable,
+            "all_parameters": alive / built.dense_parameters,
+            **({"reached": run.own.reached} if run.own.reached is not None else {}),
+        },
         "layers": describe_layers(built, counts),
         "empty_layers": [name for name, count in counts.items() if count == 0],
         "masks_sha256": run.maskset.sha256(),
