@@ -102,7 +102,7 @@ class STR(Method):
 
     def update(self, view: View) -> Update:
         if not self.controller:
-            return Update(dict(view.masks))
+            return Update({n: self.weigh(n, weight, view.learned) != 0 for n, weight in view.stored.items()})
         count = view.count(self.planned_sparsity(view.step, view.timeline))
         sizes = {name: weight.abs() for name, weight in view.stored.items()}
         s = {name: view.learned[name_of(name)] for name in sizes}

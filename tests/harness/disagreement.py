@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -18,8 +19,9 @@ from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.train import Training
-from methods.core import DenseGrads, Method, Timeline, View
+from methods.core import DenseGrads, Inactive, Method, Timeline, Update, View
 from tests.harness import oracles, small
+from tests.harness import oracles_thresholds as _  # noqa: F401 (registers its oracles)
 from tests.harness.oracles import ORACLES, Oracle
 
 EPOCH = small.IMAGES // small.BATCH  # steps
@@ -91,11 +93,14 @@ def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None
 
 
 def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
-    """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
-    oracle.last = view.last
+    """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws.
+
+    Its weights are the stored ones, where inactive weights keep their values.
+    """
+    oracle.last, oracle.learned = view.last, arrays(view.learned)
     return oracle.stages(
         view.step,
-        arrays(view.weights),
+        arrays(view.stored),
         arrays(view.masks),
         arrays(view._gradients),
         arrays(view._hessian_gradients),
@@ -108,6 +113,8 @@ def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None
 
     Compared are the last masks and, as stages may be cut otherwise, which weights no stage takes away.
     """
+    if not stages:
+        return "masks where the oracle has none" if proposed else None
     given = [proposed] if isinstance(proposed, Mapping) else list(proposed or [None])
     for name, mask in stages[-1].items():
         tensors = [masks.get(name) if isinstance(masks, Mapping) else None for masks in given]
@@ -120,6 +127,31 @@ def difference(proposed: Any, stages: list[dict[str, np.ndarray]]) -> str | None
         found = active or explain(*untouched, "never taken away")
         if found:
             return f"layer {name}: {found}"
+    return None
+
+
+def values_of(oracle: Oracle, view: View) -> dict[str, np.ndarray]:
+    """Return the values that the oracle, asked a moment ago, gives to weights or learned parameters, by name."""
+    values = getattr(oracle, "values", None)
+    return values(view.step, arrays(view.stored)) if values else {}
+
+
+def difference_of_values(update: Update, expected: dict[str, np.ndarray]) -> str | None:
+    """Return how the values differ from the oracle's, which are sought by another way, or None."""
+    given = arrays(update.values) or {}
+    if given.keys() != expected.keys():
+        return f"values of {sorted(given)} where the oracle has {sorted(expected)}"
+    wrong = [name for name in given if not np.allclose(given[name], expected[name], rtol=0, atol=1e-3)]
+    return f"{wrong[0]} becomes {given[wrong[0]]}, the oracle's {expected[wrong[0]]}" if wrong else None
+
+
+def difference_of_penalty(method: Method, oracle: Oracle, view: View) -> str | None:
+    """Return how the penalty differs from the oracle's, where it has one, or None."""
+    penalty = getattr(oracle, "penalty", None)
+    for name, expected in (penalty(arrays(view.stored), arrays(view.masks)) if penalty else {}).items():
+        given = method.penalty(view)[name].numpy()
+        if not np.allclose(given, expected, rtol=1e-6, atol=0):
+            return f"layer {name}: the penalty is {given.ravel()[:3]}..., the oracle's {expected.ravel()[:3]}..."
     return None
 
 
@@ -147,11 +179,17 @@ class Watch:
         when = f"{self.what}, " + (f"update at step {view.step}" if view.step else "set-up")
         if self.last is not None and difference(view.masks, [self.last]):
             raise DisagreementError(f"{when}: masks changed between updates: {difference(view.masks, [self.last])}")
-        expected = ask(ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline), view)
-        self.last = expected[-1]
+        oracle = ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline)
+        expected, values = ask(oracle, view), values_of(oracle, view)
+        if self.last is None and self.steps and difference(view.masks, [oracle.used(arrays(view.stored))]):
+            raise DisagreementError(
+                f"{when}: the network computes with other weights than the oracle's thresholds leave"
+            )
+        self.last = expected[-1] if expected else None
         self.steps.append(view.step)
         update = propose(method, name, view)
-        found = difference(list_stages(update), expected)
+        found = difference(list_stages(update), expected) or difference_of_values(update, values)
+        found = found or difference_of_penalty(method, oracle, view)
         if found:
             raise DisagreementError(f"{when}: {found}")
         return update
@@ -283,8 +321,9 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
         planned = oracle.planned(before) if step else 0.0
         masks = draw_masks(MASKS[number % 2], oracles.budget(planned or 0.0, SIZE), rng)
         layers = draw_layers(WEIGHTS[weight], rng)
+        last, stored = number % 3 == 0, method.inactive is Inactive.STORED
+        every = tensors(layers, last) if stored else None  # inactive ones too
         layers = {n: np.where(masks[n], array, np.float32(0)) for n, array in layers.items()}
-        last = number % 3 == 0
         reads = method.scoring() is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
         second = step == 0 and oracle.scoring() is not None
         view = View(
@@ -296,7 +335,11 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
             gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if reads else None,
             hessian_gradients=tensors(draw_layers(GRADIENTS[gradient], rng), last) if second else None,
             last="equal",
+            stored=every,
         )
+        half = torch.tensor(0.0)  # thresholds of 0 and of 1/2
+        learned = {n: half if place % 2 else s for place, (n, s) in enumerate(method.learned(view).items())}
+        view.learned = MappingProxyType(learned)
         yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
 
 

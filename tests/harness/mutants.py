@@ -35,7 +35,7 @@ from benchmark.conformance.ranks import run_ranks
 from benchmark.networks.prunable import Layer
 from benchmark.training.masks import MaskSet
 from methods.core import Method, View
-from tests.harness import mutant_methods
+from tests.harness import mutant_methods, mutants_thresholds
 
 Fault = contextlib.AbstractContextManager[Any]
 
@@ -346,7 +346,7 @@ METHODS = [
 ]
 
 MUTANTS = [
-    *(Mutant(*row) for row in METHODS),
+    *(Mutant(*row) for row in [*METHODS, *mutants_thresholds.METHODS]),
     Mutant("momentum kept", "a dropped weight's momentum stays", "inactive-optimiser-state", "rigl_itop",
            after_commit(leave_state("momentum_buffer"))),
     Mutant("second moment kept", "Adam's exp_avg_sq of dropped weights stays", "inactive-optimiser-state", "rigl_itop",

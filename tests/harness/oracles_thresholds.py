@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.harness.oracles import ORACLES, Gmp, Oracle, best_of_all, budget, from_fours, layer_counts, moment
+from tests.harness.oracles import ORACLES, Gmp, Oracle, best_of_all, budget, layer_counts, moment
 
 
 class Dnw(Oracle):
@@ -43,8 +43,13 @@ class SrSte(Dnw):
                 continue
             groups = np.abs(np.moveaxis(weight, 1, -1).reshape(-1, 4))
             chosen = [self.best(group, int(self.pattern[0]), np.ones(4, bool)) for group in groups]
-            result[name] = from_fours(np.array(chosen), weight.shape)
+            rows = np.array(chosen).reshape(len(weight), *weight.shape[2:], weight.shape[1])
+            result[name] = np.moveaxis(rows, -1, 1)
         return result
+
+    def penalty(self, weights, masks):
+        """Return lambda_w (1 - mask) w."""
+        return {n: np.where(masks[n], 0, np.float32(self.sparse_decay) * weights[n]) for n in weights}
 
 
 def sigmoid(s):
@@ -54,7 +59,7 @@ def sigmoid(s):
 
 
 class Str(Gmp):
-    """Kusupati 2020, arXiv:2002.03231, Eq. 6, with thresholds led to the cubic schedule and masks fixed at an update."""
+    """Kusupati 2020, arXiv:2002.03231, Eq. 6, thresholds led to the cubic schedule, masks fixed at the last update."""
 
     defaults = {"s_init": -3200.0, "controller": True, "prune_end": 0.5, "fix_at": 0.75}  # noqa: RUF012
 
@@ -85,20 +90,89 @@ class Str(Gmp):
         return [best_of_all(scores, kept, everything, self.best)]
 
     def values(self, step, weights):
-        """Return the range in which a shift of every s leaves what the schedule says; None where nothing is shifted.
+        """Return every s after the shift, the smallest that leaves at most what the schedule says; none at the ends.
 
-        A weight is left while s + shift < logit |w|: of these distances the `kept` largest are left, so the shift lies
-        between the next one and the last of them.
+        A weight is left while the shift is below logit |w| - s: the next of these distances, past the `kept` largest.
+        Thresholds lie between those of -110 and 20.
         """
         if step == 0 or not self.controller or step >= self.update_steps()[-1]:
-            return None
+            return {}
         kept = budget(self.planned(step), sum(weight.size for weight in weights.values()))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        s = {name: float(self.learned[f"{name}.s"]) for name in weights}
+        with np.errstate(divide="ignore"):
             sizes = {name: np.abs(weight.astype(np.float64)) for name, weight in weights.items()}
-            logits = {name: np.where(size < 1, np.log(size) - np.log1p(-size), np.inf) for name, size in sizes.items()}
-        far = np.concatenate([(logits[name] - np.float64(self.learned[f"{name}.s"])).ravel() for name in weights])
-        far = np.append(np.sort(far)[::-1], -np.inf)
-        return far[kept], far[kept - 1] if kept else np.inf
+            logits = {
+                n: np.where(size < 1, np.log(size) - np.log1p(-np.minimum(size, 1)), np.inf)
+                for n, size in sizes.items()
+            }
+        distances = np.concatenate([(logits[name] - s[name]).ravel() for name in weights])
+        following = np.append(np.sort(distances)[::-1], -np.inf)[kept]
+        by = np.clip(following, -110 - max(s.values()), 20 - min(s.values()))
+        return {f"{name}.s": np.float32(s[name] + by) for name in weights}
 
 
 ORACLES |= {"dnw": Dnw, "sr_ste": SrSte, "str": Str}
+
+# ------------------------------------------------------------------------------- settings and errors that are tried
+
+N_OF_M = [{"pattern": "2:4", "sparsity": 0.5}, {"pattern": "1:4", "sparsity": 0.75}]
+VARIANTS = {
+    "dnw": [{}, {"distribution": "erk"}],
+    "sr_ste": N_OF_M,
+    "str": [{}, {"prune_end": 0.75, "update_every": 2}, {"s_init": -3.0, "fix_at": 1.0}, {"controller": False}],
+}
+
+
+def active_only(method):
+    """Return a choice of masks from among the weights that are active alone."""
+
+    def masks(self, step, weights, masks, *shown):
+        return method(self, step, {name: weight * masks[name] for name, weight in weights.items()}, masks, *shown)
+
+    return {"masks": masks}
+
+
+def of_other(oracle, **settings):
+    """Return what an oracle does under other settings."""
+
+    def answer(self, *shown):
+        return oracle({**self.settings, **settings}, self).masks(*shown)
+
+    return {"masks": answer}
+
+
+def by_magnitude(self, step, weights, *shown):
+    """Fix the largest |w|, whatever their thresholds."""
+    masks = Str.stages(self, step, weights, *shown)
+    kept = budget(self.planned(step), sum(weight.size for weight in weights.values()))
+    sizes = {name: np.abs(weight) for name, weight in weights.items()}
+    return masks and [best_of_all(sizes, kept, {n: np.ones(w.shape, bool) for n, w in weights.items()})]
+
+
+def shift_each(self, step, weights):
+    """Shift every layer by an amount of its own."""
+    shifted = Str.values(self, step, weights)
+    return {name: value + np.float32(place) for place, (name, value) in enumerate(shifted.items())}
+
+
+WRONG = {
+    "dnw": [
+        ("weights never return", active_only(Dnw.masks)),
+        ("ERK for uniform", of_other(Dnw, distribution="erk")),
+        ("chosen once an epoch", {"update_steps": lambda self: list(range(1, self.total_steps + 1, 4))}),
+    ],
+    "sr_ste": [
+        ("weights never return", active_only(SrSte.masks)),
+        ("1:4 for 2:4", of_other(SrSte, pattern="1:4")),
+        ("not at the end", {"update_steps": lambda self: list(range(1, self.total_steps))}),
+    ],
+    "str": [
+        ("masks by |w|", {"stages": by_magnitude}),
+        ("every layer for itself", {"values": shift_each}),
+        (
+            "no shift",
+            {"values": lambda self, *shown: {n: np.float32(self.learned[n]) for n in Str.values(self, *shown)}},
+        ),
+        ("linear", {"planned": lambda self, step: 1 - (1 - self.sparsity) * max(step, 1) / self.total_steps}),
+    ],
+}

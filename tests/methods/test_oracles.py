@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmark.config.plugins import built_in_names, find_method
-from methods.core import DenseGrads, Masks, Method, Scoring, Timeline, View
-from tests.harness import oracles, small
+from methods.core import DenseGrads, Masks, Method, Proposal, Scoring, Timeline, Update, View
+from tests.harness import oracles, oracles_thresholds, small
 from tests.harness.disagreement import (
     GRADIENTS,
     MASKS,
@@ -31,12 +31,13 @@ from tests.harness.disagreement import (
     draw_masks,
     settings_of,
     tensors,
+    values_of,
 )
 from tests.harness.oracles import ORACLES, Oracle
 
 NAMES = built_in_names()
 GRADUAL_NAMES = ("granet", "gmp", "granet_uniform", "gmp_uniform", "granet_structured", "gmp_structured")
-UPDATING = [name for name in NAMES if name in (*GRADUAL_NAMES, "rigl", "rigl_itop", "set")]
+UPDATING = [name for name in NAMES if find_method(name).cls.update is not Method.update]
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
@@ -179,6 +180,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "rigl_itop": [*EXCHANGES, {"update_every": 2, "prune_rate": 1.0, "final_prune_rate": 0.2}],
     "set": [*EXCHANGES, {"per_sign": False}, {"per_sign": False, "update_every": 2}, {"update_every": 4}],
+    **oracles_thresholds.VARIANTS,
 }
 
 
@@ -188,6 +190,10 @@ def make(name: str, sparsity: float, changes: dict[str, Any]) -> Method:
     sparsity = changes.pop("sparsity", sparsity)
     if name in ("granet", "granet_uniform"):
         changes["start_sparsity"] = min(sparsity, changes.get("start_sparsity", 0.5))
+    if name == "sr_ste":  # at no other sparsity
+        sparsity = {"2:4": 0.5, "1:4": 0.75}[changes.get("pattern", "2:4")]
+    if name == "str" and "prune_end" in changes:
+        changes["fix_at"] = max(changes["prune_end"], 0.75)
     return find_method(name).build(small.make_page(), sparsity, changes)
 
 
@@ -331,8 +337,11 @@ def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
         sparsity = consult(self, timeline).planned(step)
         return self.sparsity if sparsity is None else sparsity
 
-    def answer(self: Method, view: View) -> Masks | tuple[Masks, ...]:
-        stages = ask(consult(self, view.timeline), view)
+    def answer(self: Method, view: View) -> Proposal:
+        oracle = consult(self, view.timeline)
+        stages, values = ask(oracle, view), values_of(oracle, view)
+        if not stages:
+            return Update(values={n: torch.as_tensor(value) for n, value in values.items()} or None)
         masks = tuple({layer: torch.from_numpy(mask.copy()) for layer, mask in stage.items()} for stage in stages)
         return masks if len(masks) > 1 else masks[0]
 
@@ -342,7 +351,7 @@ def impostor(name: str, oracle: type[Oracle], **facts: Any) -> type[Method]:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "granet" else pytest.mark.slow) for n in NAMES])
 def test_a_method_that_does_what_the_oracle_says_agrees(name):
-    changes = {"update_every": 3} if name in UPDATING else {}
+    changes = {"update_every": 3} if hasattr(find_method(name).cls, "update_every") else {}
     method = impostor(name, ORACLES[name])(**dataclasses.asdict(make(name, 0.8, changes)))
     assert disagreement(method, name) is None
 
@@ -583,6 +592,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("a dense start", {"first": oracles.Gmp.first}),
         ("what was pruned and regrown keeps its value", {"stages": Oracle.stages}),
     ],
+    **oracles_thresholds.WRONG,
 }
 
 
@@ -592,7 +602,7 @@ WRONG: dict[str, list[tuple[str, dict[str, Any]]]] = {
     [pytest.param(name, changes, id=f"{name}: {what}") for name, rows in WRONG.items() for what, changes in rows],
 )
 def test_a_method_that_errs_is_told_apart(name, changes):
-    settings = {"update_every": 3} if name in UPDATING else {}
+    settings = {"update_every": 3} if hasattr(find_method(name).cls, "update_every") else {}
     wrong = impostor(name, type("Wrong", (ORACLES[name],), changes))
     found = disagreement(wrong(**dataclasses.asdict(make(name, 0.8, settings))), name)
     assert found is not None
