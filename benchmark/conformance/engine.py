@@ -171,9 +171,11 @@ def check_clipping(kit: Kit) -> Outcome:
     """Gradients are clipped by the norm of the active weights' gradients."""
     limit, trial = 0.01, kit.trial(clip_norm=0.01)
     half = trial.run.timeline.round_ends[0] // 2  # the learning rate drops there
+    written = {call.step for call in trial.calls if call.update is not None and call.update.values}
+    changed = written | {commit.step for commit in trial.commits}  # by an update, not by the step alone
     lengths = []
     for before, after in zip(trial.steps, trial.steps[1:half], strict=False):
-        if any(commit.step == after.step for commit in trial.commits):
+        if after.step in changed:
             continue
         stepped = [{**stepped_by(state.state, trial)} for state in (before, after)]
         moves = [(stepped[1][name] - stepped[0][name]).flatten().double() for name in stepped[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import random
@@ -43,6 +44,7 @@ class Setting:
     noise: int = 0  # stirs every global random generator, before the run and at each of the method's calls
 
 
+N_OF_M_SPARSITIES = (0.5, 0.75)
 RESUMED = (Setting(), Setting(network="odd"))  # the trials that are continued from every step
 
 
@@ -97,14 +99,23 @@ class Kit:
         self.ranks: dict[str, Any] | None = None  # what two processes saw, where someone has run them already
 
     def method(self, sparsity: float, **page: Any) -> Method:
-        """Return the plugin at `sparsity`, its updates frequent enough for a run of 24 steps."""
+        """Return the plugin at `sparsity`, its updates frequent enough for a run of 24 steps.
+
+        A method that takes certain sparsities alone (N:M masks) is returned at the first of 1/2 and 3/4 that it takes.
+        """
         settings = make_kit_page(**page)
         usual = self.plugin.defaults(settings)
         changes: dict[str, Any] = {}
         for name, most in (("update_every", settings.update_every), ("start_sparsity", sparsity)):
             if isinstance(usual.get(name), int | float) and usual[name] > most:
                 changes[name] = most
-        return self.plugin.build(settings, sparsity, changes)
+        try:
+            return self.plugin.build(settings, sparsity, changes)
+        except UserError:
+            for other in N_OF_M_SPARSITIES:
+                with contextlib.suppress(UserError):
+                    return self.plugin.build(settings, other, changes)
+            raise
 
     def trial(self, **changes: Any) -> Trial:
         """Return the trial under the default setting with `changes`; run on first use."""

@@ -35,6 +35,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
     prunable, active = run.maskset.total, sum(counts.values())
     parameters = sum(p.numel() for p in run.model.parameters())
     alive = parameters - prunable + active
+    reached = {} if run.own.reached is None else {"reached": run.own.reached}
     return {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
@@ -59,7 +60,10 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "dense_prunable": built.dense_prunable,
             "dense_parameters": built.dense_parameters,
         },
-        "density": {"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters},
+        "density": {
+            **{"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters},
+            **reached,
+        },
         "layers": describe_layers(built, counts),
         "empty_layers": [name for name, count in counts.items() if count == 0],
         "masks_sha256": run.maskset.sha256(),

@@ -21,11 +21,12 @@ class Own:
     state: dict[str, Tensor] = field(default_factory=dict)
     learned: dict[str, nn.Parameter] = field(default_factory=dict)
     origin: dict[str, Tensor] | None = None  # the network's state_dict after `rounds.back_to` epochs
+    reached: float | None = None  # the density that learned thresholds had led to when masks took their place
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
         learned = {name: parameter.detach().clone() for name, parameter in self.learned.items()}
-        return {"state": dict(self.state), "learned": learned, "origin": self.origin}
+        return {"state": dict(self.state), "learned": learned, "origin": self.origin, "reached": self.reached}
 
 
 def weighs(method: Method) -> bool:

@@ -103,6 +103,12 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
         stage.rehearse_step(step)
         stage.settle(*stage.ask_twice(step))
     stage.ask_in_reverse()
+    stored = stage.maskset.stored
+    if stored is not None and stored.weigh is not None and method.promised_budget() is Budget.EXACT:
+        raise UserError(
+            f"method '{name}' promises an exact count and no update returns masks: what weigh() leaves is an outcome; "
+            "return masks at the last of update_steps(), or promise Budget.OUTCOME"
+        )
 
 
 SHAPES = {"conv.weight": (8, 4, 3, 3), "point.weight": (16, 8, 1, 1), "linear.weight": (10, 16)}

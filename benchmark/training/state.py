@@ -213,6 +213,7 @@ class Training:
         self.begin_own(own["learned"])
         self.own.state = {name: tensor.to(self.device) for name, tensor in own["state"].items()}
         self.own.origin = own["origin"]
+        self.own.reached = own.get("reached")
         if stored is None:
             self.maskset.stored = None
         elif self.maskset.stored is not None:

@@ -179,7 +179,12 @@ def update_masks(run: Training, dense: dict[str, Tensor] | None, active: dict[st
 def apply(run: Training, update: Update, view: View) -> None:
     """Commit what the method proposed, and keep the state that it returned."""
     average = run.average.module if run.average is not None else None
-    update = commit(run.method, run.name, run.maskset, update, view, run.optimizer, average, run.own.learned)
+    maskset = run.maskset
+    weighed = maskset.stored is not None and maskset.stored.weigh is not None
+    reached = maskset.active() / maskset.total if weighed else None
+    update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
+    if weighed and maskset.stored is None:  # masks have taken the thresholds' place
+        run.own.reached = reached
     run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
     if update.forget:
         forget(run)

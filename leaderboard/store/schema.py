@@ -107,7 +107,11 @@ FIELDS: dict[str, Any] = {
         "dense_prunable": ABOVE_0,
         "dense_parameters": ABOVE_0,
     },
-    "density": {"prunable": AT_LEAST_0, "all_parameters": AT_LEAST_0},
+    "density": {
+        "prunable": AT_LEAST_0,
+        "all_parameters": AT_LEAST_0,
+        "reached?": SHARE,  # by learned thresholds, of the prunable weights, when masks took their place
+    },
     "layers": [
         {"name": TEXT, "shape": list_of(WHOLE), "weights": WHOLE, "active": WHOLE, "macs": WHOLE, "prunable": BOOL}
     ],

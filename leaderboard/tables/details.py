@@ -129,12 +129,14 @@ def notes(cell: Cell) -> list[str]:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
         zero = count_zeros(record)
         rounds = record.get("rounds", {"count": 1})["count"]
+        zero, reached = count_zeros(record), record["density"].get("reached", record["density"]["prunable"])
         found = {
             "diverged": record["status"] != "ok",
             f"trained {rounds} times": rounds > 1,
             f"empty layers: {', '.join(empty)}": empty,
             f"skipped steps: {skipped}": skipped,
             f"active weights that are zero: {zero:,}": zero,
+            f"density before its masks were fixed: {reached:.4g}": reached != record["density"]["prunable"],
             "uncommitted code": record["git"]["dirty"],
         }
         for note in (note for note, holds in found.items() if holds):

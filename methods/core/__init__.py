@@ -36,6 +36,7 @@ from methods.core.masks import (
 from methods.core.rates import check_rate, sparsity_before
 from methods.core.schedules import cosine, cubic, geometric, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
+from methods.core.thresholds import find_shift, shift
 from methods.core.topology import drop, grow, grow_global
 from methods.core.view import View, count_kept
 
@@ -75,6 +76,7 @@ __all__ = [
     "drop_filters",
     "erdos_renyi",
     "erk",
+    "find_shift",
     "from_page",
     "geometric",
     "gradient_magnitude",
@@ -95,6 +97,7 @@ __all__ = [
     "random_masks",
     "random_scores",
     "refuse_crowded",
+    "shift",
     "snip_scores",
     "sparsity_before",
     "uniform",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -18,8 +19,8 @@ from benchmark.config.plugins import Plugin
 from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.state import Training
-from methods.core import DenseGrads, Method, Timeline, Update, View
-from tests.harness import oracles, oracles_moving, oracles_rounds, small  # noqa: F401 (two bring their oracles in)
+from methods.core import DenseGrads, Inactive, Method, Timeline, Update, View
+from tests.harness import oracles, oracles_moving, oracles_rounds, oracles_thresholds, small  # noqa: F401 (they register)
 from tests.harness.oracles import ORACLES, Oracle
 
 EPOCH = small.IMAGES // small.BATCH  # steps
@@ -91,8 +92,11 @@ def arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, np.ndarray] | None
 
 
 def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
-    """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws."""
-    oracle.last, oracle.round = view.last, view.round
+    """Return the oracle's masks, stage by stage, from what a method is shown and from the same draws.
+
+    Its weights are the stored ones, where inactive weights keep their values.
+    """
+    oracle.last, oracle.round, oracle.learned = view.last, view.round, arrays(view.learned)
     oracle.view = {
         "stored": arrays(view.stored),
         "state": arrays(view.state),
@@ -103,7 +107,7 @@ def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
     }
     return oracle.stages(
         view.step,
-        arrays(view.weights),
+        arrays(view.stored),
         arrays(view.masks),
         arrays(view._gradients),
         arrays(view._hessian_gradients),
@@ -149,6 +153,31 @@ def difference_beside(update: Update, beside: dict[str, dict[str, np.ndarray]]) 
     return None
 
 
+def values_of(oracle: Oracle, view: View) -> dict[str, np.ndarray]:
+    """Return the values that the oracle, asked a moment ago, gives to weights or learned parameters, by name."""
+    values = getattr(oracle, "values", None)
+    return values(view.step, arrays(view.stored)) if values else {}
+
+
+def difference_of_values(update: Update, expected: dict[str, np.ndarray]) -> str | None:
+    """Return how the values differ from the oracle's, which are sought by another way, or None."""
+    given = arrays(update.values) or {}
+    if given.keys() != expected.keys():
+        return f"values of {sorted(given)} where the oracle has {sorted(expected)}"
+    wrong = [name for name in given if not np.allclose(given[name], expected[name], rtol=0, atol=1e-3)]
+    return f"{wrong[0]} becomes {given[wrong[0]]}, the oracle's {expected[wrong[0]]}" if wrong else None
+
+
+def difference_of_penalty(method: Method, oracle: Oracle, view: View) -> str | None:
+    """Return how the penalty differs from the oracle's, where it has one, or None."""
+    penalty = getattr(oracle, "penalty_of", None)
+    for name, expected in (penalty(arrays(view.stored), arrays(view.masks)) if penalty else {}).items():
+        given = method.penalty(view)[name].numpy()
+        if not np.allclose(given, expected, rtol=1e-6, atol=0):
+            return f"layer {name}: the penalty is {given.ravel()[:3]}..., the oracle's {expected.ravel()[:3]}..."
+    return None
+
+
 def explain(got: np.ndarray, expected: np.ndarray, what: str) -> str | None:
     """Return how one mask differs from the oracle's, or None."""
     wrong = np.argwhere(got != expected)
@@ -174,11 +203,20 @@ class Watch:
         if self.last is not None and difference(view.masks, [self.last]):
             raise DisagreementError(f"{when}: masks changed between updates: {difference(view.masks, [self.last])}")
         oracle = ORACLES[self.oracle](settings_of(method, self.oracle), view.timeline)
-        expected = ask(oracle, view)
-        self.last = expected[-1] if expected else self.last
+        expected, values, weighs = ask(oracle, view), values_of(oracle, view), hasattr(oracle, "used")
+        if weighs and self.last is None and self.steps and difference(view.masks, [oracle.used(arrays(view.stored))]):
+            raise DisagreementError(
+                f"{when}: the network computes with other weights than the oracle's thresholds leave"
+            )
+        self.last = expected[-1] if expected else None if weighs else self.last
         self.steps.append(view.step)
         update = propose(method, name, view)
-        found = difference(list_stages(update), expected) or difference_beside(update, getattr(oracle, "beside", {}))
+        found = difference(list_stages(update), expected)
+        if hasattr(oracle, "values"):
+            found = found or difference_of_values(update, values)
+        else:
+            found = found or difference_beside(update, getattr(oracle, "beside", {}))
+        found = found or difference_of_penalty(method, oracle, view)
         if found:
             raise DisagreementError(f"{when}: {found}")
         return update
@@ -323,6 +361,8 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
         layers = {n: np.where(masks[n] | (done > 0), array, np.float32(0)) for n, array in dense.items()}
         last = number % 3 == 0
         beside = getattr(oracle, "imagine", lambda *shown: {})(dense, layers, rng) if step else {}
+        if method.inactive is Inactive.STORED:
+            beside = {"stored": dense, **beside}  # inactive ones too
         reads = method.scoring() is not None if step == 0 else method.dense_grads is not DenseGrads.NEVER
         second = step == 0 and oracle.scoring() is not None
         view = View(
@@ -338,6 +378,9 @@ def hard_views(method: Method, name: str, timeline: Timeline, seed: int) -> Iter
             lr=0.1,
             **{kind: tensors(group, last) for kind, group in beside.items()},
         )
+        half = torch.tensor(0.0)  # thresholds of 0 and of 1/2
+        learned = {n: half if place % 2 else s for place, (n, s) in enumerate(method.learned(view).items())}
+        view.learned = MappingProxyType(learned)
         yield f"crafted view (weights {weight}, gradients {gradient}, masks {MASKS[number % 2]})", view
 
 

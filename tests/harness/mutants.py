@@ -35,7 +35,7 @@ from benchmark.conformance.ranks import run_ranks
 from benchmark.networks.prunable import Layer
 from benchmark.training.masks import MaskSet
 from methods.core import Method, View
-from tests.harness import mutant_methods, mutants_moving, mutants_rounds
+from tests.harness import mutant_methods, mutants_moving, mutants_rounds, mutants_thresholds
 
 Fault = contextlib.AbstractContextManager[Any]
 
@@ -325,7 +325,8 @@ METHODS = [
 ]
 
 MUTANTS = [
-    *(Mutant(*row) for row in [*METHODS, *mutants_rounds.METHODS, *mutants_moving.METHODS]),
+    *(Mutant(*row) for row in [*METHODS, *mutants_rounds.METHODS]),
+    *(Mutant(*row) for row in [*mutants_moving.METHODS, *mutants_thresholds.METHODS]),
     *(Mutant(*row, patched(loop, "go_back", fault)) for *row, fault in mutants_rounds.ENGINE),
     *(Mutant(*row[:4], patched(*row[4:])) for row in mutants_moving.ENGINE),
     Mutant("momentum kept", "a dropped weight's momentum stays", "inactive-optimiser-state", "rigl_itop",

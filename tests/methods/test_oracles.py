@@ -14,7 +14,7 @@ import torch
 
 from benchmark.config.plugins import built_in_names, find_method
 from methods.core import DenseGrads, Method, Scoring, Timeline, View
-from tests.harness import oracles, oracles_moving, small
+from tests.harness import oracles, oracles_moving, oracles_thresholds, small
 from tests.harness.disagreement import (
     GRADIENTS,
     MASKS,
@@ -201,6 +201,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "set": [*EXCHANGES, {"per_sign": False}, {"per_sign": False, "update_every": 2}, {"update_every": 4}],
     **oracles_moving.VARIANTS,
+    **oracles_thresholds.VARIANTS,
 }
 
 
@@ -210,6 +211,10 @@ def make(name: str, sparsity: float, changes: dict[str, Any]) -> Method:
     sparsity = changes.pop("sparsity", sparsity)
     if name in ("granet", "granet_uniform"):
         changes["start_sparsity"] = min(sparsity, changes.get("start_sparsity", 0.5))
+    if name == "sr_ste":  # at no other sparsity
+        sparsity = {"2:4": 0.5, "1:4": 0.75}[changes.get("pattern", "2:4")]
+    if name == "str" and "prune_end" in changes:
+        changes["fix_at"] = max(changes["prune_end"], 0.75)
     return find_method(name).build(small.make_page(), sparsity, changes)
 
 
