@@ -4,7 +4,8 @@ Paper: Wortsman et al., "Discovering Neural Wirings", NeurIPS 2019, arXiv:1906.0
 every weight is kept and trained; the forward pass uses the largest |w| of each layer, at the full sparsity from the
 first step on, and the gradient of the weights it uses goes straight through to all.
 
-Every layer is as sparse as the others; distribution=erk spreads the same budget by ERK.
+Every layer is as sparse as the others; distribution=erk spreads the same budget by ERK. Of a small first layer a
+uniform share is next to nothing: 3 of 144 weights of ResNet-20's at 98 %, where DNW ends far below itself with ERK.
 
 Deviations (point | paper | authors' code | here | why):
 - layers | the same share of every layer; also with the first layer dense | `prune_rate` for every convolution and the
@@ -25,6 +26,8 @@ Deviations (point | paper | authors' code | here | why):
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +40,7 @@ from methods.core import (
     Timeline,
     Trains,
     View,
+    count_kept,
     keep_top,
 )
 
@@ -52,6 +56,14 @@ class DNW(Method):
     keeps_layer_counts: ClassVar[bool] = True
 
     distribution: str = "uniform"  # not the page's: the same sparsity in every layer is part of the method
+
+    def remarks(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        counts = DISTRIBUTIONS[self.distribution](shapes, count_kept(self.sparsity, sum(sizes.values())))
+        thin = [f"{n} ({counts[n]} of {size:,})" for n, size in sizes.items() if counts[n] < shapes[n][0]]
+        if not thin:
+            return []
+        return [f"fewer weights than outputs stay in {', '.join(thin)}: distribution=erk, or keep_dense, leaves more"]
 
     def update_steps(self, timeline: Timeline) -> range:
         return range(1, timeline.total_steps + 1)

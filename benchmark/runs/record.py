@@ -61,7 +61,8 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "dense_parameters": built.dense_parameters,
         },
         "density": {
-            **{"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters},
+            "prunable": active / built.dense_prunable,
+            "all_parameters": alive / built.dense_parameters,
             **reached,
         },
         "layers": describe_layers(built, counts),

@@ -13,6 +13,7 @@ from leaderboard.tables.table import (
     BLANK,
     Cell,
     Row,
+    column_of,
     count_zeros,
     duration,
     escape,
@@ -137,6 +138,7 @@ def notes(cell: Cell) -> list[str]:
             f"skipped steps: {skipped}": skipped,
             f"active weights that are zero: {zero:,}": zero,
             f"density before its masks were fixed: {reached:.4g}": reached != record["density"]["prunable"],
+            f"asked for {percent(record['sparsity'])}": column_of(record) != record["sparsity"],
             "uncommitted code": record["git"]["dirty"],
         }
         for note in (note for note, holds in found.items() if holds):

@@ -123,6 +123,21 @@ def gather(records: list[Record]) -> Cell:
     return Cell([counted[seed] for seed in sorted(counted)], repeats)
 
 
+NEAR = 0.005  # of the sparsity asked: an outcome within half a point of it stands there
+
+
+def column_of(record: Record) -> float:
+    """Return the sparsity at which a run stands: the one asked, or what it delivered where its count is an outcome.
+
+    An outcome within half a point of what was asked stands there, any other at the nearest whole per cent, or as it is
+    where that is 100. A run that diverged stands where it was asked for.
+    """
+    asked, delivered = float(record["sparsity"]), 1 - record["density"]["prunable"]
+    if record["method"]["budget"] != "outcome" or record["status"] != "ok" or abs(delivered - asked) <= NEAR + 1e-9:
+        return asked
+    return round(delivered, 2) if round(delivered, 2) < 1 else float(delivered)
+
+
 def count_zeros(record: Record) -> int:
     """Return how many active weights were zero at the end; 0 if the record does not say."""
     weights = record["weights"]
@@ -131,7 +146,7 @@ def count_zeros(record: Record) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by sparsity asked.
+    """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by `column_of`.
 
     `label` is escaped, `name` the same as text; `settings` are those that are not the defaults.
     """
@@ -159,7 +174,7 @@ def make_rows(records: list[Record]) -> list[Row]:
         method, weights = found.runs[0]["method"], found.runs[0]["weights"]
         by_sparsity: dict[float, list[Record]] = {}
         for run in found.runs:
-            by_sparsity.setdefault(float(run["sparsity"]), []).append(run)
+            by_sparsity.setdefault(column_of(run), []).append(run)
         rows.append(
             Row(
                 found.group,
@@ -189,7 +204,7 @@ def show_rank(rank: tuple[int, int] | None) -> str:
 
 
 def main_table(rows: list[Row], ranks: Mapping[tuple[int, float], tuple[int, int]]) -> list[str]:
-    """Return the lines of the main table: groups of methods down, sparsities asked across, four columns for each.
+    """Return the lines of the main table: groups of methods down, sparsities across, four columns for each.
 
     `ranks`: by row number and sparsity. An accuracy is bold if its rank can only be 1. Controls made from another row's
     runs have a table of their own.

@@ -106,7 +106,7 @@ def call_grid(run: Run) -> None:
     failed = run_cells(
         folder,
         methods=run.method,
-        sparsities="0.8",
+        sparsities="0.5" if run.method == "sr_ste" else "0.8",  # it takes no other
         arguments=run.arguments,
         command="kills",
         console=Console(file=said, width=200),

@@ -12,7 +12,8 @@ import pytest
 
 import leaderboard.board.page as page_module
 from leaderboard import Problem, rebuild, render, write_record
-from tests.harness.record_factory import make_record
+from leaderboard.tables.table import column_of
+from tests.harness.record_factory import make_record, show
 
 # Text from records
 
@@ -22,6 +23,26 @@ def test_links_lead_to_the_files(tmp_path: Path) -> None:
     rebuild(tmp_path / "my records", tmp_path / "site" / "page.md")
     text = (tmp_path / "site" / "page.md").read_text()
     assert "[seed 0](../my%20records/digits_resnet20.granet.0.9.s0.3f9a1c2e.json)" in text
+
+
+# Where an outcome stands
+
+
+def test_an_outcome_stands_at_what_it_delivered_unless_that_is_within_half_a_point() -> None:
+    """Asked for 90 %: 89.6 stays there, 86.8 stands at 87, 97.7 beside those asked for 98; only the latter are told."""
+    outcome = {"name": "free", "budget": "outcome"}
+    free = [
+        make_record(sparsity=s, seed=n, method=outcome) | {"sparsity": 0.9} for n, s in enumerate((0.896, 0.868, 0.977))
+    ]
+    diverged = make_record(sparsity=0.5, seed=3, method=outcome, status="diverged") | {"sparsity": 0.9}
+    assert [column_of(run) for run in [*free, diverged]] == [0.9, 0.87, 0.98, 0.9]
+    assert column_of(make_record(sparsity=0.868) | {"sparsity": 0.9}) == 0.9, "a count that is promised is checked"
+    assert column_of(make_record(sparsity=0.998, method=outcome) | {"sparsity": 0.9}) == pytest.approx(0.998)
+    text = show(*free, diverged, make_record(sparsity=0.98))
+    assert "sparsity 87 %: accuracy" in text and "sparsity 98 %: accuracy" in text
+    lines = [line.split("|") for line in text.splitlines() if "[seed" in line]
+    notes = {cells[2].strip(): "asked for 90 %" in cells[-3] for cells in lines if cells[1].strip() == "free"}
+    assert notes == {"90 %": False, "87 %": True, "98 %": True}
 
 
 # The page as a file

@@ -48,6 +48,12 @@ def test_dnw_computes_with_the_largest_of_each_layer_those_left_out_included():
     assert digits(DNW(sparsity=0.75).setup(view)) == "0100 1000"
 
 
+def test_dnw_names_layers_that_keep_fewer_weights_than_outputs():
+    shapes = {"first": (16, 1, 3, 3), "other": (16, 16, 3, 3)}  # 2 % of 144 and of 2304
+    assert DNW(sparsity=0.98).remarks(shapes)[0].startswith("fewer weights than outputs stay in first (3 of 144):")
+    assert DNW(sparsity=0.9, distribution="erk").remarks(shapes) == DNW(sparsity=0.5).remarks(shapes) == []
+
+
 def test_dnw_trains_what_it_leaves_out_straight_through():
     """One step of plain SGD: every stored weight moves by lr x the gradient of the weight computed with, and decay."""
     run = start(DNW(sparsity=0.5), "dnw", small.SmallNet, 0, momentum=0.0, nesterov=False, weight_decay=0.0, epochs=1)
