@@ -35,7 +35,6 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
     prunable, active = run.maskset.total, sum(counts.values())
     parameters = sum(p.numel() for p in run.model.parameters())
     alive = parameters - prunable + active
-    reached = {} if run.own.reached is None else {"reached": run.own.reached}
     return {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
@@ -60,11 +59,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "dense_prunable": built.dense_prunable,
             "dense_parameters": built.dense_parameters,
         },
-        "density": {
-            "prunable": active / built.dense_prunable,
-            "all_parameters": alive / built.dense_parameters,
-            **reached,
-        },
+        "density": describe_density(built, run, active, alive),
         "layers": describe_layers(built, counts),
         "empty_layers": [name for name, count in counts.items() if count == 0],
         "masks_sha256": run.maskset.sha256(),
@@ -81,6 +76,12 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "environment": describe_arithmetic(run),
         "git": describe_git(),
     }
+
+
+def describe_density(built: Built, run: Training, active: int, alive: int) -> dict[str, float]:
+    """Return the shares of the dense network's weights; `reached`: by thresholds, before masks took their place."""
+    shares = {"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters}
+    return shares if run.own.reached is None else {**shares, "reached": run.own.reached}
 
 
 def count_nonzero(weights: Mapping[str, Tensor], masks: Iterable[str]) -> int:

@@ -227,6 +227,7 @@ SAME_PAGE = {  # settings of a page that cannot change a number, and why
     "data_dir": "where the files lie; the data's fingerprint says what is in them",
     "workers": "how fast images are read; an augmented one is a function of seed, epoch and index alone",
     "allow_dense": "a permission: with it a run is made, without it none is",
+    "methods": "they are in the settings of the record's method, which are compared with the row's",
 }
 
 LATER: Settings = {"conv_init": "network", "no_decay": []}  # of a page whose record is older than these settings
