@@ -240,10 +240,6 @@ def test_a_cell_without_a_published_value_is_never_agreed_with() -> None:
 DEPARTURES: list[tuple[dict[str, Any], str]] = [
     ({"page": {"changed": {"epochs": 10}, "settings": {"epochs": 10}, "variant": "x"}}, "epochs = 10, not 160"),
     ({"page": {"settings": {"cutout": 16}}}, "cutout = 16, unknown here"),
-    (
-        {"page": {"settings": {"methods": {"granet": {"start_sparsity": 0.0}}}}},
-        'methods = {"granet": {"start_sparsity": 0.0}}, not {}',
-    ),
     ({"method": {"settings": {"start_sparsity": 0.0}}}, "start_sparsity = 0.0, not 0.5"),
     (
         {"page": {"changed": {"data": "folder"}, "variant": "x"}, "data": {"name": "cifar10-jpeg"}},
