@@ -28,7 +28,7 @@ from benchmark.config.pages import (
     load_page,
     read_settings,
 )
-from benchmark.config.plugins import Plugin, expand_name, find_method, is_method, method_names
+from benchmark.config.plugins import ALL, Plugin, expand_name, find_method, is_method, method_names
 from benchmark.config.settings import guess, nest, parse_words, read_float
 from leaderboard.store.kinds import LARGEST, is_number
 from leaderboard.store.privacy import name_secret
@@ -235,8 +235,10 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
     """Return the requested grid of cells, pages outermost, with their settings checked.
 
     Raises UserError for the first fault of any cell, before anything is run. A method without a budget (dense)
-    appears once per seed, whatever sparsities are listed.
+    appears once per seed, whatever sparsities are listed. Of `all`, methods that do not take a sparsity at their
+    defaults (N:M masks) are left out at that one.
     """
+    everything = ALL in methods.split(",")
     changes = parse_arguments(arguments)
     plugins = [find_method(name) for name in split_methods(methods)]
     of_methods = {name for plugin in plugins for name in plugin.settings()}
@@ -250,6 +252,8 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
         default = load_page(task)
         page = apply_changes(default, of_page) if of_page else default
         for plugin, sparsity, seed in product(plugins, wanted, numbers):
+            if everything and not plugin.takes(default, sparsity):
+                continue
             cell = make_cell(task, default, page, plugin, sparsity, seed, changes)
             cells.setdefault(cell.identity, cell)
     return list(cells.values())

@@ -97,6 +97,14 @@ class Plugin:
         except ValueError as error:
             raise UserError(f"method '{self.name}': {error}") from error
 
+    def takes(self, page: Page, sparsity: float) -> bool:
+        """Return whether the method can be asked for this sparsity at the page's defaults."""
+        try:
+            self.build(page, sparsity, {})
+        except UserError:
+            return False
+        return True
+
     def listed(self) -> str:
         """Return the settings as one line of text."""
         return ", ".join(sorted(self.settings())) or "none"

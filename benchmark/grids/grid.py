@@ -15,6 +15,7 @@ from benchmark.base.files import check_places, show
 from benchmark.base.tracking import check_mode
 from benchmark.config.cells import Cell, choose_task, plan_cells
 from benchmark.config.pages import Page
+from benchmark.config.plugins import ALL, expand_name
 from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import check_shares, count_ranks, do_together, own_rank
 from benchmark.grids.predict import Networks
@@ -57,6 +58,9 @@ def run_grid(
     if reason:
         console.print(reason, highlight=False)
     cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
+    left_out = set(expand_name(asked.methods)) - {cell.plugin.name for cell in cells} if asked.methods == ALL else ()
+    if left_out:
+        console.print(f"left out, for they do not take SPARSITY={asked.sparsities}: {', '.join(sorted(left_out))}")
     for cell in cells if snapshots else []:
         refuse_rounds(cell, "--snapshots")
     kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")

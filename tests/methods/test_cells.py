@@ -13,7 +13,7 @@ from benchmark.base.errors import UserError
 from benchmark.config import pages
 from benchmark.config.cells import choose_task, parse_arguments, parse_seed, plan_cells
 from benchmark.config.pages import CONFIGS, page_names
-from benchmark.config.plugins import METHODS, find_method
+from benchmark.config.plugins import METHODS, find_method, method_names
 from benchmark.runs.record import describe_page
 
 PAGE = "digits_resnet20"
@@ -244,3 +244,11 @@ def test_a_method_s_file_may_lie_in_the_home_folder(tmp_path, monkeypatch):
     assert (cell.plugin.name, cell.plugin.source) == ("mine", "~/mine.py")
     with pytest.raises(UserError, match=r"~nosuchuser/mine\.py: there is no home of user 'nosuchuser' here"):
         plan_cells("~nosuchuser/mine.py", "0.9", PAGE, "0", "")
+
+
+def test_all_is_every_method_that_takes_the_sparsity():
+    names = {cell.plugin.name for cell in plan_cells("all", "0.9", PAGE, "0", "")}
+    assert names == set(method_names()) - {"sr_ste"}
+    assert "sr_ste" in {cell.plugin.name for cell in plan_cells("all", "0.5", PAGE, "0", "")}
+    with pytest.raises(UserError, match="sr_ste.*ask SPARSITY=0.5"):
+        plan_cells("sr_ste", "0.9", PAGE, "0", "")
