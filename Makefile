@@ -91,9 +91,9 @@ install: $(READY) ## make .venv and install, without running anything
 
 $(COMMANDS): $(READY)
 	@$(TARGET) $@
-bench: ## train, price, update the leaderboard
-sweep: ## run what is not finished of a grid, GRID=file or lists, on JOBS workers; PLAN=1: what it costs
-table1: ## run what is not finished of the GraNet paper's dense baselines, rebuild all sheets; PLAN=1: the cost
+bench: ## train, count FLOPs, rebuild the leaderboard
+sweep: ## run the unfinished cells of a grid, GRID=file or lists, on JOBS workers; PLAN=1: what it costs
+table1: ## run the unfinished cells of the GraNet paper's dense baselines, rebuild all sheets; PLAN=1: the cost
 table2: ## likewise its CIFAR table
 table3: ## likewise its ImageNet table
 plasticity: ## how well networks recover from pruning at different epochs (GraNet paper, Section 3); PLAN=1: the runs

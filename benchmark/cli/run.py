@@ -82,7 +82,7 @@ def sweep(
     workers: Where = "local",
     jobs: Annotated[str, typer.Option(help="number of workers, or auto; 1 on this machine: in this process")] = "1",
     per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
-    gpus: Annotated[int, typer.Option(help="with --plan: the time on so many devices of this kind (CPU: cores)")] = 0,
+    gpus: Annotated[int, typer.Option(help="with --plan: the time on that many devices of this kind (CPU: cores)")] = 0,
     workers_args: WorkersArgs = "",
     retries: Annotated[int, typer.Option(help="how often a failed cell is tried again")] = 2,
     device: Device = "auto",

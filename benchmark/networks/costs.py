@@ -152,8 +152,8 @@ class Meter:
     """Charges every training step with the masks it was done with.
 
     A step on one image costs a forward f, a backward through the inputs f, and weight gradients: f of the weights that
-    are trained, or f_D where the method reads dense gradients or trains all weights (RigL, Appendix H; Top-KAST:
-    2 f(A) + f(B)). Invariant: `train` is an exact integer, the sum over all steps.
+    are trained, f_D where that is all of them, and f_D in all where dense gradients are read (RigL, Appendix H;
+    Top-KAST: 2 f(A) + f(B)). Invariant: `train` is an exact integer, the sum over all steps.
     """
 
     def __init__(self, costs: Costs, reference: Costs) -> None:

@@ -88,7 +88,7 @@ class Start:
         return place(built, cell.page, device)
 
     def arrange(self, run: Training) -> None:
-        """Set the epochs that the run trains, and whose learning rates it has."""
+        """Set the epochs that the run trains, and whose learning-rate schedule it uses."""
 
     def begin(self, cell: Cell, run: Training, warn: Warn) -> dict[str, Any]:
         """Bring the run to its first step; return what its record says beyond that of a run begun afresh."""

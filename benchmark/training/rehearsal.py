@@ -262,7 +262,7 @@ def same_update(one: Update, other: Update) -> bool:
 def refuse_writes(name: str, before: Iterable[Tensor], after: Iterable[Tensor]) -> None:
     """Raise UserError when a weight changed while the method was asked for masks."""
     if any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)):
-        raise UserError(f"method '{name}' breaks its contract: it wrote to a weight; it may only return masks")
+        raise UserError(f"method '{name}' breaks its contract: it wrote to a weight instead of returning values")
 
 
 def check_budget(cell: Cell, built: Built) -> None:

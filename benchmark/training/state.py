@@ -43,7 +43,7 @@ class Training:
     channels_last: bool
     own: Own = field(default_factory=Own)  # of the method
     average: ModelEmaV3 | None = None
-    schedule: Page | None = None  # whose learning rates it has; None = its own page's
+    schedule: Page | None = None  # whose learning-rate schedule is used; None = its own page's
     first_epoch: int = 0  # epochs finished before it began: those of the run that it branches from
     waits: bool = True  # for the device to say whether a step is finite; at updates it always does
     graphs: bool = False  # whether forward and backward are recorded once and replayed

@@ -1,4 +1,4 @@
-"""The training loop: one for every method, in the order of one step that the design fixes."""
+"""The training loop: one for every method, its step in the order that methods/README.md gives."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def begin_epoch(run: Training, epoch: int) -> None:
 
 
 def make_up(run: Training) -> None:
-    """Do the update of a round whose last step was not finite before the network that it is of is left behind.
+    """Apply a pending update before the next round rewinds the network: the round's last step was not finite.
 
     One that reads gradients comes at the next finite step, as ever.
     """

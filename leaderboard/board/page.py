@@ -28,7 +28,8 @@ UNITS = """\
   those significantly worse (paired t-tests by seed of all pairs at a sparsity, Holm's correction, 5 %); rows that the
   seeds do not tell apart share places. Bold: significantly better than every other row, so rank 1 alone. Dense and
   controls made from another row's runs are not ranked.
-- **Sparsity**: the share of prunable weights asked to be zero. The densities reached are in the details.
+- **Sparsity**: the share of prunable weights asked to be zero; where a method's weight count is an outcome, the one it
+  delivered, unless that is within half a point of what was asked. The densities reached are in the details.
 - **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
   left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
   passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.

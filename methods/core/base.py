@@ -34,7 +34,7 @@ def from_page(default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A sparse-training method: which weights live, and when that changes. Nothing else.
+    """A sparse-training method: which weights live, when that changes, and what its paper does to them besides.
 
     A method is a frozen dataclass in a file of its own: the fields are its hyper-parameters, the class facts say what
     it needs. It is asked for masks once before the first step (`setup`) and after each of `update_steps` (`update`).
