@@ -118,7 +118,8 @@ def test_curves_end_at_the_tables_costs_and_densities() -> None:
     assert len(ends) > 15
     assert ends == pytest.approx({place: costs[place] for place in ends}, rel=1e-12)
     for curve in curves_of(series, "density", (0.9, 0.98)):
-        assert curve.values[-1] == pytest.approx(1 - curve.sparsity, abs=1e-5)
+        near = 0.005 if curve.label.startswith("srigl") else 1e-5  # whose count is an outcome
+        assert curve.values[-1] == pytest.approx(1 - curve.sparsity, abs=near)
 
 
 @pytest.mark.parametrize("seed", range(5))

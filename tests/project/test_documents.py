@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import io
 import json
 import pkgutil
 import re
 import shlex
 import subprocess
+import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 import yaml
 from rich.console import Console
 
 import benchmark.cli.targets as makefile
-import methods.core
 from benchmark.base.console import print_result
 from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
@@ -268,12 +267,16 @@ METHOD = EXAMPLES[0]  # a whole file; every other example is what differs from i
 
 
 @pytest.mark.parametrize("differing", ["", *EXAMPLES[1:]], ids=lambda text: text.partition("\n")[0])
-def test_every_example_is_a_method_that_keeps_its_contract_in_rehearsal(differing):
-    names = {**vars(methods.core), "torch": torch, "Tensor": torch.Tensor, "Mapping": Mapping}
-    exec(METHOD, names)
-    head = "@dataclass(frozen=True, kw_only=True)\nclass Example(Exchange):\n    pass\n"
-    exec(head + textwrap.indent(differing, "    "), names)
-    method = names["Example"](sparsity=0.9, update_every=20)
+def test_every_example_is_a_method_that_keeps_its_contract_in_rehearsal(differing, tmp_path):
+    modules = ("from collections.abc import Mapping", "import torch", "from torch import Tensor")
+    head = "\n".join(("from __future__ import annotations", *modules, ""))
+    example = "@dataclass(frozen=True, kw_only=True)\nclass Example(Exchange):\n    pass\n"
+    (tmp_path / "example.py").write_text(f"{head}{METHOD}\n\n{example}{textwrap.indent(differing, '    ')}")
+    spec = importlib.util.spec_from_file_location("sparse_bench_example", tmp_path / "example.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sparse_bench_example"] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    method = module.Example(sparsity=0.9, update_every=20)
     rounds = method.rounds(20)
     ends = [200 + 10 * more * (20 - rounds.back_to) for more in range(rounds.count)]
     rehearse(method, "example", Timeline(ends[-1], 10, tuple(ends)))
