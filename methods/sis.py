@@ -62,7 +62,7 @@ class SIS(Method):
     writes: ClassVar[bool] = True
 
     fine_tune: bool = True  # False: the update is the end
-    iterations: int = 40  # of Douglas-Rachford, for each eta tried
+    iterations: int = 25  # of Douglas-Rachford, for each eta tried
     score_batches: int = 16  # training batches that the layers' inputs are seen over
 
     def validate(self) -> None:

@@ -74,13 +74,14 @@ def stand_in_donor(method: Method, weights: Mapping[str, Tensor]) -> DonorRun | 
 def stand_in_moments(method: Method, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return second moments of inputs for a stand-in network, if `method` asks for them: random and full.
 
-    A function of the layers' fan-in alone, whatever the order of their outputs.
+    A function of a layer's fan-in alone, whatever the order of layers and of outputs.
     """
     if method.moments() is None:
         return None
-    generator, moments = torch.Generator().manual_seed(0), {}
+    moments = {}
     for name, weight in weights.items():
         fan_in = weight[0].numel()
+        generator = torch.Generator().manual_seed(fan_in)
         rows = torch.randn(1, 2 * fan_in, fan_in, generator=generator, dtype=torch.float64)
         moments[name] = rows.mT @ rows / (2 * fan_in)
     return moments

@@ -10,7 +10,7 @@ from tests.harness.oracles import ORACLES, Oracle, best_of_all, budget
 class Sis(Oracle):
     """Verma & Pesquet 2021: after a dense training, min |W|_1 at a bounded change of every layer's outputs."""
 
-    defaults = {"fine_tune": True, "iterations": 40, "score_batches": 16}  # noqa: RUF012
+    defaults = {"fine_tune": True, "iterations": 25, "score_batches": 16}  # noqa: RUF012
 
     def __init__(self, settings, timeline):
         super().__init__(settings, timeline)
