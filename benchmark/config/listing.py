@@ -33,7 +33,12 @@ def describe_needs(cls: type[Method]) -> str:
         needs.append("the values of inactive weights")
     if cls.trains is Trains.ALL:
         needs.append("gradients of all weights at every step")
-    for hook, need in (("rounds", "several trainings"), ("penalty", "a penalty"), ("learned", "parameters of its own")):
+    for hook, need in (
+        ("rounds", "several trainings"),
+        ("penalty", "a penalty"),
+        ("learned", "parameters of its own"),
+        ("moments", "second moments of inputs"),
+    ):
         if getattr(cls, hook) is not getattr(Method, hook):
             needs.append(need)
     if cls.writes:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from benchmark.base.seeds import derive
 from benchmark.conformance.budget import NETS
 from benchmark.conformance.checks import Outcome, check
 from benchmark.conformance.nets import BATCH, CHANNELS, CLASSES, IMAGES, SIZE, count_macs, make_network
-from benchmark.conformance.trial import Kit, Trial
+from benchmark.conformance.trial import Call, Kit, Trial
 from benchmark.training.scoring import scoring_pieces, set_mode
-from methods.core import DenseGrads, Scoring
+from methods.core import DenseGrads, Moments, Scoring
 
 CLOSE = 1e-3  # relative error of a gradient's norm: float32 against float64
 GRADIENTS, PRODUCTS = "gradients", "Hessian-gradient products"
+MOMENTS, SEEN = "input moments", ("conv", "depthwise")
 COUNTS, MASKS = "donor counts", "donor masks"
 
 
@@ -206,6 +208,69 @@ def product_again(
     return {name: (sides[0][name] - sides[1][name]) / (2 * size) for name in direction}
 
 
+@check(
+    "declared-moments",
+    "return Moments() from moments() if update() reads view.input_moments, else None; wrong moments are the engine's: "
+    "report them",
+)
+def check_moments(kit: Kit) -> Outcome:
+    """Update() reads second moments of inputs exactly if moments() asks for them, and they are those of plain loops."""
+    worst, shown = 0.0, 0
+    for network in SEEN:
+        trial = kit.trial(network=network)
+        wanted = trial.run.method.moments()
+        updates = [call for call in trial.calls if call.step > 0]
+        read = any(MOMENTS in call.reads for call in updates)
+        if read != (wanted is not None) and (updates or not trial.error):
+            return Outcome(False, f"declared {wanted}, {'read' if read else 'not read'} in {len(updates)} updates")
+        for call in updates:
+            if wanted is None or call.moments is None or len(trial.steps) < call.step:
+                continue
+            again, shown = moments_again(trial, call, wanted), shown + 1
+            if any(call.moments[name].shape != moment.shape for name, moment in again.items()):
+                return Outcome(False, f"{network} step {call.step}: moments are not (groups, fan-in, fan-in)")
+            worst = max(worst, relative_error(call.moments, again))
+            if not worst < CLOSE:
+                return Outcome(False, f"{network} step {call.step}: moments off by {worst:.1%} of their norm")
+    return Outcome(True, f"{shown} updates see moments, within {worst:.2%}")
+
+
+def moments_again(trial: Trial, call: Call, wanted: Moments) -> dict[str, Tensor]:
+    """Return the second moments of every layer's inputs at an update, in float64, on a network of its own."""
+    run, sums, rows = trial.run, {}, {}
+    model = make_network(trial.setting.network, 9)
+    model.load_state_dict({**trial.steps[call.step - 1].state.model, **(call.weights or {})})
+    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in run.maskset.weights}
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
+    seed = derive(run.seed, "input moments", call.step)
+    model.double().eval()
+    with torch.no_grad():
+        for images, _, _ in scoring_pieces(run.data.train, Scoring(batches=wanted.batches), BATCH, seed, run.device):
+            model(images.double())
+        for name, layer in layers.items():
+            sums[name], rows[name] = add_products(layer, torch.cat(seen[name]))
+    return {name: total / rows[name] for name, total in sums.items()}
+
+
+def add_products(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
+    """Return the sum of x x^T over images and output positions, position by position, and how many there are."""
+    if isinstance(layer, nn.Linear):
+        return (inputs.mT @ inputs).unsqueeze(0), len(inputs)
+    assert isinstance(layer, nn.Conv2d)
+    (size, _), (stride, _), pad = layer.kernel_size, layer.stride, int(layer.padding[0])
+    padded = nn.functional.pad(inputs, (pad, pad, pad, pad))
+    corners = range(0, padded.shape[-1] - size + 1, stride)
+    patches = [
+        padded[:, :, i : i + size, j : j + size].reshape(len(inputs), layer.groups, -1)
+        for i in corners
+        for j in corners
+    ]
+    products = [torch.einsum("ngi,ngj->gij", patch, patch) for patch in patches]
+    return torch.stack(products).sum(0), len(inputs) * len(patches)
+
+
 ENGINE = "this is the engine's, unless needs are declared wrongly (see declared-gradients); report it"
 
 
@@ -217,6 +282,9 @@ class Recount:
         self.uses, self.attention = count_macs(model)
         self.sizes = {name: model.get_parameter(name).numel() for name in self.uses}
         self.dense = self.forward({})
+        groups = {f"{name}.weight": getattr(module, "groups", 1) for name, module in model.named_modules()}
+        fans = {name: model.get_parameter(name)[0].numel() for name in trial.run.maskset.weights}
+        self.products = sum(self.uses[name] * groups[name] * fan**2 for name, fan in fans.items())
 
     def forward(self, masks: dict[str, Tensor]) -> int:
         """Return the multiply-adds of one image; a layer without a mask counts whole."""
@@ -228,14 +296,15 @@ class Recount:
 def check_training(kit: Kit) -> Outcome:
     """Every step is charged 2 f and the weight gradients of what is trained or read, every round of scoring its passes.
 
-    To the unit: 3 f for most methods, 2 f + f_D where dense gradients are read or all weights are trained.
+    To the unit: 3 f for most methods, 2 f + f_D where dense gradients are read or all weights are trained. Second
+    moments are charged a forward pass and their products.
     """
     totals = []
     for network in NETS:
         trial = kit.trial(network=network)
         method, line = trial.run.method, trial.run.timeline
         recount, due = Recount(trial), set(trial.run.method.update_steps(trial.run.timeline))
-        wanted = method.scoring()
+        wanted, moments = method.scoring(), method.moments()
         total = 0 if wanted is None else {1: 3, 2: 12}[wanted.order] * recount.dense * asked_images(wanted)
         for before in trial.calls[: wanted.rounds - 1] if wanted else ():  # each further round runs under these masks
             assert wanted is not None
@@ -246,6 +315,8 @@ def check_training(kit: Kit) -> Outcome:
             forward, reads = recount.forward(begun.masks), method.dense_gradients()
             dense = reads is DenseGrads.EVERY_STEP or (reads is DenseGrads.AT_UPDATES and seen.step in due)
             total += images * (2 * forward + (recount.dense if dense else recount.forward(begun.trained)))
+            if moments is not None and seen.step in due:
+                total += min(moments.batches * BATCH, IMAGES) * (forward + recount.products)
             if seen.train_macs != total:
                 return Outcome(False, f"{network} step {seen.step}: {seen.train_macs:,} charged, recount {total:,}")
         totals.append(f"{network} {total:,}")

@@ -242,6 +242,8 @@ class Call:
     changed: list[str] = field(default_factory=list)  # inputs that had other bits afterwards
     masks: dict[str, Tensor] | None = None  # what it returned; None where it raised or returned something else
     update: Update | None = None  # all that it returned
+    moments: dict[str, Tensor] | None = None  # of layers' inputs, as the view offered them
+    weights: dict[str, Tensor] | None = None  # where there are moments: those they were taken with
 
 
 @dataclass(frozen=True)
@@ -335,6 +337,12 @@ class SpyView(View):
         return super().hessian_gradients
 
     @property
+    def input_moments(self) -> Mapping[str, Tensor]:
+        """The view's second moments of layers' inputs; the reading is noted."""
+        self.reads.add("input moments")
+        return super().input_moments
+
+    @property
     def donor_counts(self) -> Mapping[str, int]:
         """The view's counts of a donor; the reading is noted."""
         self.reads.add("donor counts")
@@ -352,6 +360,7 @@ def inputs_of(view: View) -> dict[str, Tensor]:
     kinds: dict[str, Mapping[str, Tensor]] = {"weight": view.weights, "mask": view.masks}
     kinds["gradient"], kinds["product"] = view._gradients or {}, view._hessian_gradients or {}
     kinds["donor's mask"], kinds["active gradient"] = view._donor_masks or {}, view._active_gradients or {}
+    kinds["input moment"] = view._input_moments or {}
     kinds |= {"stored": view.stored, "trained": view.trained, "state": view.state, "learned": view.learned}
     return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
 
@@ -365,6 +374,8 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
             before_call()
             gradients, products = view._gradients, view._hessian_gradients
             call = Call(view.step, clone(gradients) if gradients else None, clone(products) if products else None)
+            if view._input_moments:
+                call.moments, call.weights = clone(view._input_moments), clone(view.weights)
             calls.append(call)
             inputs = inputs_of(view)
             before = clone(inputs)

@@ -12,7 +12,7 @@ from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit
 from benchmark.training.contract import list_stages, show_donor
 from benchmark.training.own import weighs
-from benchmark.training.rehearsal import stand_in_donor
+from benchmark.training.rehearsal import stand_in_donor, stand_in_moments
 from methods.core import DenseGrads, Inactive, Masks, Method, Timeline, Update, View
 
 LINE = Timeline(24, 6)
@@ -82,6 +82,7 @@ class Show:
             state=self.state,
             learned=self.learned,
             active_gradients={n: g * masks[n] for n, g in gradients.items()} if step else None,
+            input_moments=stand_in_moments(method, weights) if step else None,
             lr=0.1,
             round=round,
             **show_donor(stand_in_donor(method, weights) if step == 0 else None, weights),

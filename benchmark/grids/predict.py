@@ -18,6 +18,7 @@ from benchmark.networks.prunable import prunable_weights
 from benchmark.runs.run import first_view, make_timeline
 from benchmark.training.contract import list_stages, planned_count, propose
 from benchmark.training.masks import MaskSet
+from benchmark.training.moments import moment_sizes
 from benchmark.training.own import weighs
 from benchmark.training.scoring import scoring_chunks
 from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept, geometric
@@ -121,6 +122,7 @@ def predict(cell: Cell, data: Data, network: Network, donor: Prediction | None =
         # Between two updates nothing changes, and the meter is linear in images: one charge for all these steps.
         charge(done, step - 1, reads is DenseGrads.EVERY_STEP)
         charge(step - 1, step, reads is not DenseGrads.NEVER)
+        foresee_moments(cell, data, network, meter)
         go_on(forecast, cell, network, step, timeline)
         meter.on_commit(forecast.counts)
         done = step
@@ -149,6 +151,14 @@ def foresee_rounds(cell: Cell, network: Network, wanted: Scoring, images: int, m
         likely = count_kept(geometric(cell.sparsity, done / wanted.rounds), network.maskset.total)
         meter.charge_scoring(wanted, images, divide(cell, network, likely))
     return wanted.rounds == 1
+
+
+def foresee_moments(cell: Cell, data: Data, network: Network, meter: Meter) -> None:
+    """Charge the second moments of layers' inputs that an update reads, where it does."""
+    wanted = cell.method.moments()
+    if wanted is not None:
+        images = min(wanted.batches * cell.page.batch_size, len(data.train))
+        meter.charge_moments(images, moment_sizes(network.built.model, network.maskset.weights))
 
 
 def images_until(cell: Cell, data: Data, timeline: Timeline, step: int) -> int:

@@ -176,6 +176,14 @@ class Meter:
         self.scoring += cost
         self.train += cost
 
+    def charge_moments(self, images: int, sizes: Mapping[str, int]) -> None:
+        """Charge second moments of layers' inputs, so many numbers for each layer, over so many images.
+
+        An image runs forward under the masks, and adds the products x x^T at each output position.
+        """
+        products = sum(self.costs.per_weight[name] * size for name, size in sizes.items())
+        self.train += images * (self.forward + products)
+
     def weight_gradients(self, dense: bool, trained: Mapping[str, int] | None = None) -> int:
         """Return the multiply-adds of an image's weight gradients: of all weights, of the trained or of the active."""
         if dense:

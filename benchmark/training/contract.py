@@ -69,7 +69,7 @@ def as_update(proposal: Any) -> Update:
 
 def shown_by(view: View) -> list[Mapping[str, Tensor]]:
     """Return every group of tensors that a view shows."""
-    given = (view._gradients, view._hessian_gradients, view._active_gradients, view._donor_masks)
+    given = (view._gradients, view._hessian_gradients, view._active_gradients, view._donor_masks, view._input_moments)
     return [view.weights, view.masks, view.stored, view.trained, view.state, view.learned, *(g or {} for g in given)]
 
 

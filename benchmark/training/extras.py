@@ -1,10 +1,13 @@
-"""What a step does for methods that do more than choose masks: stored weights, penalties, learned weights, rounds."""
+"""What a step does for methods that do more than choose masks: stored or learned weights, penalties, rounds."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from benchmark.base.seeds import derive
+from benchmark.distributed.ranks import do_together, share_tensors
+from benchmark.training.moments import take_moments
 from benchmark.training.own import ask_weigh, check_penalty, has_penalty
 from benchmark.training.state import Training
 
@@ -77,6 +80,18 @@ def follow(run: Training) -> None:
         stored.follow(run.average.get_decay())
         shown = run.average.module
         run.maskset.show_weighed(shown) if stored.weigh is not None else run.maskset.show(shown)
+
+
+def read_moments(run: Training) -> dict[str, Tensor] | None:
+    """Return the second moments of layers' inputs, rank 0's, and charge them; None where the method asks for none."""
+    wanted, seed = run.method.moments(), derive(run.seed, "input moments", run.step)
+    if wanted is None:
+        return None
+    weights, train, batch = run.maskset.weights, run.data.train, run.page.batch_size
+    moments, images = do_together(lambda: take_moments(run.model, weights, train, wanted, batch, seed))
+    share_tensors(list(moments.values()))
+    run.meter.charge_moments(images, {name: moment.numel() for name, moment in moments.items()})
+    return moments
 
 
 @torch.no_grad()

@@ -71,6 +71,22 @@ def stand_in_donor(method: Method, weights: Mapping[str, Tensor]) -> DonorRun | 
     return DonorRun("stand-in", wanted.run, method.sparsity, 0, wanted.kind, hash_masks(masks), counts, bits)
 
 
+def stand_in_moments(method: Method, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return second moments of inputs for a stand-in network, if `method` asks for them: random and full.
+
+    A function of a layer's fan-in alone, whatever the order of layers and of outputs.
+    """
+    if method.moments() is None:
+        return None
+    moments = {}
+    for name, weight in weights.items():
+        fan_in = weight[0].numel()
+        generator = torch.Generator().manual_seed(fan_in)
+        rows = torch.randn(1, 2 * fan_in, fan_in, generator=generator, dtype=torch.float64)
+        moments[name] = rows.mT @ rows / (2 * fan_in)
+    return moments
+
+
 def rehearse(method: Method, name: str, timeline: Timeline) -> None:
     """Run the method's setup and some of its updates on a tiny stand-in network and hold it to every promise.
 
@@ -155,6 +171,7 @@ class StandIn:
                 gradients={n: g.clone() for n, g in gradients.items()} if declared else None,
                 hessian_gradients={n: h.clone() for n, h in product.items()} if second else None,
                 active_gradients={n: g * self.maskset.trained()[n] for n, g in active.items()} if step else None,
+                input_moments=stand_in_moments(method, self.weights) if step else None,
                 round=round,
                 **self.own(),
                 **show_donor(self.donor if step == 0 else None, self.weights),

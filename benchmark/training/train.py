@@ -26,7 +26,7 @@ from benchmark.distributed.ranks import (
 )
 from benchmark.training.contract import commit, propose
 from benchmark.training.cuda_graphs import GraphedPasses
-from benchmark.training.extras import finish_gradients, follow, forget, go_back, step_stored
+from benchmark.training.extras import finish_gradients, follow, forget, go_back, read_moments, step_stored
 from benchmark.training.optim import is_finite, learning_rate, set_learning_rate, step_where
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
@@ -171,7 +171,7 @@ def compute_gradients(
 
 def update_masks(run: Training, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
     """Ask the method for new masks and commit them."""
-    view = run.view(dense, active)
+    view = run.view(dense, active, input_moments=read_moments(run))
     apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
     run.updates += 1
 

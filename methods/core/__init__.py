@@ -11,6 +11,7 @@ from methods.core.declared import (
     Group,
     Inactive,
     Masks,
+    Moments,
     Proposal,
     Rounds,
     Scoring,
@@ -33,6 +34,7 @@ from methods.core.masks import (
     keep_top_global,
     random_masks,
 )
+from methods.core.near import NearOutputs
 from methods.core.rates import check_rate, sparsity_before
 from methods.core.schedules import cosine, cubic, geometric, prune_progress, prune_range, update_range
 from methods.core.scores import gradient_magnitude, grasp_scores, magnitude, random_scores, snip_scores
@@ -53,6 +55,8 @@ __all__ = [
     "Inactive",
     "Masks",
     "Method",
+    "Moments",
+    "NearOutputs",
     "Proposal",
     "RefusedError",
     "Rounds",

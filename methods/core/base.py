@@ -16,6 +16,7 @@ from methods.core.declared import (
     Donor,
     Group,
     Inactive,
+    Moments,
     Proposal,
     Rounds,
     Scoring,
@@ -87,6 +88,10 @@ class Method(ABC):
 
     def scoring(self) -> Scoring | None:
         """Return what gradients `setup` needs, or None."""
+        return None
+
+    def moments(self) -> Moments | None:
+        """Return what second moments of layers' inputs `update` needs, or None."""
         return None
 
     def dense_gradients(self) -> DenseGrads:

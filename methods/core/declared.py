@@ -128,6 +128,21 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """The second moments of layers' inputs, over `batches` training batches of the page's size, for `update`.
+
+    The engine charges, for each image, a forward pass under the masks and the products x x^T at every output position.
+    Raises ContractError for less than one batch.
+    """
+
+    batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise ContractError(f"must take moments over at least 1 batch, got Moments(batches={self.batches})")
+
+
+@dataclass(frozen=True)
 class Rounds:
     """The page's training, repeated: each further round goes back to where the network was after `back_to` epochs.
 

@@ -36,8 +36,8 @@ class View:
     prunable, or not known. `lr`: the learning rate of this step. Gradients are dense, averaged over ranks, unscaled.
     `stored`: the weights with the values that inactive ones keep (a STORED method; else `weights`). `trained`: which
     weights have a gradient. `state`: the method's own tensors, as its last Update left them. `learned`: its own
-    parameters. `round`: of scoring in `setup`, from 0. Reading a gradient or a donor the method did not declare raises
-    ContractError. Invariant: inactive weights are exactly zero.
+    parameters. `round`: of scoring in `setup`, from 0. Reading a gradient, moments or a donor that was not declared
+    raises ContractError. Invariant: inactive weights are exactly zero.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class View:
         state: Mapping[str, Tensor] | None = None,
         learned: Mapping[str, Tensor] | None = None,
         active_gradients: Mapping[str, Tensor] | None = None,
+        input_moments: Mapping[str, Tensor] | None = None,
         lr: float = 0.0,
         round: int = 0,
     ) -> None:
@@ -74,6 +75,7 @@ class View:
         self.state = MappingProxyType(dict(state or {}))
         self.learned = MappingProxyType({name: tensor.detach() for name, tensor in (learned or {}).items()})
         self._active_gradients = read_only(active_gradients)
+        self._input_moments = read_only(input_moments)
         self._gradients = read_only(gradients)
         self._hessian_gradients = read_only(hessian_gradients)
         self._donor_counts = read_only(donor_counts)
@@ -117,6 +119,19 @@ class View:
                 "read Hessian-gradient products it did not declare: return Scoring(order=2) from scoring()"
             )
         return self._hessian_gradients
+
+    @property
+    def input_moments(self) -> Mapping[str, Tensor]:
+        """The second moments of each layer's inputs, float64 (groups, fan_in, fan_in), by weight name (`update` only).
+
+        The mean of x x^T over images and output positions, x the inputs that one output of the layer sees, in the order
+        of its weights, batch norm in evaluation mode, the network as it is before the update.
+        """
+        if self._input_moments is None:
+            raise ContractError(
+                "read input moments it did not declare: return Moments() from moments(); update() alone sees them"
+            )
+        return self._input_moments
 
     @property
     def donor_counts(self) -> Mapping[str, int]:

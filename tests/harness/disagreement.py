@@ -20,7 +20,14 @@ from benchmark.runs.run import set_up_masks
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.state import Training
 from methods.core import DenseGrads, Inactive, Method, Timeline, Update, View
-from tests.harness import oracles, oracles_moving, oracles_rounds, oracles_thresholds, small  # noqa: F401 (they register)
+from tests.harness import (  # noqa: F401 (they register)
+    oracles,
+    oracles_moving,
+    oracles_rounds,
+    oracles_sis,
+    oracles_thresholds,
+    small,
+)
 from tests.harness.oracles import ORACLES, Oracle
 
 EPOCH = small.IMAGES // small.BATCH  # steps
@@ -100,6 +107,7 @@ def ask(oracle: Oracle, view: View) -> list[dict[str, np.ndarray]]:
     oracle.view = {
         "stored": arrays(view.stored),
         "state": arrays(view.state),
+        "input_moments": arrays(view._input_moments),
         "lr": view.lr,
         "key": lambda name, purpose: view.key(name, purpose, False),
         "uniform": lambda name, purpose, run=False: view.uniform(name, purpose, run).cpu().numpy(),

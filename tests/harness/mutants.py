@@ -35,7 +35,7 @@ from benchmark.conformance.ranks import run_ranks
 from benchmark.networks.prunable import Layer
 from benchmark.training.masks import MaskSet
 from methods.core import Method, View
-from tests.harness import mutant_methods, mutants_moving, mutants_rounds, mutants_thresholds
+from tests.harness import mutant_methods, mutants_moving, mutants_rounds, mutants_sis, mutants_thresholds
 
 Fault = contextlib.AbstractContextManager[Any]
 
@@ -326,9 +326,9 @@ METHODS = [
 
 MUTANTS = [
     *(Mutant(*row) for row in [*METHODS, *mutants_rounds.METHODS]),
-    *(Mutant(*row) for row in [*mutants_moving.METHODS, *mutants_thresholds.METHODS]),
+    *(Mutant(*row) for row in [*mutants_moving.METHODS, *mutants_thresholds.METHODS, *mutants_sis.METHODS]),
     *(Mutant(*row, patched(loop, "go_back", fault)) for *row, fault in mutants_rounds.ENGINE),
-    *(Mutant(*row[:4], patched(*row[4:])) for row in mutants_moving.ENGINE),
+    *(Mutant(*row[:4], patched(*row[4:])) for row in [*mutants_moving.ENGINE, *mutants_sis.ENGINE]),
     Mutant("momentum kept", "a dropped weight's momentum stays", "inactive-optimiser-state", "rigl_itop",
            after_commit(leave_state("momentum_buffer"))),
     Mutant("second moment kept", "Adam's exp_avg_sq of dropped weights stays", "inactive-optimiser-state", "rigl_itop",
