@@ -128,7 +128,7 @@ def places_shown(number: int) -> set[Place]:
     }
 
 
-# Controls of pages x rows x sparsities x seeds: SET and Deep-R are on two pages; static rows and small_dense are controls.
+# Controls of pages x rows x sparsities x seeds: SET and Deep-R are on two pages; static rows, small_dense are controls.
 @pytest.mark.parametrize(("number", "controls"), [(1, 0), (2, (4 * 11 + 2 * 2) * 3 * 3), (3, 12 * 2 * 3)])
 def test_the_grid_of_a_table_makes_every_cell_of_it_and_no_other(number: int, controls: int) -> None:
     """Beside them it may have what rows are compared with: the dense network, controls, the small dense network."""
