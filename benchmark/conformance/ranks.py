@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from benchmark.base.errors import UserError
 
-RANKS, PATIENCE_S = 2, 120
+RANKS, PATIENCE_S = 2, 120  # and so long again for every eight methods
 # Half of the weights stay: sparser networks have paths that lead nowhere, where a gradient of zero is one rounding or
 # another, and its sign may differ with the order of a sum.
 SHARED = 0.5
@@ -45,7 +45,8 @@ def run_ranks(methods: list[str], before: str = "") -> dict[str, Any]:
             }
             with open(Path(folder) / f"said{rank}", "wb") as said:  # a pipe would fill, and stop who prints much
                 processes.append(subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT))
-        deadline = time.monotonic() + PATIENCE_S
+        patience_s = PATIENCE_S * (1 + len(methods) // 8)
+        deadline = time.monotonic() + patience_s
         try:
             for process in processes:
                 process.wait(max(0.1, deadline - time.monotonic()))
@@ -59,7 +60,7 @@ def run_ranks(methods: list[str], before: str = "") -> dict[str, Any]:
             results = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
         except (OSError, ValueError):
             texts = [(Path(folder) / f"said{rank}").read_text(errors="replace").strip() for rank in range(RANKS)]
-            lines = "; ".join(text.splitlines()[-1] for text in texts if text) or f"no answer within {PATIENCE_S} s"
+            lines = "; ".join(text.splitlines()[-1] for text in texts if text) or f"no answer within {patience_s} s"
             raise UserError(f"two processes could not train together: {lines}") from None
     return {name: [result[name] for result in results] for name in results[0]}
 
