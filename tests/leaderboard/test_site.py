@@ -297,7 +297,7 @@ def test_a_row_opens_by_mouse_and_by_keyboard_and_shows_its_runs(visit: Open) ->
     repeat = "make bench TASK=digits_resnet20 METHOD=granet SPARSITY=0.9 DEVICE=cpu SEED=0,1"
     assert page.locator(".runs > .command code").all_inner_texts() == [repeat]
     cards.nth(1).locator(".copy").click()
-    page.wait_for_function("document.querySelectorAll('.card .copy')[1].textContent === 'copied'")
+    cards.nth(1).locator(".copy", has_text="copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == chosen["command"]
     button.press("Enter")
     assert cards.count() == 0 and button.get_attribute("aria-expanded") == "false"
