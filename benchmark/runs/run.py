@@ -319,14 +319,16 @@ def set_up_masks(cell: Cell, run: Training, warn: Warn = lambda text: None, may_
     scores: ScoringGradients | None = None
     silent = 0.0  # share of the first round's gradients that are exactly zero
     masks: Masks | None = None
-    for round in range(wanted.rounds if wanted else 1):
+    rounds = wanted.rounds if wanted else 1
+    for round in range(rounds):
         if wanted is not None:
             scores = score_round(cell, run, wanted, masks, round)
             if round == 0:
                 silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / run.maskset.total
         view = first_view(cell, run.maskset, run.timeline, scores, masks, round)
         update = do_together(partial(propose, cell.method, run.name, view))
-        masks = settle_round(run, update, view)
+        if round + 1 < rounds:
+            masks = settle_round(run, update, view)
     run.begin_own(cell.method.learned(view))
     apply(run, update, view)
     if wanted is None and cell.donor is None and not may_empty:

@@ -151,7 +151,7 @@ def commit(
         update = agree(update, lambda: check_update(method, maskset, update, view))
         planned = planned_count(method, maskset, view.step, view.timeline)
         stages = list_stages(update)
-        weighs = maskset.stored is not None and maskset.stored.weigh is not None
+        weighs = maskset.weighs
         if not stages and not weighs and planned is not None and maskset.active() != planned:
             raise ContractError(
                 f"must keep exactly {planned} of {maskset.total} weights here, keeps {maskset.active()}"
@@ -165,9 +165,7 @@ def commit(
         write(maskset, update.values or {}, learned or {})
         if stages or update.trained is not None:
             maskset.commit(stages[-1] if stages else maskset.masks, planned, optimizer, average, update.trained)
-        elif weighs:
-            maskset.show_weighed(average)
-        elif update.values:
+        elif weighs or update.values:
             maskset.show(average)
     except ContractError as error:
         moment = "setup" if view.step == 0 else f"the update at step {view.step}"

@@ -14,7 +14,7 @@ from benchmark.training.state import Training
 
 def finish_gradients(run: Training) -> None:
     """Add what the method adds to the gradients, then zero those of weights that are not trained."""
-    if run.maskset.stored is not None and run.maskset.stored.weigh is not None:
+    if run.maskset.weighs:
         pull_back(run)
     if has_penalty(run.method):
         add_penalty(run)
@@ -58,16 +58,7 @@ def step_stored(run: Training) -> None:
     stored.lend()
     run.optimizer.step()
     stored.take_back()
-    show(run)
-
-
-def show(run: Training) -> None:
-    """Have the network hold what it computes with: by the masks, or by what the method weighs."""
-    stored = run.maskset.stored
-    if stored is not None and stored.weigh is not None:
-        run.maskset.show_weighed()
-    else:
-        run.maskset.show()
+    run.maskset.show()
 
 
 def follow(run: Training) -> None:
@@ -78,8 +69,7 @@ def follow(run: Training) -> None:
     stored = run.maskset.stored
     if stored is not None:
         stored.follow(run.average.get_decay())
-        shown = run.average.module
-        run.maskset.show_weighed(shown) if stored.weigh is not None else run.maskset.show(shown)
+        run.maskset.show(run.average.module)
 
 
 def read_moments(run: Training) -> dict[str, Tensor] | None:

@@ -48,7 +48,7 @@ class MaskSet:
 
     def trained(self) -> dict[str, Tensor]:
         """Return which weights the optimiser steps: the active ones, unless the method trains others as well."""
-        if self.stored is None or (not self.stored.all and self.stored.trained is None):
+        if self.stored is None:
             return self.masks
         if self.stored.trained is not None:
             return self.stored.trained
@@ -56,9 +56,12 @@ class MaskSet:
 
     def trained_counts(self) -> dict[str, int] | None:
         """Return the number of trained weights of each layer; None where they are the active ones, or all."""
-        if self.stored is None or self.stored.trained is None:
-            return None
-        return dict(zip(self.masks, count_each(self.stored.trained.values()), strict=True))
+        return None if self.stored is None else self.stored.counts
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the masks follow from what the method makes of the stored weights, at every step."""
+        return self.stored is not None and self.stored.weigh is not None
 
     def counts(self) -> dict[str, int]:
         """Return the number of active weights of each layer."""
@@ -127,7 +130,13 @@ class MaskSet:
 
     @torch.no_grad()
     def show(self, average: nn.Module | None = None) -> None:
-        """Have network and average hold what they compute with: zeros where inactive, stored values elsewhere."""
+        """Have network and average hold what they compute with: zeros where inactive, stored values elsewhere.
+
+        Where the method weighs its weights, what it makes of the stored ones; its zeros are then the masks.
+        """
+        if self.weighs:
+            self.show_weighed(average)
+            return
         stored = self.stored
         for name, weight in self.weights.items():
             if stored is not None:

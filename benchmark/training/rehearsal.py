@@ -119,8 +119,7 @@ def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:
         stage.rehearse_step(step)
         stage.settle(*stage.ask_twice(step))
     stage.ask_in_reverse()
-    stored = stage.maskset.stored
-    if stored is not None and stored.weigh is not None and method.promised_budget() is Budget.EXACT:
+    if stage.maskset.weighs and method.promised_budget() is Budget.EXACT:
         raise UserError(
             f"method '{name}' promises an exact count and no update returns masks: what weigh() leaves is an outcome; "
             "return masks at the last of update_steps(), or promise Budget.OUTCOME"
@@ -246,7 +245,7 @@ class StandIn:
         stored, trained = self.maskset.stored, self.maskset.trained()
         for name, noise in self.draw().items():
             (self.weights if stored is None else stored.values)[name].add_(0.1 * noise * trained[name])
-        self.maskset.show_weighed() if stored is not None and stored.weigh is not None else self.maskset.show()
+        self.maskset.show()
 
     def rehearse_step(self, step: int) -> None:
         """Ask for what a step before the update asks for: the penalty, and the weights with their gradients."""
@@ -257,7 +256,7 @@ class StandIn:
                 weights=self.weights, masks=self.maskset.masks, step=step, timeline=self.timeline, seed=0, **self.own()
             )
             check_penalty(self.name, method.penalty(view), self.weights)
-        if stored is not None and stored.weigh is not None:
+        if stored is not None and self.maskset.weighs:
             for name, values in stored.values.items():
                 with torch.enable_grad():
                     ask_weigh(method, self.name, name, values.clone().requires_grad_(), self.learned)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.core import Trains
+from methods.core.selection import count_each
 
 Weigh = Callable[[str, Tensor], Tensor]  # a weight's name and stored values -> what the network computes with
 
@@ -29,6 +30,7 @@ class Stored:
         self.all = trains is Trains.ALL
         self.trained: dict[str, Tensor] | None = None
         self.factors: list[Tensor] = []  # of the gradients, where not all are trained
+        self.counts: dict[str, int] | None = None  # of the trained weights of each layer, where not all are
         self.weigh: Weigh | None = None
 
     @torch.no_grad()
@@ -36,6 +38,7 @@ class Stored:
         """Have the optimiser step these weights alone; not for a method that trains all."""
         self.trained = {name: trained[name].clone() for name in self.weights}
         self.factors = [self.trained[name].to(weight) for name, weight in self.weights.items()]
+        self.counts = dict(zip(self.trained, count_each(self.trained.values()), strict=True))
 
     @torch.no_grad()
     def lend(self) -> None:

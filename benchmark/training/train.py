@@ -180,7 +180,7 @@ def apply(run: Training, update: Update, view: View) -> None:
     """Commit what the method proposed, and keep the state that it returned."""
     average = run.average.module if run.average is not None else None
     maskset = run.maskset
-    weighed = maskset.stored is not None and maskset.stored.weigh is not None
+    weighed = maskset.weighs
     reached = maskset.active() / maskset.total if weighed else None
     update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
     if weighed and maskset.stored is None:  # masks have taken the thresholds' place
