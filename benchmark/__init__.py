@@ -4,11 +4,13 @@ The packages `methods` and `leaderboard` beside this one are always the ones tha
 names is in the working folder, on PYTHONPATH or installed.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("methods", "leaderboard")
@@ -37,3 +39,10 @@ def refuse_foreign() -> None:
 
 refuse_foreign()
 sys.meta_path.insert(0, OwnFinder)  # type: ignore[arg-type]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what this package offers to other programs when it is asked for: most commands need none of it."""
+    if name == "Sparsifier":
+        return importlib.import_module("benchmark.training.sparsifier").Sparsifier
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

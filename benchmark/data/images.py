@@ -44,12 +44,20 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.to(torch.float32).sub_(mean).div_(std)
 
 
-class Images(Protocol):
-    """One part of a data set; images are normalised float32 (batch, channels, height, width)."""
+class Samples(Protocol):
+    """Images to score on; normalised float32 (batch, channels, height, width)."""
 
     labels: Tensor  # int64, on the CPU, one per image in stored order
 
     def __len__(self) -> int: ...
+
+    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the images at `indices` with their labels, for scoring; not `augmented`: as in evaluation."""
+        ...
+
+
+class Images(Samples, Protocol):
+    """One part of a data set."""
 
     def epoch(
         self,
@@ -70,10 +78,6 @@ class Images(Protocol):
 
     def batches(self, batch_size: int, device: torch.device, share: Share = ALONE) -> Batches:
         """Yield every image once, in stored order, for evaluation; with `share`, every ranks-th batch."""
-        ...
-
-    def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:
-        """Return the images at `indices` with their labels, for scoring; not `augmented`: as in evaluation."""
         ...
 
 

@@ -23,9 +23,10 @@ from benchmark.grids.states import Ledger, read_now
 from benchmark.runs.branch import refuse_rounds
 from benchmark.runs.checkpoints import list_snapshots, parse_epochs
 from benchmark.runs.donors import resolve_donors
-from benchmark.runs.run import Options, Start, check_room, first_view, make_timeline, run_cell
+from benchmark.runs.run import Options, Start, check_room, make_timeline, run_cell
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.rehearsal import check_budget, refuse_empty, rehearse
+from benchmark.training.setup import first_view
 from benchmark.training.speed import try_compiler
 
 
@@ -154,7 +155,9 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
     check_budget(cell, network.built)
     if cell.method.scoring() is not None or (cell.donor is None and cell.method.donor() is not None):
         return
-    first = propose(cell.method, cell.plugin.name, first_view(cell, network.maskset, timeline))
+    first = propose(
+        cell.method, cell.plugin.name, first_view(network.maskset, timeline, cell.seed, cell.page.lr, cell.donor)
+    )
     stages = list_stages(first)
     if cell.donor is None and stages:
         refuse_empty(cell, {name: int(mask.sum()) for name, mask in stages[-1].items()})

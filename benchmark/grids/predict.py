@@ -15,12 +15,13 @@ from benchmark.data.sets import Data
 from benchmark.networks.build import Built, build
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import prunable_weights
-from benchmark.runs.run import first_view, make_timeline
+from benchmark.runs.run import make_timeline
 from benchmark.training.contract import list_stages, planned_count, propose
 from benchmark.training.masks import MaskSet
 from benchmark.training.moments import moment_sizes
 from benchmark.training.own import weighs
 from benchmark.training.scoring import scoring_chunks
+from benchmark.training.setup import first_view
 from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept, geometric
 
 Counts = Mapping[str, int]
@@ -182,7 +183,9 @@ def start(cell: Cell, network: Network, timeline: Timeline, donor: Prediction | 
     if method.scoring() is not None or method.donor() is not None or settled_later:
         likely = count_kept(method.planned_sparsity(0, timeline), maskset.total) if planned is None else planned
         return Forecast(divide(cell, network, likely), False)
-    stages = list_stages(propose(method, cell.plugin.name, first_view(cell, maskset, timeline)))
+    stages = list_stages(
+        propose(method, cell.plugin.name, first_view(maskset, timeline, cell.seed, cell.page.lr, cell.donor))
+    )
     masks = stages[-1] if stages else maskset.masks
     return Forecast({name: int(mask.sum()) for name, mask in masks.items()}, True)
 

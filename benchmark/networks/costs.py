@@ -37,7 +37,7 @@ class Costs:
         return self.fixed + sum(self.per_weight[name] * count for name, count in counts.items())
 
 
-def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, int]) -> Costs:
+def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, ...]) -> Costs:
     """Count the multiply-adds of `model` on one image of `shape` (channels, height, width), in evaluation mode.
 
     The model is left as it was. Raises UserError for an operator that is neither counted nor known to be free, and
@@ -65,7 +65,7 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, int, in
     )
 
 
-def trace(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
+def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
     """Return fvcore's counts by operator and by module, and its calls of operators that it cannot count."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -84,7 +84,7 @@ def trace(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Counter[str], 
         model.train(was_training)
 
 
-def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, int, int]) -> None:
+def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, ...]) -> None:
     """Set, in `dense`, the cost of layers whose weights are used only from outside, as in BEiT's attention.
 
     A trace does not attribute these. Raises UserError for a prunable layer that computes nothing.

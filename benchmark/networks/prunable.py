@@ -40,8 +40,8 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
 
     A layer is not prunable when its weight is frozen, when it is a depthwise convolution and the page keeps those
     dense, or when it matches the page's `keep_dense` (patterns of weight names; `first` and `last`). Raises UserError
-    for a pattern that matches nothing, for a layer that derives another weight from the one it stores, and for
-    nn.MultiheadAttention, whose packed projection is not a layer.
+    where there is no such layer, for a pattern that matches nothing, for a layer that derives another weight from the
+    one it stores, and for nn.MultiheadAttention, whose packed projection is not a layer.
     """
     found: dict[int, tuple[str, list[str], nn.Module, Tensor]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -54,6 +54,8 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
             refuse_derived(name, module)
             entry = found.setdefault(id(module.weight), (f"{name}.weight", [], module, module.weight))
             entry[1].append(name)
+    if not found:
+        raise UserError(f"{type(model).__name__} has no convolution and no linear layer: there is nothing to prune")
     dense = match("keep_dense", page.keep_dense, [entry[0] for entry in found.values()])
     layers = []
     for weight_name, modules, module, weight in found.values():

@@ -146,8 +146,8 @@ def watch(model: nn.Module, images: Tensor) -> tuple[Any, Witness]:
         return model(images), witness
 
 
-def recount(model: nn.Module, shape: tuple[int, int, int]) -> Witness:
-    """Count one image of `shape` (channels, height, width) in evaluation mode; the model's mode is restored."""
+def recount(model: nn.Module, shape: tuple[int, ...]) -> Witness:
+    """Count one input of `shape`, such as (channels, height, width), in evaluation mode; its mode is restored."""
     training = model.training
     like = next(model.parameters())
     try:

@@ -20,7 +20,7 @@ from benchmark.base.files import Places, refuse_links, run_folder, sweep
 from benchmark.base.tracking import Tracker
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data
-from benchmark.distributed.ranks import DriftError, announce, do_together, own_rank, share_tensors
+from benchmark.distributed.ranks import DriftError, announce, own_rank
 from benchmark.networks.build import Built, build, place
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import prunable_weights
@@ -36,22 +36,19 @@ from benchmark.runs.checkpoints import (
 )
 from benchmark.runs.export import export_network
 from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid, tell_dead
-from benchmark.training.contract import list_stages, propose, show_donor
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet
 from benchmark.training.optim import make_average, make_optimizer
 from benchmark.training.own import Own
 from benchmark.training.precision import choose_precision, set_determinism
 from benchmark.training.rehearsal import refuse_empty
-from benchmark.training.scoring import ScoringGradients, score
+from benchmark.training.setup import begin_masks
 from benchmark.training.speed import probe_precision, use_processor, warn_slow
 from benchmark.training.state import Training
-from benchmark.training.train import apply, train
+from benchmark.training.train import train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
-from methods.core import ContractError, Inactive, Masks, Rounds, Scoring, Timeline, Update, View
-
-SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
+from methods.core import ContractError, Inactive, Rounds, Timeline
 
 
 @dataclass(frozen=True)
@@ -307,87 +304,14 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
 
 
 def set_up_masks(cell: Cell, run: Training, warn: Warn = lambda text: None, may_empty: bool = False) -> None:
-    """Take the gradients the method asks for, ask it for its first masks and commit them.
+    """Commit the method's first masks, see `begin_masks`.
 
-    Every rank scores all images, and rank 0's gradients count, so that scores are those of one process.
     A layer without weights is refused, unless the page allows it or `may_empty`, where the sparsity alone decides;
     where scores or a donor decide (SNIP's layer collapse) it is a result: told through `warn` and kept in the record.
     """
-    for remark in cell.method.remarks({name: tuple(weight.shape) for name, weight in run.maskset.weights.items()}):
-        warn(f"{run.name}: {remark}")
-    wanted = cell.method.scoring()
-    scores: ScoringGradients | None = None
-    silent = 0.0  # share of the first round's gradients that are exactly zero
-    masks: Masks | None = None
-    rounds = wanted.rounds if wanted else 1
-    for round in range(rounds):
-        if wanted is not None:
-            scores = score_round(cell, run, wanted, masks, round)
-            if round == 0:
-                silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / run.maskset.total
-        view = first_view(cell, run.maskset, run.timeline, scores, masks, round)
-        update = do_together(partial(propose, cell.method, run.name, view))
-        if round + 1 < rounds:
-            masks = settle_round(run, update, view)
-    run.begin_own(cell.method.learned(view))
-    apply(run, update, view)
-    if wanted is None and cell.donor is None and not may_empty:
+    begin_masks(run, cell.donor, warn)
+    if cell.method.scoring() is None and cell.donor is None and not may_empty:
         refuse_empty(cell, run.maskset.counts())
     empty = [name for name, count in run.maskset.counts().items() if count == 0]
     if empty:
         warn(f"{run.name} leaves no weight in layer {', '.join(empty)}; the record says so")
-    if silent > SILENT_SHARE:
-        warn(
-            f"{silent:.0%} of the gradients {run.name} scores by are exactly zero: this backbone starts with zero "
-            "gains; timm's ResNets take ARGS=model_args.zero_init_last=false"
-        )
-
-
-def score_round(cell: Cell, run: Training, wanted: Scoring, masks: Masks | None, round: int) -> ScoringGradients:
-    """Return the gradients of a round of scoring, rank 0's, and charge them; `masks`: None in the first round."""
-    weights, train, batch = run.maskset.weights, run.data.train, cell.page.batch_size
-    scores = score(run.model, weights, train, wanted, batch, cell.seed, masks, round)
-    share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
-    counts = None if masks is None else {name: int(mask.sum()) for name, mask in masks.items()}
-    run.meter.charge_scoring(wanted, scores.images, counts)
-    return scores
-
-
-def settle_round(run: Training, update: Update, view: View) -> Masks:
-    """Return the masks that the next round of scoring runs under, those the method proposed last."""
-    stages = list_stages(update)
-    if not stages:
-        return dict(run.maskset.masks)
-    try:
-        run.maskset.check_together(stages[-1], None)
-    except ContractError as error:
-        raise UserError(f"method '{run.name}' breaks its contract in setup: it {error}") from error
-    return dict(run.maskset.take_leading(stages[-1]))
-
-
-def first_view(
-    cell: Cell,
-    maskset: MaskSet,
-    timeline: Timeline,
-    scores: ScoringGradients | None = None,
-    masks: Masks | None = None,
-    round: int = 0,
-) -> View:
-    """Return what the method is shown for its first masks. A donor it asks for must have been resolved.
-
-    `masks`: those that it returned in the last round of scoring; None in the first.
-    """
-    assert cell.donor is not None or cell.method.donor() is None, "resolve_donors comes first"
-    return View(
-        weights=maskset.weights,
-        masks=maskset.masks if masks is None else masks,
-        step=0,
-        timeline=timeline,
-        seed=cell.seed,
-        gradients=scores.gradients if scores else None,
-        hessian_gradients=scores.hessian_gradients if scores else None,
-        last=maskset.last,
-        lr=cell.page.lr,
-        round=round,
-        **show_donor(cell.donor, maskset.weights),
-    )

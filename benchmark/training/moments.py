@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError
-from benchmark.data.images import Images
+from benchmark.data.images import Samples
 from benchmark.networks.prunable import TRANSPOSED
 from benchmark.training.scoring import scoring_pieces
 from methods.core import Moments, Scoring
@@ -21,7 +21,7 @@ PART = 16  # images whose patches are held at once, in float64
 
 @torch.no_grad()
 def take_moments(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], train: Images, wanted: Moments, batch_size: int, seed: int
+    model: nn.Module, weights: Mapping[str, nn.Parameter], train: Samples, wanted: Moments, batch_size: int, seed: int
 ) -> tuple[dict[str, Tensor], int]:
     """Return the mean of x x^T in every layer, float64 (groups, fan_in, fan_in), and over how many images it is.
 

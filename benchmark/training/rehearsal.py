@@ -29,16 +29,20 @@ from methods.core import (
 )
 
 
-def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
-    """Raise UserError when the run is too short for one update, or when the last update misses the target."""
+def check_timeline(method: Method, name: str, timeline: Timeline, longer: str = "ARGS=epochs=N") -> None:
+    """Raise UserError when the run is too short for one update, or when the last update misses the target.
+
+    `longer`: how the user asks for a longer run.
+    """
     steps = method.update_steps(timeline)
     has_updates = type(method).update is not Method.update
     every = getattr(method, "update_every", None)
-    mend = "lower it with ARGS=update_every=N" if every else "it updates once per epoch"
+    setting = "ARGS=update_every=N" if "ARGS" in longer else "update_every=N"
+    mend = f"lower it with {setting}" if every else "it updates once per epoch"
     way = ", or" if every else ":"
     length = f"a run of {timeline.total_steps} steps (update_every is {every})"
     if has_updates and len(steps) == 0:
-        raise UserError(f"method '{name}' makes no update in {length}: {mend}{way} train longer with ARGS=epochs=N")
+        raise UserError(f"method '{name}' makes no update in {length}: {mend}{way} train longer with {longer}")
     if len(steps) and not 1 <= steps[0] <= steps[-1] <= timeline.total_steps:
         raise UserError(f"method '{name}' plans updates outside the run's steps 1..{timeline.total_steps}: {steps}")
     if method.dense_gradients() is DenseGrads.EVERY_STEP and len(steps) + 1 < timeline.total_steps:
@@ -52,7 +56,7 @@ def check_timeline(method: Method, name: str, timeline: Timeline) -> None:
     if method.promised_budget() is Budget.EXACT and end != method.sparsity:
         raise UserError(
             f"method '{name}' ends at sparsity {end:g} instead of {method.sparsity:g} in {length}: "
-            f"{mend}{way} train longer with ARGS=epochs=N"
+            f"{mend}{way} train longer with {longer}"
         )
 
 
@@ -87,14 +91,14 @@ def stand_in_moments(method: Method, weights: Mapping[str, Tensor]) -> dict[str,
     return moments
 
 
-def rehearse(method: Method, name: str, timeline: Timeline) -> None:
+def rehearse(method: Method, name: str, timeline: Timeline, longer: str = "ARGS=epochs=N") -> None:
     """Run the method's setup and some of its updates on a tiny stand-in network and hold it to every promise.
 
     Costs milliseconds, so a broken plugin is refused before the first batch. Raises UserError naming the method, the
     moment and the promise.
     """
     try:
-        check_timeline(method, name, timeline)
+        check_timeline(method, name, timeline, longer)
         rehearse_updates(method, name, timeline)
     except UserError:
         raise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
 from benchmark.base.seeds import derive
-from benchmark.data.images import Images
+from benchmark.data.images import Samples
 from benchmark.networks.costs import fuse_attention, unfuse_attention
 from benchmark.training.stored import zero_outside
 from methods.core import Masks, Scoring
@@ -30,7 +30,7 @@ class ScoringGradients:
 def score(
     model: nn.Module,
     weights: dict[str, nn.Parameter],
-    train: Images,
+    train: Samples,
     wanted: Scoring,
     batch_size: int,
     seed: int,
@@ -69,7 +69,7 @@ def masked(weights: Mapping[str, nn.Parameter], masks: Masks | None) -> Iterator
                 weight.copy_(kept[name])
 
 
-def score_flow(model: nn.Module, weights: Mapping[str, nn.Parameter], train: Images) -> ScoringGradients:
+def score_flow(model: nn.Module, weights: Mapping[str, nn.Parameter], train: Samples) -> ScoringGradients:
     """Return the gradients of the sum of the outputs of |model| for one input of ones, in float64.
 
     On a copy in evaluation mode whose parameters and buffers are all replaced by their absolute values, as the authors
@@ -91,7 +91,7 @@ def score_flow(model: nn.Module, weights: Mapping[str, nn.Parameter], train: Ima
 
 
 def score_loss(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], train: Images, wanted: Scoring, batch_size: int, seed: int
+    model: nn.Module, weights: Mapping[str, nn.Parameter], train: Samples, wanted: Scoring, batch_size: int, seed: int
 ) -> ScoringGradients:
     """Return the gradients of the loss, and the Hessian-gradient product where it is asked for."""
     device = next(model.parameters()).device
@@ -162,7 +162,7 @@ def add(total: list[Tensor], parts: tuple[Tensor | None, ...]) -> None:
 
 
 def scoring_pieces(
-    train: Images, wanted: Scoring, batch_size: int, seed: int, device: torch.device
+    train: Samples, wanted: Scoring, batch_size: int, seed: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor, float]]:
     """Return (images, labels, share of their chunk) to score on, each small enough for the device.
 
@@ -176,7 +176,7 @@ def scoring_pieces(
     return pieces
 
 
-def scoring_chunks(train: Images, wanted: Scoring, batch_size: int, seed: int) -> list[Tensor]:
+def scoring_chunks(train: Samples, wanted: Scoring, batch_size: int, seed: int) -> list[Tensor]:
     """Return which images to score on: the first batches of a shuffled epoch, or so many of every class in chunks."""
     generator = torch.Generator().manual_seed(derive(seed, "scoring images"))
     order = torch.randperm(len(train), generator=generator)

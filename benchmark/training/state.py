@@ -3,61 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from benchmark.config.pages import Page
+from benchmark.data.images import Samples
 from benchmark.data.sets import Data
 from benchmark.distributed.ranks import WARM_UP, average_gradients, count_ranks
-from benchmark.networks.costs import Meter
 from benchmark.training.cuda_graphs import GraphedPasses
-from benchmark.training.masks import MaskSet, pack_all
-from benchmark.training.own import Own, check_learned, check_storage, weighs
+from benchmark.training.masks import pack_all
+from benchmark.training.own import Own
 from benchmark.training.precision import get_random_state, make_autocast
-from methods.core import Inactive, Method, Timeline, View
+from benchmark.training.sparse import SparseTraining
 
 
-@dataclass
-class Training:
+@dataclass(kw_only=True)
+class Training(SparseTraining):
     """A run in progress: everything the loop reads and changes."""
 
     page: Page
-    method: Method
-    name: str  # of the method, for messages
-    model: nn.Module
-    optimizer: Optimizer
-    maskset: MaskSet
-    meter: Meter
     data: Data
-    timeline: Timeline
-    seed: int
     device: torch.device
     precision: str
     channels_last: bool
-    own: Own = field(default_factory=Own)  # of the method
-    average: ModelEmaV3 | None = None
     schedule: Page | None = None  # whose learning-rate schedule is used; None = its own page's
     first_epoch: int = 0  # epochs finished before it began: those of the run that it branches from
-    waits: bool = True  # for the device to say whether a step is finite; at updates it always does
     graphs: bool = False  # whether forward and backward are recorded once and replayed
     graphed: GraphedPasses | None = None
-    step: int = 0
     epoch: int = 0  # epochs finished
-    skipped_steps: int = 0
-    unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
-    updates: int = 0
-    update_pending: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     train_s: float = 0.0
     eval_s: float = 0.0
-    saved: list[Tensor] = field(default_factory=list)  # buffers before the step
     # of the epoch in progress
     epoch_step: int = 0  # steps done
     epoch_seen: int = 0  # images
@@ -66,6 +47,9 @@ class Training:
     )  # loss, correct; all ranks'
     clock: float = 0.0  # when training time was last added to train_s
     random_state: list[Tensor] | None = None  # of torch's generators, to go on within an epoch
+
+    def scored(self) -> tuple[Samples, int]:
+        return self.data.train, self.page.batch_size
 
     def evaluated(self) -> nn.Module:
         """Return the network that is evaluated and exported: the average where the page keeps one."""
@@ -93,68 +77,9 @@ class Training:
         first = self.own.rounds.back_to
         return epoch if epoch < self.page.epochs else first + (epoch - self.page.epochs) % (self.page.epochs - first)
 
-    def view(
-        self, dense: dict[str, Tensor] | None = None, active: dict[str, Tensor] | None = None, **more: Any
-    ) -> View:
-        """Return what the method is shown as things stand, with these dense gradients and those of trained weights."""
-        maskset = self.maskset
-        shown: dict[str, Any] = {
-            "weights": maskset.weights,
-            "masks": maskset.masks,
-            "step": self.step,
-            "timeline": self.timeline,
-            "seed": self.seed,
-            "gradients": dense,
-            "active_gradients": active,
-            "last": maskset.last,
-            "stored": None if maskset.stored is None else maskset.stored.values,
-            "trained": maskset.trained(),
-            "state": self.own.state,
-            "learned": self.own.learned,
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
-        return View(**{**shown, **more})
-
     def batch_length(self) -> int:
         """Return how many images the batch in progress has, those of all ranks."""
         return min(self.page.batch_size, len(self.data.train) - self.epoch_step * self.page.batch_size)
-
-    @cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        """The network's parameters; to walk through its modules at every step would take a millisecond."""
-        return list(self.model.parameters())
-
-    @cached_property
-    def buffers(self) -> list[Tensor]:
-        """The network's buffers."""
-        return list(self.model.buffers())
-
-    def keep_buffers(self) -> None:
-        """Remember the buffers (batch statistics), which a forward pass changes before its loss is known."""
-        if not self.saved:
-            self.saved = [buffer.clone() for buffer in self.buffers]
-        elif self.buffers:
-            torch._foreach_copy_(self.saved, self.buffers)
-
-    def restore_buffers(self) -> None:
-        """Put the remembered buffers back: skip non-finite steps without side effects."""
-        if self.saved:
-            torch._foreach_copy_(self.buffers, self.saved)
-
-    def settle_skips(self) -> None:
-        """Count the skipped steps that the host has not yet heard of; waits for the device."""
-        if self.unseen_skips is not None:
-            self.skipped_steps += int(self.unseen_skips)
-            self.unseen_skips = None
-
-    def beside(self) -> dict[str, Tensor]:
-        """Return the tensors that the method has beside the network, for ranks to compare."""
-        stored = self.maskset.stored
-        return {
-            **{f"{name} (state)": tensor for name, tensor in self.own.state.items()},
-            **{f"{name} (learned)": tensor for name, tensor in self.own.learned.items()},
-            **{f"{name} (stored)": tensor for name, tensor in (stored.values if stored is not None else {}).items()},
-        }
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the run's precision."""
@@ -165,23 +90,6 @@ class Training:
         now = time.monotonic()
         self.train_s += now - self.clock
         self.clock = now
-
-    def begin_own(self, learned: Mapping[str, Tensor]) -> None:
-        """Give the run what its method keeps: stored weights, and learned parameters, which the optimiser steps too."""
-        method, maskset = self.method, self.maskset
-        if method.inactive is Inactive.STORED:
-            maskset.store(method.trains, self.average is not None)
-        check_storage(self.name, method)
-        check_learned(self.name, method, learned, {name for name, _ in self.model.named_parameters()})
-        device = next(self.model.parameters()).device
-        self.own.learned = {n: nn.Parameter(v.detach().clone().float().to(device)) for n, v in learned.items()}
-        if self.own.learned:
-            parameters = list(self.own.learned.values())
-            rate = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.add_param_group({"params": parameters, "weight_decay": self.page.weight_decay, "lr": rate})
-        if weighs(method):
-            assert maskset.stored is not None, "check_learned asked for stored weights"
-            maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, self.own.learned)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on to the same bits after any step."""

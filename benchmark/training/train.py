@@ -17,20 +17,18 @@ from benchmark.data.images import Images
 from benchmark.distributed.ranks import (
     check_drift,
     check_shares,
-    do_together,
     own_share,
     seed_step,
     share_buffers,
     sum_over_ranks,
     weigh_share,
 )
-from benchmark.training.contract import commit, propose
 from benchmark.training.cuda_graphs import GraphedPasses
-from benchmark.training.extras import finish_gradients, follow, forget, go_back, read_moments, step_stored
-from benchmark.training.optim import is_finite, learning_rate, set_learning_rate, step_where
+from benchmark.training.optim import learning_rate, set_learning_rate
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
-from methods.core import DenseGrads, Update, View
+from benchmark.training.step import forget, step_under_masks, update_masks
+from methods.core import DenseGrads
 
 Hook = Callable[[Training], None]
 
@@ -96,16 +94,32 @@ def make_up(run: Training) -> None:
         run.update_pending = False
 
 
+@torch.no_grad()
+def go_back(run: Training, epoch: int) -> None:
+    """Keep the network that further rounds go back to, and go back to it where one begins.
+
+    The weights that the masks leave get the very bits they had, batch statistics too; the optimiser starts anew, and so
+    does the average. Where the method keeps its weights, only the learning rate goes back.
+    """
+    rounds, epochs = run.own.rounds, run.page.epochs
+    if rounds.count == 1:
+        return
+    if epoch == rounds.back_to:
+        run.own.origin = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    if epoch >= epochs and (epoch - epochs) % (epochs - rounds.back_to) == 0:
+        if not rounds.keep_weights:
+            assert run.own.origin is not None, "it was kept in the first round"
+            run.model.load_state_dict(run.own.origin)
+            run.maskset.show()
+        forget(run)
+        if run.average is not None:
+            run.average.set(run.model)
+
+
 def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:
     """Do one optimiser step on this rank's images, in the fixed order; return all ranks' (summed loss, correct)."""
     due = due or run.update_pending
-    method, maskset = run.method, run.maskset
-    reads = method.dense_gradients()
-    wants_dense = reads is DenseGrads.EVERY_STEP or (due and reads is DenseGrads.AT_UPDATES)
-    forward_macs = run.meter.forward  # of the masks this step's forward pass uses
-    trains_all = maskset.stored is not None and maskset.stored.all
-    gradient_macs = run.meter.weight_gradients(trains_all, maskset.trained_counts())
-    reading = run.meter.weight_gradients(True) - gradient_macs if wants_dense else 0
+    charged = run.price_step(due)
     batch = run.batch_length()
     seed_step(run.seed, run.step)
     if run.channels_last:
@@ -120,41 +134,11 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
         totals = torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
         totals = sum_over_ranks(totals)
 
-    # 2 keep the dense gradients where this update grows by them
-    dense = maskset.dense_gradients() if due and wants_dense else None
-
-    # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
-    finish_gradients(run)
-
-    # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
-    parameters = [p for p in (*run.parameters, *run.own.learned.values()) if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    fine = is_finite(norm, totals[0])
-    waits = run.waits or due
-    finite = bool(fine) if waits else True
-    if finite and run.page.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.page.clip_norm, norm)
-
-    if not waits:
-        step_where(fine, run.optimizer, run.buffers, run.saved)
-        run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
-    elif finite:
-        # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
-        active = maskset.active_gradients() if due else None
-        if not (due and method.replaces_step):
-            run.optimizer.step() if maskset.stored is None else step_stored(run)
-        # 6 the method proposes, the engine commits
-        if due:
-            update_masks(run, dense, active)
-        # 7 the average; inactive weights are zero in both, so they stay zero
-        follow(run)
-    else:
-        run.restore_buffers()
-        run.skipped_steps += 1
-    run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
+    # 2 to 7: gradients, optimiser and masks
+    step_under_masks(run, due, totals[0], run.page.clip_norm)
 
     # 8 charge the step
-    run.meter.step(batch, forward_macs, gradient_macs, reading, again=run.epoch >= run.page.epochs)
+    run.meter.step(batch, *charged, again=run.epoch >= run.page.epochs)
     return totals
 
 
@@ -167,27 +151,6 @@ def compute_gradients(
         loss = criterion(logits, labels)
     (loss if share == 1 else loss * share).backward()
     return logits, loss
-
-
-def update_masks(run: Training, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
-    """Ask the method for new masks and commit them."""
-    view = run.view(dense, active, input_moments=read_moments(run))
-    apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
-    run.updates += 1
-
-
-def apply(run: Training, update: Update, view: View) -> None:
-    """Commit what the method proposed, and keep the state that it returned."""
-    average = run.average.module if run.average is not None else None
-    maskset = run.maskset
-    weighed = maskset.weighs
-    reached = maskset.active() / maskset.total if weighed else None
-    update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
-    if weighed and maskset.stored is None:  # masks have taken the thresholds' place
-        run.own.reached = reached
-    run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
-    if update.forget:
-        forget(run)
 
 
 def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:

@@ -247,7 +247,7 @@ def compare_training(
     skipped: steps made not finite, whose updates come late.
     """
     watch = Watch(name, f"{net.__name__}, seed {seed}")
-    with mock.patch("benchmark.training.train.propose", watch), mock.patch("benchmark.runs.run.propose", watch):
+    with mock.patch("benchmark.training.step.propose", watch), mock.patch("benchmark.training.setup.propose", watch):
         run = start(method, name, net, seed, **page)
         small.finish(small.poison(run, set(skipped)))
     oracle = ORACLES[name](settings_of(method, name), run.timeline)

@@ -27,6 +27,8 @@ import benchmark.networks.costs as costs
 import benchmark.runs.export as export
 import benchmark.runs.run as engine
 import benchmark.training.scoring as scoring
+import benchmark.training.setup as setup
+import benchmark.training.step as stepping
 import benchmark.training.train as loop
 from benchmark.config.plugins import Plugin, find_method
 from benchmark.conformance import CHECKS, Kit
@@ -370,7 +372,7 @@ MUTANTS = [
     Mutant("overflow unseen", "a step that is not finite is taken", "non-finite-step", "rigl_itop",
            patched(torch, "isfinite", lambda original: lambda tensor: torch.ones_like(tensor, dtype=torch.bool))),
     Mutant("SNIP elsewhere", "scored at weights drawn again", "scoring-gradients", "snip",
-           patched(engine, "score", score_other_weights)),
+           patched(setup, "score", score_other_weights)),
     Mutant("half the images", "scored on fewer images than declared", "scoring-gradients", "grasp",
            patched(scoring, "scoring_chunks", lambda original: lambda *rest: [c[::2] for c in original(*rest)])),
     Mutant("dense step for free", "the dense gradient is not charged", "training-cost", "rigl",
@@ -385,7 +387,7 @@ MUTANTS = [
            together(patched(costs, "unfuse_attention", lambda original: lambda model: []),
                     patched(costs, "HANDLES", lambda original: {**original, ATTENTION: lambda *_: Counter()}))),
     Mutant("step and update", "the update does not take the step's place", "replaces-step", "rigl",
-           patched(loop, "update_masks", step_as_well)),
+           patched(stepping, "update_masks", step_as_well)),
     Mutant("one step late", "updates a step after their time", "update-window", "set",
            patched(loop, "train_step", one_step_late)),
     Mutant("saved is not evaluated", "the file has other weights", "exported-file", "static",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import benchmark.training.contract as contract
-import benchmark.training.extras as extras
+import benchmark.training.step as stepping
 import benchmark.training.train as loop
 from benchmark.training.masks import MaskSet
 from benchmark.training.stored import Stored
@@ -122,13 +122,13 @@ ENGINE: list[tuple[str, str, str, str, Any, str, Callable[[Any], Any]]] = [
     ("all that was lent", "weights outside B come back as zeros", "trained-weights", "top_kast",
      Stored, "take_back", keep_all_lent),
     ("penalty unheard", "the engine never asks for it", "penalty", "top_kast",
-     extras, "add_penalty", lambda original: lambda run: None),
-    ("penalty twice", "added to the gradients twice", "penalty", "top_kast", extras, "add_penalty", add_twice),
+     stepping, "add_penalty", lambda original: lambda run: None),
+    ("penalty twice", "added to the gradients twice", "penalty", "top_kast", stepping, "add_penalty", add_twice),
     ("stored values zeroed", "a commit zeroes what it makes inactive", "stored-values", "top_kast",
      MaskSet, "commit", zero_stored),
     ("values dropped", "new values of weights are not written", "written-values", "deep_r",
      contract, "write", lambda original: lambda *rest: None),
-    ("state dropped", "an update's state is not kept", "state", "snfs", loop, "apply", lose_state),
+    ("state dropped", "an update's state is not kept", "state", "snfs", stepping, "apply", lose_state),
     ("state lost", "a continued run's method starts from zeros", "resume", "snfs",
      loop.Training, "load_state", resume_without("own", "state")),
     ("stored weights lost", "a continued run has zeros outside its masks", "resume", "top_kast",

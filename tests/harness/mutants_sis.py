@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-import benchmark.training.extras as extras
+import benchmark.training.step as stepping
 from methods.core import Moments, Update, View, keep_top_global, magnitude
 from methods.sis import SIS
 
@@ -82,15 +82,15 @@ METHODS = [
     ("moments for nothing", "asked for, not read", "declared-moments", ReadsNoMoments),
 ]
 ENGINE = [
-    ("moments about means", "covariances", "declared-moments", "sis", extras, "take_moments", centred),
+    ("moments about means", "covariances", "declared-moments", "sis", stepping, "take_moments", centred),
     (
         "moments in training",
         "by each batch's statistics",
         "declared-moments",
         "sis",
-        extras,
+        stepping,
         "take_moments",
         in_training,
     ),
-    ("moments for free", "no image is charged", "training-cost", "sis", extras, "take_moments", uncharged),
+    ("moments for free", "no image is charged", "training-cost", "sis", stepping, "take_moments", uncharged),
 ]

@@ -18,8 +18,8 @@ from benchmark.grids.times import epochs_of
 from benchmark.runs.branch import refuse_rounds
 from benchmark.runs.record import describe_accuracy, describe_rounds, last_round
 from benchmark.runs.run import ask_rounds
-from benchmark.training.extras import go_back
 from benchmark.training.state import Training
+from benchmark.training.train import go_back
 from leaderboard import find_faults
 from leaderboard.drawing.pictures import list_pictures, mean_curve
 from leaderboard.web.rows import run_values

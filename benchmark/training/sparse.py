@@ -1,0 +1,144 @@
+"""A network under a method's masks: what a training step reads and changes, whoever drives the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from benchmark.data.images import Samples
+from benchmark.networks.costs import Meter
+from benchmark.training.masks import MaskSet
+from benchmark.training.own import Own, check_learned, check_storage, weighs
+from methods.core import DenseGrads, Inactive, Method, Timeline, View
+
+
+@dataclass(kw_only=True)
+class SparseTraining:
+    """A network, its masks, its optimiser and the method that decides over them.
+
+    `update_pending`: an update was due at a step that was skipped, and is made up for at the next one.
+    """
+
+    method: Method
+    name: str  # of the method, for messages
+    model: nn.Module
+    optimizer: Optimizer
+    maskset: MaskSet
+    timeline: Timeline
+    seed: int
+    meter: Meter
+    own: Own = field(default_factory=Own)  # of the method
+    average: ModelEmaV3 | None = None
+    step: int = 0
+    updates: int = 0
+    update_pending: bool = False
+    saved: list[Tensor] = field(default_factory=list)  # buffers before the step
+    unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
+    skipped_steps: int = 0
+    waits: bool = True  # for the device to say whether a step is finite; at updates it always does
+
+    def scored(self) -> tuple[Samples, int]:
+        """Return the images that a method scores on and takes moments of, and their batch size."""
+        raise NotImplementedError
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The network's parameters; to walk through its modules at every step would take a millisecond."""
+        return list(self.model.parameters())
+
+    def view(
+        self, dense: dict[str, Tensor] | None = None, active: dict[str, Tensor] | None = None, **more: Any
+    ) -> View:
+        """Return what the method is shown as things stand, with these dense gradients and those of trained weights."""
+        maskset = self.maskset
+        shown: dict[str, Any] = {
+            "weights": maskset.weights,
+            "masks": maskset.masks,
+            "step": self.step,
+            "timeline": self.timeline,
+            "seed": self.seed,
+            "gradients": dense,
+            "active_gradients": active,
+            "last": maskset.last,
+            "stored": None if maskset.stored is None else maskset.stored.values,
+            "trained": maskset.trained(),
+            "state": self.own.state,
+            "learned": self.own.learned,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        return View(**{**shown, **more})
+
+    def beside(self) -> dict[str, Tensor]:
+        """Return the tensors that the method has beside the network, for ranks to compare."""
+        stored = self.maskset.stored
+        return {
+            **{f"{name} (state)": tensor for name, tensor in self.own.state.items()},
+            **{f"{name} (learned)": tensor for name, tensor in self.own.learned.items()},
+            **{f"{name} (stored)": tensor for name, tensor in (stored.values if stored is not None else {}).items()},
+        }
+
+    def begin_own(self, learned: Mapping[str, Tensor]) -> None:
+        """Give the run what its method keeps: stored weights, and learned parameters, which the optimiser steps too."""
+        method, maskset = self.method, self.maskset
+        if method.inactive is Inactive.STORED:
+            maskset.store(method.trains, self.average is not None)
+        check_storage(self.name, method)
+        check_learned(self.name, method, learned, {name for name, _ in self.model.named_parameters()})
+        device = next(self.model.parameters()).device
+        self.own.learned = {n: nn.Parameter(v.detach().clone().float().to(device)) for n, v in learned.items()}
+        if self.own.learned:
+            first = self.optimizer.param_groups[0]
+            as_weights: dict[str, Any] = {key: first[key] for key in ("lr", "weight_decay") if key in first}
+            self.optimizer.add_param_group({"params": list(self.own.learned.values()), **as_weights})
+        if weighs(method):
+            assert maskset.stored is not None, "check_learned asked for stored weights"
+            maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, self.own.learned)
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """The network's buffers."""
+        return list(self.model.buffers())
+
+    def keep_buffers(self) -> None:
+        """Remember the buffers (batch statistics), which a forward pass changes before its loss is known."""
+        if not self.saved:
+            self.saved = [buffer.clone() for buffer in self.buffers]
+        elif self.buffers:
+            torch._foreach_copy_(self.saved, self.buffers)
+
+    def restore_buffers(self) -> None:
+        """Put the remembered buffers back: skip non-finite steps without side effects."""
+        if self.saved:
+            torch._foreach_copy_(self.buffers, self.saved)
+
+    def settle_skips(self) -> None:
+        """Count the skipped steps that the host has not yet heard of; waits for the device."""
+        if self.unseen_skips is not None:
+            self.skipped_steps += int(self.unseen_skips)
+            self.unseen_skips = None
+
+    def reads_dense(self, due: bool) -> bool:
+        """Return whether the method reads dense gradients at this step."""
+        reads = self.method.dense_gradients()
+        return reads is DenseGrads.EVERY_STEP or (due and reads is DenseGrads.AT_UPDATES)
+
+    def price_step(self, due: bool) -> tuple[int, int, int]:
+        """Return an image's multiply-adds in this step: forward, weight gradients, further gradients that are read.
+
+        To be asked before the step, under the masks of its forward pass.
+        """
+        meter, stored = self.meter, self.maskset.stored
+        gradients = meter.weight_gradients(stored is not None and stored.all, self.maskset.trained_counts())
+        read = meter.weight_gradients(True) - gradients if self.reads_dense(due) else 0
+        return meter.forward, gradients, read
+
+    def step_optimizer(self) -> None:
+        """Step the weights by their gradients."""
+        self.optimizer.step()

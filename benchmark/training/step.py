@@ -1,0 +1,157 @@
+"""A step under masks: from the gradients of a batch to the weights, masks and average that follow from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmark.base.seeds import derive
+from benchmark.distributed.ranks import do_together, share_tensors
+from benchmark.training.contract import commit, propose
+from benchmark.training.moments import take_moments
+from benchmark.training.optim import is_finite, step_where
+from benchmark.training.own import ask_weigh, check_penalty, has_penalty
+from benchmark.training.sparse import SparseTraining
+from methods.core import Update, View
+
+
+def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: float) -> None:
+    """Step the weights by the gradients in .grad and update the masks where that is due, in the fixed order.
+
+    A step whose loss or gradient norm is not finite changes nothing; an update that was due then comes at the next one.
+    """
+    maskset = run.maskset
+    # 2 keep the dense gradients where this update grows by them
+    dense = maskset.dense_gradients() if due and run.reads_dense(due) else None
+
+    # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
+    finish_gradients(run)
+
+    # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
+    parameters = [p for p in (*run.parameters, *run.own.learned.values()) if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    fine = is_finite(norm, loss)
+    waits = run.waits or due
+    finite = bool(fine) if waits else True
+    if finite and clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+
+    if not waits:
+        step_where(fine, run.optimizer, run.buffers, run.saved)
+        run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
+    elif finite:
+        # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
+        active = maskset.active_gradients() if due else None
+        if not (due and run.method.replaces_step):
+            run.step_optimizer() if maskset.stored is None else step_stored(run)
+        # 6 the method proposes, the engine commits
+        if due:
+            update_masks(run, dense, active)
+        # 7 the average; inactive weights are zero in both, so they stay zero
+        follow(run)
+    else:
+        run.restore_buffers()
+        run.skipped_steps += 1
+    run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
+
+
+def finish_gradients(run: SparseTraining) -> None:
+    """Add what the method adds to the gradients, then zero those of weights that are not trained."""
+    if run.maskset.weighs:
+        pull_back(run)
+    if has_penalty(run.method):
+        add_penalty(run)
+    run.maskset.mask_gradients()
+
+
+def pull_back(run: SparseTraining) -> None:
+    """Turn the gradients of the weights the network computes with into those of stored weights and learned parameters.
+
+    Invariant: gradients are written in place, so whoever holds the tensors (a recorded graph) sees the new ones.
+    """
+    stored, learned = run.maskset.stored, run.own.learned
+    assert stored is not None
+    for name, weight in run.maskset.weights.items():
+        if weight.grad is None:
+            continue
+        with torch.enable_grad():
+            values = stored.values[name].detach().requires_grad_()
+            used = ask_weigh(run.method, run.name, name, values, learned)
+        mine, *theirs = torch.autograd.grad(used, [values, *learned.values()], weight.grad, allow_unused=True)
+        weight.grad.zero_() if mine is None else weight.grad.copy_(mine)
+        for parameter, gradient in zip(learned.values(), theirs, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def add_penalty(run: SparseTraining) -> None:
+    """Add the method's penalty to the gradients of the weights; those that are not trained lose it with their own."""
+    weights = run.maskset.weights
+    with torch.no_grad():
+        penalty = check_penalty(run.name, run.method.penalty(run.view()), weights)
+        for name, extra in penalty.items():
+            weight = weights[name]
+            weight.grad = extra.to(weight) if weight.grad is None else weight.grad.add_(extra)
+
+
+def step_stored(run: SparseTraining) -> None:
+    """Step the stored weights, then have the network hold what it computes with again."""
+    stored = run.maskset.stored
+    assert stored is not None
+    stored.lend()
+    run.step_optimizer()
+    stored.take_back()
+    run.maskset.show()
+
+
+def follow(run: SparseTraining) -> None:
+    """Update the moving average: of stored weights that of all values, shown where the network has weights."""
+    if run.average is None:
+        return
+    run.average.update(run.model)
+    stored = run.maskset.stored
+    if stored is not None:
+        stored.follow(run.average.get_decay())
+        run.maskset.show(run.average.module)
+
+
+def read_moments(run: SparseTraining) -> dict[str, Tensor] | None:
+    """Return the second moments of layers' inputs, rank 0's, and charge them; None where the method asks for none."""
+    wanted, seed = run.method.moments(), derive(run.seed, "input moments", run.step)
+    if wanted is None:
+        return None
+    images, batch = run.scored()
+    weights = run.maskset.weights
+    moments, seen = do_together(lambda: take_moments(run.model, weights, images, wanted, batch, seed))
+    share_tensors(list(moments.values()))
+    run.meter.charge_moments(seen, {name: moment.numel() for name, moment in moments.items()})
+    return moments
+
+
+def forget(run: SparseTraining) -> None:
+    """Start the optimiser's state anew: momentum, moments and counts are zero."""
+    for state in run.optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
+def update_masks(run: SparseTraining, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
+    """Ask the method for new masks and commit them."""
+    view = run.view(dense, active, input_moments=read_moments(run))
+    apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
+    run.updates += 1
+
+
+def apply(run: SparseTraining, update: Update, view: View) -> None:
+    """Commit what the method proposed, and keep the state that it returned."""
+    average = run.average.module if run.average is not None else None
+    maskset = run.maskset
+    weighed = maskset.weighs
+    reached = maskset.active() / maskset.total if weighed else None
+    update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
+    if weighed and maskset.stored is None:  # masks have taken the thresholds' place
+        run.own.reached = reached
+    run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
+    if update.forget:
+        forget(run)

@@ -1,0 +1,329 @@
+"""The methods in a loop of one's own: the runner's bits, any optimiser, mixed precision, checkpoints, clear errors."""
+
+import copy
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm.optim
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from benchmark import ROOT, Sparsifier
+from benchmark.base.errors import UserError
+from benchmark.config.plugins import find_method
+from benchmark.training.optim import learning_rate, make_optimizer, set_learning_rate
+from methods.core import Method
+from tests.harness import small
+from tests.harness.small import SmallNet
+
+
+def batches(count: int = 12, seed: int = 0, size: int = 8) -> list[tuple[Tensor, Tensor]]:
+    """Return batches for the small network."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, 2, small.SIZE, small.SIZE, generator=generator), torch.arange(size) % 3)
+        for _ in range(count)
+    ]
+
+
+def build(method: str | Method = "granet", net: nn.Module | None = None, **more: Any) -> tuple[nn.Module, Sparsifier]:
+    """Return a small network and its Sparsifier; a Sparsifier's own optimiser is SGD with momentum."""
+    torch.manual_seed(0)
+    model = net or SmallNet()
+    optimizer = more.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    usual: dict[str, Any] = {"sparsity": 0.8, "total_steps": 12}
+    if isinstance(method, str) and "update_every" in find_method(method).settings():
+        usual["update_every"] = 3
+    return model, Sparsifier(model, optimizer, method, **{**usual, **more})
+
+
+def train(model: nn.Module, sparse: Sparsifier, data: list[tuple[Tensor, Tensor]]) -> None:
+    """Do one step per batch."""
+    for images, labels in data:
+        nn.functional.cross_entropy(model(images), labels).backward()
+        sparse.step()
+
+
+def bits(model: nn.Module, sparse: Sparsifier) -> list[Tensor]:
+    """Return all that must be the same."""
+    return [tensor.clone() for tensor in (*model.state_dict().values(), *sparse.masks.values())]
+
+
+def zeros_hold(sparse: Sparsifier) -> bool:
+    """Return whether every inactive weight is exactly zero."""
+    weights = sparse.training.maskset.weights
+    return all(bool((weights[name][~mask] == 0).all()) for name, mask in sparse.masks.items())
+
+
+@pytest.mark.parametrize("name", ["granet", "rigl", "set", "gmp", "snfs", "top_kast", "str", "ac_dc"])
+def test_a_loop_of_ones_own_has_the_runners_masks_and_weights_bit_for_bit(name: str) -> None:
+    run = small.make_run(name, changes={"update_every": 4} if name == "top_kast" else None)
+    page, method, timeline = run.page, run.method, run.timeline
+    torch.manual_seed(0)
+    model = SmallNet()
+    optimizer = make_optimizer(page, model)
+    sparse = Sparsifier(
+        model, optimizer, method, total_steps=timeline.total_steps, steps_per_epoch=timeline.steps_per_epoch
+    )
+    small.finish(run)
+    model.train()
+    for epoch in range(page.epochs):
+        set_learning_rate(optimizer, learning_rate(page, epoch))
+        for images, labels in run.data.train.epoch(0, epoch, page.batch_size, page.drop_last, torch.device("cpu")):
+            nn.functional.cross_entropy(model(images), labels).backward()
+            sparse.step()
+    theirs = [*run.model.state_dict().values(), *run.maskset.masks.values()]
+    assert all(torch.equal(a, b) for a, b in zip(bits(model, sparse), theirs, strict=True))
+
+
+TORCH = ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
+TIMM = ("adamp", "lamb", "lars", "lion", "madgrad", "muon", "sgdp")  # each unlike the others
+REFUSED = ["adahessian", "bnb*", "fused*"]  # the others are of packages for CUDA
+ALL = pytest.param(timm.optim.list_optimizers(exclude_filters=REFUSED), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("names", [TORCH, TIMM, ALL], ids=["torch", "timm", "all of timm"])
+@pytest.mark.filterwarnings("ignore")
+def test_inactive_weights_are_zero_under_every_optimiser(names: Sequence[str]) -> None:
+    data = batches()
+    for name in names:
+        model = SmallNet()
+        if names is TORCH:
+            optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01)
+        else:
+            optimizer = timm.optim.create_optimizer_v2(model, name, lr=0.01, weight_decay=0.01)
+        model, sparse = build(net=model, optimizer=optimizer)
+        train(model, sparse, data)
+        assert zeros_hold(sparse), name
+        assert sum(int(mask.sum()) for mask in sparse.masks.values()) == round(0.2 * small.PRUNABLE), name
+
+
+@pytest.mark.parametrize("name", ["granet", "str", "top_kast", "snfs"])
+def test_a_state_goes_on_to_the_same_bits(name: str) -> None:
+    data = batches()
+    model, sparse = build(name)
+    train(model, sparse, data[:5])
+    saved = copy.deepcopy([model.state_dict(), sparse.training.optimizer.state_dict(), sparse.state_dict()])
+    train(model, sparse, data[5:])
+    again, resumed = build(name)
+    again.load_state_dict(saved[0])
+    resumed.training.optimizer.load_state_dict(saved[1])
+    resumed.load_state_dict(saved[2])
+    train(again, resumed, data[5:])
+    assert all(torch.equal(a, b) for a, b in zip(bits(model, sparse), bits(again, resumed), strict=True))
+
+
+def test_accumulated_gradients_and_clipping_are_those_of_the_whole_batch() -> None:
+    def run(parts: int) -> list[Tensor]:
+        model, sparse = build(clip := "gmp")
+        model.eval()  # batch statistics would be those of the parts
+        for images, labels in batches():
+            for some, few in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+                (nn.functional.cross_entropy(model(some), few) / parts).backward()
+            sparse.step(clip_norm=0.1)
+        assert clip == "gmp" and zeros_hold(sparse)
+        return [weight.detach() for weight in model.parameters()]
+
+    for one, other in zip(run(1), run(4), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaler_skips_a_step_that_overflows_and_the_update_comes_at_the_next() -> None:
+    model, sparse = build("granet")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step, (images, labels) in enumerate(batches(), start=1):
+        before = model.fc.weight.detach().clone()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        scaler.scale(loss * (float("inf") if step == 3 else 1.0)).backward()
+        sparse.step(scaler)
+        scaler.update()
+        assert torch.equal(before, model.fc.weight) == (step == 3)
+        assert sparse.training.updates == {1: 0, 2: 0, 3: 0}.get(step, sparse.training.updates)
+        if step == 4:
+            assert sparse.training.updates == 1
+    assert scaler.get_scale() == 4.0 and zeros_hold(sparse)
+
+
+def test_wrapped_and_compiled_networks_have_plain_names(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        plain, alone = build("rigl", total_steps=6)
+        net = SmallNet()
+        net.load_state_dict(build("dense")[0].state_dict())
+        wrapped = nn.parallel.DistributedDataParallel(torch.compile(net, backend="eager"))
+        _, sparse = build("rigl", wrapped, total_steps=6)
+        train(plain, alone, batches(6))
+        train(wrapped, sparse, batches(6))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert list(sparse.masks) == list(alone.masks)
+    assert all(torch.equal(sparse.masks[name], alone.masks[name]) for name in alone.masks)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "force"])
+def test_methods_that_look_at_data_take_a_loader(name: str) -> None:
+    data = batches(30)
+    more = {"samples_per_class": 3} if name == "grasp" else {}
+    model, sparse = build(name, data=data, **more)
+    train(model, sparse, data[:12])
+    assert sparse.report().density == pytest.approx(0.2, abs=0.005) and zeros_hold(sparse)
+
+
+def test_the_report_counts_layers_and_flops() -> None:
+    data = batches()
+    model, sparse = build("static", example=data[0][0], keep_dense=["last"])
+    train(model, sparse, data)
+    report = sparse.report()
+    assert [layer.weights for layer in report.layers] == [144, 144]
+    assert report.density == pytest.approx(58 / 288) and sum(layer.active for layer in report.layers) == 58
+    positions = small.SIZE**2
+    assert report.inference_share == report.train_share == pytest.approx((positions * 58 + 24) / (positions * 288 + 24))
+    assert "58 of" in str(report)
+    average = copy.deepcopy(model)
+    nn.init.ones_(average.conv1.weight)
+    sparse.apply_masks(average)
+    assert torch.equal(average.conv1.weight != 0, sparse.masks["conv1.weight"])
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"method": "grannet"}, "unknown method 'grannet': did you mean 'granet'"),
+    ({"sparsity": 90}, "sparsity must be in"),
+    ({"prune_rat": 0.3}, "has no setting 'prune_rat': did you mean 'prune_rate'"),
+    ({"net": nn.Sequential(nn.ReLU())}, "has no convolution and no linear layer"),
+    ({"keep_dense": ["stem.*"]}, "'stem.*' matches no weight"),
+    ({"optimizer": torch.optim.SGD(SmallNet().parameters(), lr=0.1)}, "the optimiser does not hold conv1.weight"),
+    ({"total_steps": 2}, "lower it with update_every=N, or train longer with a larger total_steps"),
+    ({"method": "set", "update_every": 0}, "steps_per_epoch=len"),
+    ({"method": "snip"}, "give data=loader"),
+    ({"method": "synflow"}, "give example=inputs"),
+    ({"method": "snip", "data": []}, "data yields no batch"),
+    ({"method": "snip", "data": [{"pixels": 1}]}, "must yield pairs of tensors"),
+    ({"method": "imp", "steps_per_epoch": 3}, "repeats the training"),
+    ({"method": "small_dense"}, "builds a narrower network"),
+]
+
+
+@pytest.mark.parametrize(("asked", "message"), FAULTS, ids=[message for _, message in FAULTS])
+def test_what_cannot_be_done_is_refused_before_anything_changes(asked: dict[str, Any], message: str) -> None:
+    model = asked.get("net") or SmallNet()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(
+            **{"net": model, "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1)), *model.parameters()]), **asked}
+        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_step_without_gradients_and_a_state_of_another_method_are_refused() -> None:
+    _, sparse = build("granet")
+    with pytest.raises(UserError, match=r"call loss\.backward"):
+        sparse.step()
+    with pytest.raises(UserError, match="the state is of another method: 'rigl', and here it is 'granet'"):
+        sparse.load_state_dict(build("rigl")[1].state_dict())
+    with pytest.raises(UserError, match="another sparsity"):
+        sparse.load_state_dict(build("granet", sparsity=0.7)[1].state_dict())
+
+
+def test_an_optimiser_that_was_taken_over_does_the_same_under_a_scheduler() -> None:
+    model, sparse = build("rigl")
+    other, taken = build("rigl")
+    taken.take_over()
+    optimizer = taken.training.optimizer
+    schedules = [torch.optim.lr_scheduler.StepLR(of.training.optimizer, 4) for of in (sparse, taken)]
+    for images, labels in batches():
+        nn.functional.cross_entropy(model(images), labels).backward()
+        sparse.step()
+
+        def closure(images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(other(images), labels)
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure) is not None
+        for schedule in schedules:
+            schedule.step()
+    assert all(torch.equal(a, b) for a, b in zip(bits(model, sparse), bits(other, taken), strict=True))
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.S)
+
+
+def make_names(**more: Any) -> dict[str, Any]:
+    """Return what the examples of the documents take for granted: a network of torchvision's and a loader."""
+    torch.manual_seed(0)
+    model = torchvision.models.squeezenet1_1(num_classes=3)
+    images = torch.randn(4, 3, 32, 32)
+    return {
+        "torch": torch,
+        "Sparsifier": Sparsifier,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        "criterion": nn.CrossEntropyLoss(),
+        "loader": [(images, torch.arange(4) % 3)] * 10,
+        "epochs": 2,
+        **more,
+    }
+
+
+def run_block(block: str, names: dict[str, Any], folder: Path) -> None:
+    """Import an example as it stands, but for a setting that makes it short, and add what it defines to `names`."""
+    file = folder / f"example_{len(names)}.py"
+    file.write_text(block.replace('method="granet"', 'method="granet", update_every=4'))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    vars(module).update(names)
+    spec.loader.exec_module(module)
+    names.update({name: value for name, value in vars(module).items() if not name.startswith("__")})
+
+
+def test_the_examples_of_the_documents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = make_names()
+    for block in BLOCKS[:3]:
+        run_block(block, names, tmp_path)
+    assert names["sparse"].report().density == pytest.approx(0.1, abs=1e-5) and names["sparse"].training.updates == 4
+    readme = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)]
+    names = make_names()
+    run_block(readme[0], names, tmp_path)
+    assert names["sparse"].training.step == 20
+
+
+def test_lightning_trains_the_example(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning", reason="the example of Lightning needs its package")
+    names = make_names(lightning=lightning)
+    run_block(BLOCKS[3], names, tmp_path)
+    module = names["Classifier"](names["model"])
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(names["loader"], batch_size=None))
+    assert module.sparse.training.step == 20 and zeros_hold(module.sparse)
+    assert module.sparse.report().density == pytest.approx(0.1, abs=1e-5)
+
+
+def test_the_trainer_of_hugging_face_trains_the_example(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the example of the Trainer needs transformers")
+    pytest.importorskip("accelerate", reason="the Trainer needs accelerate")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4,
+        num_labels=3,
+    )  # fmt: skip
+    names = make_names(transformers=transformers)
+    run_block(BLOCKS[4], names, tmp_path)
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": n % 3} for n in range(16)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=20, per_device_train_batch_size=4, max_grad_norm=0.0, report_to=[],
+        save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = names["SparseTrainer"](transformers.ViTForImageClassification(config), arguments, train_dataset=rows)
+    trainer.train()
+    assert trainer.sparse.training.step == 20 and zeros_hold(trainer.sparse)
+    assert trainer.sparse.report().density == pytest.approx(0.1, abs=0.001)
