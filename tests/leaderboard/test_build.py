@@ -159,3 +159,21 @@ def test_text_from_records_cannot_move_the_cursor(board: Path, capsys: pytest.Ca
     (board / "records" / "bad\x1b]0;x.json").write_text('{"run": "\x1b[2J"}')
     assert command("verify", board) == 1
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_built(board: Path) -> None:
+    first = min((board / "records").iterdir())
+    first.write_text(first.read_text()[:500])
+    summary, _ = build_all(board / "records", board / "LEADERBOARD.md")
+    assert "3 records in 1 table, 1 file skipped" in summary
+    name = sorted((board / "records").iterdir())[0].name
+    assert name in (board / "LEADERBOARD.md").read_text().split("## Skipped files")[1]
+    assert (board / "records" / name).exists()
+
+
+def test_an_unknown_wandb_mode_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("build", tmp_path, "--wandb", "on") == 2
+    assert "WANDB must be one of off, offline, online, got 'on'" in capsys.readouterr().err
+    assert not (tmp_path / "LEADERBOARD.md").exists()

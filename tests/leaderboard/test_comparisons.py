@@ -174,3 +174,13 @@ def test_the_smallest_difference_the_seeds_could_find_is_told() -> None:
 @pytest.mark.parametrize("runs", [runs_of("granet", 90.0, 91.0), runs_of("granet", 90.0) + runs_of("set", 91.0)])
 def test_nothing_is_told_where_nothing_can_be_compared(runs: list[dict[str, Any]]) -> None:
     assert blind_spots(make_rows(runs)) == ""
+
+
+def test_of_two_versions_of_a_control_the_one_run_last_counts() -> None:
+    granet = runs_of("granet", 91.0, 93.0, 95.0)
+    old, new = control_of(granet, 80.0, 80.0, 80.0), control_of(granet, 90.0, 91.0, 92.0)
+    for run in old:
+        run.update(run=f"old.{run['run']}", file=f"old{run['file']}", finished="2025-01-31T12:00:30+00:00")
+        run["method"] = {**run["method"], "sha256": "00" * 32}
+    (found,) = gains(*granet, *old, *new)
+    assert found["less random masks of its own layer densities"] == "+2.00 [−0.48, +4.48]"

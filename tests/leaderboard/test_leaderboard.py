@@ -234,3 +234,8 @@ def test_newest_protocol_first_and_changed_pages_last() -> None:
     pages = [{"name": "a", "title": "A", "changed": {"lr": 1}, "variant": "1"}, {"name": "b", "title": "B"}]
     runs = [make_record(page=page) for page in pages] + [make_record(protocol=2, page={"name": "c", "title": "C"})]
     assert re.findall(r"^## (.*)", show(*runs), flags=re.MULTILINE) == ["C", "B", "A, with lr = 1"]
+
+
+def test_a_method_that_only_diverged_is_still_there() -> None:
+    text = show(make_record(status="diverged"), make_record(status="diverged", seed=1))
+    assert row(text, "granet") == ["granet", "· (n=0, 2 diverged)", "·", "·", "·"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 import re
@@ -228,3 +229,11 @@ def test_the_page_does_not_depend_on_the_order_of_files(tmp_path):
         mixed = copy.copy(records)
         random.Random(number).shuffle(mixed)
         assert page_of(*measured, records=mixed) == expected
+
+
+def test_machines_and_threads_are_lines_of_their_own():
+    places = [{"threads": 2}, {"hardware": "A GPU", "device": "cuda"}, {"threads": 1}]
+    measured = [make_measurement(batches=[batch(1)], **place) for place in places]
+    expected = ["A GPU, 1 thread, torch 2.14", "Some CPU, 1 thread, torch 2.14", "Some CPU, 2 threads, torch 2.14"]
+    for order in itertools.permutations(measured):
+        assert [line[-1] for line in lines_of(page_of(*order))] == expected

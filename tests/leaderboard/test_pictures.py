@@ -21,6 +21,7 @@ from leaderboard.drawing import draw
 from leaderboard.drawing import style as draw_style
 from leaderboard.drawing.figures import make_figure
 from leaderboard.drawing.pictures import (
+    MOST_POINTS,
     Picture,
     accuracy_points,
     cost_points,
@@ -424,3 +425,15 @@ def test_digests_are_those_of_the_numbers_to_ten_digits() -> None:
     assert picture_of("cost", runs).digest() == before
     runs[1]["macs"]["train_share"] *= 1 + 1e-6
     assert picture_of("cost", runs).digest() != before
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    run = make("set", 0.9, history=[make_epoch(epoch, 92.5) for epoch in range(1, 1001)])
+    (curve,) = curves_of(make_series([run]), "density", [0.9])
+    assert len(curve.epochs) == len(set(curve.epochs)) == MOST_POINTS
+    assert (curve.epochs[0], curve.epochs[-1]) == (1.0, 1000.0)
+
+
+def test_ticks_are_round_and_few() -> None:
+    assert draw_style.log_ticks(0.018, 1.1, 7) == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    assert draw_style.log_ticks(1e-7, 1.1, 4) == [1e-6, 1e-4, 1e-2, 1.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import io
 import json
 import pkgutil
@@ -21,6 +22,7 @@ import yaml
 from rich.console import Console
 
 import benchmark.cli.targets as makefile
+from benchmark import Sparsifier
 from benchmark.base.console import print_result
 from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
@@ -212,6 +214,7 @@ def test_settings_and_variables_in_the_documents_exist(name):
     """`ARGS=pattern=filters`, `RANKS=4`, `resized=256`, `--args`: also where no command is written around them."""
     settings = SETTINGS | {"sparsity"}.union(*(find_method(method).settings() for method in built_in_names()))
     settings |= {key for engine in WHERE for key in find_module(engine).SETTINGS} | {"name", "key"}
+    settings |= set(inspect.signature(Sparsifier).parameters) if name == "docs/library.md" else set()
     options = {option for command in COMMANDS.values() for known in command.params for option in known.opts}
     for code in split(TEXTS[name])[1]:
         variable, setting = re.match(r"([A-Z_]+)=", code), re.match(r"([a-z_]+)(\.[a-z_]+)?=(?!=)", code)
