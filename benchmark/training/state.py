@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.base.meters import Usage
 from benchmark.config.pages import Page
 from benchmark.data.sets import Data
 from benchmark.distributed.ranks import WARM_UP, average_gradients, count_ranks
@@ -57,6 +58,7 @@ class Training:
     history: list[dict[str, Any]] = field(default_factory=list)
     train_s: float = 0.0
     eval_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)  # of the machine
     saved: list[Tensor] = field(default_factory=list)  # buffers before the step
     # of the epoch in progress
     epoch_step: int = 0  # steps done
@@ -198,6 +200,7 @@ class Training:
             "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
             "history": self.history,
             "clock": [self.train_s, self.eval_s],
+            "usage": self.usage.state(),
             "position": [self.epoch_step, self.epoch_seen],
             "totals": self.epoch_totals.cpu(),
             "random": get_random_state(self.device),
@@ -226,6 +229,7 @@ class Training:
         self.update_pending = bool(pending)
         self.history = state["history"]
         self.train_s, self.eval_s = state["clock"]
+        self.usage.load_state(state.get("usage"))  # checkpoints of old versions have none
         self.epoch_step, self.epoch_seen = state["position"]
         self.epoch_totals = state["totals"].to(self.device)
         self.random_state = state["random"]

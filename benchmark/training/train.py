@@ -171,9 +171,11 @@ def compute_gradients(
 
 def update_masks(run: Training, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
     """Ask the method for new masks and commit them."""
+    began = time.monotonic()
     view = run.view(dense, active, input_moments=read_moments(run))
     apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
     run.updates += 1
+    run.usage.updates_s += time.monotonic() - began
 
 
 def apply(run: Training, update: Update, view: View) -> None:
