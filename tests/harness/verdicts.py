@@ -22,8 +22,8 @@ from leaderboard.store.records import Problem, list_files, load_store, read_file
 
 PAGE = "LEADERBOARD.md"
 # What may differ between two runs of a cell: when and how it was asked for, what it took, the checkout.
-TAKEN = ("training time", "images/s", "mask updates", "peak memory", "energy")  # columns of that
 APART = ("started", "finished", "time", "usage", "git", "command", "seal", "file")
+TAKEN = ("training time", "images/s", "mask updates", "peak memory", "energy")  # columns that say what runs took
 
 
 def is_torn(path: Path) -> bool:
