@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from benchmark.base.files import write_note
-from leaderboard.tables.table import count_zeros, printable
+from leaderboard.tables.table import BLANK, count_zeros, printable
+from leaderboard.tables.usage import tell_energy, tell_memory, tell_updates
 from methods.core import count_kept
 
 LIVE_S = 1.0  # seconds between two updates of the bar's figures within an epoch
@@ -168,6 +169,10 @@ def print_result(console: Console, record: dict[str, Any], record_file: str, lea
     if "rounds" in record:
         table.add_row("rounds", f"{record['rounds']['count']} trainings; accuracies are of the last, costs of all")
     table.add_row("time", f"{clock['total_s']:.1f} s ({clock['images_per_s']:,.0f} images/s in training)")
+    shown = {"mask updates": tell_updates([record], False), "peak memory": tell_memory([record], False)}
+    for name, text in {**shown, "energy": tell_energy([record])}.items():
+        if text != BLANK:
+            table.add_row(name, escape(printable(text)))
     if record["empty_layers"]:
         table.add_row("layers left empty", escape(printable(", ".join(record["empty_layers"]))))
     table.add_row("record", escape(printable(record_file)))

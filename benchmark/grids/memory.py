@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,12 @@ from benchmark.data.sets import Data
 from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
 from benchmark.training.precision import choose_precision, make_autocast
+from leaderboard import Record
 
 # Bytes that a process takes besides, by kind of device. Estimates: on a GPU the context, the libraries' workspaces and
 # the augmentation of several batches at once; on a CPU the interpreter with torch, timm and what the allocator keeps.
 PROCESS = {"cuda": int(0.9 * 2**30), "cpu": int(0.7 * 2**30)}
+CONTEXT = 2**29  # of a process on a GPU, which torch's allocator does not count; an estimate
 STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors an optimiser keeps beside each weight; SGD without momentum none
 # Gradients of activations, workspaces and what allocators keep, as a share of all that a run holds: in whole runs of
 # ResNet-20 and VGG-19 on a CPU the process grew to 1.5 to 1.7 times of what is counted here. An estimate for GPUs.
@@ -54,6 +57,26 @@ class Memory:
     def fits(self, available: int) -> int:
         """Return the number of such runs that fit in `available` bytes."""
         return available // self.total
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The most that runs have held, in bytes, by their records, and of how many; a GPU's context is added."""
+
+    total: int
+    records: int
+
+    def fits(self, available: int) -> int:
+        """Return the number of such runs that fit in `available` bytes."""
+        return available // self.total
+
+
+def measured_memory(records: Iterable[Record], device: torch.device) -> Measured | None:
+    """Return what the records of runs like the one that is planned measured on such a device; None where none did."""
+    kind, besides = ("process_peak_bytes", 0) if device.type == "cpu" else ("device_peak_bytes", CONTEXT)
+    whole = (record for record in records if "width" not in record["method"]["settings"])  # no narrower network
+    peaks = [record["usage"][kind] for record in whole if kind in record.get("usage", {})]
+    return Measured(max(peaks) + besides, len(peaks)) if peaks else None
 
 
 def work_out_memory(page: Page, data: Data, built: Built, device: torch.device) -> Memory:
@@ -127,8 +150,11 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
-def describe_memory(memory: Memory, available: int) -> str:
+def describe_memory(memory: Memory | Measured, available: int) -> str:
     """Return a run's memory in words: `about 2.1 GiB (1.0 activations of a batch, ...); 11 fit in 24 GiB`."""
+    fit = f"; {memory.fits(available)} fit in the {available / 2**30:.0f} GiB here" if available else ""
+    if isinstance(memory, Measured):
+        return f"{gib(memory.total)} GiB, measured in {memory.records} record{'s' * (memory.records != 1)}{fit}"
     parts = {
         "process": memory.process,
         "activations of a batch": memory.activations,
@@ -137,7 +163,6 @@ def describe_memory(memory: Memory, available: int) -> str:
         "to work with": memory.total - memory.process - memory.activations - memory.weighted - memory.images,
     }
     listed = ", ".join(f"{gib(size)} {name}" for name, size in parts.items())
-    fit = f"; {memory.fits(available)} fit in the {available / 2**30:.0f} GiB here" if available else ""
     return f"about {gib(memory.total)} GiB ({listed}){fit}"
 
 

@@ -19,10 +19,11 @@ from benchmark.config.cells import Cell, Item
 from benchmark.config.grids import Grid
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
-from benchmark.grids.memory import Memory, work_out_memory
+from benchmark.grids.memory import Measured, Memory, measured_memory, work_out_memory
 from benchmark.grids.predict import Networks, Prediction, page_of, predict
 from benchmark.grids.states import DONE, INTERRUPTED, NO_CONTROL, TO_DO, Ledger, index_runs
 from benchmark.grids.times import (
+    MEMORY,
     SPEED,
     Fleet,
     Job,
@@ -31,6 +32,7 @@ from benchmark.grids.times import (
     describe_fleet,
     describe_sharing,
     pace_of_records,
+    records_like,
 )
 from benchmark.runs.run import make_timeline
 from benchmark.training.rehearsal import check_budget, rehearse
@@ -80,7 +82,7 @@ class Planner:
     data: dict[tuple[str, str], Data] = field(default_factory=dict)
     paces: dict[tuple[str, str], Pace] = field(default_factory=dict)
     calibrated: dict[str, Pace] = field(default_factory=dict)  # by what decides the speed: CIFAR-10 and 100 share it
-    memories: dict[tuple[str, str], Memory] = field(default_factory=dict)  # of the full network of each page
+    memories: dict[tuple[str, str], Memory | Measured] = field(default_factory=dict)  # of the full network of each page
     predictions: dict[tuple[str, str, str, float], Prediction] = field(default_factory=dict)
     obstacles: dict[str, int] = field(default_factory=dict)  # why no control is possible, and of how many runs
 
@@ -96,7 +98,10 @@ class Planner:
         rehearse(cell.method, cell.plugin.name, timeline)
         check_budget(cell, network.built)
         if page_of(cell) not in self.memories and not cell.method.narrows_network:
-            self.memories[page_of(cell)] = work_out_memory(cell.page, data, network.built, self.device)
+            alike = records_like(cell, self.records, self.device, MEMORY, ("device", "precision"))
+            measured = measured_memory(alike, self.device)
+            worked_out = measured or work_out_memory(cell.page, data, network.built, self.device)
+            self.memories[page_of(cell)] = worked_out
         settled = self.ledger.settle(first, data) or cell
         donor = self.predictions.get(row_of(first.donor)) if first.donor is not None else None
         if first.donor is not None and donor is None:

@@ -18,7 +18,7 @@ from benchmark.base.system import describe_environment
 from benchmark.config.cells import Cell
 from benchmark.config.pages import Page
 from benchmark.data.sets import Data
-from benchmark.grids.memory import Memory, describe_memory, device_memory, gib
+from benchmark.grids.memory import Measured, Memory, describe_memory, device_memory, gib
 from benchmark.networks.build import Built
 from benchmark.training.optim import make_optimizer
 from benchmark.training.precision import choose_precision, make_autocast, set_determinism
@@ -27,6 +27,7 @@ from leaderboard.store.repeat import ranks_of
 
 # Settings that decide how fast a page trains; others (epochs, learning rate) do not.
 SPEED = ("model", "model_args", "image_size", "batch_size", "ema_decay", "channels_last", "deterministic")
+MEMORY = (*SPEED, "optimizer", "momentum", "in_memory", "compile")  # and those that decide how much memory it takes
 STEP_MACS = 3e10  # of a calibration step on a CPU, about: there a large network takes a minute for a whole batch
 LEAST_BATCH = 4
 LONGEST_S = 1.0  # calibration after the first step
@@ -51,21 +52,29 @@ def images_per_epoch(data: Data) -> float:
     return len(data.train) + FORWARD_SHARE * (len(data.test) + len(data.validation or ()))
 
 
+def records_like(
+    cell: Cell, records: Iterable[Record], device: torch.device, settings: Iterable[str], environment: Iterable[str]
+) -> list[Record]:
+    """Return the records of one process on the cell's page that agree with it in these settings of the page.
+
+    They were made on a device that agrees with this one in these facts of the environment.
+    """
+    here = describe_environment(device, choose_precision(cell.page, device))
+    same_page = (record for record in records if record["page"]["name"] == cell.page_name and ranks_of(record) == 1)
+    return [
+        record
+        for record in same_page
+        if all(record["page"]["settings"].get(name) == getattr(cell.page, name) for name in settings)
+        and all(record["environment"].get(key) == here[key] for key in environment)
+    ]
+
+
 def pace_of_records(cell: Cell, data: Data, records: Iterable[Record], device: torch.device) -> Pace | None:
     """Return the median pace of the records of the cell's page on this device, or None where there are none."""
-    here = describe_environment(device, choose_precision(cell.page, device))
-    speeds = []
-    for record in records:
-        settings, there = record["page"]["settings"], record["environment"]
-        same_page = record["page"]["name"] == cell.page_name and all(
-            settings.get(name) == getattr(cell.page, name) for name in SPEED
-        )
-        if (
-            same_page
-            and ranks_of(record) == 1
-            and all(there[key] == here[key] for key in ("device", "device_name", "precision"))
-        ):
-            speeds.append(epochs_of(record) * images_per_epoch(data) / record["time"]["total_s"])
+    speeds = [
+        epochs_of(record) * images_per_epoch(data) / record["time"]["total_s"]
+        for record in records_like(cell, records, device, SPEED, ("device", "device_name", "precision"))
+    ]
     if not speeds:
         return None
     return Pace(statistics.median(speeds), f"{len(speeds)} record{'' if len(speeds) == 1 else 's'}")
@@ -205,7 +214,7 @@ def make_fleet(devices: int, per_device: int) -> Fleet | None:
 
 
 def describe_sharing(
-    memories: Mapping[tuple[str, str], Memory], device: torch.device, fleet: Fleet | None = None
+    memories: Mapping[tuple[str, str], Memory | Measured], device: torch.device, fleet: Fleet | None = None
 ) -> list[str]:
     """Return the memory of a run of each page, and a note where a fleet asks for more than the device has."""
     available = device_memory(device)

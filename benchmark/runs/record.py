@@ -72,7 +72,9 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "eval_s": run.eval_s,
             "total_s": run.train_s + run.eval_s,
             "images_per_s": images_trained(own_page(run), run.data) / run.train_s,
+            **run.usage.times(),
         },
+        **({"usage": usage} if (usage := run.usage.describe()) else {}),
         "environment": describe_arithmetic(run),
         "git": describe_git(),
     }

@@ -20,7 +20,7 @@ from benchmark.base.files import Places, refuse_links, run_folder, sweep
 from benchmark.base.tracking import Tracker
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data
-from benchmark.distributed.ranks import DriftError, announce, own_rank
+from benchmark.distributed.ranks import DriftError, announce, count_ranks, own_rank
 from benchmark.networks.build import Built, build, place
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import prunable_weights
@@ -49,6 +49,8 @@ from benchmark.training.train import train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
 from methods.core import ContractError, Inactive, Rounds, Timeline
+
+SUMMARY = ("accuracy_pct", "density", "status", "macs", "updates", "time", "usage")  # of a record, for W&B
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     checkpoint = folder / "checkpoint"
     state = announce(read_checkpoint(checkpoint, warner(console)) if own_rank() == 0 else None)
     run = prepare(cell, built, data, options.device)
+    run.usage.begin(options.device, count_ranks())
     start.arrange(run)
     if cell.page.precision == "fastest":  # a continued run keeps what was chosen, whatever is faster now
         run.precision = str(state.get("precision")) if state else announce(probe_precision(run))
@@ -242,7 +245,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
 
     summary: dict[str, Any] = {"status": "failed"}
     try:
-        with Reporter(console, *shown, run.step, options.progress) as reporter:
+        with Reporter(console, *shown, run.step, options.progress) as reporter, run.usage.watch():
             train(run, reporter, after_epoch, saver)
         if own_rank():
             return {}
@@ -251,7 +254,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
         tell_dead(record, run, warner(console))
         price_slim(record, run, warner(console))
         refuse_invalid(record, folder)
-        summary = {key: record[key] for key in ("accuracy_pct", "density", "status", "macs")}
+        summary = {key: record[key] for key in SUMMARY if key in record}
     except DriftError:
         set_aside_drifted(checkpoint)
         raise

@@ -37,7 +37,10 @@ EPOCHS = ("validation_epoch", "test_epoch")
 Finding = tuple[str, Any, Any, bool]  # what, in the record, found again, whether they agree
 
 NOT_RECORDED = "not recorded"
-NOT_FOUND_AGAIN = "not found again: training cost before the last epoch, accuracies of earlier epochs, times, the seed"
+NOT_FOUND_AGAIN = (
+    "not found again: training cost before the last epoch, accuracies of earlier epochs, times, memory and energy, "
+    "the seed"
+)
 
 
 def load_record(path: Path) -> Record:

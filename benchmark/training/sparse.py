@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.base.meters import Usage
 from benchmark.data.images import Samples
 from benchmark.networks.costs import Meter
 from benchmark.training.masks import MaskSet
@@ -36,6 +37,7 @@ class SparseTraining:
     meter: Meter
     own: Own = field(default_factory=Own)  # of the method
     average: ModelEmaV3 | None = None
+    usage: Usage = field(default_factory=Usage)  # of the machine
     step: int = 0
     updates: int = 0
     update_pending: bool = False

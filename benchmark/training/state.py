@@ -106,6 +106,7 @@ class Training(SparseTraining):
             "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
             "history": self.history,
             "clock": [self.train_s, self.eval_s],
+            "usage": self.usage.state(),
             "position": [self.epoch_step, self.epoch_seen],
             "totals": self.epoch_totals.cpu(),
             "random": get_random_state(self.device),
@@ -134,6 +135,7 @@ class Training(SparseTraining):
         self.update_pending = bool(pending)
         self.history = state["history"]
         self.train_s, self.eval_s = state["clock"]
+        self.usage.load_state(state.get("usage"))  # checkpoints of old versions have none
         self.epoch_step, self.epoch_seen = state["position"]
         self.epoch_totals = state["totals"].to(self.device)
         self.random_state = state["random"]

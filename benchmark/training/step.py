@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -138,9 +140,11 @@ def forget(run: SparseTraining) -> None:
 
 def update_masks(run: SparseTraining, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
     """Ask the method for new masks and commit them."""
+    began = time.monotonic()
     view = run.view(dense, active, input_moments=read_moments(run))
     apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
     run.updates += 1
+    run.usage.updates_s += time.monotonic() - began
 
 
 def apply(run: SparseTraining, update: Update, view: View) -> None:

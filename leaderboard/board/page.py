@@ -49,6 +49,11 @@ ZERO = """\
 - **Active weights that are zero** in the details: a budget is of active weights, and one that was activated late may
   never have had a gradient, so that counting non-zero weights finds fewer."""
 
+TOOK = """\
+- **Mask updates, peak memory, energy** in the details, where the machine told them: wall time in updates; the most that
+  the process held, and that torch took from the GPU; energy of whole devices, whoever else used them, with the mean
+  share of time in which the GPU was at work."""
+
 PICTURES = "pictures"  # the folder beside the sheet
 
 GAINS = (
@@ -79,6 +84,7 @@ def render(
         lines += [DEAD] if any("dead" in record for record in records) else []
         lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
         lines += [ZERO] if any(map(count_zeros, records)) else []
+        lines += [TOOK] if any("usage" in record or "updates_s" in record["time"] for record in records) else []
     else:
         lines.append(FIRST)
     for title, runs in sections:

@@ -152,7 +152,20 @@ FIELDS: dict[str, Any] = {
         }
     ],
     "updates": WHOLE,
-    "time": dict.fromkeys(("train_s", "eval_s", "total_s", "images_per_s"), AT_LEAST_0),
+    "time": {
+        **dict.fromkeys(("train_s", "eval_s", "total_s", "images_per_s"), AT_LEAST_0),
+        "updates_s?": AT_LEAST_0,  # of the training time, in mask updates
+    },
+    # What a run took of the machine, over all its interruptions; absent where it is not known. Peaks are of one process
+    # (rank 0's): what it held, and what torch took from the device. The rest is that of whole devices, whoever uses
+    # them: `of` names them and who told it. utilisation_pct: mean share of time in which a kernel ran; processes: the
+    # most that used the device at once, as far as its driver shows them.
+    "usage?": {
+        "process_peak_bytes?": ABOVE_0,
+        "device_peak_bytes?": ABOVE_0,
+        "gpu?": {"of": TEXT, "energy_j?": AT_LEAST_0, "utilisation_pct?": PERCENT, "processes?": ABOVE_0},
+        "cpu?": {"of": TEXT, "energy_j?": AT_LEAST_0},
+    },
     "environment": {
         **dict.fromkeys(("device", "precision", "torch", "timm", "python", "platform"), TEXT),
         "ranks?": ABOVE_0,  # processes that trained together; one where it is absent

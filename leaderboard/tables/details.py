@@ -24,6 +24,7 @@ from leaderboard.tables.table import (
     multiple,
     percent,
 )
+from leaderboard.tables.usage import by_device, tell_energy, tell_memory, tell_updates
 
 DETAILS = [
     "method",
@@ -43,22 +44,29 @@ DETAILS = [
 ]
 
 
-PLACE = DETAILS.index("inference FLOPs")
-DEAD = "dead filters, dead weights"  # a column only where a record tells them
+# Columns only where a record tells them, each with the column that it stands before, and what it shows.
+RARE_DETAILS: dict[str, tuple[str, Callable[[list[Record], bool], str]]] = {
+    "dead filters, dead weights": ("inference FLOPs", lambda runs, _: dead_shares(runs)),
+    "mask updates": ("notes", tell_updates),
+    "peak memory": ("notes", tell_memory),
+    "energy": ("notes", lambda runs, _: escape(tell_energy(runs))),
+}
 
 
 def details_table(rows: list[Row], folder: str) -> list[str]:
     """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
-    told = any("dead" in record for row in rows for cell in row.cells.values() for record in cell.finished)
-    head = [*DETAILS[:PLACE], DEAD, *DETAILS[PLACE:]] if told else DETAILS
+    cells = [(row, sparsity, cell) for row in rows for sparsity, cell in row.cells.items()]
+    several = len({record["environment"]["device"] for *_, cell in cells for record in cell.counted}) > 1
+    rare = {name: [show(cell.finished, several) for *_, cell in cells] for name, (_, show) in RARE_DETAILS.items()}
+    rare = {name: texts for name, texts in rare.items() if set(texts) - {BLANK}}
+    head = list(DETAILS)
+    for name in rare:
+        head.insert(head.index(RARE_DETAILS[name][0]), name)
     lines = [line(head), line(["---"] * len(head))]
-    devices = {
-        record["environment"]["device"] for row in rows for cell in row.cells.values() for record in cell.counted
-    }
-    for row in rows:
-        for sparsity, cell in row.cells.items():
-            shown = [row.label, percent(sparsity), *detail_cells(cell, folder, len(devices) > 1)]
-            lines.append(line([*shown[:PLACE], dead_shares(cell.finished), *shown[PLACE:]] if told else shown))
+    for place, (row, sparsity, cell) in enumerate(cells):
+        usual = [row.label, percent(sparsity), *detail_cells(cell, folder, several)]
+        shown = {**dict(zip(DETAILS, usual, strict=True)), **{name: texts[place] for name, texts in rare.items()}}
+        lines.append(line([shown[name] for name in head]))
     return lines
 
 
@@ -83,8 +91,8 @@ def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
     slim = slim_cost(runs)
     shown.append(f"{cell.cost('inference', absolute=True)}{f', {slim}' if slim else ''}")
     shown.append(f"{cell.cost('train', absolute=True)}{uncharged_cost(runs)}")
-    shown.append(by_device(runs, "train_s", duration, name_devices))
-    shown.append(by_device(runs, "images_per_s", "{:,.0f}".format, name_devices))
+    shown.append(by_device(runs, lambda run: run["time"]["train_s"], duration, name_devices))
+    shown.append(by_device(runs, lambda run: run["time"]["images_per_s"], "{:,.0f}".format, name_devices))
     shown.append("; ".join(notes(cell)) or BLANK)
     shown.append(list_links(cell, folder))
     return shown
@@ -112,15 +120,6 @@ def uncharged_cost(runs: list[Record]) -> str:
         return ""
     shares = ((costs["train"] - costs["dense_gradients"]) / costs["train_dense"] for costs in macs)
     return f", {mean(shares, multiple)} without dense gradients"
-
-
-def by_device(runs: list[Record], key: str, show: Callable[[float], str], name_devices: bool) -> str:
-    """Return the mean of time[key] for each device, as times of different devices have no common mean."""
-    times: dict[str, list[float]] = {}
-    for run in runs:
-        times.setdefault(run["environment"]["device"], []).append(run["time"][key])
-    named = {device: f"{escape(device)}: " if name_devices else "" for device in sorted(times)}
-    return "; ".join(f"{name}{mean(times[device], show)}" for device, name in named.items()) or BLANK
 
 
 def notes(cell: Cell) -> list[str]:

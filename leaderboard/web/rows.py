@@ -15,6 +15,7 @@ from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import make_ranks
 from leaderboard.tables.details import notes, slim_cost
 from leaderboard.tables.table import (
+    BLANK,
     HEADINGS,
     Cell,
     Row,
@@ -28,6 +29,7 @@ from leaderboard.tables.table import (
     percent,
     show_rank,
 )
+from leaderboard.tables.usage import tell_energy, tell_memory, tell_updates
 
 # Heading, subheading, and the sort order of the first click; numbers are right-aligned.
 COLUMNS = (
@@ -176,6 +178,8 @@ def run_values(run: Record) -> list[str]:
     told += [f"active weights that are zero: {zero:,}"] if zero else []
     donor = method.get("donor")
     slim = slim_cost([run])
+    updates, memory, energy = tell_updates([run], False), tell_memory([run], False), tell_energy([run])
+    took = {"peak memory: ": memory, "energy: ": energy}
     return [
         shown["last_epoch"],
         shown["validation_selected"],
@@ -186,8 +190,8 @@ def run_values(run: Record) -> list[str]:
         f"{density['prunable']:.4g} of prunable weights ({weights['active']:,} of {weights['dense_prunable']:,}), "
         f"{density['all_parameters']:.4g} of all",
         f"{duration(time['train_s'])} training, {duration(time['eval_s'])} evaluation, "
-        f"{time['images_per_s']:,.0f} images/s",
-        device(run),
+        f"{time['images_per_s']:,.0f} images/s{'' if updates == BLANK else f', {updates}'}",
+        "; ".join([device(run), *(f"{what}{text}" for what, text in took.items() if text != BLANK)]),
         run["finished"],
         settings(method["settings"]) or "none",
         settings(method["changed"]) or "none",

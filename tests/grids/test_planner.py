@@ -19,8 +19,9 @@ from benchmark.config.grids import read_grid
 from benchmark.config.pages import load_page
 from benchmark.data.sets import Data, load_data
 from benchmark.data.standin import Counted, stand_in
-from benchmark.grids.plan import Line, print_plan
-from benchmark.grids.predict import Networks, Prediction, predict
+from benchmark.grids.memory import describe_memory
+from benchmark.grids.plan import Line, Planner, print_plan
+from benchmark.grids.predict import Networks, Prediction, page_of, predict
 from benchmark.grids.states import Ledger, index_runs
 from benchmark.grids.times import pace_of_records
 from benchmark.runs.run import Options, make_timeline, run_cell
@@ -402,6 +403,29 @@ def test_the_pace_is_the_median_of_records_of_this_page_and_device():
     assert pace.seconds(cell.page, data) == pytest.approx(20)
     assert pace.seconds(dataclasses.replace(cell.page, epochs=60), data) == pytest.approx(40)
     assert pace_of_records(one_cell("dense", "image_size=16"), data, records, CPU) is None
+
+
+def test_the_memory_of_a_run_is_what_finished_ones_measured(tmp_path):
+    """Of runs of this page, model and batch on this kind of device, and of the whole network."""
+    cell = one_cell("dense")
+    planner = Planner(tmp_path, CPU, [], ledger_of())
+
+    def note(peak: int, device: str = "cpu", method: dict | None = None, **settings: object) -> None:
+        page = {"name": cell.page_name, "settings": {**dataclasses.asdict(cell.page), **settings}}
+        usage = {"process_peak_bytes": peak, "device_peak_bytes": 1}
+        where = {"device": device, "precision": "fp32"}
+        planner.records.append(make_record(page=page, usage=usage, environment=where, method=method or {}))
+
+    note(9, batch_size=7)
+    note(9, device="cuda")
+    note(9, method={"name": "small_dense", "settings": {"width": 0.5}})
+    planner.plan([Item(cell, "dense")])
+    assert describe_memory(planner.memories.pop(page_of(cell)), 0).startswith("about ")
+    note(2**30)
+    note(2 * 2**30)
+    planner.plan([Item(cell, "dense")])
+    memory = planner.memories[page_of(cell)]
+    assert describe_memory(memory, 7 * 2**30) == "2.00 GiB, measured in 2 records; 3 fit in the 7 GiB here"
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,12 @@ def row(text: str, label: str, number: int = 0) -> list[str]:
 
 
 RUN = make_record()["run"]
+USAGE = {
+    "process_peak_bytes": 3 * 2**30,
+    "device_peak_bytes": 5 * 2**30,
+    "gpu": {"of": "NVIDIA X (whole device), NVML", "energy_j": 9_000.0, "utilisation_pct": 70.0, "processes": 2},
+    "cpu": {"of": "1 processor package (whole machine), RAPL", "energy_j": 500.0},
+}
 
 
 def engine(name: str, ms: float, dense_ms: float, **more: Any) -> dict[str, Any]:

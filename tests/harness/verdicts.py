@@ -21,8 +21,9 @@ from leaderboard.board.page import make_page, render
 from leaderboard.store.records import Problem, list_files, load_store, read_file, read_records
 
 PAGE = "LEADERBOARD.md"
-# What may differ between two runs of a cell: when and how it was asked for, how long it took, the checkout.
-APART = ("started", "finished", "time", "git", "command", "seal", "file")
+# What may differ between two runs of a cell: when and how it was asked for, what it took, the checkout.
+APART = ("started", "finished", "time", "usage", "git", "command", "seal", "file")
+TAKEN = ("training time", "images/s", "mask updates", "peak memory", "energy")  # columns that say what runs took
 
 
 def is_torn(path: Path) -> bool:
@@ -174,12 +175,12 @@ def read_content(path: Path) -> Any:
 
 
 def without_times(page: str) -> str:
-    """Return a leaderboard page without the columns that show times."""
+    """Return a leaderboard page without the columns that show what runs took."""
     lines, hidden = [], []
     for line in page.splitlines():
         cells = line.split(" | ")
         if "training time" in cells:
-            hidden = [cells.index("training time"), cells.index("images/s")]
+            hidden = [cells.index(name) for name in TAKEN if name in cells]
         lines.append(" | ".join(cell for i, cell in enumerate(cells) if len(cells) == 1 or i not in hidden))
     return "\n".join(lines)
 

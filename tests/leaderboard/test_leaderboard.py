@@ -9,7 +9,7 @@ import pytest
 
 from leaderboard import Problem
 from leaderboard.tables.table import duration, flops, make_rows, multiple
-from tests.harness.record_factory import make_record, named, row, show, table
+from tests.harness.record_factory import USAGE, make_record, named, row, show, table
 
 
 def details(text: str, label: str) -> dict[str, str]:
@@ -78,6 +78,24 @@ def test_times_of_different_devices_are_not_averaged() -> None:
     assert details(text, "granet")["images/s"] == "GPU X: 1,234; cpu: 8"
     assert "devices: GPU X (1 run), cpu (1 run)." in text
     assert row(text, "granet")[1] == "92.50 ± 0.00 (n=2)"
+
+
+def test_what_runs_took_has_columns_where_records_tell_it() -> None:
+    first = make_record(usage=USAGE, time={"updates_s": 0.5}, updates=12)
+    half = {"process_peak_bytes": 2**30, "gpu": {"of": USAGE["gpu"]["of"], "energy_j": 3_000.0}}
+    runs = [first, make_record(seed=1, usage=half), make_record(seed=2), make_record(method={"name": "set"})]
+    text = show(*runs)
+    shown = details(text, "granet")
+    assert shown["mask updates"] == "0.5 s in 12 updates"
+    assert shown["peak memory"] == "process 2.00 GiB, device 5.00 GiB"
+    assert shown["energy"] == (
+        "6 kJ, 70 % at work, up to 2 processes: NVIDIA X (whole device), NVML; "
+        "500 J: 1 processor package (whole machine), RAPL"
+    )
+    assert {details(text, "set")[name] for name in ("mask updates", "peak memory", "energy")} == {"·"}
+    without = show(*runs[2:])
+    assert "**Mask updates, peak memory, energy**" in text and "peak memory" not in without + show()
+    assert not {"mask updates", "energy"} & set(details(without, "granet"))
 
 
 # Nothing in silence

@@ -20,8 +20,9 @@ from leaderboard import Problem, render
 from leaderboard.drawing.pictures import list_pictures
 from leaderboard.tables.sections import make_sections, section_name
 from leaderboard.tables.table import BLANK, escape
+from leaderboard.web.rows import LABELS, run_values
 from leaderboard.web.site import render_site
-from tests.harness.record_factory import make_record
+from tests.harness.record_factory import USAGE, make_record
 
 EVIL = "<img src=x onerror=window.hit=1>\u202e\u2028</script><script>window.hit=1</script>\"'&lt;\ud800`$title"
 SEEN = "<img src=x onerror=window.hit=1>\\u202e\\u2028</script><script>window.hit=1</script>\"'&lt;\\ud800`$title"
@@ -107,6 +108,16 @@ def test_the_table_has_the_figures_of_the_markdown_page() -> None:
     assert next(row for row in page if row[0] == "set")[2] == "· (n=0, 1 diverged)"
     to_sort_by = next(row["raw"] for row in data_of(show(many()))["rows"] if row["raw"][:2] == ["granet", 0.9])
     assert to_sort_by[2] == pytest.approx((90.37 + 90.62) / 2, abs=1e-12) and to_sort_by[5:9] == [0.28, 0.28, 0.1, 2]
+
+
+def test_a_run_shows_what_it_took_where_its_record_tells_it() -> None:
+    told = make_record(usage=USAGE, time={"updates_s": 0.5}, updates=12)
+    values = [dict(zip(LABELS, run_values(run), strict=True)) for run in (make_record(), told)]
+    assert values[1]["time"] == values[0]["time"] + ", 0.5 s in 12 updates"
+    assert values[1]["device"] == values[0]["device"] + (
+        "; peak memory: process 3.00 GiB, device 5.00 GiB; energy: 9 kJ, 70 % at work, up to 2 processes: "
+        "NVIDIA X (whole device), NVML; 500 J: 1 processor package (whole machine), RAPL"
+    )
 
 
 def test_the_page_does_not_depend_on_the_order_of_records_and_problems() -> None:

@@ -32,7 +32,7 @@ from leaderboard.store.schema import FIELDS
 from leaderboard.tables.sections import make_sections
 from leaderboard.web.site import render_site
 from tests.harness.prunings import make_pruned
-from tests.harness.record_factory import make_measurement, make_record
+from tests.harness.record_factory import USAGE, make_measurement, make_record
 
 PLAIN = "plain words 1"
 CORPUS = [
@@ -80,7 +80,7 @@ def fill(record: dict[str, Any], text: str, fields: Any = FIELDS) -> dict[str, A
         at: Any = filled
         if path[0] == "empty_layers" or (path[:2] == ("method", "donor") and "donor" not in filled["method"]):
             continue
-        if path[0] == "branch" and "branch" not in filled:
+        if path[0] in ("branch", "usage") and path[0] not in filled:
             continue
         for key in path[:-1]:
             at = at[key]
@@ -97,7 +97,7 @@ def hostile(text: str, folder: Path, page: str = "") -> tuple[list[dict[str, Any
         ("snip", "before training", {}),
     ):
         for seed in (0, 1, 2):
-            record = make_record(seed=seed, method={"name": name, "group": group, **more})
+            record = make_record(seed=seed, usage=USAGE, method={"name": name, "group": group, **more})
             filled = fill(record, text)
             filled["method"]["label"] += name
             filled["page"]["name"] = page or filled["page"]["name"]

@@ -66,7 +66,9 @@ def test_curves_and_summary_are_logged(bench, monkeypatch):
     assert [step for step, _ in fake.logged] == [4, 8]
     assert {"loss", "test_acc_pct", "density", "train_share"} <= set(fake.logged[0][1])
     assert fake.summary["status"] == "ok"
-    assert fake.summary["accuracy_pct"] == bench.records()[0]["accuracy_pct"]
+    (record,) = bench.records()
+    assert [fake.summary[key] == record[key] for key in ("accuracy_pct", "time", "usage")] == [True] * 3
+    assert "gpu" not in record["usage"] and record["usage"]["process_peak_bytes"] > 2**20
     assert fake.finished
 
 
