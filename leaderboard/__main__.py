@@ -1,4 +1,4 @@
-"""`python -m leaderboard build | verify | claim | site`: sheets and answers from the records."""
+"""`python -m leaderboard build | verify | claim | site | submit`: sheets and answers from the records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from leaderboard.board import build
 from leaderboard.board.page import PICTURES, Store
+from leaderboard.board.submit import submit
 from leaderboard.store.records import load_store
 from leaderboard.tables.sections import make_sections
 from leaderboard.tables.table import printable
@@ -35,6 +36,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_arguments(commands.add_parser("claim", parents=[places], help="whether one row is better than another"))
     site = commands.add_parser("site", parents=[places], help="write the leaderboard for a browser, one HTML file")
     site.add_argument("--html", type=Path, default=None, help="the file to write (default: site/index.html)")
+    given = commands.add_parser(
+        "submit", parents=[places], help="whether the records that a checkout adds can be merged"
+    )
+    given.add_argument("--base", default="", help="the commit to merge into (default: origin/main, or HEAD)")
+    given.add_argument("--runs", type=Path, default=HERE.parent / "runs", help="where the runs exported their weights")
+    given.add_argument("--data", type=Path, default=Path("data"), help="root folder of data sets")
     return parser
 
 
@@ -59,6 +66,10 @@ def answer(asked: argparse.Namespace) -> int:
         return log_to_wandb(asked, store) if asked.wandb != "off" else 0
     if asked.command == "verify":
         return report_faults(build.find_stale(asked.records, asked.output))
+    if asked.command == "submit":
+        summary, _ = build.build_all(asked.records, asked.output)
+        print(f"{asked.output.name}: {summary}")
+        return submit(asked.records, asked.base, asked.runs, asked.data)
     if asked.command == "site":
         target, summary = build.build_site(asked.records, asked.output, asked.html)
         print(f"wrote {target}: {summary}; open it in a browser")

@@ -49,6 +49,7 @@ TARGETS = {
     "types": ("python -m mypy", ""),
     "verify": ("python -m leaderboard verify", ""),
     "site": ("python -m leaderboard site", ""),
+    "submit": ("python -m leaderboard submit", "DATA"),
     "perf-pages": ("python -m tests.harness.perf_pages", ""),
     "deviations": ("python -m benchmark.recount.deviations", ""),
     "flops": ("python -m benchmark.recount.flops", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +25,8 @@ from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.training.state import Training
 from leaderboard import Record, find_faults
 from leaderboard.store.kinds import is_number
-from leaderboard.store.schema import SCHEMA
+from leaderboard.store.schema import AUTHOR, SCHEMA
+from leaderboard.tables.table import printable
 
 DIVERGED_SHARE = 0.01  # of steps skipped: with more, a run has diverged
 
@@ -42,6 +44,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "started": stamp(started),
         "finished": stamp(max(datetime.now(timezone.utc), started)),  # the clock may have been set back
         "command": command,
+        **describe_author(),
         "status": "diverged" if has_diverged(run) else "ok",
         "skipped_steps": run.skipped_steps,
         "page": describe_page(cell),
@@ -78,6 +81,12 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "environment": describe_arithmetic(run),
         "git": describe_git(),
     }
+
+
+def describe_author() -> dict[str, str]:
+    """Return who runs this, as they named themselves; nothing is taken from the machine or from git."""
+    author = printable(os.environ.get(AUTHOR, ""))
+    return {"author": author} if author else {}
 
 
 def describe_density(built: Built, run: Training, active: int, alive: int) -> dict[str, float]:

@@ -37,6 +37,7 @@ from leaderboard.store.kinds import (
 Record = dict[str, Any]
 SCHEMA = 2  # 1 had no seal
 READABLE = (1, 2)
+AUTHOR = "SPARSE_BENCH_AUTHOR"  # the variable of the environment that a record takes its author from
 BROKEN = "its content does not match its seal: it was edited or damaged after it was written"
 
 
@@ -61,6 +62,7 @@ FIELDS: dict[str, Any] = {
     "started": TIME,
     "finished": TIME,
     "command": TEXT,
+    "author?": TEXT,  # who ran it, as they named themselves
     "status": one_of("ok", "diverged"),
     "skipped_steps": WHOLE,
     "page": {"name": NAME, "variant": TEXT, "title": TEXT, "changed": OBJECT, "settings": OBJECT},

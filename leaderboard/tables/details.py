@@ -139,6 +139,7 @@ def notes(cell: Cell) -> list[str]:
             f"density before its masks were fixed: {reached:.4g}": reached != record["density"]["prunable"],
             f"asked for {percent(record['sparsity'])}": column_of(record) != record["sparsity"],
             "uncommitted code": record["git"]["dirty"],
+            f"by {escape(record.get('author', ''))}": "author" in record,
         }
         for note in (note for note, holds in found.items() if holds):
             seeds.setdefault(note, []).append(str(record["seed"]))

@@ -42,9 +42,26 @@ COLUMNS = (
     ("training FLOPs", "× dense", "ascending"),
     ("density", "prunable weights", "ascending"),
     ("seeds", "", "descending"),
+    ("images/s", "in training", "descending"),
+    ("device memory", "peak, MiB", "ascending"),
+    ("process memory", "peak, MiB", "ascending"),
+    ("GPU energy", "kJ", "ascending"),
+    ("CPU energy", "kJ", "ascending"),
     ("group", "", "ascending"),
     ("page", "", "ascending"),
 )
+
+# Columns only where a record tells them: where that stands in it, and the unit.
+MEASURED = {
+    "images/s": (("time", "images_per_s"), 1),
+    "device memory": (("usage", "device_peak_bytes"), 2**20),
+    "process memory": (("usage", "process_peak_bytes"), 2**20),
+    "GPU energy": (("usage", "gpu", "energy_j"), 1000),
+    "CPU energy": (("usage", "cpu", "energy_j"), 1000),
+}
+
+# What accuracy can be drawn against.
+COSTS = ("training FLOPs", "inference FLOPs", "density", *MEASURED)
 
 LABELS = (
     "last epoch, %",
@@ -55,6 +72,7 @@ LABELS = (
     "density",
     "time",
     "device",
+    "author",
     "finished",
     "method settings",
     "of these changed",
@@ -92,6 +110,27 @@ def average(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def measure(runs: list[Record], name: str) -> float | None:
+    """Return the mean of a measured figure; None unless all runs tell it and had one machine: others are no mean."""
+    path, unit = MEASURED[name]
+    found: list[Any] = list(runs)
+    for key in path:
+        found = [part.get(key) if part else None for part in found]
+    machines = {(*device(run).split(", torch ")[:1], run["environment"].get("threads")) for run in runs}
+    return statistics.fmean(found) / unit if runs and None not in found and len(machines) == 1 else None
+
+
+def drop_unmeasured(lines: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Take out of `lines` the measured columns of which no row has a figure; return the columns that are left."""
+    places = range(len(COLUMNS))
+    told = {at for at in places for line in lines if line["about"]["raw"][at] is not None}
+    kept = [at for at in places if COLUMNS[at][0] not in MEASURED or at in told]
+    for line in lines:
+        line["shown"] = [line["shown"][at] for at in kept]
+        line["about"]["raw"] = [line["about"]["raw"][at] for at in kept]
+    return [COLUMNS[at] for at in kept]
+
+
 def make_lines(number: int, title: str, runs: list[Record], records: str) -> list[dict[str, Any]]:
     """Return the rows of section `number`, one for each method and sparsity, in the order of the Markdown sheet.
 
@@ -117,6 +156,7 @@ def make_line(
     told = [*filter(None, words), f"inference {costs['inference']} FLOPs, training {costs['train']} FLOPs"]
     accuracies = {key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected")}
     densities = [run["density"]["prunable"] for run in runs]
+    measured = {name: measure(runs, name) for name in MEASURED}
     cells: list[tuple[str, float | str | None]] = [
         (label, label.lower()),
         (percent(sparsity), sparsity),
@@ -127,14 +167,18 @@ def make_line(
         (cell.cost("train", absolute=False), average(run["macs"]["train_share"] for run in runs)),
         (mean(densities, "{:.4g}".format), average(densities)),
         (", ".join(str(run["seed"]) for run in cell.counted), len(cell.counted)),
+        *((mean([figure], "{:,.4g}".format), figure) for figure in measured.values()),
         (group, group),
         (title, title.lower()),
     ]
+    known = [accuracy for accuracy in accuracies["last_epoch"] if accuracy is not None]
     about = {
         "section": str(number),
+        "name": visible(label),
         "group": group,
         "sparsity": percent(sparsity),
         "raw": [raw for _, raw in cells],
+        "spread": statistics.stdev(known) if len(known) > 1 else None,
         "about": visible(f"{label} at {percent(sparsity)} on {title}: {'; '.join(told)}."),
         "search": visible(" ".join([label, group, title, *words, *(search_text(run) for run, _ in made)])),
         "repeat": [visible(command) for command in repeat_commands([run for run, _ in made], row.settings)],
@@ -146,7 +190,7 @@ def make_line(
 def search_text(run: Record) -> str:
     """Return what a search finds a run by: names, settings, machine, code; no numbers, which would match anything."""
     parts = [run["file"], settings(run["method"]["settings"]), settings(run["page"]["changed"]), device(run)]
-    return " ".join([*parts, str(run["git"]["commit"]), run["masks_sha256"], run["status"]])
+    return " ".join([*parts, run.get("author", ""), str(run["git"]["commit"]), run["masks_sha256"], run["status"]])
 
 
 def make_run(run: Record, repeat: bool, records: str) -> dict[str, Any]:
@@ -192,6 +236,7 @@ def run_values(run: Record) -> list[str]:
         f"{duration(time['train_s'])} training, {duration(time['eval_s'])} evaluation, "
         f"{time['images_per_s']:,.0f} images/s{'' if updates == BLANK else f', {updates}'}",
         "; ".join([device(run), *(f"{what}{text}" for what, text in took.items() if text != BLANK)]),
+        run.get("author", ""),
         run["finished"],
         settings(method["settings"]) or "none",
         settings(method["changed"]) or "none",

@@ -1,5 +1,6 @@
 "use strict";
-// The table is in the page already; this sorts it, filters it and opens the runs of a row. Text is only set as text.
+// The table is in the page already; this sorts it, filters it and opens the runs of a row, and the picture follows.
+// The address says what is in view. Text is only set as text.
 (() => {
   const table = document.getElementById("board");
   if (!table) return;
@@ -158,6 +159,8 @@
   const choices = ["section", "group", "sparsity"].map((name) => [name, document.getElementById(name)]);
   const count = document.getElementById("count");
   const more = document.getElementById("more");
+  const slide = document.getElementById("slide");
+  const slid = document.getElementById("slid");
   const sections = Array.from(document.querySelectorAll("section[data-section]"));
 
   let limit = most;
@@ -165,20 +168,22 @@
   function show() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const asked = choices.filter(([, choice]) => choice.value !== "");
-    const shown = [];
-    let found = 0;
-    for (const row of order) {
-      const matches = asked.every(([name, choice]) => row.about[name] === choice.value)
-        && words.every((word) => row.text.includes(word));
-      found += matches;
-      if (matches && found <= limit) shown.push(row.node, ...(row.detail ? [row.detail] : []));
-    }
-    body.replaceChildren(...shown);
-    const section = choices[0][1].value;
+    const matching = order.filter((row) => asked.every(([name, choice]) => row.about[name] === choice.value)
+      && words.every((word) => row.text.includes(word)));
+    const found = matching.length;
+    const shown = matching.slice(0, limit);
+    body.replaceChildren(...shown.flatMap((row) => (row.detail ? [row.node, row.detail] : [row.node])));
+    const [section, , sparsity] = choices.map(([, choice]) => choice.value);
+    table.classList.toggle("one-page", section !== "");
+    slide.value = choices[2][1].selectedIndex;
+    slid.textContent = sparsity || "all";
+    slide.setAttribute("aria-valuetext", slid.textContent);
     for (const node of sections) node.hidden = section !== "" && node.dataset.section !== section;
     count.textContent = found === rows.length ? `${found} rows` : `${found} of ${rows.length} rows`;
     more.hidden = found <= limit;
     more.textContent = `show all ${found} rows (the first ${limit} are shown)`;
+    plot.show(matching);
+    remember();
   }
 
   function filter() {
@@ -192,12 +197,79 @@
   });
   find.addEventListener("input", filter);
   for (const [, choice] of choices) choice.addEventListener("change", filter);
-  document.getElementById("reset").addEventListener("click", () => {
-    find.value = "";
-    for (const [, choice] of choices) choice.value = "";
-    limit = most;
-    sortBy(-1, "none");
+  slide.addEventListener("input", () => {
+    choices[2][1].selectedIndex = slide.value;
+    filter();
   });
+  document.getElementById("reset").addEventListener("click", () => restore(new URLSearchParams()));
+
+  // The address: what is not as usual, by the names on the page, so that a link outlives new rows and pages
+
+  const called = (name) => (name === "section" ? "page" : name);
+  let waiting = 0;
+
+  function write() {
+    waiting = 0;
+    const params = new URLSearchParams();
+    if (find.value) params.set("find", find.value);
+    for (const [name, choice] of choices) if (choice.value) params.set(called(name), choice.selectedOptions[0].text);
+    if (sorted.column >= 0) params.set("sort", `${data.columns[sorted.column]} ${sorted.direction}`);
+    plot.write(params);
+    const [place, hash] = [location.pathname + location.search, params.toString()];
+    history.replaceState(null, "", hash ? `#${hash}` : place);
+  }
+
+  function remember() { // a browser refuses more than some changes a second
+    if (!waiting) waiting = setTimeout(write, 150);
+  }
+
+  function restore(params) {
+    find.value = params.get("find") ?? "";
+    for (const [name, choice] of choices) {
+      const option = Array.from(choice.options).find(({ text }) => text === params.get(called(name)));
+      choice.value = option ? option.value : "";
+    }
+    const [, heading, direction] = /^(.*) (ascending|descending)$/.exec(params.get("sort")) || [];
+    limit = most;
+    plot.read(params);
+    sortBy(data.columns.indexOf(heading), direction ?? "none");
+  }
+
+  // The picture
+
+  body.replaceChildren(...rows.slice(0, most).map((row) => row.node)); // before anything is measured
+  table.classList.add("ready");
   document.getElementById("controls").hidden = false;
-  filter(); // a browser may have kept what was typed before the page was loaded again
+  document.getElementById("plot").hidden = false;
+  const plot = makePlot(data, rows, (row) => {
+    if (!row.node.isConnected) {
+      limit = Infinity;
+      show();
+    }
+    if (!row.detail) toggle(row);
+    row.button.focus();
+    row.node.scrollIntoView({ block: "start" });
+  }, remember);
+
+  // The pictures below: one after the other, once the table can be used
+
+  const pictures = Array.from(document.querySelectorAll("figure noscript"));
+  const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(work, 20));
+
+  function loadPicture() {
+    const place = pictures.shift();
+    if (!place) return;
+    const image = make("img");
+    [image.alt, image.decoding] = [place.dataset.alt, "async"];
+    [, image.src] = /src="([^"]*)"/.exec(place.textContent);
+    place.replaceWith(image);
+    whenIdle(loadPicture);
+  }
+
+  whenIdle(loadPicture);
+
+  const hash = () => new URLSearchParams(location.hash.slice(1));
+  window.addEventListener("hashchange", () => restore(hash()));
+  if (location.hash.length > 1) restore(hash());
+  else filter(); // a browser may have kept what was typed before the page was loaded again
 })();

@@ -21,7 +21,8 @@ from leaderboard.store.files import write_atomically
 from leaderboard.store.records import Problem
 from leaderboard.store.schema import Record
 from leaderboard.tables.sections import FIRST, amount, description, section_name
-from leaderboard.web.rows import COLUMNS, LABELS, make_lines, unescape, visible
+from leaderboard.tables.table import HEADINGS
+from leaderboard.web.rows import COSTS, LABELS, drop_unmeasured, make_lines, unescape, visible
 
 Sections = Sequence[tuple[str, list[Record]]]
 
@@ -64,20 +65,36 @@ def render_site(
     Invariant: the order of the problems and of the runs of a section is irrelevant.
     """
     lines = [line for number, (title, runs) in enumerate(sections) for line in make_lines(number, title, runs, records)]
-    style, script = ((PARTS / f"site.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return Template((PARTS / "site.html").read_text(encoding="utf-8")).substitute(
+    columns = drop_unmeasured(lines)
+    style = part("uPlot.min.css") + part("site.css")
+    scripts = {"library": f"/*\n{part('uPlot.LICENSE')}*/\n{part('uPlot.iife.min.js')}"}
+    scripts |= {"plot": part("plot.js"), "script": part("site.js")}
+    allowed = " ".join(f"'{digest(script)}'" for script in scripts.values())
+    return Template(part("site.html")).substitute(
         policy=(
-            f"default-src 'none'; img-src data:; style-src '{digest(style)}'; script-src '{digest(script)}'; "
-            "base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src '{digest(style)}'; script-src {allowed}; "
+            "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
         ),
         style=style,
-        script=script,
+        **scripts,
         summary=f"{summary(sections)}.",
-        board=board(sections, lines) if lines else f"<p>{FIRST_HTML}</p>",
+        board=board(sections, lines, columns) if lines else f"<p>{FIRST_HTML}</p>",
         sections="\n".join(section(number, title, runs, pictures) for number, (title, runs) in enumerate(sections)),
         problems=problem_list(problems),
-        data=embed({"labels": LABELS, "rows": [line["about"] for line in lines]}),
+        data=embed(
+            {
+                "labels": LABELS,
+                "columns": [name for name, *_ in columns],
+                "groups": list(HEADINGS.values()),
+                "rows": [line["about"] for line in lines],
+            }
+        ),
     )
+
+
+def part(name: str) -> str:
+    """Return the text of a file that the page is made of."""
+    return (PARTS / name).read_text(encoding="utf-8")
 
 
 def digest(text: str) -> str:
@@ -104,12 +121,15 @@ def embed(data: object) -> str:
 # The table
 
 
-def board(sections: Sections, lines: list[dict[str, Any]]) -> str:
-    """Return the controls and the table, every row of it."""
+Columns = Sequence[tuple[str, str, str]]
+
+
+def board(sections: Sections, lines: list[dict[str, Any]], columns: Columns) -> str:
+    """Return the controls, the place of the picture, and the table, every row of it."""
     head = "".join(
         f'<th scope="col"{align(name)} data-first="{first}"><span class="name">{name}</span>'
         + (f"<small>{under}</small></th>" if under else "</th>")
-        for name, under, first in COLUMNS
+        for name, under, first in columns
     )
     groups = dict.fromkeys(line["about"]["group"] for line in lines)
     sparsities = sorted({(line["about"]["raw"][1], line["about"]["sparsity"]) for line in lines})
@@ -122,15 +142,42 @@ def board(sections: Sections, lines: list[dict[str, Any]]) -> str:
 <button type="button" id="reset">reset</button>
 <output id="count" aria-live="polite"></output>
 </div>
+{picture(columns, len(sparsities))}
 <div class="scroll">
 <table id="board">
 <thead><tr>{head}</tr></thead>
 <tbody>
-{chr(10).join(table_row(line) for line in lines)}
+{chr(10).join(table_row(line, columns) for line in lines)}
 </tbody>
 </table>
 </div>
 <button type="button" id="more" hidden></button>"""
+
+
+def picture(columns: Columns, sparsities: int) -> str:
+    """Return where the script draws accuracy against cost, and what can be chosen there."""
+    headings = [name for name, *_ in columns]
+    places = [headings.index(name) for name in COSTS if name in headings]
+    options = "".join(
+        f'<option value="{at}">{f"{name}, {under}" if under else name}</option>'
+        for at, (name, under, _) in ((at, columns[at]) for at in places)
+    )
+    return f"""<section class="ask" id="plot" aria-labelledby="plot-title" hidden>
+<h2 id="plot-title">Accuracy against cost</h2>
+<p class="about" id="plot-about"></p>
+<div class="controls">
+<label>cost <select id="cost">{options}</select></label>
+<label>sparsity <span class="slide"><input id="slide" type="range" min="0" max="{sparsities}" step="1" value="0">
+<output id="slid" for="slide"></output></span></label>
+<button type="button" id="whole" hidden>whole picture</button>
+</div>
+<div class="field-and-methods">
+<div id="field" tabindex="0" role="slider" aria-describedby="keys"><div id="tip" hidden></div></div>
+<fieldset><legend>methods</legend><div id="methods"></div></fieldset>
+</div>
+<p class="about" id="keys">Point at a mark for its row, click to open its runs, drag to zoom. By keyboard: arrows from
+mark to mark, Enter opens the runs, plus and minus zoom, 0 shows all.</p>
+</section>"""
 
 
 def align(name: str) -> str:
@@ -144,11 +191,11 @@ def choice(name: str, label: str, options: Iterable[tuple[str, str]]) -> str:
     return f'<label>{label} <select id="{name}"><option value="">all</option>{listed}</select></label>'
 
 
-def table_row(line: dict[str, Any]) -> str:
+def table_row(line: dict[str, Any], columns: Columns) -> str:
     """Return one row of the table."""
     first, *others = line["shown"]
     under = f"<small>{markup(line['under'])}</small>" if line["under"] else ""
-    cells = "".join(f"<td{align(COLUMNS[at][0])}>{markup(text)}</td>" for at, text in enumerate(others, 1))
+    cells = "".join(f"<td{align(columns[at][0])}>{markup(text)}</td>" for at, text in enumerate(others, 1))
     return f'<tr class="row"><th scope="row">{markup(first)}{under}</th>{cells}</tr>'
 
 
@@ -179,6 +226,7 @@ def figures(runs: list[Record], pictures: Mapping[str, bytes]) -> str:
         if file is not None:
             source = f"data:{MEDIA[file[-3:]]};base64,{base64.b64encode(pictures[file]).decode()}"
             image = f'<img src="{source}" alt="{markup(picture.title)}" decoding="async">'
+            image = f'<noscript data-alt="{markup(picture.title)}">{image}</noscript>'  # the script loads it later
             caption = f"<b>{markup(picture.title)}.</b> {markup(picture.caption)}"
             shown.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return f'<div class="pictures">{"".join(shown)}</div>' if shown else ""

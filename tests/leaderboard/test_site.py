@@ -9,7 +9,6 @@ import json
 import random
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from leaderboard.drawing.pictures import list_pictures
 from leaderboard.tables.sections import make_sections, section_name
 from leaderboard.tables.table import BLANK, escape
 from leaderboard.web.rows import LABELS, run_values
-from leaderboard.web.site import render_site
+from leaderboard.web.site import PARTS, render_site
+from tests.harness.chromium import missing, start_chromium
 from tests.harness.record_factory import USAGE, make_record
 
 EVIL = "<img src=x onerror=window.hit=1>\u202e\u2028</script><script>window.hit=1</script>\"'&lt;\ud800`$title"
@@ -135,10 +135,41 @@ def test_only_the_pages_own_style_and_script_may_run_and_nothing_may_be_fetched(
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
     assert rules["img-src"] == "data:"
+    assert rules["require-trusted-types-for"] == "'script'" and rules["trusted-types"] == "'none'"
     for tag in ("style", "script"):
-        text = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)[0]
-        assert rules[f"{tag}-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        digests = [hashlib.sha256(text.encode()).digest() for text in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)]
+        assert rules[f"{tag}-src"].split() == [f"'sha256-{base64.b64encode(found).decode()}'" for found in digests]
     assert not re.search(r"""(src|href)=["'](https?:|//)|@import|url\(|innerHTML|\son\w+=""", page)
+
+
+def test_the_library_in_the_page_is_the_small_one_that_its_note_names_with_its_licence() -> None:
+    named = dict(re.findall(r"^ +([0-9a-f]{64})  (\S+)$", (PARTS / "uPlot.md").read_text(), re.M))
+    contents = [path.read_bytes() for path in sorted(PARTS.glob("uPlot.*min.*"))]
+    assert [named.get(hashlib.sha256(content).hexdigest()) for content in contents] == sorted(named.values())
+    assert len(contents) == 2 and sum(map(len, contents)) < 60_000
+    page = show(many())
+    assert all(text.decode() in page for text in (*contents, (PARTS / "uPlot.LICENSE").read_bytes()))
+
+
+def test_measured_columns_are_there_only_where_a_record_tells_them_and_one_machine_did_all_runs() -> None:
+    def column_of(heading: str, *runs: dict[str, Any]) -> list[tuple[str, float | None]]:
+        page = show(files(*runs))
+        columns = data_of(page)["columns"]
+        shown = table_of(page), data_of(page)["rows"]
+        if heading not in columns:
+            return []
+        at = columns.index(heading)
+        return [(cells[at], row["raw"][at]) for cells, row in zip(*shown, strict=True)]
+
+    told = [make_record(seed=seed, usage={"device_peak_bytes": (3 + seed) * 2**30}) for seed in (0, 1)]
+    assert column_of("images/s", *told) == [("7.5", 7.5)]
+    assert column_of("device memory", *told) == [("3,584", 3584.0)]  # 3 and 4 GiB
+    assert column_of("device memory", *told, make_record(seed=2)) == []  # not of all runs of the row
+    other = make_record(method={"name": "set"})
+    assert column_of("device memory", *told, other) == [("3,584", 3584.0), ("·", None)]
+    assert column_of("device memory", other) == column_of("GPU energy", *told) == []
+    elsewhere = make_record(seed=1, usage=told[1]["usage"], environment={"device_name": "another"})
+    assert column_of("device memory", told[0], elsewhere) == column_of("images/s", told[0], elsewhere) == []
 
 
 def test_pictures_are_in_the_page_and_the_svg_comes_first() -> None:
@@ -177,25 +208,15 @@ def test_repeats_and_diverged_runs_are_shown_as_such_beside_those_that_count() -
 # In a browser
 
 Open = Callable[..., Any]
-OPTIONS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Return a headless Chromium that is installed already, one for all tests."""
-    found = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-    )
-    if not found:
-        pytest.skip("no Chromium is installed")
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=list(OPTIONS))
+    """Return a headless Chromium, one for all tests."""
+    if reason := missing():
+        pytest.skip(reason)
+    with start_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -221,7 +242,7 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Open]:
     yield visit
     context.close()
     assert complaints == []
-    pages = {url for url in asked if not url.startswith("data:")}
+    pages = {url.partition("#")[0] for url in asked if not url.startswith("data:")}
     assert len(pages) == 1 and next(iter(pages)).startswith("file:")
 
 
@@ -290,7 +311,7 @@ def test_rows_are_found_by_text_page_group_and_sparsity(visit: Open) -> None:
 
 
 def test_a_row_opens_by_mouse_and_by_keyboard_and_shows_its_runs(visit: Open) -> None:
-    records = many()
+    records = [{**record, "author": "Ada Lovelace"} for record in many()]
     page = visit(records)
     row = page.locator("tr.row", has_text="granet").nth(1)
     row.locator("td").nth(3).click()
@@ -299,7 +320,16 @@ def test_a_row_opens_by_mouse_and_by_keyboard_and_shows_its_runs(visit: Open) ->
     assert page.locator(f"#{button.get_attribute('aria-controls')}").is_visible()
     text = cards.nth(1).inner_text()
     chosen = next(r for r in records if r["method"]["name"] == "granet" and r["sparsity"] == 0.9 and r["seed"] == 1)
-    for fact in ("seed 1", "finished", "90.62", "92.00 (epoch 2)", "95.00 (epoch 1)", "not for comparison", "40.0 s"):
+    for fact in (
+        "seed 1",
+        "finished",
+        "Ada Lovelace",
+        "90.62",
+        "92.00 (epoch 2)",
+        "95.00 (epoch 1)",
+        "not for comparison",
+        "40.0 s",
+    ):
         assert fact in text, fact
     for fact in (chosen["command"], chosen["masks_sha256"], chosen["git"]["commit"], chosen["file"]):
         assert fact in text, fact
@@ -321,6 +351,100 @@ def test_a_row_opens_by_mouse_and_by_keyboard_and_shows_its_runs(visit: Open) ->
     assert page.locator("tr.row + tr.detail").count() == 1
 
 
+def test_a_mark_is_found_by_keyboard_and_by_mouse_and_opens_its_runs(visit: Open) -> None:
+    page = visit(many())
+    field, tip = page.locator("#field"), page.locator("#tip")
+    field.press("Home")
+    first = ["snip at 90 %", "accuracy, %: 88.62 ± 0.18 (n=2)", "training FLOPs: 0.28×", "inference FLOPs: 0.28×"]
+    assert field.get_attribute("aria-valuetext") == "; ".join([*first, "density: 0.1", "images/s: 7.5", "seeds: 0, 1"])
+    assert tip.inner_text().splitlines()[:4] == first
+    assert [field.get_attribute(f"aria-value{part}") for part in ("now", "max")] == ["1", "7"]
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        field.press(key)
+    told, box = tip.inner_text(), tip.bounding_box()
+    assert told.startswith("granet at 90 %")
+    field.press("ArrowUp")
+    assert tip.inner_text().startswith("granet at 80 %")  # the next in accuracy
+    field.press("Escape")
+    assert tip.is_hidden()
+    page.mouse.move(box["x"] - 14, box["y"] - 14)  # the corner of the tip is beside the mark
+    tip.wait_for()
+    assert tip.inner_text() == told
+    page.mouse.down()
+    page.mouse.up()
+    assert page.locator(".card").count() == 2
+    assert page.evaluate("document.activeElement.closest('tr').cells[0].innerText") == "granet"
+    field.press("End")
+    assert tip.inner_text().startswith("dense at 0 %")
+    field.press("Enter")
+    assert page.locator(".card").count() == 3
+
+
+def test_methods_and_sparsities_are_switched_by_keyboard(visit: Open) -> None:
+    page = visit(many())
+    field, slide = page.locator("#field"), page.locator("#slide")
+
+    def shown() -> tuple[str | None, list[str]]:
+        return field.get_attribute("aria-valuemax"), column(page, 1)
+
+    assert shown()[0] == "7"
+    page.get_by_label("snip", exact=True).press("Space")
+    assert shown()[0] == "5" and len(shown()[1]) == 8  # the table still has it
+    assert not page.get_by_role("checkbox", name="before training").is_checked()
+    page.get_by_role("checkbox", name="controls").press("Space")
+    assert shown()[0] == "3" and not page.get_by_label("static", exact=True).is_checked()
+    slide.press("End")
+    assert slide.get_attribute("aria-valuetext") == page.locator("#sparsity").input_value() == "90 %"
+    assert shown() == ("1", ["90 %"] * 4)
+    slide.press("ArrowLeft")
+    assert shown() == ("1", ["80 %"] * 3)
+    page.get_by_label("all", exact=True).press("Space")
+    page.get_by_label("all", exact=True).press("Space")
+    assert shown()[0] == "3"
+
+
+def test_the_address_keeps_the_view(visit: Open) -> None:
+    page = visit(many())
+
+    def view() -> list[Any]:
+        field = page.locator("#field")
+        return [
+            *(page.locator(f"#{name}").input_value() for name in ("find", "section", "group", "sparsity", "cost")),
+            *(page.locator("thead th").evaluate_all("all => all.map(one => one.ariaSort)"), column(page, 0)),
+            *page.locator("#methods input").evaluate_all("all => all.map(one => one.checked)"),
+            *(
+                field.get_attribute("aria-valuemax"),
+                field.get_attribute("aria-label"),
+                page.locator("#whole").is_visible(),
+            ),
+        ]
+
+    start = view()
+    page.locator("#find").fill("digits")
+    page.locator("#section").select_option(label="ResNet-20 on digits")
+    page.locator("#cost").select_option(label="inference FLOPs, × dense")
+    click_header(page, "accuracy, %")
+    page.get_by_label("snip", exact=True).uncheck()
+    page.locator("#field").press("+")
+    page.wait_for_url(
+        re.compile("#find=digits&page=ResNet-20.on.digits&sort=accuracy.*descending&cost=inf.*&off=snip&zoom=")
+    )
+    kept, link = view(), page.evaluate("location.hash")
+    assert kept != start and page.locator("#whole").is_visible()
+    page.reload()
+    assert view() == kept
+    page.locator("#reset").click()
+    page.wait_for_url(re.compile(r"index\.html$"))
+    assert view() == start
+    page.evaluate("hash => { location.hash = hash; }", link)  # another link, into an open page
+    page.get_by_text("7 of 8 rows", exact=True).wait_for()
+    assert view() == kept
+    page.evaluate("() => { location.hash = 'sort=x&page=x&zoom=2,1,a,0&cost=x&only=dense&sparsity=%'; }")
+    page.get_by_text("8 rows", exact=True).wait_for()
+    assert page.locator("#field").get_attribute("aria-valuemax") == "1"  # what it cannot be is as usual
+    assert page.locator("#whole").is_hidden() and len(column(page, 0)) == 8
+
+
 def test_hostile_text_is_shown_and_does_nothing(visit: Open) -> None:
     records = evil()
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='window.hit=1'><script>window.hit=1</script></svg>"
@@ -328,6 +452,7 @@ def test_hostile_text_is_shown_and_does_nothing(visit: Open) -> None:
     page = visit(records, Problem(EVIL, EVIL), pictures={f"{name}.{p.kind}.svg": svg for p in list_pictures(records)})
     for button in page.locator(".open").all():
         button.click()
+    page.locator("figure noscript").wait_for(state="detached")
     assert page.locator("figure img").count() > 0
     assert page.evaluate("window.hit") is None
     assert page.locator("[onerror], [onload], tbody img, main script").count() == 0
