@@ -12,7 +12,7 @@ override TARGET := $(PY) -m benchmark.cli.targets
 
 # each a command of benchmark/cli/targets.py
 override COMMANDS := bench sweep table1 table2 table3 plasticity test test-slow format-check lint types leaderboard \
-    verify claim latency slim site submit perf-pages deviations flops check-method mutants perf faults methods pages \
+    verify claim latency slim site submit perf-sheets deviations flops check-method mutants perf faults methods pages \
     new-method
 
 .DEFAULT_GOAL := help
@@ -116,7 +116,7 @@ latency: ## RUN=name: measure what a finished run's sparsity is worth on this ma
 slim: ## RUN=name: write the smaller network of a structured run, count and time it; TO=folder
 site: ## write the leaderboard for a browser, one HTML file
 submit: ## whether the records that this checkout adds can be merged; measures again where their weights are at hand
-perf-pages: ## time and memory of all sheets from 10,000 records
+perf-sheets: ## time and memory of all sheets from 10,000 records
 deviations: ## rebuild methods/DEVIATIONS.md from the methods' docstrings
 flops: ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table prints, recounted without ImageNet
 check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute

@@ -5,7 +5,7 @@ A record is one JSON file per finished run, written once and never edited; a she
 
 from __future__ import annotations
 
-from leaderboard.board.page import rebuild, render
+from leaderboard.board.sheet import rebuild, render
 from leaderboard.store.records import Problem, find_same, read_record, read_records, write_record
 from leaderboard.store.schema import Record, RecordError, UnreadableError, find_faults
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leaderboard.board import build
-from leaderboard.board.page import PICTURES, Store
+from leaderboard.board.sheet import PICTURES, Store
 from leaderboard.board.submit import submit
 from leaderboard.store.records import load_store
 from leaderboard.tables.sections import make_sections

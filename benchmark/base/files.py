@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError
-from leaderboard.board.page import shows_records
+from leaderboard.board.sheet import shows_records
 from leaderboard.store.files import write_atomically
 from leaderboard.store.records import is_reserved
 from leaderboard.tables.table import plain
@@ -70,7 +70,7 @@ class Places:
     """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights."""
 
     records: Path = ROOT / "leaderboard" / "records"
-    page: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
+    leaderboard: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
     runs: Path = ROOT / "runs"
 
     def __post_init__(self) -> None:
@@ -81,14 +81,14 @@ class Places:
 def check_places(places: Places) -> None:
     """Raise UserError unless every folder is writable and has some space.
 
-    A folder of records that is gone while its page exists is not created again: every run would be made twice.
+    A folder of records that is gone while its sheet exists is not created again: every run would be made twice.
     """
-    if not places.records.exists() and shows_records(places.page, places.records):
+    if not places.records.exists() and shows_records(places.leaderboard, places.records):
         raise UserError(
-            f"the folder of records {places.records} is gone, and {places.page} shows records of it: restore it, or "
-            "delete the page to begin a new one; nothing was run"
+            f"the folder of records {places.records} is gone, and {places.leaderboard} shows records of it: restore "
+            "it, or delete the sheet to begin a new one; nothing was run"
         )
-    for folder in (places.records, places.runs, places.page.parent):
+    for folder in (places.records, places.runs, places.leaderboard.parent):
         probe = folder / f".probe-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)

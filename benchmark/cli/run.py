@@ -56,7 +56,7 @@ def run(
     if ranks > 1 and not is_launched():
         raise typer.Exit(guarded(lambda: launch(ranks, device, sys.argv[1:], tell)))
     from benchmark.distributed.ranks import own_rank
-    from benchmark.grids.grid import Asked, run_grid
+    from benchmark.grids.grid import GridRequest, run_grid
 
     def action() -> int:
         join(ranks, device)
@@ -65,7 +65,7 @@ def run(
         places = find_places(records, leaderboard, runs)
         options = find_options(device, places, wandb=wandb, fresh=fresh, checkpoint_s=checkpoint_s)
         told = tell if own_rank() == 0 else lambda message: None
-        return run_grid(Asked(method, sparsity, task, seed, args), options, data, console, told, snapshots)
+        return run_grid(GridRequest(method, sparsity, task, seed, args), options, data, console, told, snapshots)
 
     train_then_rebuild(action, records, leaderboard)
 

@@ -54,7 +54,7 @@ def find_places(records: Path | None, leaderboard: Path | None, runs: Path | Non
     """Return where results go: the named folders, else the usual ones. Raises UserError for an unknown home."""
     from benchmark.base.files import Places
 
-    return Places(records or Places.records, leaderboard or Places.page, runs or Places.runs)
+    return Places(records or Places.records, leaderboard or Places.leaderboard, runs or Places.runs)
 
 
 def find_options(device: str, places: Places, **how: Any) -> Options:
@@ -170,11 +170,11 @@ def train_then_rebuild(
     """
     from benchmark.base.files import expand
     from benchmark.distributed.ranks import own_rank
-    from leaderboard.board.page import is_current
+    from leaderboard.board.sheet import is_current
     from leaderboard.store.records import list_files
 
     places = attempt(lambda: find_places(records, leaderboard))
-    folder, page = places.records, places.page
+    folder, page = places.records, places.leaderboard
     store = expand(store) if store else folder
     before = guarded(lambda: set(list_files(store)))
     try:

@@ -50,7 +50,7 @@ TARGETS = {
     "verify": ("python -m leaderboard verify", ""),
     "site": ("python -m leaderboard site", ""),
     "submit": ("python -m leaderboard submit", "DATA"),
-    "perf-pages": ("python -m tests.harness.perf_pages", ""),
+    "perf-sheets": ("python -m tests.harness.perf_sheets", ""),
     "deviations": ("python -m benchmark.recount.deviations", ""),
     "flops": ("python -m benchmark.recount.flops", ""),
     "mutants": ("python -m tests.harness.mutants", ""),

@@ -64,7 +64,7 @@ class Arrays:
 
 
 @dataclass(frozen=True)
-class Stored:
+class DecodedSet:
     """A data set as read: class names, and its parts by name: `train`, `test`, perhaps `validation`.
 
     notes: how many images were changed in which way when decoded.
@@ -88,7 +88,7 @@ class Stored:
 ABOUT = "about"  # the only metadata entry, since several would have no fixed order
 
 
-def load_decoded(folder: Path, layout: Layout, size: int) -> Stored:
+def load_decoded(folder: Path, layout: Layout, size: int) -> DecodedSet:
     """Return the images of a folder's layout as uint8 squares of `size`: from the cache, or decoded and cached.
 
     Raises UserError naming an image that can't be decoded. Invariant: the same pixels either way; cached ones are used
@@ -96,14 +96,14 @@ def load_decoded(folder: Path, layout: Layout, size: int) -> Stored:
     """
     slot = Slot(folder, f"decoded-{size}", hash_source(folder, layout))
 
-    def decode(path: Path | None) -> Stored:
+    def decode(path: Path | None) -> DecodedSet:
         notes: Counter[str] = Counter()
         parts = {}
         for name, files in layout.parts().items():
             pixels, changed = decode_files(files, size)
             parts[name] = Arrays(pixels, files.labels)
             notes += changed
-        stored = Stored(layout.classes, parts, notes)
+        stored = DecodedSet(layout.classes, parts, notes)
         slot.write(path, lambda temporary: write_decoded(temporary, stored))
         return stored
 
@@ -125,7 +125,7 @@ def find_fingerprint(folder: Path, layout: Layout, size: int) -> str:
     return Slot(folder, f"decoded-{size}", hash_source(folder, layout)).read(read, silent=True) or ""
 
 
-def write_decoded(path: Path, stored: Stored) -> None:
+def write_decoded(path: Path, stored: DecodedSet) -> None:
     """Write the pixels of all parts, and the fingerprint. Raises OSError where the disk is full."""
     pixels = {name: part.pixels for name, part in stored.parts.items()}
     if shutil.disk_usage(path.parent).free < sum(tensor.numel() for tensor in pixels.values()):
@@ -145,7 +145,7 @@ def read_about(file: Any) -> dict[str, Any]:
     return dict(json.loads(about))
 
 
-def read_decoded(path: Path, layout: Layout) -> Stored:
+def read_decoded(path: Path, layout: Layout) -> DecodedSet:
     """Read what `write_decoded` wrote for this layout; raises DamagedError for anything else."""
     try:
         with safe_open(path, "pt") as file:
@@ -155,7 +155,7 @@ def read_decoded(path: Path, layout: Layout) -> Stored:
     except (SafetensorError, ValueError) as error:
         raise DamagedError(f"damaged ({error})") from error
     parts = {name: Arrays(pixels[name], part.labels) for name, part in layout.parts().items()}
-    stored = Stored(layout.classes, parts, about["notes"])
+    stored = DecodedSet(layout.classes, parts, about["notes"])
     if stored.fingerprint != about["fingerprint"] or any(tensor.dtype != torch.uint8 for tensor in pixels.values()):
         raise DamagedError("damaged (its content does not match its checksum)")
     return stored

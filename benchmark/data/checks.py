@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmark.base.errors import UserError
-from benchmark.data.arrays import Stored
+from benchmark.data.arrays import DecodedSet
 from benchmark.data.files import Layout, write_skipped
 from benchmark.distributed.ranks import own_rank
 from leaderboard.tables.table import printable
@@ -62,7 +62,7 @@ def write_absent(classes: tuple[str, ...], labels: Tensor) -> str:
     return ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
 
 
-def check_overlap(name: str, stored: Stored) -> int:
+def check_overlap(name: str, stored: DecodedSet) -> int:
     """Return how many test images have the pixels of a training image; warns of images that any two parts share.
 
     Raises UserError if all of them do, and if all training images are the same.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmark.base.errors import UserError
 from benchmark.config.pages import Page
-from benchmark.data.arrays import Arrays, Stored, stratify
+from benchmark.data.arrays import Arrays, DecodedSet, stratify
 from benchmark.data.files import fit_image
 
 CIFAR = {
@@ -24,7 +24,7 @@ CIFAR = {
 }
 
 
-def read_digits(page: Page, folder: Path) -> Stored:
+def read_digits(page: Page, folder: Path) -> DecodedSet:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 grey levels 0..16 scaled to 0..255; `folder` is ignored.
 
     360 images (20 %), drawn by `stratify` under the name "digits test", are the test part; the other 1,437 are the
@@ -37,10 +37,10 @@ def read_digits(page: Page, folder: Path) -> Stored:
     train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False).nonzero().squeeze(1)
     stacked = stack_images(pixels, page.image_size)
     parts = {"train": Arrays(stacked[train], labels[train]), "test": Arrays(stacked[test], labels[test])}
-    return Stored(tuple("0123456789"), parts)
+    return DecodedSet(tuple("0123456789"), parts)
 
 
-def read_cifar(page: Page, folder: Path) -> Stored:
+def read_cifar(page: Page, folder: Path) -> DecodedSet:
     """Return CIFAR-10 or CIFAR-100 from `folder`, downloaded there by torchvision on first use.
 
     Raises UserError, saying which file to put where, when it is missing and can't be downloaded.
@@ -58,7 +58,7 @@ def read_cifar(page: Page, folder: Path) -> Stored:
         ) from error
     sets, size = {"train": train, "test": test}, page.image_size
     parts = {name: Arrays(stack_images(part.data, size), torch.tensor(part.targets)) for name, part in sets.items()}
-    return Stored(tuple(train.classes), parts)
+    return DecodedSet(tuple(train.classes), parts)
 
 
 def open_cifar(name: str, folder: Path, train: bool) -> Any:

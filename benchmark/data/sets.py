@@ -15,7 +15,7 @@ from benchmark.base.errors import UserError
 from benchmark.base.files import expand
 from benchmark.base.seeds import derive
 from benchmark.config.pages import FOLDERS, Page
-from benchmark.data.arrays import Arrays, Stored, load_decoded, split_indices
+from benchmark.data.arrays import Arrays, DecodedSet, load_decoded, split_indices
 from benchmark.data.checks import check_classes, check_copies, check_overlap, describe_read, tell
 from benchmark.data.files import (
     CUT,
@@ -201,7 +201,7 @@ def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Da
     return replace(data, overlap=check_overlap(name, stored) if page.in_memory else check_copies(name, layout))
 
 
-def hold(page: Page, name: str, stored: Stored, device: torch.device) -> Data:
+def hold(page: Page, name: str, stored: DecodedSet, device: torch.device) -> Data:
     """Split a stored data set as the page says and put it on `device`."""
     train, validation = stored.parts["train"], stored.parts.get("validation")
     if validation is None and page.split != "full":

@@ -31,7 +31,7 @@ from benchmark.training.speed import try_compiler
 
 
 @dataclass(frozen=True)
-class Asked:
+class GridRequest:
     """What a user asks to run, as it is written: comma-separated lists, and settings of pages and methods."""
 
     methods: str = "granet"
@@ -42,7 +42,7 @@ class Asked:
 
 
 def run_grid(
-    asked: Asked,
+    asked: GridRequest,
     options: Options,
     data_root: Path,
     console: Console,
@@ -120,7 +120,7 @@ def run_one(cell: Cell, data: Data, options: Options, console: Console, place: s
         markup=False,
     )
     record, path = run_cell(cell, data, options, console, start)
-    print_result(console, record, show(path), show(options.places.page))
+    print_result(console, record, show(path), show(options.places.leaderboard))
     kept = list_snapshots(options.places.runs / cell.identity)
     missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)
     if missing:  # the run continued from a later checkpoint

@@ -84,15 +84,17 @@ def measure_run(
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     subject = load_subject(name, places.records, places.runs)
     target = folder_of(places.records)
-    check_places(Places(target, places.page, places.runs))
+    check_places(Places(target, places.leaderboard, places.runs))
     with request.use_threads():
         measurement = make_measurement(subject, request, command, lambda text: console.print(text, style="dim"))
     path = write_measurement(measurement, target)
     print_measurement(console, measurement)
     try:
-        rebuild(places.records, places.page)
+        rebuild(places.records, places.leaderboard)
     except Exception as error:  # the measurement is done, and any record may be what breaks the sheet
-        warning = f"warning: {places.page} was not rebuilt ({printable(str(error))}): `make leaderboard` tries again"
+        warning = (
+            f"warning: {places.leaderboard} was not rebuilt ({printable(str(error))}): `make leaderboard` tries again"
+        )
         console.print(warning, markup=False)
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 

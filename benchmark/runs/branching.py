@@ -71,7 +71,7 @@ def make_options(
         fresh=fresh,
         checkpoint_s=checkpoint_s,
         command=command,
-        places=Places(stores.branches, page or Places.page, runs or Places.runs),
+        places=Places(stores.branches, page or Places.leaderboard, runs or Places.runs),
     )
 
 

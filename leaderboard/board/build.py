@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaderboard.board.page import PICTURES, Store, make_page, relative, store_state
+from leaderboard.board.sheet import PICTURES, Store, make_page, relative, store_state
 from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import folder_of, load_measurements
 from leaderboard.store.records import load_store
@@ -122,9 +122,9 @@ def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
 
 def results_text(store: Store, branches: Store, records_dir: Path, page: Path, compare: Compare) -> str:
     """Return the results in short, or an empty text if there is neither a record nor a branch."""
-    from leaderboard.results.markdown import Places, render_results
+    from leaderboard.results.markdown import Links, render_results
 
-    places = Places(relative(records_dir, page), relative(records_dir.parent / BRANCHES, page), page.name)
+    places = Links(relative(records_dir, page), relative(records_dir.parent / BRANCHES, page), page.name)
     skipped = len(store[1]) + len(branches[1])
     return render_results(store[0], branches[0], skipped, *compare(), places)
 

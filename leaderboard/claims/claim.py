@@ -14,7 +14,7 @@ from leaderboard.claims.lookup import ClaimError, Question, Side, find_sparsitie
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import grain, show_interval, signed
 from leaderboard.tables.sections import amount, identity
-from leaderboard.tables.table import BLANK, LEAST_SEEDS, Cell, multiple, percent, plain
+from leaderboard.tables.table import BLANK, LEAST_SEEDS, Entry, multiple, percent, plain
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
@@ -118,7 +118,7 @@ def show_share(share: float | None) -> str:
 def align(rows: list[list[str]]) -> list[str]:
     """Return the rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +191,7 @@ class Pairing:
     """The counted runs of both rows at one sparsity."""
 
     sides: tuple[Side, Side]
-    cells: tuple[Cell, Cell]
+    cells: tuple[Entry, Entry]
     metric: str
     sparsity: float
 
@@ -325,13 +325,13 @@ def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, s
             f"{amount(len(used), 'common seed')}, at least {LEAST_SEEDS} are needed",
             f"make runs of {lacking} more:{make_commands(pairing, lacking)}",
         )
-    for side, cell in zip(pairing.sides, pairing.cells, strict=True):
-        if bad := [str(run["seed"]) for run in cell.counted if run["status"] != "ok"]:
+    for side, entry in zip(pairing.sides, pairing.cells, strict=True):
+        if bad := [str(run["seed"]) for run in entry.counted if run["status"] != "ok"]:
             yield (
                 f"{side.name} diverged at seed {', '.join(bad)}, and its other seeds alone would flatter it",
                 f"find settings under which {side.name} finishes at every seed",
             )
-        versions = sorted({run["method"]["sha256"] for run in [*cell.counted, *cell.repeats]})
+        versions = sorted({run["method"]["sha256"] for run in [*entry.counted, *entry.repeats]})
         if len(versions) > 1:
             names = " or ".join(f"'{side.name} (file {plain(version[:8])})'" for version in versions)
             yield f"{side.name} has runs of {len(versions)} versions of its method's file", f"name one: {names}"

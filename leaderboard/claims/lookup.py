@@ -14,7 +14,7 @@ from typing import Any
 from leaderboard.store.repeat import arithmetic, repeat_words, write_command
 from leaderboard.store.schema import Record
 from leaderboard.tables.sections import is_changed, make_sections, section_title
-from leaderboard.tables.table import Cell, column_of, gather, plain, printable, split_rows
+from leaderboard.tables.table import Entry, column_of, gather, plain, printable, split_rows
 
 
 class ClaimError(ValueError):
@@ -38,7 +38,7 @@ class Side:
         """Return the sparsities at which the row has runs, in ascending order."""
         return sorted({column_of(run) for run in self.runs})
 
-    def at(self, sparsity: float) -> Cell:
+    def at(self, sparsity: float) -> Entry:
         """Return the counted runs and repeats at a sparsity; a dense row's are the same at each."""
         return gather([run for run in self.runs if self.dense or column_of(run) == sparsity])
 

@@ -27,7 +27,7 @@ from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import grain
 from leaderboard.tables.sections import section_key
 from leaderboard.tables.stats import ALPHA, Difference, difference_from_published, holm
-from leaderboard.tables.table import LEAST_SEEDS, Cell, gather
+from leaderboard.tables.table import LEAST_SEEDS, Entry, gather
 
 MARGIN = 0.5  # points; an interval that lies within this of the published value reproduces it
 
@@ -46,7 +46,7 @@ class Group:
     """Runs of one entry under one protocol; `departures` names its differences from the table's."""
 
     departures: tuple[str, ...]
-    cell: Cell
+    cell: Entry
 
     def values(self, key: str) -> list[float]:
         """Return the accuracies of a kind, in percent, of the counted runs that did not diverge."""

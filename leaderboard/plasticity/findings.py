@@ -27,7 +27,7 @@ CLAIMS = {
 }
 
 
-class Cell(NamedTuple):
+class Pruning(NamedTuple):
     """How a branch was pruned. `sparsity` is that of the network before, `rate` the share of its weights pruned."""
 
     sparsity: float
@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 
 
 # The side of a comparison (True: where the paper finds more) and what both sides share; None if on neither side.
-Side = Callable[[Cell], tuple[bool, tuple[object, ...]] | None]
+Side = Callable[[Pruning], tuple[bool, tuple[object, ...]] | None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def make_sides(study: Study, claim: str) -> tuple[Side, str]:
     if claim == "mild":
         low, high = min(cell.rate for cell in cells), max(cell.rate for cell in cells)
 
-        def by_rate(cell: Cell) -> tuple[bool, tuple[object, ...]] | None:
+        def by_rate(cell: Pruning) -> tuple[bool, tuple[object, ...]] | None:
             if cell.rate not in (low, high) or low == high:
                 return None
             return cell.rate == low, (cell.sparsity, cell.regrow, cell.epoch)
@@ -84,7 +84,7 @@ def make_sides(study: Study, claim: str) -> tuple[Side, str]:
         return by_rate, f"{percent(low)} and {percent(high)} of the weights pruned"
     slow, fast = min(study.rates.values()), max(study.rates.values())
 
-    def by_lr(cell: Cell) -> tuple[bool, tuple[object, ...]] | None:
+    def by_lr(cell: Pruning) -> tuple[bool, tuple[object, ...]] | None:
         rate = study.rates[cell.epoch]
         if rate not in (slow, fast) or slow == fast:
             return None
@@ -121,9 +121,9 @@ def finished(by_seed: dict[int, float | None]) -> dict[int, float] | None:
     return known if len(known) == len(by_seed) else None
 
 
-def pair_cells(cells: Iterable[Cell], side: Side) -> list[dict[bool, list[Cell]]]:
+def pair_cells(cells: Iterable[Pruning], side: Side) -> list[dict[bool, list[Pruning]]]:
     """Return the groups of cells that differ in what is compared alone, each with cells on both sides."""
-    groups: dict[tuple[object, ...], dict[bool, list[Cell]]] = {}
+    groups: dict[tuple[object, ...], dict[bool, list[Pruning]]] = {}
     for cell in sorted(cells):
         found = side(cell)
         if found is not None:
@@ -164,7 +164,7 @@ PLASTICITY, GAP = "plasticity", "gap"
 PARENTS = ("dense", "static (distribution=uniform)")  # labels of the runs that are pruned
 
 
-Values = dict[Cell, dict[int, float | None]]  # points by seed; None where the branch diverged
+Values = dict[Pruning, dict[int, float | None]]  # points by seed; None where the branch diverged
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def make_study(group: list[Record], more: int) -> Study:
         if kind is None or (kind == PLASTICITY and branch["last_epoch"] - branch["epoch"] != more):
             continue
         settings = record["method"]["settings"]
-        cell = Cell(branch["parent_sparsity"], float(settings["rate"]), settings["regrow"], branch["epoch"])
+        cell = Pruning(branch["parent_sparsity"], float(settings["rate"]), settings["regrow"], branch["epoch"])
         values[kind].setdefault(cell, {}).setdefault(record["seed"], value_of(record, kind))
         rates[branch["epoch"]] = float(branch["lr"])
         runs += 1

@@ -80,7 +80,7 @@ HEAD = ("first − second", "sparsity", "paper", "ours", "95 % interval", "p alo
 
 
 @dataclass(frozen=True)
-class Places:
+class Links:
     """Link targets relative to the sheet: folders of records and of branches, the leaderboard's file."""
 
     records: str = "records"
@@ -94,7 +94,7 @@ def render_results(
     skipped: int,
     tables: Tables,
     views: list[TableView],
-    places: Places | None = None,
+    places: Links | None = None,
 ) -> str:
     """Return the sheet, or an empty text if there is neither a record nor a branch.
 
@@ -103,7 +103,7 @@ def render_results(
     """
     if not records and not branches:
         return ""
-    places = places or Places()
+    places = places or Links()
     sections, studied = table_sections(records), branch_sections(branches)
     tested = [(section, weigh_statements(section.runs, tables)) for section in sections]
     studies = [(study, find_findings(study)) for study in make_studies(branches)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import stable_key
 from leaderboard.store.schema import Record
-from leaderboard.tables.table import BLANK, LEAST_SEEDS, Cell, Row, line, percent, sparsities_of
+from leaderboard.tables.table import BLANK, LEAST_SEEDS, Entry, Row, line, percent, sparsities_of
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
@@ -31,9 +31,9 @@ CONTROLS = {  # kind of donor: heading of the column
 }
 
 
-def accuracies(cell: Cell) -> dict[int, float]:
+def accuracies(entry: Entry) -> dict[int, float]:
     """Return the accuracies of the last epoch by seed, of the counted runs that did not diverge."""
-    return {record["seed"]: record["accuracy_pct"]["last_epoch"] for record in cell.finished}
+    return {record["seed"]: record["accuracy_pct"]["last_epoch"] for record in entry.finished}
 
 
 def grain(run: Record) -> float:
@@ -42,7 +42,7 @@ def grain(run: Record) -> float:
     return 100 / images if images else 0.0
 
 
-def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
+def compared(rows: list[Row], sparsity: float) -> dict[int, Entry]:
     """Return the entries compared at a sparsity by row number: no dense row, no control made from another."""
     return {
         number: row.cells[sparsity]
@@ -51,9 +51,9 @@ def compared(rows: list[Row], sparsity: float) -> dict[int, Cell]:
     }
 
 
-def certain(cell: Cell) -> dict[int, float]:
+def certain(entry: Entry) -> dict[int, float]:
     """Return the accuracies that may carry a verdict: none if a counted run diverged, as the others flatter the row."""
-    return {} if cell.diverged else accuracies(cell)
+    return {} if entry.diverged else accuracies(entry)
 
 
 def make_ranks(rows: list[Row]) -> Ranks:
@@ -70,9 +70,9 @@ def make_ranks(rows: list[Row]) -> Ranks:
     if not groups:
         return {}
     known = {
-        sparsity: {str(number): certain(cell) for number, cell in cells.items()} for sparsity, cells in groups.items()
+        sparsity: {str(number): certain(entry) for number, entry in cells.items()} for sparsity, cells in groups.items()
     }
-    step = max(grain(cell.counted[0]) for cells in groups.values() for cell in cells.values())
+    step = max(grain(entry.counted[0]) for cells in groups.values() for entry in cells.values())
     found = rank_groups(known, step, LEAST_SEEDS)
     return {(number, sparsity): found[sparsity][str(number)] for sparsity, cells in groups.items() for number in cells}
 
@@ -103,7 +103,7 @@ class Gain:
     p: float | None
 
 
-def make_gain(row: Cell, control: Mapping[int, float], sound: bool) -> Gain | None:
+def make_gain(row: Entry, control: Mapping[int, float], sound: bool) -> Gain | None:
     """Return the gain of a row's runs over a control's, paired by seed; None if they share no seed.
 
     Without p, so never bold, if fewer than LEAST_SEEDS are shared or, not `sound`, a counted run of either diverged.
@@ -128,9 +128,9 @@ class Control:
     sound: bool
 
     @classmethod
-    def of(cls, cell: Cell) -> Control:
+    def of(cls, entry: Entry) -> Control:
         """Return the control that the runs of a cell are."""
-        return cls(accuracies(cell), not cell.diverged)
+        return cls(accuracies(entry), not entry.diverged)
 
 
 def donor_controls(rows: list[Row]) -> dict[str, Made]:
@@ -138,7 +138,7 @@ def donor_controls(rows: list[Row]) -> dict[str, Made]:
 
     Of several versions of a control's file the one run last counts: two would be two controls.
     """
-    counted = [record for row in rows if row.made_from for cell in row.cells.values() for record in cell.counted]
+    counted = [record for row in rows if row.made_from for entry in row.cells.values() for record in entry.counted]
     found: dict[str, Made] = {}
     for record in sorted(counted, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
         donor, version = record["method"]["donor"], record["method"]["sha256"]
@@ -149,9 +149,11 @@ def donor_controls(rows: list[Row]) -> dict[str, Made]:
     return found
 
 
-def paired_with(cell: Cell, made: Made) -> Control:
+def paired_with(entry: Entry, made: Made) -> Control:
     """Return the control that was made from the very runs of `cell`: same run, same masks, same seed."""
-    own = {record["seed"]: made.get((record["run"], record["masks_sha256"], record["seed"])) for record in cell.counted}
+    own = {
+        record["seed"]: made.get((record["run"], record["masks_sha256"], record["seed"])) for record in entry.counted
+    }
     found = {seed: record for seed, record in own.items() if record is not None}
     finished = {seed: record for seed, record in found.items() if record["status"] == "ok"}
     return Control(
@@ -183,9 +185,9 @@ def gains_table(rows: list[Row]) -> list[str]:
     headings: dict[str, None] = {}
     made = donor_controls(rows)
     for sparsity in sparsities_of(rows):
-        for number, cell in compared(rows, sparsity).items():
+        for number, entry in compared(rows, sparsity).items():
             found = {
-                name: make_gain(cell, control.accuracies, control.sound and not cell.diverged)
+                name: make_gain(entry, control.accuracies, control.sound and not entry.diverged)
                 for name, control in controls_of(rows, number, sparsity, made).items()
             }
             known = {name: gain for name, gain in found.items() if gain is not None}

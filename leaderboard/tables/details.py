@@ -11,7 +11,7 @@ from leaderboard.store.schema import Record
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import (
     BLANK,
-    Cell,
+    Entry,
     Row,
     column_of,
     count_zeros,
@@ -55,16 +55,16 @@ RARE_DETAILS: dict[str, tuple[str, Callable[[list[Record], bool], str]]] = {
 
 def details_table(rows: list[Row], folder: str) -> list[str]:
     """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
-    cells = [(row, sparsity, cell) for row in rows for sparsity, cell in row.cells.items()]
-    several = len({record["environment"]["device"] for *_, cell in cells for record in cell.counted}) > 1
-    rare = {name: [show(cell.finished, several) for *_, cell in cells] for name, (_, show) in RARE_DETAILS.items()}
+    cells = [(row, sparsity, entry) for row in rows for sparsity, entry in row.cells.items()]
+    several = len({record["environment"]["device"] for *_, entry in cells for record in entry.counted}) > 1
+    rare = {name: [show(entry.finished, several) for *_, entry in cells] for name, (_, show) in RARE_DETAILS.items()}
     rare = {name: texts for name, texts in rare.items() if set(texts) - {BLANK}}
     head = list(DETAILS)
     for name in rare:
         head.insert(head.index(RARE_DETAILS[name][0]), name)
     lines = [line(head), line(["---"] * len(head))]
-    for place, (row, sparsity, cell) in enumerate(cells):
-        usual = [row.label, percent(sparsity), *detail_cells(cell, folder, several)]
+    for place, (row, sparsity, entry) in enumerate(cells):
+        usual = [row.label, percent(sparsity), *detail_cells(entry, folder, several)]
         shown = {**dict(zip(DETAILS, usual, strict=True)), **{name: texts[place] for name, texts in rare.items()}}
         lines.append(line([shown[name] for name in head]))
     return lines
@@ -80,21 +80,21 @@ def dead_shares(runs: list[Record]) -> str:
     return ", ".join(mean(shares, "{:.1f} %".format) for shares in parts if shares) or BLANK
 
 
-def detail_cells(cell: Cell, folder: str, name_devices: bool) -> list[str]:
+def detail_cells(entry: Entry, folder: str, name_devices: bool) -> list[str]:
     """Return the details of one method at one sparsity, from `seeds` on."""
-    runs = cell.finished
-    shown = [", ".join(str(record["seed"]) for record in cell.counted)]
+    runs = entry.finished
+    shown = [", ".join(str(record["seed"]) for record in entry.counted)]
     for key in ("last_epoch", "validation_selected", "best_on_test"):
         shown.append(mean_and_std(record["accuracy_pct"][key] for record in runs))
     for key in ("prunable", "all_parameters"):
         shown.append(mean((record["density"][key] for record in runs), "{:.4g}".format))
     slim = slim_cost(runs)
-    shown.append(f"{cell.cost('inference', absolute=True)}{f', {slim}' if slim else ''}")
-    shown.append(f"{cell.cost('train', absolute=True)}{uncharged_cost(runs)}")
+    shown.append(f"{entry.cost('inference', absolute=True)}{f', {slim}' if slim else ''}")
+    shown.append(f"{entry.cost('train', absolute=True)}{uncharged_cost(runs)}")
     shown.append(by_device(runs, lambda run: run["time"]["train_s"], duration, name_devices))
     shown.append(by_device(runs, lambda run: run["time"]["images_per_s"], "{:,.0f}".format, name_devices))
-    shown.append("; ".join(notes(cell)) or BLANK)
-    shown.append(list_links(cell, folder))
+    shown.append("; ".join(notes(entry)) or BLANK)
+    shown.append(list_links(entry, folder))
     return shown
 
 
@@ -122,10 +122,10 @@ def uncharged_cost(runs: list[Record]) -> str:
     return f", {mean(shares, multiple)} without dense gradients"
 
 
-def notes(cell: Cell) -> list[str]:
+def notes(entry: Entry) -> list[str]:
     """Return notes: repeats, rounds, diverged seeds, empty layers, skipped steps, zeros, uncommitted code."""
     seeds: dict[str, list[str]] = {}
-    for record in cell.counted:
+    for record in entry.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
         zero = count_zeros(record)
         rounds = record.get("rounds", {"count": 1})["count"]
@@ -143,7 +143,7 @@ def notes(cell: Cell) -> list[str]:
         }
         for note in (note for note, holds in found.items() if holds):
             seeds.setdefault(note, []).append(str(record["seed"]))
-    repeats = [f"repeats: {len(cell.repeats)}"] if cell.repeats else []
+    repeats = [f"repeats: {len(entry.repeats)}"] if entry.repeats else []
     return repeats + [f"{note} (seed {', '.join(which)})" for note, which in seeds.items()]
 
 
@@ -171,10 +171,10 @@ def speed_table(rows: list[Row], measurements: Iterable[Measurement]) -> list[st
     for measurement in measurements:
         by_run.setdefault((measurement["run"], measurement["masks_sha256"]), []).append(measurement)
     found = [
-        (row, sparsity, cell, place, seeds)
+        (row, sparsity, entry, place, seeds)
         for row in rows
-        for sparsity, cell in row.cells.items()
-        for place, seeds in sorted(gather_places(cell, by_run).items())
+        for sparsity, entry in row.cells.items()
+        for place, seeds in sorted(gather_places(entry, by_run).items())
     ]
     if not found:
         return []
@@ -182,25 +182,25 @@ def speed_table(rows: list[Row], measurements: Iterable[Measurement]) -> list[st
     costs = ["inference FLOPs", "batch", "dense, ms"]
     head = ["method", "sparsity", *costs, *SHOWN.values(), *rare.values(), "seeds", "machine"]
     lines = [line(head), line(["---", *["---:"] * (len(head) - 2), "---"])]
-    for row, sparsity, cell, place, seeds in found:
-        shown = [row.label, percent(sparsity), cell.cost("inference", absolute=False), str(place[0])]
+    for row, sparsity, entry, place, seeds in found:
+        shown = [row.label, percent(sparsity), entry.cost("inference", absolute=False), str(place[0])]
         shown.append(average(seeds, "dense", "ms", "{:.3g}"))
         shown += [average(seeds, engine, "speed_up", "{:.2f}×") for engine in (*SHOWN, *rare)]
         lines.append(line([*shown, ", ".join(map(str, sorted(seeds))), describe_place(place)]))
     return lines
 
 
-def gather_places(cell: Cell, by_run: dict[tuple[str, str], list[Measurement]]) -> dict[Place, dict[int, Figures]]:
+def gather_places(entry: Entry, by_run: dict[tuple[str, str], list[Measurement]]) -> dict[Place, dict[int, Figures]]:
     """Return the figures of the runs by place and seed, the newest of several measurements.
 
     A newer version of torch on the same machine replaces an older one.
     """
     newest: dict[tuple[int, int, str, int], tuple[str, Figures]] = {}
-    for record in [*cell.counted, *cell.repeats]:
+    for record in [*entry.counted, *entry.repeats]:
         for measurement in by_run.get(identity(record), []):
-            for entry in measurement["batches"]:
-                key = record["seed"], entry["batch"], measurement["hardware"], measurement["threads"]
-                figures = {engine["engine"]: engine for engine in entry["engines"]}
+            for batch in measurement["batches"]:
+                key = record["seed"], batch["batch"], measurement["hardware"], measurement["threads"]
+                figures = {engine["engine"]: engine for engine in batch["engines"]}
                 newest.setdefault(key, (measurement["environment"]["torch"], figures))
     places: dict[Place, dict[int, Figures]] = {}
     for (seed, batch, hardware, threads), (torch, figures) in newest.items():

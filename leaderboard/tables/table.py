@@ -80,7 +80,7 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """The runs of one method at one sparsity: `counted` has one for each seed, in order; `repeats` are the others."""
 
     counted: list[Record]
@@ -108,7 +108,7 @@ class Cell:
         return mean((record["macs"][f"{part}_share"] for record in self.finished), multiple)
 
 
-def gather(records: list[Record]) -> Cell:
+def gather(records: list[Record]) -> Entry:
     """Sort the runs of one method at one sparsity: for each seed the first to finish counts, diverged or not.
 
     Never the better one: a repeat must not be a second try.
@@ -120,7 +120,7 @@ def gather(records: list[Record]) -> Cell:
             repeats.append(record)
         else:
             counted[record["seed"]] = record
-    return Cell([counted[seed] for seed in sorted(counted)], repeats)
+    return Entry([counted[seed] for seed in sorted(counted)], repeats)
 
 
 NEAR = 0.005  # of the sparsity asked: an outcome within half a point of it stands there
@@ -155,7 +155,7 @@ class Row:
     label: str
     dense: bool
     reference: str
-    cells: dict[float, Cell]
+    cells: dict[float, Entry]
     narrow: bool = False  # a narrower network: its weight count is the sparse networks', its layers are not
     made_from: str = ""  # label of the row whose masks or layer densities it takes, for controls
     name: str = ""
@@ -232,20 +232,20 @@ def main_table(rows: list[Row], ranks: Mapping[tuple[int, float], tuple[int, int
 
 def main_cells(row: Row, sparsity: float, rank: tuple[int, int] | None, ranked: bool) -> list[str]:
     """Return accuracy, rank (if `ranked`) and costs of a row at a sparsity."""
-    cell = row.cells.get(sparsity)
-    if cell is None:
+    entry = row.cells.get(sparsity)
+    if entry is None:
         return [BLANK] * 4
-    accuracy = f"**{cell.accuracy()}**" if rank == (1, 1) else cell.accuracy()
-    costs = [cell.cost("inference", row.dense), cell.cost("train", row.dense)]
+    accuracy = f"**{entry.accuracy()}**" if rank == (1, 1) else entry.accuracy()
+    costs = [entry.cost("inference", row.dense), entry.cost("train", row.dense)]
     return [accuracy, *([show_rank(rank)] if ranked else []), *costs]
 
 
-def list_links(cell: Cell, folder: str, diverged: str = "") -> str:
+def list_links(entry: Entry, folder: str, diverged: str = "") -> str:
     """Return links to the records of an entry, named by seed; `diverged` follows those that did."""
-    found = [("seed", run, "" if run["status"] == "ok" else diverged) for run in cell.counted]
+    found = [("seed", run, "" if run["status"] == "ok" else diverged) for run in entry.counted]
     return ", ".join(
         f"[{name} {run['seed']}]({quote(folder)}/{quote(run['file'], errors='replace')}){note}"
-        for name, run, note in [*found, *(("repeat of seed", run, "") for run in cell.repeats)]
+        for name, run, note in [*found, *(("repeat of seed", run, "") for run in entry.repeats)]
     )
 
 
@@ -273,7 +273,7 @@ class RowRuns:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedMethod:
     """What a record's method was asked for. `label` is empty if it follows from the name and the changes."""
 
     record: Record
@@ -283,7 +283,7 @@ class Asked:
     donor: str
 
     @classmethod
-    def of(cls, record: Record, donors: Names) -> Asked:
+    def of(cls, record: Record, donors: Names) -> AskedMethod:
         """Return it for a record; row names in a control's settings become the current names of those rows."""
         method, weights = record["method"], record["weights"]
         settings = {**method["settings"], **method["changed"]}
@@ -329,17 +329,17 @@ def split_rows(records: Iterable[Record]) -> list[RowRuns]:
     Invariant: no two rows have group, label and version in common, and the order of the records is irrelevant.
     """
     known = sorted(records, key=lambda record: (parse_time(record["finished"]), *stable_key(record)))
-    rows = group_runs([Asked.of(record, {}) for record in known])
+    rows = group_runs([AskedMethod.of(record, {}) for record in known])
     names = {run["run"]: row.name for row in rows for run in row.runs if not run["method"].get("donor")}
     if any(record["method"].get("donor", {}).get("run") in names for record in known):
-        rows = group_runs([Asked.of(record, names) for record in known])
+        rows = group_runs([AskedMethod.of(record, names) for record in known])
     return rows
 
 
-def group_runs(asked: list[Asked]) -> list[RowRuns]:
+def group_runs(asked: list[AskedMethod]) -> list[RowRuns]:
     """Return the rows of runs in the order in which they finished."""
     defaults = find_defaults(asked)
-    groups: dict[tuple[str, ...], list[Asked]] = {}
+    groups: dict[tuple[str, ...], list[AskedMethod]] = {}
     for one in asked:
         groups.setdefault(one.key, []).append(one)
     found = []
@@ -370,7 +370,7 @@ def tell_apart(found: list[tuple[Any, ...]]) -> list[RowRuns]:
     return rows
 
 
-def find_defaults(asked: Iterable[Asked]) -> dict[tuple[str, str], dict[str, Any]]:
+def find_defaults(asked: Iterable[AskedMethod]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the defaults of each method's file, as its newest runs had them.
 
     A default is unknown if every run changed the setting, or one changed it to the former default.
@@ -386,7 +386,7 @@ def find_defaults(asked: Iterable[Asked]) -> dict[tuple[str, str], dict[str, Any
     return found
 
 
-def write_label(group: list[Asked], changed: Mapping[str, Any]) -> str:
+def write_label(group: list[AskedMethod], changed: Mapping[str, Any]) -> str:
     """Return the label of a row: that of its newest run with these changes, or one in the same form."""
     method = group[0].record["method"]
     for one in reversed(group):

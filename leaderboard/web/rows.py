@@ -17,7 +17,7 @@ from leaderboard.tables.details import notes, slim_cost
 from leaderboard.tables.table import (
     BLANK,
     HEADINGS,
-    Cell,
+    Entry,
     Row,
     count_zeros,
     duration,
@@ -139,20 +139,20 @@ def make_lines(number: int, title: str, runs: list[Record], records: str) -> lis
     rows = make_rows(runs)
     ranks = make_ranks(rows)
     return [
-        make_line(number, unescape(title), row, sparsity, cell, ranks.get((place, sparsity)), records)
+        make_line(number, unescape(title), row, sparsity, entry, ranks.get((place, sparsity)), records)
         for place, row in enumerate(rows)
-        for sparsity, cell in row.cells.items()
+        for sparsity, entry in row.cells.items()
     ]
 
 
 def make_line(
-    number: int, title: str, row: Row, sparsity: float, cell: Cell, rank: tuple[int, int] | None, records: str
+    number: int, title: str, row: Row, sparsity: float, entry: Entry, rank: tuple[int, int] | None, records: str
 ) -> dict[str, Any]:
     """Return one row of the table; every figure is that of the Markdown sheet."""
-    runs, label, group = cell.finished, unescape(row.label), HEADINGS[row.group]
-    made = [*((run, False) for run in cell.counted), *((run, True) for run in cell.repeats)]
-    costs = {part: cell.cost(part, absolute=True) for part in ("inference", "train")}
-    words = [control_of(cell.counted[0], row.made_from), unescape(row.reference), *map(unescape, notes(cell))]
+    runs, label, group = entry.finished, unescape(row.label), HEADINGS[row.group]
+    made = [*((run, False) for run in entry.counted), *((run, True) for run in entry.repeats)]
+    costs = {part: entry.cost(part, absolute=True) for part in ("inference", "train")}
+    words = [control_of(entry.counted[0], row.made_from), unescape(row.reference), *map(unescape, notes(entry))]
     told = [*filter(None, words), f"inference {costs['inference']} FLOPs, training {costs['train']} FLOPs"]
     accuracies = {key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected")}
     densities = [run["density"]["prunable"] for run in runs]
@@ -160,13 +160,13 @@ def make_line(
     cells: list[tuple[str, float | str | None]] = [
         (label, label.lower()),
         (percent(sparsity), sparsity),
-        (cell.accuracy(), average(accuracies["last_epoch"])),
+        (entry.accuracy(), average(accuracies["last_epoch"])),
         (show_rank(rank), rank and rank[0] + rank[1] / 1e6),
         (mean_and_std(accuracies["validation_selected"]), average(accuracies["validation_selected"])),
-        (cell.cost("inference", absolute=False), average(run["macs"]["inference_share"] for run in runs)),
-        (cell.cost("train", absolute=False), average(run["macs"]["train_share"] for run in runs)),
+        (entry.cost("inference", absolute=False), average(run["macs"]["inference_share"] for run in runs)),
+        (entry.cost("train", absolute=False), average(run["macs"]["train_share"] for run in runs)),
         (mean(densities, "{:.4g}".format), average(densities)),
-        (", ".join(str(run["seed"]) for run in cell.counted), len(cell.counted)),
+        (", ".join(str(run["seed"]) for run in entry.counted), len(entry.counted)),
         *((mean([figure], "{:,.4g}".format), figure) for figure in measured.values()),
         (group, group),
         (title, title.lower()),

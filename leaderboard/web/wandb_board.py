@@ -12,7 +12,7 @@ from leaderboard.store.privacy import hide_secrets
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import make_ranks
 from leaderboard.tables.sections import section_name
-from leaderboard.tables.table import HEADINGS, Cell, Row, make_rows, mean, mean_and_std, percent, show_rank
+from leaderboard.tables.table import HEADINGS, Entry, Row, make_rows, mean, mean_and_std, percent, show_rank
 from leaderboard.web.rows import average, control_of, unescape, visible
 from leaderboard.web.wandb_session import MODES, choose_mode, open_session
 
@@ -142,35 +142,35 @@ def make_cells(runs: list[Record]) -> list[list[Any]]:
     rows = make_rows(runs)
     ranks = make_ranks(rows)
     return [
-        make_row(row, sparsity, cell, show_rank(ranks.get((number, sparsity))))
+        make_row(row, sparsity, entry, show_rank(ranks.get((number, sparsity))))
         for number, row in enumerate(rows)
-        for sparsity, cell in row.cells.items()
+        for sparsity, entry in row.cells.items()
     ]
 
 
-def make_row(row: Row, sparsity: float, cell: Cell, rank: str) -> list[Any]:
+def make_row(row: Row, sparsity: float, entry: Entry, rank: str) -> list[Any]:
     """Return one row of a section's table."""
-    runs = cell.finished
+    runs = entry.finished
     accuracy = {
         key: [run["accuracy_pct"][key] for run in runs] for key in ("last_epoch", "validation_selected", "best_on_test")
     }
     return [
         unescape(row.label),
         HEADINGS[row.group],
-        visible(control_of(cell.counted[0], row.made_from)),
+        visible(control_of(entry.counted[0], row.made_from)),
         percent(sparsity),
-        cell.accuracy(),
+        entry.accuracy(),
         rank,
         mean_and_std(accuracy["validation_selected"]),
         mean_and_std(accuracy["best_on_test"]),
-        cell.cost("inference", row.dense),
-        cell.cost("train", row.dense),
+        entry.cost("inference", row.dense),
+        entry.cost("train", row.dense),
         mean((run["density"]["prunable"] for run in runs), "{:.4g}".format),
         mean((run["density"]["all_parameters"] for run in runs), "{:.4g}".format),
-        ", ".join(str(run["seed"]) for run in cell.counted),
-        ", ".join(visible(run["file"]) for run in [*cell.counted, *cell.repeats]),
+        ", ".join(str(run["seed"]) for run in entry.counted),
+        ", ".join(visible(run["file"]) for run in [*entry.counted, *entry.repeats]),
         len(runs),
-        cell.diverged,
+        entry.diverged,
         sparsity,
         average(accuracy["last_epoch"]),
         statistics.stdev(accuracy["last_epoch"]) if len(runs) > 1 else None,

@@ -257,7 +257,7 @@ controls: [densities]
 def test_a_plan_says_how_many_runs_fit_and_how_long_they_take_on_many_devices(tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     out = io.StringIO()
-    places = Places(records=tmp_path / "records", page=tmp_path / "L.md", runs=tmp_path / "runs")
+    places = Places(records=tmp_path / "records", leaderboard=tmp_path / "L.md", runs=tmp_path / "runs")
     grid, console = read_grid(tmp_path / "grid.yaml"), Console(file=out, width=160)
     assert print_plan(grid, tmp_path, places, CPU, console, Fleet(3, 2)) == 0
     text = out.getvalue()

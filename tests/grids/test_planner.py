@@ -74,7 +74,7 @@ def predict_cell(cell: Cell, root: Path = Path("nowhere")) -> Prediction:
 
 
 def places_in(folder: Path) -> Places:
-    return Places(records=folder / "records", page=folder / "L.md", runs=folder / "runs")
+    return Places(records=folder / "records", leaderboard=folder / "L.md", runs=folder / "runs")
 
 
 def train(cell: Cell, folder: Path) -> dict:

@@ -19,7 +19,7 @@ from benchmark.base.files import Places
 from benchmark.base.system import choose_device
 from benchmark.cli.app import app
 from benchmark.config.grids import Source
-from benchmark.grids.grid import Asked, run_grid
+from benchmark.grids.grid import GridRequest, run_grid
 from benchmark.grids.plan import print_plan
 from benchmark.grids.sweep import run_sweep
 from benchmark.runs.run import Options
@@ -52,7 +52,7 @@ def run_cells(folder: Path, **changes: Any) -> int:
         "tell": print,
     }
     asked = {**settings, **changes}
-    lists = Asked(*(asked[name] for name in ("methods", "sparsities", "tasks", "seeds", "arguments")))
+    lists = GridRequest(*(asked[name] for name in ("methods", "sparsities", "tasks", "seeds", "arguments")))
     places = {key: path for key, path in asked["places"].items() if path is not None}
     how = {name: asked[name] for name in ("wandb", "fresh", "checkpoint_s", "command")}
     options = Options(device=choose_device(asked["device"]), places=Places(**places), **how)

@@ -7,7 +7,7 @@ from typing import Any
 
 from leaderboard.plasticity.findings import (
     PLASTICITY,
-    Cell,
+    Pruning,
 )
 from tests.harness.record_factory import make_epoch, make_record
 
@@ -71,11 +71,11 @@ def make_grid(points: Any, seeds: tuple[int, ...] = (0, 1, 2), kind: str = PLAST
     return [
         make_pruned(points(seed, cell), kind=kind, seed=seed, **cell._asdict())
         for seed, sparsity, rate, regrow, epoch in itertools.product(seeds, (0.0, 0.5), (0.2, 0.98), (False, True), LRS)
-        for cell in [Cell(sparsity, rate, regrow, epoch)]
+        for cell in [Pruning(sparsity, rate, regrow, epoch)]
     ]
 
 
-def as_the_paper(seed: int, cell: Cell) -> float:
+def as_the_paper(seed: int, cell: Pruning) -> float:
     """Return points by which each of the three claims holds: by 3, 4 and 2 points, in every seed nearly alike."""
     lr = {0.1: 0.0, 0.01: -1.0, 0.001: -3.0}[LRS[cell.epoch]]
     return lr - (4.0 if cell.rate == 0.98 else 0.0) + (2.0 if cell.regrow else 0.0) + 0.2 * seed * (cell.epoch == 4)

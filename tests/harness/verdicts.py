@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from benchmark.runs.checkpoints import FINISHED, MAGIC
 from benchmark.runs.export import MASKS, WEIGHTS
-from leaderboard.board.page import make_page, render
+from leaderboard.board.sheet import make_page, render
 from leaderboard.store.records import Problem, list_files, load_store, read_file, read_records
 
 PAGE = "LEADERBOARD.md"

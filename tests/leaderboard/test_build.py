@@ -11,7 +11,7 @@ import pytest
 from leaderboard import write_record
 from leaderboard.__main__ import main
 from leaderboard.board.build import PAPER, RESULTS, SITE, BuildError, build_all, build_site, find_stale
-from leaderboard.board.page import PICTURES
+from leaderboard.board.sheet import PICTURES
 from tests.harness.record_factory import make_record
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from leaderboard import RecordError, rebuild, render, write_record
 from leaderboard.board.build import find_stale
-from leaderboard.board.page import store_state
+from leaderboard.board.sheet import store_state
 from leaderboard.store.measurements import (
     find_faults,
     folder_of,

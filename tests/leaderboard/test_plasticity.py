@@ -30,7 +30,7 @@ from leaderboard.plasticity.findings import (
     NOT_SUPPORTED,
     PLASTICITY,
     SUPPORTED,
-    Cell,
+    Pruning,
     find_findings,
     is_pruning,
     make_studies,
@@ -48,7 +48,7 @@ def test_plasticity_and_gap_are_the_differences_worked_by_hand():
         make_pruned(None, seed=2),
     ]
     (study,) = make_studies(runs)
-    cell = Cell(0.5, 0.5, False, 4)
+    cell = Pruning(0.5, 0.5, False, 4)
     assert study.values == {PLASTICITY: {cell: {0: -2.5, 1: -1.5, 2: None}}, GAP: {cell: {0: -4.0}}}
     assert (study.more, study.drops, study.rates, study.grain, study.runs) == (3, (8, 12), {4: 0.1}, 2.5, 4)
     text = render_plasticity(runs, [])
@@ -106,8 +106,8 @@ def test_two_seeds_one_side_and_missing_cells_are_not_enough():
 
 
 def test_a_cell_of_which_a_branch_diverged_counts_for_no_seed():
-    def points(seed: int, cell: Cell) -> float | None:
-        return None if (seed, cell) == (1, Cell(0.5, 0.98, False, 4)) else as_the_paper(seed, cell)
+    def points(seed: int, cell: Pruning) -> float | None:
+        return None if (seed, cell) == (1, Pruning(0.5, 0.98, False, 4)) else as_the_paper(seed, cell)
 
     (study,) = make_studies(fine_grid(points))
     found = {finding.claim: finding for finding in find_findings(study)}

@@ -19,8 +19,8 @@ import pytest
 import leaderboard.store.records as store
 from leaderboard.store.records import COLUMNS, curves, load_store, read_records, write_record
 from leaderboard.store.schema import lay_out
-from tests.harness import perf_pages
-from tests.harness.perf_pages import write_varied
+from tests.harness import perf_sheets
+from tests.harness.perf_sheets import write_varied
 from tests.harness.record_factory import make_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,7 +206,7 @@ def test_ten_thousand_records_would_fit_well_below_300_megabytes(tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.harness.perf_pages", "50"]
+    command = [sys.executable, "-m", "tests.harness.perf_sheets", "50"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("50 records of ") and f"goal < {perf_pages.GOAL_S} s" in done.stdout
+    assert done.stdout.startswith("50 records of ") and f"goal < {perf_sheets.GOAL_S} s" in done.stdout

@@ -61,7 +61,7 @@ def test_the_import_rule_catches_what_it_forbids():
     rigl, engine, board = (
         ROOT / "methods/rigl.py",
         ROOT / "benchmark/training/train.py",
-        ROOT / "leaderboard/board/page.py",
+        ROOT / "leaderboard/board/sheet.py",
     )
     assert not allowed(rigl, "timm")
     assert not allowed(rigl, "methods.set")

@@ -81,7 +81,7 @@ def test_a_planted_circle_is_found(graph):
         assert planted == {"benchmark.runs.run"}
         changed = {**graph, "benchmark.training.train": graph["benchmark.training.train"] | planted}
         assert {"benchmark.training.train", "benchmark.runs.run"} <= set(find_circle(changed))
-    elsewhere = {**graph, "leaderboard.store.kinds": {"leaderboard.board.page"}}
+    elsewhere = {**graph, "leaderboard.store.kinds": {"leaderboard.board.sheet"}}
     assert find_circle(between_rooms(elsewhere))
     beside = {**graph, "benchmark.data.cache": {"benchmark.networks.cifar"}}  # no circle of modules, but one of rooms
     assert find_circle(beside) == [] and find_circle(between_rooms(beside))

@@ -191,16 +191,16 @@ def test_a_page_that_is_not_what_the_records_give_is_rebuilt_by_the_next_command
 def test_a_folder_of_records_that_is_gone_is_not_made_anew_while_its_page_is_there(tmp_path):
     places = Places(tmp_path / "records", tmp_path / "L.md", tmp_path / "runs")
     check_places(places)
-    rebuild(places.records, places.page)
+    rebuild(places.records, places.leaderboard)
     places.records.rmdir()
     check_places(places)  # its page shows no record
     write_record(make_record(), places.records)
-    rebuild(places.records, places.page)
+    rebuild(places.records, places.leaderboard)
     places.records.rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"is gone, and .*L\.md shows records of it"):
         check_places(places)
     assert not places.records.exists()
-    check_places(Places(tmp_path / "others", places.page, places.runs))  # the page is not of these
+    check_places(Places(tmp_path / "others", places.leaderboard, places.runs))  # the page is not of these
     (tmp_path / "away").rename(places.records)
     check_places(places)
     assert len(read_records(places.records)[0]) == 1

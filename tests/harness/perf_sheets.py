@@ -1,4 +1,4 @@
-"""`python -m tests.harness.perf_pages [N]`: time and memory of all pages of N records. A benchmark, not a test.
+"""`python -m tests.harness.perf_sheets [N]`: time and memory of all pages of N records. A benchmark, not a test.
 
 The records (10,000 unless said otherwise) are varied and valid: four pages of 30 to 160 epochs, twelve methods, three
 sparsities, as many seeds as it takes, ResNet-20's layers. They are made in a temporary folder; the pages are then built
@@ -217,7 +217,7 @@ def group_mb(group: int) -> float:
 
 def measure_apart(folder: Path) -> dict[str, Any]:
     """Return what `measure` finds in a fresh process, and the peak of the memory of it and its children together."""
-    command = [sys.executable, "-m", "tests.harness.perf_pages", "--measure", str(folder)]
+    command = [sys.executable, "-m", "tests.harness.perf_sheets", "--measure", str(folder)]
     peak_mb = 0.0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import leaderboard.board.page as page_module
+import leaderboard.board.sheet as page_module
 from leaderboard import Problem, rebuild, render, write_record
 from leaderboard.tables.table import column_of
 from tests.harness.record_factory import make_record, show
