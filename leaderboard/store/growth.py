@@ -5,7 +5,6 @@ Written by `benchmark.studies.precision`, kept in `precision/` beside the record
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,26 +67,7 @@ def find_faults(growth: Any) -> list[str]:
     if not isinstance(growth, dict):
         return ["a measurement must be an object"]
     faults = [BROKEN] if growth.get("seal", seal := seal_of(growth)) != seal else []
-    wrong = list(type_faults(growth, FIELDS, ""))
-    return faults + (wrong or list(count_faults(growth)))
-
-
-def count_faults(growth: Growth) -> Iterator[str]:
-    """Yield where counts contradict each other."""
-    number = len(growth["layers"])
-    if not growth["updates"]:
-        yield "updates must not be empty"
-    for update in growth["updates"]:
-        counted = [update[REFERENCE]["grown"]]
-        for name in OTHERS:
-            counted += [update[name]["grown"], update[name]["shared"]]
-        if any(len(counts) != number for counts in counted):
-            yield f"the update at step {update['step']} must count {number} layers"
-            continue
-        for name in OTHERS:
-            grown = zip(update[REFERENCE]["grown"], update[name]["grown"], update[name]["shared"], strict=True)
-            if any(shared > min(one, other) for one, other, shared in grown):
-                yield f"the update at step {update['step']} shares more with {name} than is grown"
+    return faults + list(type_faults(growth, FIELDS, ""))
 
 
 def write_growth(growth: Growth, folder: Path) -> Path:
