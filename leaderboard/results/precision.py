@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 INTRODUCTION = """\
 # Growth in bf16
 
-Whether methods that grow weights by their gradients fail where gradients are computed in bf16. Zhang et al. (2025,
-arXiv:2501.19107, CHTs) are cited for RigL and GraNet failing so and recovering in fp32. In this suite weights,
-optimiser state and scores are fp32 in either case; bf16 is autocast in the forward and backward pass. Made from the
+Do methods that grow weights by their gradients fail where gradients are computed in bf16? A published study reports it
+of RigL and GraNet, with recovery in fp32 (CHTs: Zhang et al., 2025, arXiv:2501.19107). In this suite weights, optimiser
+state and scores are fp32 in either case; bf16 is autocast in the forward and backward pass. Made from the
 [measurements]({growth}) and the [records]({records}) by `make leaderboard`; do not edit. `make precision-study` makes
 the measurements, `make sweep GRID=configs/grids/precision.yaml` the runs.
 
@@ -41,7 +41,9 @@ batch in fp32, of the same batch under bf16 autocast, and of the batch after it 
 weights that the method's own rule would make active. *Of fp32's*: the share of what fp32 grows that the other gradient
 grows, too; *Jaccard*: what both grow in per cent of what either grows. Both are over all layers and updates of a run,
 mean ± sample standard deviation over seeds. The difference, bf16 less another batch, is of the shares of fp32's, paired
-by seed, in points: the t-test of `make claim`, with Holm's correction over the rows. {checked}
+by seed, in points: the t-test of `make claim`, with Holm's correction over the rows.
+
+{checked}
 """
 
 ABOUT_TIES = """

@@ -83,6 +83,8 @@ def test_watching_changes_nothing_and_sees_what_is_grown(method):
     assert sum(grown) > 0 and all(
         sum(row["bf16"]["shared"]) <= n for row, n in zip(watching.updates, grown, strict=True)
     )
+    ties = {name: sum(row[name]["tied"] for row in watching.updates) for name in ("fp32", "bf16")}
+    assert ties["bf16"] > 1.2 * ties["fp32"]  # so it is bf16
     # the step between looking and updating moves few weights across what is dropped
     really = [sum(int((before[s][n] & ~before[s - 1][n]).sum()) for n in before[s]) for s in before if s - 1 in before]
     assert sum(grown) == pytest.approx(sum(really), rel=0.2)
