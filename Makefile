@@ -13,7 +13,7 @@ override TARGET := $(PY) -m benchmark.cli.targets
 # each a command of benchmark/cli/targets.py
 override COMMANDS := bench sweep table1 table2 table3 plasticity test test-slow format-check lint types leaderboard \
     verify claim latency slim site submit perf-sheets deviations flops check-method mutants perf faults methods pages \
-    new-method
+    new-method precision-study
 
 .DEFAULT_GOAL := help
 .PHONY: help install clean check format board-check asked $(COMMANDS)
@@ -52,6 +52,8 @@ help: ## this text
 #:   SCALE=small      paper or small; small on the embedded digits where not given
 #:   EPOCHS=4,7       epochs after which to prune; MORE=3: those in which a network may recover
 #:   SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters
+#:
+#: of make precision-study: METHOD, SPARSITY, TASK, SEED, ARGS, DEVICE and DATA as above, on the embedded digits
 #:
 #: of make claim (TASK and SPARSITY as above):
 #:   A=granet B=gmp   two rows of the leaderboard; settings as in A=granet:start_sparsity=0
@@ -97,6 +99,7 @@ table1: ## run the unfinished cells of the GraNet paper's dense baselines, rebui
 table2: ## likewise its CIFAR table
 table3: ## likewise its ImageNet table
 plasticity: ## how well networks recover from pruning at different epochs (GraNet paper, Section 3); PLAN=1: the runs
+precision-study: ## what updates grow under bf16 against fp32, see leaderboard/PRECISION.md; `make leaderboard` afterwards
 test: ## run the tests (a few minutes)
 test-slow: ## run the tests that take long, real photographs included
 check: format-check lint types test board-check ## everything CI checks: format, lint, types, tests, leaderboard, sheets

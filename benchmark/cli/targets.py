@@ -34,6 +34,7 @@ TARGETS = {
         "sparse-bench plasticity",
         "TASK SCALE EPOCHS SEED MORE SCOPE PATTERN JOBS ARGS PRECISION PLAN DEVICE DATA",
     ),
+    "precision-study": ("python -m benchmark.studies.precision", "METHOD SPARSITY TASK SEED ARGS DEVICE DATA"),
     "claim": ("python -m leaderboard claim", "A B TASK SPARSITY"),
     "leaderboard": ("python -m leaderboard build", "WANDB"),
     "latency": ("sparse-bench latency", "<RUN> BATCH THREADS DEVICE"),

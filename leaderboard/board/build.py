@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaderboard.board.sheet import PICTURES, Store, make_page, relative, store_state
+from leaderboard.store import growth
 from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import folder_of, load_measurements
 from leaderboard.store.records import load_store
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PAPER = "PAPER.md"  # beside the leaderboard
 PLASTICITY = "PLASTICITY.md"  # likewise, where there are branches that were pruned
+PRECISION = "PRECISION.md"  # likewise, where growth in bf16 was measured
 RESULTS = "RESULTS.md"  # likewise, where there is a record or a branch
 BRANCHES = "branches"  # beside the records
 SITE = "site/index.html"
@@ -39,7 +41,7 @@ def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
     no other sheet. Invariant: readers see each file old or new, whole; records that arrive meanwhile are shown in the
     end.
     """
-    folders = records_dir, records_dir.parent / BRANCHES
+    folders = records_dir, records_dir.parent / BRANCHES, records_dir.parent / growth.FOLDER
     while True:
         before = [store_state(folder) for folder in folders]
         store = load_store(records_dir)
@@ -100,6 +102,7 @@ def list_sheets(
         page: board,
         page.parent / PAPER: lambda: paper_text(store, records_dir, page, compare),
         page.parent / PLASTICITY: lambda: plasticity_text(branches, records_dir, page),
+        page.parent / PRECISION: lambda: precision_text(store, records_dir, page),
         page.parent / RESULTS: lambda: results_text(store, branches, records_dir, page, compare),
     }
 
@@ -118,6 +121,15 @@ def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
 
     records, problems = branches
     return render_plasticity(records, problems, relative(records_dir.parent / BRANCHES, page), PICTURES)
+
+
+def precision_text(store: Store, records_dir: Path, page: Path) -> str:
+    """Return the sheet on growth in bf16, or an empty text if none was measured."""
+    from leaderboard.results.precision import render_precision
+
+    folder = records_dir.parent / growth.FOLDER
+    growths, problems = growth.load_growth(folder)
+    return render_precision(growths, store[0], problems, relative(folder, page), relative(records_dir, page))
 
 
 def results_text(store: Store, branches: Store, records_dir: Path, page: Path, compare: Compare) -> str:
@@ -202,6 +214,7 @@ def find_stale(records_dir: Path, page: Path) -> list[str]:
     store, branches = load_store(records_dir), load_branches(records_dir)
     faults = [f"record {problem.file}: {problem.reason}" for problem in store[1] + branches[1]]
     _, faulty = load_measurements(folder_of(records_dir), store[0])
+    faulty += growth.load_growth(records_dir.parent / growth.FOLDER)[1]
     faults += [f"measurement {problem.file}: {problem.reason}" for problem in faulty]
     checks: dict[str, Callable[[], Iterable[str]]] = {
         path.name: partial(differing, path, make)

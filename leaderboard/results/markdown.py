@@ -38,7 +38,7 @@ from leaderboard.results.scope import (
 )
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import show_interval, signed
-from leaderboard.tables.sections import amount
+from leaderboard.tables.sections import amount, is_changed
 from leaderboard.tables.table import BLANK, escape, line, percent
 
 INTRODUCTION = """\
@@ -105,7 +105,8 @@ def render_results(
         return ""
     places = places or Links()
     sections, studied = table_sections(records), branch_sections(branches)
-    tested = [(section, weigh_statements(section.runs, tables)) for section in sections]
+    as_they_come = [section for section in sections if not is_changed(section.runs[0])] or sections
+    tested = [(section, weigh_statements(section.runs, tables)) for section in as_they_come]
     studies = [(study, find_findings(study)) for study in make_studies(branches)]
     stores = (("runs", places.records, records), ("branches", places.branches, branches))
     introduction = INTRODUCTION.format(

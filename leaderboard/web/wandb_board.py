@@ -16,7 +16,7 @@ from leaderboard.tables.table import HEADINGS, Entry, Row, make_rows, mean, mean
 from leaderboard.web.rows import average, control_of, unescape, visible
 from leaderboard.web.wandb_session import MODES, choose_mode, open_session
 
-SHEETS = ("LEADERBOARD.md", "RESULTS.md", "PAPER.md", "PLASTICITY.md")  # beside the folder of pictures
+SHEETS = ("LEADERBOARD.md", "RESULTS.md", "PAPER.md", "PLASTICITY.md", "PRECISION.md")  # beside the folder of pictures
 
 # Texts as in the Markdown sheet; then, for W&B's own plots, unrounded numbers.
 COLUMNS = (

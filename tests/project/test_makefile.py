@@ -205,6 +205,7 @@ def test_every_variable_is_an_option_of_its_target_s_command_and_in_the_help(tar
         "perf": "benchmark/perf/__main__.py",
         "faults": "tests/harness/faults.py",
         "claim": "leaderboard/claims/claim.py",
+        "precision-study": "benchmark/studies/precision.py",
     }
     if command[0] == "sparse-bench":
         options = {
