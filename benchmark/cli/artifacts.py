@@ -1,4 +1,4 @@
-"""The commands on a run's files: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
+"""The commands on a run's files: `sparse-bench export`, `publish`, `verify`, `latency`, `slim`, `branch` and others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from benchmark.cli.shell import (
     typed,
 )
 
-FinishedRun = Annotated[str, typer.Argument(help="a finished run: its name, or the file of its record")]
+FinishedRun = Annotated[
+    str, typer.Argument(help="a finished run: its name, the file of its record, or a folder in which it was published")
+]
 Batch = Annotated[str, typer.Option(help="images at once, comma-separated")]
 Threads = Annotated[int | None, typer.Option(help="threads of torch (default: 1 on a CPU)")]
 To = Annotated[Path | None, typer.Option(help="folder to write to (default: slim, in the run's folder)")]
@@ -200,7 +202,7 @@ def export(
     """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
     from benchmark.base.files import Places
     from benchmark.runs.export import export_to
-    from benchmark.runs.verify import load_record
+    from benchmark.runs.finished import load_record
 
     def action() -> None:
         name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
@@ -210,8 +212,21 @@ def export(
 
 
 @app.command()
+def publish(
+    run: FinishedRun,
+    to: Annotated[str, typer.Option(help="an empty or new folder, or hf://USER/NAME, a repository of the Hub")],
+    records: Records = None,
+    runs: Runs = None,
+) -> None:
+    """Write a run's weights, masks, record and a card, from which others check it or start; all are verified."""
+    from benchmark.runs.publish import publish_run
+
+    guarded(lambda: publish_run(run, to, {"records": records, "runs": runs}, console))
+
+
+@app.command()
 def verify(
-    record: Annotated[Path, typer.Argument(help="a record: a file of leaderboard/records")],
+    record: Annotated[Path, typer.Argument(help="a record, or a folder in which a run was published")],
     runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
     data: DataRoot = Path("data"),
 ) -> None:
