@@ -195,20 +195,19 @@ def study_worker(spec: Path, number: int) -> None:
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")],
+    run: Annotated[str, typer.Argument(help="a run: its name, the file of its record, or where it was published")],
     to: Annotated[Path | None, typer.Option(help="folder to write to (default: export/RUN)")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="network.onnx, checked with onnxruntime")] = False,
+    torch_sparse: Annotated[bool, typer.Option("--torch-sparse", help="csr.pt: linear layers as CSR")] = False,
+    compressed: Annotated[bool, typer.Option("--compressed", help="compressed.safetensors: active weights")] = False,
+    records: Records = None,
     runs: Runs = None,
 ) -> None:
-    """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
-    from benchmark.base.files import Places
-    from benchmark.runs.export import export_to
-    from benchmark.runs.finished import load_record
+    """Write a run's network: as safetensors that timm loads and masks as bits, or in the forms asked for; verified."""
+    from benchmark.inference.formats import COMPRESSED, CSR, ONNX, export_as
 
-    def action() -> None:
-        name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
-        export_to(to, name, runs or Places().runs, console)
-
-    guarded(action)
+    asked = [file for file, wanted in ((ONNX, onnx), (CSR, torch_sparse), (COMPRESSED, compressed)) if wanted]
+    guarded(lambda: export_as(run, to, asked, {"records": records, "runs": runs}, console))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from benchmark.base.errors import UserError, reason
 from benchmark.base.seeds import derive
 from benchmark.config.pages import Page, merge_settings
+from benchmark.inference.onnx_graph import to_onnx
 from benchmark.networks.build import count_prunable, create_network, fit_width, model_arguments
 from benchmark.runs.finished import Images, find_finished, read_images
 from benchmark.runs.record import rebuild_network
@@ -33,6 +35,11 @@ class Subject:
     dense: nn.Module
     slim: nn.Module | None
     slim_note: str
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network as an ONNX file; raises UserError where it cannot be one."""
+        return to_onnx(self.network, self.images.shape)
 
     @property
     def is_narrow(self) -> bool:

@@ -262,7 +262,7 @@ def rows(document: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
 
 
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", "\n".join(TEXTS.values()), re.S | re.M)
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXTS["methods/README.md"], re.S | re.M)
 METHOD = EXAMPLES[0]  # a whole file; every other example is what differs from its class
 
 
