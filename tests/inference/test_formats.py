@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from benchmark.inference.passes import Clock
 from benchmark.inference.subject import Subject, load_subject
 from benchmark.runs.compact import compress, expand
 from benchmark.runs.export import read_export
-from tests.harness.benches import ask
+from tests.harness.benches import ask, import_file
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_onnx = pytest.mark.skipif(not has_packages(), reason="the extra onnx is not installed")
@@ -44,7 +43,7 @@ def load_compressed(tmp_path_factory: pytest.TempPathFactory):
     assert len(block[block.index("def ") :].splitlines()) <= 30
     path = tmp_path_factory.mktemp("docs") / "reader.py"
     path.write_text(block)
-    return runpy.run_path(str(path))["load_compressed"]
+    return import_file(path).load_compressed
 
 
 @pytest.mark.parametrize(("density", "share"), [(0.5, 0.532), (0.1, 0.126), (0.02, 0.0255), (0.002, 0.004), (0, 1e-3)])

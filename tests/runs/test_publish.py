@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from benchmark.runs.donors import resolve_donors
 from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export
 from benchmark.runs.publish import FILES
 from benchmark.runs.verify import verify_record
-from tests.harness.benches import Bench, ask
+from tests.harness.benches import Bench, ask, import_file
 
 TASK, PAGE = "digits_resnet20", "epochs=2 batch_size=400 model_args.width=0.25"
 
@@ -65,7 +64,7 @@ def test_a_published_run_verifies_loads_as_its_card_says_and_starts_the_same_con
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     (tmp_path / "card.py").write_text(code)
     monkeypatch.chdir(folder)
-    model, masks = runpy.run_path(str(tmp_path / "card.py"))["model"], read_export(folder)[1]
+    model, masks = import_file(tmp_path / "card.py").model, read_export(folder)[1]
     assert not any(model.get_parameter(name)[~mask].any() for name, mask in masks.items())
 
     ours = Places(bench.folder / "records", bench.folder / "L.md", bench.folder / "runs")
