@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import warnings
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def choose_device(asked: str) -> torch.device:
     if asked == "cuda" and not cuda_available():
         raise UserError("DEVICE=cuda was asked for, but torch finds no GPU here: use DEVICE=cpu or DEVICE=auto")
     return torch.device("cuda" if asked != "cpu" and cuda_available() else "cpu")
+
+
+def import_extra(module: str, extra: str, what: str) -> Any:
+    """Return an optional library; raises UserError, which names the extra to install, where it is absent.
+
+    what: the beginning of that message, such as `these workers need`.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what} the package {module}, which is not installed ({error}): "
+            f"in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[{extra}]'"
+        ) from error
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands on a run's files: `sparse-bench export | verify | latency | slim | snapshot | branch | plasticity`."""
+"""The commands on a run's files: `sparse-bench export`, `publish`, `verify`, `latency`, `slim`, `branch` and others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from benchmark.cli.shell import (
     typed,
 )
 
-FinishedRun = Annotated[str, typer.Argument(help="a finished run: its name, or the file of its record")]
+FinishedRun = Annotated[
+    str, typer.Argument(help="a finished run: its name, the file of its record, or a folder in which it was published")
+]
 Batch = Annotated[str, typer.Option(help="images at once, comma-separated")]
 Threads = Annotated[int | None, typer.Option(help="threads of torch (default: 1 on a CPU)")]
 To = Annotated[Path | None, typer.Option(help="folder to write to (default: slim, in the run's folder)")]
@@ -193,25 +195,37 @@ def study_worker(spec: Path, number: int) -> None:
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")],
+    run: Annotated[str, typer.Argument(help="a run: its name, the file of its record, or where it was published")],
     to: Annotated[Path | None, typer.Option(help="folder to write to (default: export/RUN)")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="network.onnx, checked with onnxruntime")] = False,
+    torch_sparse: Annotated[bool, typer.Option("--torch-sparse", help="csr.pt: linear layers as CSR")] = False,
+    compressed: Annotated[bool, typer.Option("--compressed", help="compressed.safetensors: active weights")] = False,
+    records: Records = None,
     runs: Runs = None,
 ) -> None:
-    """Write a run's network as safetensors that timm loads, and its masks as bits; the files are verified."""
-    from benchmark.base.files import Places
-    from benchmark.runs.export import export_to
-    from benchmark.runs.verify import load_record
+    """Write a run's network: as safetensors that timm loads and masks as bits, or in the forms asked for; verified."""
+    from benchmark.inference.formats import COMPRESSED, CSR, ONNX, export_as
 
-    def action() -> None:
-        name = str(load_record(Path(run))["run"]) if run.endswith(".json") else Path(run).name
-        export_to(to, name, runs or Places().runs, console)
+    asked = [file for file, wanted in ((ONNX, onnx), (CSR, torch_sparse), (COMPRESSED, compressed)) if wanted]
+    guarded(lambda: export_as(run, to, asked, {"records": records, "runs": runs}, console))
 
-    guarded(action)
+
+@app.command()
+def publish(
+    run: FinishedRun,
+    to: Annotated[str, typer.Option(help="an empty or new folder, or hf://USER/NAME, a repository of the Hub")],
+    records: Records = None,
+    runs: Runs = None,
+) -> None:
+    """Write a run's weights, masks, record and a card, from which others check it or start; all are verified."""
+    from benchmark.runs.publish import publish_run
+
+    guarded(lambda: publish_run(run, to, {"records": records, "runs": runs}, console))
 
 
 @app.command()
 def verify(
-    record: Annotated[Path, typer.Argument(help="a record: a file of leaderboard/records")],
+    record: Annotated[Path, typer.Argument(help="a record, or a folder in which a run was published")],
     runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
     data: DataRoot = Path("data"),
 ) -> None:

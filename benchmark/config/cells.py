@@ -51,7 +51,7 @@ class DonorRun:
 
     `counts`: active weights by prunable layer. `again`: the command that repeats the run. `bits`: its masks, eight
     weights to a byte; None where `kind`, one of methods.core.DONOR_KINDS, is "densities", and until they are read, see
-    benchmark.runs.donors.take_masks.
+    benchmark.runs.donors.take_masks. `folder`: where the run was published, if it was named by that folder.
     """
 
     run: str
@@ -63,6 +63,7 @@ class DonorRun:
     counts: dict[str, int]
     bits: dict[str, Tensor] | None = None
     again: str = ""
+    folder: Path | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return the donor as kept in the record of its control."""

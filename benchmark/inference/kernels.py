@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmark.base.errors import reason
+from benchmark.base.errors import UserError, reason
 from benchmark.inference.csr import convert_layers, find_winners
+from benchmark.inference.onnx_graph import OnnxPass, has_packages
 from benchmark.inference.passes import PLAIN, Clock, Mode, Pass, modes_of
 from benchmark.inference.subject import Subject
 from benchmark.networks.filters import describe_removal, distance, remove_dead_filters
@@ -23,7 +25,7 @@ LEAST_COMPARED = 8  # images on which outputs are compared, including those that
 ROUNDING_FACTOR = 2.0  # in bf16, outputs may differ this many times as much as the plain network's own in bf16
 BUDGET_S = 15.0  # of timing for each batch size, within the limits on rounds
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
-KEEPING = ("zeros", "csr", "dead filters")  # kernels that compute the run's own function
+KEEPING = ("zeros", "csr", "dead filters", "onnxruntime")  # kernels that compute the run's own function
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def make_kernels(subject: Subject, images: Tensor, clock: Clock, tell: Callable[
     if subject.slim is not None:
         slim = in_best_mode("slim", subject.slim, images, clock, subject.slim_note)
     plain = Kernel("dense fp32", partial(Pass, subject.dense))
-    return [dense, plain, zeros, csr, make_dead(subject, zeros, images, clock), slim, make_semi(dense, images, clock)]
+    others = [make_dead(subject, zeros, images, clock), slim, make_semi(dense, images, clock)]
+    return [dense, plain, zeros, csr, *others, *make_onnx(subject, clock)]
 
 
 def in_best_mode(name: str, network: nn.Module, images: Tensor, clock: Clock, note: str = "") -> Kernel:
@@ -124,6 +127,19 @@ def make_dead(subject: Subject, zeros: Kernel, images: Tensor, clock: Clock) -> 
     if removal.removed:
         return in_best_mode("dead filters", smaller, images, clock, note)
     return Kernel("dead filters", zeros.build, zeros.mode, f"{note}, so this is zeros")
+
+
+def make_onnx(subject: Subject, clock: Clock) -> list[Kernel]:
+    """Return the kernel of onnxruntime on the run's network, on a CPU; none where its packages are not installed."""
+    if not has_packages():
+        return []
+    try:
+        if clock.device.type != "cpu":
+            raise UserError("onnxruntime is timed on a CPU")
+        build = partial(OnnxPass, subject.onnx)
+    except UserError as error:
+        return [Kernel("onnxruntime", None, note=str(error))]
+    return [Kernel("onnxruntime", build, note=f"version {version('onnxruntime')}, dense kernels, as zeros")]
 
 
 def make_semi(dense: Kernel, images: Tensor, clock: Clock) -> Kernel:

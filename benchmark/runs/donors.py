@@ -20,6 +20,7 @@ from benchmark.distributed.ranks import count_norm_shares, count_ranks
 from benchmark.networks.build import create_network, model_arguments, synchronise_norms
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.runs.export import MASKS, WEIGHTS, read_export, read_tensors
+from benchmark.runs.finished import RECORD
 from benchmark.training.masks import hash_masks, pack_all
 from benchmark.training.precision import choose_precision
 from leaderboard import Record, RecordError, read_record
@@ -48,11 +49,12 @@ def find_donors(
 ) -> list[Cell]:
     """Return the cells, each with the donor that its method asks for; `loaded` has the data of each page by name.
 
-    A donor is given as the path of a record; as the file or run name of a record in `places.records`; or as a row of
-    the leaderboard, such as `granet`, `granet:start_sparsity=0.0` or the label, `granet (start_sparsity=0.0)`. A row
-    stands for its record in the cell's own table (page, variant, protocol, data and, with `device`, arithmetic), at the
-    cell's sparsity and seed: the first that finished. A record or run may differ in variant, seed or data set if its
-    layers and sparsity fit. known: the donor's record, if the caller has it already.
+    A donor is given as the path of a record; as a folder in which a run was published (`find_published`); as the file
+    or run name of a record in `places.records`; or as a row of the leaderboard, such as `granet`,
+    `granet:start_sparsity=0.0` or the label, `granet (start_sparsity=0.0)`. A row stands for its record in the cell's
+    own table (page, variant, protocol, data and, with `device`, arithmetic), at the cell's sparsity and seed: the first
+    that finished. A record or run may differ in variant, seed or data set if its layers and sparsity fit. known: the
+    donor's record, if the caller has it already.
 
     Raises UserError for a donor that is missing, ambiguous, diverged, dense or narrower, or whose layers or counts do
     not fit. Invariants: no file of a run is needed; cells without a donor are unchanged; settings and labels of the
@@ -76,7 +78,7 @@ def find_donors(
         search = Search(cell, wanted, records, places, loaded[cell.page_name].fingerprint, own)
         record, name = search.find() if known is None else (known, wanted.run)
         check_fits(record, search, found)
-        resolved.append(attach(cell, wanted, record, name))
+        resolved.append(attach(cell, wanted, record, name, find_published(wanted) if known is None else None))
     return resolved
 
 
@@ -89,7 +91,17 @@ def find_shapes(cell: Cell, data: Data) -> tuple[Shapes, int]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}, shares
 
 
-def attach(cell: Cell, wanted: Donor, record: Record, name: str) -> Cell:
+def find_published(wanted: Donor) -> Path | None:
+    """Return the folder of a donor that is named by the folder in which it was published; None for any other.
+
+    A folder that has the name of a method is written `./granet`: the name alone is the row.
+    """
+    folder = Path(wanted.run)
+    is_one = wanted.run not in method_names() and os.path.isfile(folder / RECORD)  # noqa: PTH113 (as in `find`)
+    return folder if is_one else None
+
+
+def attach(cell: Cell, wanted: Donor, record: Record, name: str, folder: Path | None = None) -> Cell:
     """Return the cell with its donor, without masks; a setting that named it, maybe by a path, gets its name."""
     counts = {layer["name"]: layer["active"] for layer in record["layers"] if layer["prunable"]}
     donor = DonorRun(
@@ -101,6 +113,7 @@ def attach(cell: Cell, wanted: Donor, record: Record, name: str) -> Cell:
         masks_sha256=record["masks_sha256"],
         counts=counts,
         again=write_command(*repeat_words(record), seeds=[record["seed"]]),
+        folder=folder,
     )
     named: dict[str, Any] = {key: name for key, value in cell.method_settings().items() if value == wanted.run}
     changes = {key: named.get(key, value) for key, value in cell.method_changes.items()}
@@ -151,7 +164,7 @@ def has_masks(record: Record, runs: Path) -> bool:
 
 
 def take_masks(cell: Cell, runs: Path) -> Cell:
-    """Return the cell with the masks that its donor exported to `runs`, as bits, if its method asks for them.
+    """Return the cell with its donor's masks as bits, from `runs` or where it was published, if its method asks so.
 
     Raises UserError where they are missing or not those of the donor's record.
     """
@@ -160,7 +173,7 @@ def take_masks(cell: Cell, runs: Path) -> Cell:
         return cell
     folder = runs
     try:
-        folder = run_folder(runs, donor.run)
+        folder = donor.folder or run_folder(runs, donor.run)
         masks = read_export(folder)[1]
     except UserError as error:
         raise fault(cell, wanted, f"its masks are needed, and {error}; or run it again: {donor.again}") from error
@@ -199,7 +212,9 @@ class Search:
         asked = self.wanted.run
         is_path = asked.endswith(".json") or "/" in asked
         folder = self.places.records
-        for path in [*([Path(asked)] if is_path else []), folder / asked, folder / f"{asked}.json"]:
+        published = find_published(self.wanted)
+        first = [published / RECORD] if published else [Path(asked)] if is_path else []
+        for path in [*first, folder / asked, folder / f"{asked}.json"]:
             if os.path.isfile(path):  # noqa: PTH113 (Path.is_file() raises for a name that is too long)
                 record = self.read(path)
                 return record, record["run"]
@@ -207,7 +222,10 @@ class Search:
         if runs:
             return runs[0], asked
         if is_path:
-            raise self.fault(f"no such record here or in {folder}: name a file, a run or a row of a table")
+            raise self.fault(
+                f"no such record here or in {folder}, nor {RECORD} in a folder of this name: name a file, a folder in "
+                "which a run was published, a run or a row of a table"
+            )
         return self.find_in_row()
 
     def read(self, path: Path) -> Record:

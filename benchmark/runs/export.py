@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from benchmark.base.errors import UserError
-from benchmark.base.files import refuse_links, run_folder
+from benchmark.base.files import run_folder
 from benchmark.runs.checkpoints import load_checkpoint
 from benchmark.training.masks import hash_masks, pack, unpack
 from leaderboard.store.files import write_atomically
-from methods.core import count_active
 
 WEIGHTS, MASKS = "weights.safetensors", "masks.safetensors"
 
@@ -118,33 +116,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Write a run's network to `target`, from its files or, if it was interrupted, from its checkpoint.
+def read_files(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """Return the weights, the masks and what the weights' metadata says of the run; see `read_export`."""
+    about = {key: value for key, value in read_tensors(folder / WEIGHTS)[1].items() if key != "masks_sha256"}
+    return *read_export(folder), about
 
-    Returns the masks and the metadata. Raises UserError for a run without either.
+
+def read_network(name: str, runs: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """Return a run's weights, masks and metadata, from its files or, if it was interrupted, from its checkpoint.
+
+    Raises UserError for a run without either.
     """
     folder = run_folder(runs, name)
     if (folder / WEIGHTS).exists():
-        state, masks = read_export(folder)
-        about = {key: value for key, value in read_tensors(folder / WEIGHTS)[1].items() if key != "masks_sha256"}
-    elif (folder / "checkpoint").exists():
-        state, masks, about = read_interrupted(folder / "checkpoint")
-    else:
-        there = sorted(path.parent.name for pattern in (WEIGHTS, "checkpoint") for path in runs.glob(f"*/{pattern}"))
-        raise UserError(f"no run '{name}' in {runs}; there is: {', '.join(dict.fromkeys(there)) or 'none'}")
+        return read_files(folder)
+    if (folder / "checkpoint").exists():
+        return read_interrupted(folder / "checkpoint")
+    there = sorted(path.parent.name for pattern in (WEIGHTS, "checkpoint") for path in runs.glob(f"*/{pattern}"))
+    raise UserError(f"no run '{name}' in {runs}; there is: {', '.join(dict.fromkeys(there)) or 'none'}")
+
+
+def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Write a run's network to `target` as two safetensors files; return the masks and the metadata."""
+    state, masks, about = read_network(name, runs)
     target.mkdir(parents=True, exist_ok=True)
     export_network(state, masks, target, about)
     return masks, about
-
-
-def export_to(target: Path | None, name: str, runs: Path, console: Console) -> None:
-    """Write a run's network to `target` (default: export/RUN) and print what was written; see `export_run`."""
-    folder = target or run_folder(Path("export"), name)
-    if target is None:
-        refuse_links(folder, folder.parent)
-    masks, about = export_run(name, runs, folder)
-    active, total = count_active(masks), sum(mask.numel() for mask in masks.values())
-    console.print(f"wrote {folder / WEIGHTS}: {active:,} of {total:,} prunable weights active", highlight=False)
-    if "interrupted_at_step" in about:
-        console.print(f"the run was interrupted: this is its network after step {about['interrupted_at_step']}")
-    console.print(f"wrote {folder / MASKS}: one bit per weight, row-major, 1 = active", highlight=False)

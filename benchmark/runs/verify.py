@@ -24,10 +24,11 @@ from benchmark.networks.filters import count_dead, cut_slim
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.runs.export import MASKS, WEIGHTS, hash_export, read_export, read_tensors
+from benchmark.runs.finished import RECORD, load_record
 from benchmark.runs.record import count_nonzero, describe_accuracy, images_trained, rebuild_network
 from benchmark.training.masks import hash_masks
 from benchmark.training.precision import make_autocast, measure_accuracy
-from leaderboard import Record, RecordError, read_record
+from leaderboard import Record
 from leaderboard.tables.table import printable
 from methods.core import Budget, count_active, count_kept
 
@@ -43,26 +44,20 @@ NOT_FOUND_AGAIN = (
 )
 
 
-def load_record(path: Path) -> Record:
-    """Return the record at `path`; raises UserError, naming it, when it cannot be read or is not valid."""
-    try:
-        return read_record(path)
-    except RecordError as error:
-        raise UserError(f"record {path}: {error}") from error
-
-
 def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     """Compare the record at `path` with the network its run exported, rebuilt and evaluated again.
 
+    path: a record, whose run's files are in `runs`, or a folder in which a run was published, with its own files.
     Only the settings of page and method and the history are taken from the record. Raises UserError when record or
     files cannot be read, or the weights do not fit the backbone.
     """
-    record = load_record(path)
+    published = path.is_dir()
+    record = load_record(path / RECORD if published else path)
     page = stay_home(merge_settings(record["page"]["settings"], f"record {path}"))
     if "branch" in record:  # it trained only the epochs after its start
         own = record["branch"]["last_epoch"] - record["branch"]["epoch"]
         page = dataclasses.replace(page, epochs=own)
-    folder = run_folder(runs, record["run"])
+    folder = path if published else run_folder(runs, record["run"])
     weights, masks = read_export(folder)
     about = read_tensors(folder / WEIGHTS)[1]
     data = load_data(page, data_root, torch.device("cpu"))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError, nearest, unknown
+from benchmark.base.system import import_extra
 from benchmark.workers.attendant import Attendant
 from benchmark.workers.book import SPEC, STOP, Book
 
@@ -156,10 +157,4 @@ def find_module(where: str) -> Any:
 
 def require(module: str) -> Any:
     """Return the library that such workers need; raises UserError that says what to install where it is absent."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"these workers need the package {module}, which is not installed ({error}): "
-            "in this repository, .venv/bin/python -m pip install -c constraints.txt -e '.[workers]'"
-        ) from error
+    return import_extra(module, "workers", "these workers need")

@@ -34,7 +34,7 @@ Measurement = dict[str, Any]
 SCHEMA = 1
 FOLDER = "latency"  # beside the folder of records
 # How a pass is computed: "dense" is the full network in its best dense mode, the reference of all speed-ups.
-ENGINES = ("dense", "dense fp32", "zeros", "csr", "dead filters", "slim", "2:4")
+ENGINES = ("dense", "dense fp32", "zeros", "csr", "dead filters", "slim", "2:4", "onnxruntime")
 ORPHAN = "restore the record, or delete this file with it"
 FIGURES = ("ms", "low_ms", "high_ms", "speed_up")  # of what was timed: median and quartiles, in milliseconds
 

@@ -155,14 +155,18 @@ ABOUT = (
     "of as many weights, untrained. Medians of interleaved rounds, the newest measurement of a run, means over seeds."
 )
 SHOWN = {"dense fp32": "fp32", "zeros": "zeros", "csr": "CSR", "dead filters": "dead filters", "slim": "slim"}
-RARE = {"2:4": "2:4"}  # a column only where it was measured
+RARE = {"2:4": "2:4", "onnxruntime": "onnxruntime"}  # a column only where it was measured
+ONNX = (
+    "`onnxruntime`: the run's network in that library's dense kernels, fp32. What it gains on `zeros` is the library's "
+    "merit, not that of sparsity."
+)
 
 Place = tuple[int, str, int, str]  # batch, hardware, threads, version of torch
 Figures = dict[str, dict[str, Any]]  # of one measurement and batch, by engine
 
 
 def speed_table(rows: list[Row], measurements: Iterable[Measurement]) -> list[str]:
-    """Return the lines of the table; none if no run of `rows` was measured.
+    """Return the lines of the table, and what a rare column is; none if no run of `rows` was measured.
 
     `measurements` come newest first. A line is for one batch size, machine, number of threads and version of torch;
     what is invalid or was not measured is blank.
@@ -187,7 +191,7 @@ def speed_table(rows: list[Row], measurements: Iterable[Measurement]) -> list[st
         shown.append(average(seeds, "dense", "ms", "{:.3g}"))
         shown += [average(seeds, engine, "speed_up", "{:.2f}×") for engine in (*SHOWN, *rare)]
         lines.append(line([*shown, ", ".join(map(str, sorted(seeds))), describe_place(place)]))
-    return lines
+    return lines + (["", ONNX] if "onnxruntime" in rare else [])
 
 
 def gather_places(entry: Entry, by_run: dict[tuple[str, str], list[Measurement]]) -> dict[Place, dict[int, Figures]]:

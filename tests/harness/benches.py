@@ -6,7 +6,9 @@ import io
 import os
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -173,6 +175,15 @@ class Grid:
 def ask(*words: str) -> Result:
     """Give a command in this process; an interpreter of its own would take seconds to start."""
     return CliRunner().invoke(app, list(words))
+
+
+def import_file(path: Path) -> ModuleType:
+    """Return a file of Python, such as one that a document shows, as a module."""
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:

@@ -33,3 +33,4 @@ def board(done: Path, tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in ((passes, "SAMPLE_S", 0.0), (passes, "TRIALS", 1), (kernels, "BUDGET_S", 0.0)):
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(kernels, "has_packages", lambda: False)  # of ONNX, which takes seconds to export

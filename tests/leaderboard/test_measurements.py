@@ -24,7 +24,7 @@ from leaderboard.store.measurements import (
     write_measurement,
 )
 from leaderboard.store.schema import seal_of
-from leaderboard.tables.details import ABOUT
+from leaderboard.tables.details import ABOUT, ONNX
 from tests.harness.record_factory import RUN, batch, engine, make_measurement, make_record
 
 
@@ -210,12 +210,14 @@ def test_the_newest_measurement_of_a_run_on_a_machine_counts_batch_by_batch(tmp_
     assert [(line[3], line[7]) for line in lines_of(page_of(*measured))] == [("1", "8.00×"), ("64", "4.00×")]
 
 
-def test_semi_structured_weights_have_a_column_where_they_were_measured():
+@pytest.mark.parametrize("name", ["2:4", "onnxruntime"])
+def test_a_rare_engine_has_a_column_where_it_was_measured(name):
     measurement = make_measurement(batches=[batch(1)])
-    measurement["batches"][0]["engines"][6] = engine("2:4", 4.0, 8.0)
+    measurement["batches"][0]["engines"][6] = engine(name, 4.0, 8.0)
     text = page_of(measurement)
-    assert "| slim | 2:4 | seeds |" in text and lines_of(text)[0][10] == "2.00×"
-    assert "2:4" not in page_of(make_measurement()).replace(ABOUT, "")
+    assert f"| slim | {name} | seeds |" in text and lines_of(text)[0][10] == "2.00×"
+    assert (ONNX in text) == (name == "onnxruntime")
+    assert name not in page_of(make_measurement()).replace(ABOUT, "")
 
 
 def test_the_page_does_not_depend_on_the_order_of_files(tmp_path):
