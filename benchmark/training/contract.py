@@ -25,6 +25,7 @@ from methods.core import (
     View,
     count_kept,
 )
+from methods.core.answers import asking_together, learn_counts
 
 
 def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
@@ -45,8 +46,9 @@ def propose(method: Method, name: str, view: View) -> Update:
     protected = [tensor for tensors in shown_by(view) for tensor in tensors.values()]
     versions = [tensor._version for tensor in protected]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), asking_together():
             proposal = as_update(method.setup(view) if view.step == 0 else method.update(view))
+            learn_counts(group for group in [*list_stages(proposal), proposal.trained or {}])
         if versions != [tensor._version for tensor in protected]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from methods.core.answers import count_each
 from methods.core.declared import Masks
 from methods.core.distributions import uniform
 from methods.core.errors import ContractError, RefusedError
-from methods.core.selection import choose_each, count_each
+from methods.core.selection import choose_each
 from methods.core.view import View
 
 

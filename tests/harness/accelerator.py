@@ -118,13 +118,7 @@ def on(device: Any) -> torch.device:
 
 
 COPIES = ("aten::_to_copy", "aten::copy_", "aten::_foreach_copy_")
-INDEXING = (
-    "aten::index.Tensor",
-    "aten::index_put_",
-    "aten::index_put",
-    "aten::_index_put_impl_",
-    "aten::_unsafe_index",
-)
+INDEXING = ("aten::index.Tensor", "aten::index_put", "aten::_index_put_impl_", "aten::_unsafe_index")
 # Operators whose result has a size that the device must tell first.
 SIZED = ("aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::bincount", "aten::unique_dim")
 SIZED += ("aten::unique_consecutive", "aten::repeat_interleave.Tensor", "aten::is_nonzero")
@@ -167,8 +161,8 @@ def refuse_mixture(name: str, tensors: list[Tensor], held: list[Held]) -> None:
     mixed |= {"cpu" for tensor in tensors if not isinstance(tensor, Held) and tensor.dim() > 0}
     if len(mixed) > 1 and not (name.startswith(INDEXING) and len({tensor.device for tensor in held}) == 1):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {' and '.join(sorted(mixed))}"
-            f"! ({name})"
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{' and '.join(sorted(mixed))}! ({name})"
         )
 
 
