@@ -38,7 +38,7 @@ class MaskSet:
         # Multiplication by bool is three times slower than in the parameter's own dtype and memory format.
         self.factors = [torch.ones_like(weight, requires_grad=False) for weight in self.weights.values()]
         self.total = sum(weight.numel() for weight in self.weights.values())
-        self.listeners: list[Callable[[dict[str, int]], None]] = []
+        self.listeners: list[Callable[[dict[str, int] | Tensor], None]] = []
         self.stored: Stored | None = None
 
     def store(self, trains: Trains, averaged: bool) -> Stored:
@@ -120,7 +120,8 @@ class MaskSet:
             self.zero_state(optimizer)
         self.show(average)
         self.check_in_force()
-        self.tell()
+        if not self.weighs:  # what is weighed was told when it was shown
+            self.tell()
 
     def zero_state(self, optimizer: Optimizer | None) -> None:
         """Zero the optimiser's state of weights that are not trained."""
@@ -166,7 +167,12 @@ class MaskSet:
                 averaged = average.get_parameter(name)
                 averaged.copy_(stored.weigh(name, stored.average[name]))
                 zero_outside(mask, averaged)
-        self.tell()
+        if self.factors[0].device.type == "cpu":
+            self.tell()
+            return
+        counts = torch.stack([torch.count_nonzero(mask) for mask in self.masks.values()])
+        for listener in self.listeners:
+            listener(counts)
 
     def tell(self) -> None:
         """Tell the listeners how many weights of each layer are active."""

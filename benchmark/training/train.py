@@ -183,11 +183,12 @@ def apply(run: Training, update: Update, view: View) -> None:
     """Commit what the method proposed, and keep the state that it returned."""
     average = run.average.module if run.average is not None else None
     maskset = run.maskset
-    weighed = maskset.weighs
-    reached = maskset.active() / maskset.total if weighed else None
+    before = (
+        torch.stack([torch.count_nonzero(mask) for mask in maskset.masks.values()]).sum() if maskset.weighs else None
+    )
     update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
-    if weighed and maskset.stored is None:  # masks have taken the thresholds' place
-        run.own.reached = reached
+    if before is not None and maskset.stored is None:  # masks have taken the thresholds' place
+        run.own.reached = int(before) / maskset.total
     run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
     if update.forget:
         forget(run)

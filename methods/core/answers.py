@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-Check = Callable[[int, int], None]  # of the numbers of finite and of all candidates; raises ContractError
+Check = Callable[..., None]  # of the numbers that were found; raises ContractError
 
 counts = WeakIdKeyDictionary()  # tensor on an accelerator -> its version then, and how many of its elements were not 0
 put_off: list[list[tuple[Check, Tensor]]] = []  # the one list of the outermost `asking_together`, or none
@@ -50,17 +50,18 @@ def ask(numbers: Sequence[Tensor]) -> list[int]:
     answers = [int(n) for n in torch.cat(facts).tolist()] if facts else []
     if put_off:
         put_off[-1].clear()
-    for number, (check, _) in enumerate(late):
-        check(answers[2 * number], answers[2 * number + 1])
-    return answers[2 * len(late) :]
+    for check, found in late:
+        check(*answers[: found.numel()])
+        answers = answers[found.numel() :]
+    return answers
 
 
 def look(check: Check, found: Tensor) -> None:
-    """Give `check` the two numbers that were found on the device: now, or at the end of `asking_together`."""
+    """Give `check` the numbers that were found on the device: now, or at the end of `asking_together`."""
     if put_off:
         put_off[-1].append((check, found))
     else:
-        check(*(int(n) for n in found.tolist()))
+        check(*(int(n) for n in found.reshape(-1).tolist()))
 
 
 @contextmanager
