@@ -262,7 +262,7 @@ def the_command_trains_exports_verifies_and_branches() -> None:
             assert (record["environment"]["device"], record["environment"]["device_name"]) == ("standin", "Stand-in")
         name = next(name for name in there if ".granet." in name)
         places = ["--records", f"{first}/records", "--runs", f"{first}/runs", "--data", f"{first}/data"]
-        found = ask("verify", name, *places)
+        found = ask("verify", f"{first}/records/{name}.json", *places[2:])
         assert found.exit_code == 0, found.output
         page = ["--leaderboard", f"{first}/L.md", "--branches", f"{first}/branches", "--device", str(DEVICE)]
         found = ask("branch", name, "--epoch", "1", "--sparsity", "0.95", *places, *page)

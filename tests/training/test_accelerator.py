@@ -94,5 +94,5 @@ def test_the_workers_of_a_numbered_gpu_see_it_alone(monkeypatch):
     assert local.open_workers(Pool(per_gpu=2), "cuda:1").gpus == ["GPU-b"]
     assert local.open_workers(Pool(), "cuda").gpus == ["GPU-a", "GPU-b"]
     assert Pool().device_there("cuda:1") == "cuda"  # as the one it sees is called there
-    with pytest.raises(UserError, match="each process a GPU of its own.*not 'cuda:1'"):
+    with pytest.raises(UserError, match=r"each process a GPU of its own.*not 'cuda:1'"):
         check_gpus(2, torch.device("cuda:1"))
