@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmark.base.console import Reporter
 from benchmark.base.errors import RunningError, UserError
 from benchmark.base.files import Places, refuse_links, run_folder, sweep
+from benchmark.base.system import use_device
 from benchmark.base.tracking import Tracker
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data
@@ -48,7 +49,7 @@ from benchmark.training.state import Training
 from benchmark.training.train import train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
-from methods.core import ContractError, Inactive, Rounds, Timeline
+from methods.core import ContractError, Rounds, Timeline
 
 SUMMARY = ("accuracy_pct", "density", "status", "macs", "updates", "time", "usage")  # of a record, for W&B
 
@@ -215,6 +216,7 @@ def tell(remarks: tuple[str, ...], options: Options, console: Console) -> None:
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path, start: Start) -> Record:
     """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
+    use_device(options.device)
     set_determinism(cell.page)
     built = start.build(cell, data, options.device)
     tell(built.remarks, options, console)
@@ -301,7 +303,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         channels_last=built.channels_last,
         own=Own(ask_rounds(cell)),
         average=make_average(cell.page, built.model),
-        waits=device.type == "cpu" or bool(cell.page.ema_decay) or cell.method.inactive is Inactive.STORED,
+        waits=device.type == "cpu",
         graphs=wants_graphs(cell.page, device),
     )
 

@@ -14,6 +14,7 @@ from benchmark.training.scoring import ScoringGradients, score
 from benchmark.training.sparse import SparseTraining
 from benchmark.training.step import apply
 from methods.core import ContractError, Masks, Scoring, Timeline, Update, View
+from methods.core.answers import count_each
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
 
@@ -36,7 +37,7 @@ def begin_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str
         if wanted is not None:
             scores = score_round(run, wanted, masks, round)
             if round == 0:
-                silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / maskset.total
+                silent = sum(count_each(g == 0 for g in scores.gradients.values())) / maskset.total
         view = first_view(maskset, run.timeline, run.seed, lr, donor, scores, masks, round)
         update = do_together(partial(propose, method, run.name, view))
         if round + 1 < rounds:
@@ -55,7 +56,7 @@ def score_round(run: SparseTraining, wanted: Scoring, masks: Masks | None, round
     images, batch = run.scored()
     scores = score(run.model, run.maskset.weights, images, wanted, batch, run.seed, masks, round)
     share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
-    counts = None if masks is None else {name: int(mask.sum()) for name, mask in masks.items()}
+    counts = None if masks is None else dict(zip(masks, count_each(masks.values()), strict=True))
     run.meter.charge_scoring(wanted, scores.images, counts)
     return scores
 

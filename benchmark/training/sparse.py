@@ -131,7 +131,7 @@ class SparseTraining:
         reads = self.method.dense_gradients()
         return reads is DenseGrads.EVERY_STEP or (due and reads is DenseGrads.AT_UPDATES)
 
-    def price_step(self, due: bool) -> tuple[int, int, int]:
+    def price_step(self, due: bool) -> tuple[int | Tensor, int, int]:
         """Return an image's multiply-adds in this step: forward, weight gradients, further gradients that are read.
 
         To be asked before the step, under the masks of its forward pass.

@@ -29,7 +29,7 @@ from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
 from benchmark.training.step import step_under_masks
 from benchmark.training.stored import zero_outside
-from methods.core import ContractError, Inactive, Method, Timeline
+from methods.core import ContractError, Method, Timeline
 
 # With masked gradients these keep weights and state that are zero at zero; others are masked again after each step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -150,7 +150,7 @@ class Sparsifier:
             meter=meter,
             own=Own(),
             samples=samples,
-            waits=waits_for(optimizer, chosen, next(iter(weights.values()))),
+            waits=waits_for(optimizer, next(iter(weights.values()))),
         )
         begin_masks(self.training, None, partial(warnings.warn, stacklevel=3))
 
@@ -207,7 +207,7 @@ class Sparsifier:
         counts = maskset.counts()
         layers = tuple(LayerReport(name, counts[name], weight.numel()) for name, weight in maskset.weights.items())
         trained = meter.train / meter.train_dense if self.counted and meter.train_dense else None
-        return Report(layers, meter.forward / meter.costs.dense if self.counted else None, trained)
+        return Report(layers, int(meter.forward) / meter.costs.dense if self.counted else None, trained)
 
     @torch.no_grad()
     def apply_masks(self, module: nn.Module) -> None:
@@ -405,7 +405,7 @@ def count(network: nn.Module, layers: list[Layer], example: Tensor | None) -> Co
     return Costs({layer.name: 0 for layer in layers if layer.prunable}, {}, 0, 0, {}, {})
 
 
-def waits_for(optimizer: Optimizer, method: Method, weight: Tensor) -> bool:
+def waits_for(optimizer: Optimizer, weight: Tensor) -> bool:
     """Return whether a step must wait for the device to say that its gradients are finite."""
     fused = type(optimizer) in KEEP_ZEROS and all(group.get("fused") for group in optimizer.param_groups)
-    return weight.device.type == "cpu" or method.inactive is Inactive.STORED or not fused
+    return weight.device.type == "cpu" or not fused

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmark.base.system import to_cpu
 from benchmark.config.pages import Page
 from benchmark.data.images import Samples
 from benchmark.data.sets import Data
@@ -94,7 +95,7 @@ class Training(SparseTraining):
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on to the same bits after any step."""
         self.settle_skips()
-        return {
+        saved = {
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -108,10 +109,11 @@ class Training(SparseTraining):
             "clock": [self.train_s, self.eval_s],
             "usage": self.usage.state(),
             "position": [self.epoch_step, self.epoch_seen],
-            "totals": self.epoch_totals.cpu(),
+            "totals": self.epoch_totals,
             "random": get_random_state(self.device),
             "threads": torch.get_num_threads(),
         }
+        return to_cpu(saved)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""

@@ -11,7 +11,7 @@ from benchmark.base.seeds import derive
 from benchmark.distributed.ranks import do_together, share_tensors
 from benchmark.training.contract import commit, propose
 from benchmark.training.moments import take_moments
-from benchmark.training.optim import is_finite, step_where
+from benchmark.training.optim import Aim, is_finite, stepping_where
 from benchmark.training.own import ask_weigh, check_penalty, has_penalty
 from benchmark.training.sparse import SparseTraining
 from methods.core import Update, View
@@ -38,14 +38,16 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
     if finite and clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
-    if not waits:
-        step_where(fine, run.optimizer, run.buffers, run.saved)
+    if not waits:  # nothing that follows changes a bit where the step is not finite
+        with stepping_where(fine, run.optimizer, run.buffers, run.saved):
+            step_weights(run)
+        follow(run, fine)
         run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
     elif finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
         active = maskset.active_gradients() if due else None
         if not (due and run.method.replaces_step):
-            run.step_optimizer() if maskset.stored is None else step_stored(run)
+            step_weights(run)
         # 6 the method proposes, the engine commits
         if due:
             update_masks(run, dense, active)
@@ -96,24 +98,30 @@ def add_penalty(run: SparseTraining) -> None:
             weight.grad = extra.to(weight) if weight.grad is None else weight.grad.add_(extra)
 
 
-def step_stored(run: SparseTraining) -> None:
-    """Step the stored weights, then have the network hold what it computes with again."""
+def step_weights(run: SparseTraining) -> None:
+    """Step the weights; stored ones in their place, then have the network hold what it computes with again."""
     stored = run.maskset.stored
-    assert stored is not None
+    if stored is None:
+        run.step_optimizer()
+        return
     stored.lend()
     run.step_optimizer()
     stored.take_back()
     run.maskset.show()
 
 
-def follow(run: SparseTraining) -> None:
-    """Update the moving average: of stored weights that of all values, shown where the network has weights."""
+def follow(run: SparseTraining, fine: Tensor | None = None) -> None:
+    """Update the moving average: of stored weights that of all values, shown where the network has weights.
+
+    `fine`: whether the step is finite, as the device knows it; where it is not, the average stays. None = it is.
+    """
     if run.average is None:
         return
-    run.average.update(run.model)
+    with torch.no_grad():
+        run.average.update(run.model if fine is None else Aim(fine, run.model, run.average.module))
     stored = run.maskset.stored
     if stored is not None:
-        stored.follow(run.average.get_decay())
+        stored.follow(run.average.get_decay(), fine)
         run.maskset.show(run.average.module)
 
 
@@ -151,11 +159,10 @@ def apply(run: SparseTraining, update: Update, view: View) -> None:
     """Commit what the method proposed, and keep the state that it returned."""
     average = run.average.module if run.average is not None else None
     maskset = run.maskset
-    weighed = maskset.weighs
-    reached = maskset.active() / maskset.total if weighed else None
+    before = torch.stack([torch.count_nonzero(m) for m in maskset.masks.values()]).sum() if maskset.weighs else None
     update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
-    if weighed and maskset.stored is None:  # masks have taken the thresholds' place
-        run.own.reached = reached
+    if before is not None and maskset.stored is None:  # masks have taken the thresholds' place
+        run.own.reached = int(before) / maskset.total
     run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
     if update.forget:
         forget(run)
