@@ -30,6 +30,7 @@ from benchmark.config.pages import (
 )
 from benchmark.config.plugins import ALL, Plugin, expand_name, find_method, is_method, method_names
 from benchmark.config.settings import guess, nest, parse_words, read_float
+from benchmark.config.start import name_pretrained, pin_start
 from leaderboard.store.kinds import LARGEST, is_number
 from leaderboard.store.privacy import name_secret
 from leaderboard.store.repeat import drop_epochs
@@ -41,8 +42,9 @@ FIXED = {"digits": "digits (8x8)", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100
 PROTOCOL = 2  # raised whenever the same settings would give other numbers
 DECIMAL_COMMA = r"(?<![\d.])0,(?=0*[1-9]\d*\s*(,|$))"
 ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # even at their defaults, as in a table's first runs
-# Where files lie, how fast they are read and what is allowed change no number, so these make no other page.
-NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense"}
+# Where files lie (init_sha256 says what is in them), how fast they are read and what is allowed change no number, so
+# these make no other page.
+NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense", "init"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Cell:
         nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
         if self.page.lr_schedule == "step" and drops != nearest_epochs:  # where older runs dropped the rate
             settings["drop_epochs"] = drops
+        if self.page.pretrained:
+            settings["pretrained"] = name_pretrained(self.page.model)
         return short_hash(settings)
 
     @property
@@ -251,7 +255,7 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
     for task in split_list(tasks, "TASK"):
         refuse_name(task)
         default = load_page(task)
-        page = apply_changes(default, of_page) if of_page else default
+        page = pin_start(apply_changes(default, of_page) if of_page else default)
         for plugin, sparsity, seed in product(plugins, wanted, numbers):
             if everything and not plugin.takes(default, sparsity):
                 continue

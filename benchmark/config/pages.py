@@ -29,8 +29,18 @@ CHOICES = {
     "distribution": ("erk", "er", "uniform"),
 }
 SHARES = ("momentum", "lr_gamma", "label_smoothing", "ema_decay", "prune_end")
-AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "eval_every", "update_every")
-AT_LEAST_ZERO = ("crop_pad", "resized", "workers", "lr", "weight_decay", "warmup_epochs", "clip_norm")
+AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "accumulate", "eval_every", "update_every")
+AT_LEAST_ZERO = (
+    "crop_pad",
+    "resized",
+    "workers",
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "clip_norm",
+    "mixup",
+    "cutmix",
+)
 
 # The key in `methods` for every method that takes the page's value of a setting. Unlike the page's own value it is not
 # part of the table: rows of methods that do not read it stay comparable when it changes.
@@ -61,12 +71,19 @@ class Page:
     in_memory: bool = True  # False: stream from a folder, ImageNet's transforms
     resized: int = 0  # when streaming: shorter side that images are resized to once, on first use; 0 = the files
     workers: int = 0  # loader processes when streaming; 0 = decide
-    batch_size: int = 128
+    batch_size: int = 128  # images of an optimiser step
+    accumulate: int = 1  # passes that a step's images are divided among; its gradient is the mean over all of them
     drop_last: bool = False
+    mixup: float = 0.0  # alpha of mixup, and of CutMix; 0 = none. With both, each step has one or the other
+    cutmix: float = 0.0
 
     # network
     model_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
     conv_init: str = "network"  # convolutions as the network draws them; fan_in, fan_out: Kaiming normal by this fan
+    init: str = ""  # weights to start from: a file, or the folder of a finished run; "" = drawn by the seed
+    init_sha256: str = ""  # of that file, filled in when a run is asked for; one that is given must be the file's
+    pretrained: bool = False  # start from timm's weights of this model, or of its tag: resnet50.a1_in1k
+    reset_head: bool = False  # whether the classifier is drawn by the seed all the same
 
     # recipe
     optimizer: str = "sgd"
@@ -196,6 +213,7 @@ def validate(page: Page, source: str) -> None:
             refuse(name, "a number of at least 0")
     validate_together(page, refuse)
     validate_resized(page, refuse)
+    validate_start(page, refuse)
 
 
 def validate_together(page: Page, refuse: Callable[[str, str], None]) -> None:
@@ -230,6 +248,16 @@ def validate_resized(page: Page, refuse: Callable[[str, str], None]) -> None:
         refuse("resized", "0 where in_memory is on (images in memory have the page's image_size)")
     if 0 < page.resized < page.image_size:
         refuse("resized", f"0 (the original files) or at least image_size ({page.image_size})")
+
+
+def validate_start(page: Page, refuse: Callable[[str, str], None]) -> None:
+    """Refuse weights to start from that are named twice, and what is said of such weights where none are named."""
+    if page.pretrained and page.init:
+        refuse("pretrained", f"false where init ({page.init}) gives the weights")
+    if page.reset_head and not (page.pretrained or page.init):
+        refuse("reset_head", "false where neither init nor pretrained gives weights")
+    if page.init_sha256 and not page.init:
+        refuse("init_sha256", "empty where init names no file")
 
 
 def read_settings(settings: dict[str, Any], kinds: dict[str, Any], source: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from benchmark.distributed.ranks import count_ranks, smallest_share
 from benchmark.networks.costs import Costs, count_costs
 from benchmark.networks.narrow import find_width, narrow_arguments
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights, tell_unmasked
+from benchmark.networks.start import load_start
 from benchmark.networks.witness import Witness, recount, watch
 from methods.core import count_kept
 
@@ -34,7 +35,8 @@ LOADED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_
 class Built:
     """A network with its layers and costs; `reference` and the dense counts are those of the full-width network.
 
-    remarks: what the user should know about the network before training.
+    remarks: what the user should know about the network before training. start_sha256: of the weights that the page
+    starts from, see `load_start`; empty where the seed draws them.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Built:
     width: float
     channels_last: bool = False
     remarks: tuple[str, ...] = ()
+    start_sha256: str = ""
 
 
 class ImageFacts(Protocol):
@@ -90,7 +93,7 @@ def check_name(name: str) -> None:
         known = f"timm's tags of it are {', '.join(tags)}" if tags else "it has none"
         raise UserError(
             f"model '{name}': '{tag}' is not a tag of {family}{nearest(tag, tags)}; {known}. A tag names pretrained "
-            f"weights, which are not loaded here: model={family} is the same network"
+            f"weights, which pretrained=true loads; without it model={family} is the same network"
         )
 
 
@@ -100,8 +103,8 @@ def create_network(page: Page, arguments: dict[str, Any]) -> nn.Module:
     loaded = sorted(set(arguments) & LOADED)
     if loaded:
         raise UserError(
-            f"model_args must not name {', '.join(loaded)}: initial weights depend on the seed alone, the same for "
-            "every method, and nothing is loaded or downloaded; leave it out"
+            f"model_args must not name {', '.join(loaded)}: initial weights are those of the seed, or those that "
+            "init=FILE or pretrained=true name, the same for every method; leave it out"
         )
     try:
         model = timm.create_model(page.model, pretrained=False, **arguments)
@@ -145,7 +148,7 @@ def check_network(model: nn.Module, page: Page, data: Data) -> Witness:
 
     Raises UserError unless the network gives one score per class and can train on the smallest batch of an epoch.
     """
-    alone = smallest_share(len(data.train), page.batch_size, page.drop_last)[0] == 1
+    alone = smallest_share(len(data.train), page.batch_size, page.drop_last)[0] // page.accumulate <= 1
     images = torch.zeros(1, data.channels, data.image_size, data.image_size)
     trial = copy.deepcopy(model)
     try:
@@ -222,11 +225,18 @@ def build(cell: Cell, data: Data) -> Built:
     """Build the cell's network on the CPU and count its costs.
 
     Initial weights depend on page and seed alone; `place` moves them to the run's device, so every device starts from
-    the same ones. A method that narrows the network gets the widest one whose prunable weights fit its budget.
+    the same ones. A method that narrows the network gets the widest one whose prunable weights fit its budget. Raises
+    UserError as `make_network` and `load_start` do.
     """
     page, width = cell.page, 1.0
     shape = (data.channels, data.image_size, data.image_size)
+    if cell.method.narrows_network and (page.init or page.pretrained):
+        raise UserError(
+            f"method '{cell.plugin.name}' trains a narrower network, which weights of the full one do not fit: leave "
+            f"{'init' if page.init else 'pretrained'} out, or choose another method"
+        )
     model, seen = make_network(page, data, cell.seed)
+    started = load_start(model, page, model_arguments(page, data))
     layers = find_layers(model, page)
     refuse_transposed(cell, layers)
     reference = costs = count_costs(model, layers, shape)
@@ -239,7 +249,7 @@ def build(cell: Cell, data: Data) -> Built:
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
         confirm(costs, recount(model, shape))
-    return Built(model, layers, costs, reference, *sizes, width, remarks=tuple(remarks))
+    return Built(model, layers, costs, reference, *sizes, width, remarks=tuple(remarks), start_sha256=started)
 
 
 def place(built: Built, page: Page, device: torch.device) -> Built:

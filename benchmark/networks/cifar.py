@@ -1,5 +1,6 @@
-"""The CIFAR networks of the GraNet paper, registered with timm: `cifar_resnet20`, `cifar_vgg19_bn`, `cifar_resnet50`.
+"""CIFAR networks registered with timm: `cifar_resnet20`, `cifar_vgg19_bn`, `cifar_resnet50`, and `cifar_wrn22_2`.
 
+The first three are the GraNet paper's, the last is RigL's (Evci et al., 2020, arXiv:1911.11134).
 Importing this module is enough for `timm.create_model("cifar_resnet20", num_classes=10, in_chans=3, width=1.0)`.
 Shapes and initial values are those of the authors' code (Liu et al., 2021, arXiv:2106.10404), the last batch-norm gain
 of a residual block included: it starts at one, since a zero would hide most gradients from scores taken at step 0.
@@ -176,6 +177,63 @@ class CifarResNet(CifarNetwork):
             nn.init.kaiming_normal_(classifier.weight)
 
 
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions, each after batch norm and ReLU, with dropout between (Zagoruyko & Komodakis, 2016, Fig. 1).
+
+    Where the channels differ, the shortcut is a 1x1 convolution of the normalised input.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, drop_rate: float) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), conv(in_channels, channels, 3, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(channels), conv(channels, channels, 3)
+        self.drop = nn.Dropout(drop_rate)
+        self.shortcut = conv(in_channels, channels, 1, stride) if in_channels != channels else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+        out = functional.relu(self.bn1(x))
+        x = x if self.shortcut is None else self.shortcut(out)
+        out = self.drop(functional.relu(self.bn2(self.conv1(out))))
+        return torch.add(self.conv2(out), x)
+
+
+class CifarWideResNet(CifarNetwork):
+    """A wide residual network of three stages of `depth` blocks, with a 3x3 stem of 16 channels."""
+
+    def __init__(
+        self,
+        depth: int,
+        factor: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        width: float = 1.0,
+        global_pool: str | None = None,
+        drop_rate: float = 0.3,
+    ) -> None:
+        super().__init__()
+        current = scale(16, width)
+        body: OrderedDict[str, nn.Module] = OrderedDict(conv=conv(in_chans, current, 3))
+        for stage, channels in enumerate((16, 32, 64), 1):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(WideBlock(current, scale(factor * channels, width), stride, drop_rate))
+                current = scale(factor * channels, width)
+            body[f"stage{stage}"] = nn.Sequential(*blocks)
+        body["bn"], body["relu"] = nn.BatchNorm2d(current), nn.ReLU()
+        self.body, self.num_features = nn.Sequential(body), current
+        for module in self.body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+        self.reset_classifier(num_classes, global_pool)
+
+    def init_classifier(self, classifier: nn.Linear) -> None:
+        """Draw the weights like those of the convolutions and set the bias to zero."""
+        nn.init.xavier_uniform_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+
+
 class CifarVGG19(CifarNetwork):
     """VGG-19 with batch norm and one linear layer: 16 convolutions, four poolings (Simonyan & Zisserman, 2014)."""
 
@@ -209,7 +267,8 @@ class CifarVGG19(CifarNetwork):
 default_cfgs = generate_default_cfgs(  # timm looks for this name in the module of a registered network
     {
         name: {"num_classes": 10, "input_size": (3, 32, 32), "first_conv": f"body.{first}", "classifier": "classifier"}
-        for name, first in (("cifar_resnet20", "conv"), ("cifar_vgg19_bn", "conv1_1"), ("cifar_resnet50", "conv"))
+        for name in ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50", "cifar_wrn22_2")
+        for first in ("conv1_1" if "vgg" in name else "conv",)
     }
 )
 
@@ -246,5 +305,15 @@ def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
     return model
 
 
-for entrypoint in (cifar_resnet20, cifar_vgg19_bn, cifar_resnet50):
+def cifar_wrn22_2(pretrained: bool = False, **kwargs: Any) -> CifarNetwork:
+    """Build WRN-22-2 as in RigL's code: 1,076,912 prunable weights for 10 classes (Zagoruyko & Komodakis, 2016).
+
+    Weights are Glorot-uniform, dropout has the rate `drop_rate`, 0.3 there. Also takes `num_classes`, `in_chans` and
+    `width`, which multiplies every hidden channel count.
+    """
+    model: CifarNetwork = build_model_with_cfg(partial(CifarWideResNet, 3, 2), "cifar_wrn22_2", pretrained, **kwargs)
+    return model
+
+
+for entrypoint in (cifar_resnet20, cifar_vgg19_bn, cifar_resnet50, cifar_wrn22_2):
     register_model(entrypoint)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
 from benchmark.networks.prunable import Layer
-from benchmark.networks.witness import recount
+from benchmark.networks.witness import recount, without_fast_path
 from methods.core import Scoring
 
 
@@ -74,7 +74,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[
     analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device)).set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), without_fast_path():
             warnings.simplefilter("ignore")
             return analysis.by_operator(), analysis.by_module_and_operator(), analysis.unsupported_ops()
     except Exception as error:  # a backbone may raise anything
@@ -87,12 +87,19 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[
 def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, ...]) -> None:
     """Set, in `dense`, the cost of layers whose weights are used only from outside, as in BEiT's attention.
 
-    A trace does not attribute these. Raises UserError for a prunable layer that computes nothing.
+    A trace does not attribute these, nor the packed weights of nn.MultiheadAttention. Raises UserError for a prunable
+    layer that computes nothing, and for one whose weights do not all cost the same.
     """
     bypassed = [name for name, macs in dense.items() if macs == 0]
     if bypassed:
         seen = recount(model, shape)
         dense.update({name: seen.weights[name] for name in bypassed})
+        uneven = [layer.name for layer in layers if layer.name in bypassed and not seen.is_even(layer.name)]
+        if any(layer.prunable for layer in layers if layer.name in uneven):
+            raise UserError(
+                f"layer {', '.join(uneven)} uses its weights unequally often, as where queries and keys differ in "
+                "number, so its sparsity has no single cost: exempt it with keep_dense or choose another backbone"
+            )
     unused = [layer.name for layer in layers if layer.prunable and dense[layer.name] == 0]
     if unused:
         raise UserError(

@@ -15,7 +15,9 @@ from benchmark.config.pages import Page
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 # Subclasses that multiply by the stored weight itself. Others, such as weight-standardised convolutions, derive another
-# weight from it, in which a masked zero is not zero.
+# weight from it, in which a masked zero is not zero. Weight standardisation subtracts each filter's mean: to mask its
+# result instead would need the masks at inference too, where the exported weights alone would give other outputs.
+STANDARDISED = tuple(getattr(timm.layers, f"{kind}StdConv2d{pad}") for kind in ("", "Scaled") for pad in ("", "Same"))
 PLAIN = (*LAYERS, timm.layers.Conv2dSame, timm.layers.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
@@ -24,9 +26,13 @@ class Layer:
     """A layer with multiply-adds: the name of its weight, the modules that use it, and whether the page prunes it."""
 
     name: str  # of the parameter, as in state_dict
-    modules: tuple[str, ...]  # names of the modules that share the weight; more than one when tied
+    modules: tuple[str, ...]  # names of the modules that share the weight, several when tied; none of a packed one
     prunable: bool
     transposed: bool = False  # whether the first dimension of the weight is the inputs, not the outputs
+
+
+# The projections of nn.MultiheadAttention: packed in one, or one each where keys or values have another width.
+PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -38,18 +44,17 @@ def is_depthwise(module: nn.Module) -> bool:
 def find_layers(model: nn.Module, page: Page) -> list[Layer]:
     """Return the convolutions and linear layers of `model` in the order of its modules, tied weights once.
 
-    A layer is not prunable when its weight is frozen, when it is a depthwise convolution and the page keeps those
-    dense, or when it matches the page's `keep_dense` (patterns of weight names; `first` and `last`). Raises UserError
-    where there is no such layer, for a pattern that matches nothing, for a layer that derives another weight from the
-    one it stores, and for nn.MultiheadAttention, whose packed projection is not a layer.
+    The input projections of nn.MultiheadAttention, parameters of its own, are layers too. A layer is not prunable when
+    its weight is frozen, when it is a depthwise convolution and the page keeps those dense, or when it matches the
+    page's `keep_dense` (patterns of weight names; `first` and `last`). Raises UserError where there is no such
+    layer, for a pattern that matches nothing and for a layer that derives another weight from the one it stores.
     """
     found: dict[int, tuple[str, list[str], nn.Module, Tensor]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention):
-            raise UserError(
-                f"module '{name}' is torch.nn.MultiheadAttention, whose packed in_proj_weight cannot be pruned layer "
-                "by layer: use a backbone with separate linear layers, such as timm's ViTs"
-            )
+            for part in PACKED:
+                if (weight := getattr(module, part)) is not None:
+                    found.setdefault(id(weight), (f"{name}.{part}", [], module, weight))
         if isinstance(module, LAYERS):
             refuse_derived(name, module)
             entry = found.setdefault(id(module.weight), (f"{name}.weight", [], module, module.weight))
@@ -70,8 +75,9 @@ def find_layers(model: nn.Module, page: Page) -> list[Layer]:
 def refuse_derived(name: str, module: nn.Module) -> None:
     """Raise UserError for a layer that multiplies by something other than the parameter that a mask zeroes."""
     if type(module) not in PLAIN or not isinstance(module.weight, nn.Parameter):
+        why = "it subtracts the mean of each filter first" if isinstance(module, STANDARDISED) else "it derives that"
         raise UserError(
-            f"layer '{name}' is a {type(module).__name__}: it computes with another weight than it stores, so "
+            f"layer '{name}' is a {type(module).__name__}: it computes with another weight than it stores ({why}), so "
             "a masked zero would not stay zero; choose a backbone with plain convolutions and linear layers"
         )
 

@@ -7,8 +7,9 @@ multiply-adds, however they are transformed first; `benchmark.networks.prunable`
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -64,15 +65,17 @@ PRODUCTS: dict[str, Callable[..., Counted]] = {
 class Witness(TorchDispatchMode):
     """Counts the multiply-adds of everything that runs inside it.
 
-    total: all of them. weights: by parameter, where the parameter itself is a factor. factors: parameters that are a
-    factor or were used to compute one. Invariant: a tensor is followed only while it depends on parameters and
-    constants alone; one that also depends on the image is a feature map.
+    total: all of them. weights: by parameter, where the parameter itself is a factor; parts: likewise by its part, the
+    place and the number of its elements. factors: parameters that are a factor or were used to compute one. Invariant:
+    a tensor is followed only while it depends on parameters and constants alone; one that also depends on the image is
+    a feature map.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.total = 0
         self.weights: Counter[str] = Counter()
+        self.parts: defaultdict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
         self.factors: set[str] = set()
         self.sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         # By storage address (views share it): the storage, kept alive so that its address is not reused, and the
@@ -114,10 +117,19 @@ class Witness(TorchDispatchMode):
         """Count a product."""
         self.total += macs
         origins = self.origins(factors)
-        for factor in {address(factor) for factor in factors} & self.parameters.keys():
-            self.weights[self.parameters[factor]] += macs
+        for place, factor in {address(factor): factor for factor in factors}.items():
+            if place in self.parameters:
+                self.weights[self.parameters[place]] += macs
+                self.parts[self.parameters[place]][int(factor.storage_offset()), factor.numel()] += macs
         if None in origins:  # otherwise only weights go in, such as the position biases that an MLP computes
             self.factors.update(*(names for names in origins if names))
+
+    def is_even(self, name: str) -> bool:
+        """Return whether every weight of a parameter took part in as many multiply-adds as any other."""
+        size = self.sizes[name]
+        parts = {(place, min(count, size)): macs for (place, count), macs in self.parts[name].items()}
+        whole = all(count == size for _, count in parts) or sum(count for _, count in parts) == size
+        return whole and len({macs / count for (_, count), macs in parts.items()}) <= 1
 
     def trace(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Follow outputs computed from parameters and constants alone; drop those that depend on the image."""
@@ -139,10 +151,21 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Have nn.MultiheadAttention and transformer layers compute by operators that can be counted, for a while."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 @torch.no_grad()
 def watch(model: nn.Module, images: Tensor) -> tuple[Any, Witness]:
     """Return the outputs of `model` for these images, in its current mode, and the count of that pass."""
-    with Witness(model) as witness:
+    with without_fast_path(), Witness(model) as witness:
         return model(images), witness
 
 

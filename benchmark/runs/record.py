@@ -62,6 +62,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
             "active_parameters": alive,
             "dense_prunable": built.dense_prunable,
             "dense_parameters": built.dense_parameters,
+            **({"start_sha256": built.start_sha256} if built.start_sha256 else {}),
         },
         "density": describe_density(built, run, active, alive),
         "layers": describe_layers(built, counts),

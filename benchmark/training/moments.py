@@ -59,6 +59,10 @@ def users(model: nn.Module, weights: Mapping[str, Tensor]) -> list[tuple[str, nn
     for name, module in found:
         if isinstance(module, TRANSPOSED):
             raise UserError(f"layer {name} is a transposed convolution, which has no second moments of its inputs here")
+    if packed := sorted(set(names.values()) - {name for name, _ in found}):
+        raise UserError(
+            f"layer {packed[0]} is packed in nn.MultiheadAttention, which shows no inputs of it: keep_dense"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from benchmark.base.console import Reporter
 from benchmark.base.seeds import derive
-from benchmark.data.images import Images
+from benchmark.data.images import Batches, Images
+from benchmark.data.mixing import mix
 from benchmark.distributed.ranks import (
     check_drift,
     check_shares,
@@ -46,8 +48,7 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
     for epoch in range(run.epoch, run.last_epoch()):
         begin_epoch(run, epoch)
         began, first = time.monotonic(), run.epoch_seen
-        data, page, at = run.data.train, run.page, run.epoch_step
-        for images, labels in data.epoch(run.seed, epoch, page.batch_size, page.drop_last, run.device, at, own_share()):
+        for images, labels in serve(run, epoch):
             run.step += 1
             run.epoch_totals += train_step(run, images, labels, criterion, run.step in update_steps)
             run.epoch_seen += run.batch_length()
@@ -68,6 +69,16 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
         evaluate_epoch(run, loss, 100 * correct)
         reporter.epoch(run.history[-1], speed)
         after_epoch(run)
+
+
+def serve(run: Training, epoch: int) -> Batches:
+    """Yield the batches that are left of an epoch; where the page mixes images, with the shares of their classes."""
+    page, data, first = run.page, run.data, run.step + 1
+    batches = data.train.epoch(
+        run.seed, epoch, page.batch_size, page.drop_last, run.device, run.epoch_step, own_share()
+    )
+    for step, (images, labels) in enumerate(batches, first):
+        yield mix(images, labels, page, len(data.classes), run.seed, step)
 
 
 def begin_epoch(run: Training, epoch: int) -> None:
@@ -131,7 +142,8 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     share = weigh_share(len(labels), batch)
     logits, loss = (run.graphed or partial(compute_gradients, run, criterion, share))(images, labels)
     with torch.no_grad():
-        totals = torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
+        right = logits.argmax(1) == (labels.argmax(1) if labels.is_floating_point() else labels)
+        totals = torch.stack([loss.detach().double() * len(labels), right.sum().double()])
         totals = sum_over_ranks(totals)
 
     # 2 to 7: gradients, optimiser and masks
@@ -145,12 +157,24 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
 def compute_gradients(
     run: Training, criterion: nn.Module, share: float, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Leave the gradients of a batch in .grad; return logits and loss. `share`: what these images count in it."""
-    with run.autocast():
-        logits = run.forward(images)
-        loss = criterion(logits, labels)
-    (loss if share == 1 else loss * share).backward()
-    return logits, loss
+    """Leave the gradients of a batch in .grad; return logits and loss. `share`: what these images count in it.
+
+    In the page's `accumulate` passes over equal parts of the images: the gradient is the mean over all of them.
+    """
+    count = min(run.page.accumulate, len(labels))
+    passes: list[tuple[Tensor, Tensor]] = []
+    for part, targets in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
+        weight = len(targets) / len(labels)
+        together = getattr(run.forward, "no_sync", nullcontext)  # ranks exchange gradients in the last pass alone
+        with nullcontext() if len(passes) == count - 1 else together():
+            with run.autocast():
+                logits = run.forward(part)
+                loss = criterion(logits, targets)
+            (loss if share * weight == 1 else loss * (share * weight)).backward()
+        if count == 1:
+            return logits, loss
+        passes.append((logits.detach(), loss.detach() * weight))
+    return torch.cat([logits for logits, _ in passes]), torch.stack([loss for _, loss in passes]).sum()
 
 
 def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:

@@ -108,6 +108,7 @@ FIELDS: dict[str, Any] = {
         "active_parameters": WHOLE,
         "dense_prunable": ABOVE_0,
         "dense_parameters": ABOVE_0,
+        "start_sha256?": DIGEST,  # of the weights that the run started from, where its seed did not draw them
     },
     "density": {
         "prunable": AT_LEAST_0,

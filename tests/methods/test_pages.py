@@ -39,6 +39,32 @@ def test_the_imagenet_page_follows_the_authors_code():
     assert (page.conv_init, page.no_decay, page.decay_norm_and_bias) == ("fan_in", ["bn"], True)
 
 
+def test_rigls_page_follows_its_authors_code():
+    page = load_page("cifar10_wrn22_2")
+    rates = [learning_rate(page, epoch) for epoch in (0, 76, 77, 153, 154, 229, 230, 249)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+    assert [round(step * 128 / 50_000) for step in (30_000, 60_000, 90_000, 97_656)] == [77, 154, 230, page.epochs]
+    assert (page.batch_size, page.weight_decay, page.decay_norm_and_bias, page.keep_dense) == (
+        128,
+        5e-4,
+        False,
+        ["first"],
+    )
+    assert page.prune_end == pytest.approx(75_000 / 97_656, abs=1e-3)
+
+
+def test_the_vision_transformers_follow_their_papers():
+    deit, plain = load_page("imagenet_deit_small"), load_page("imagenet_vit_small")
+    for page in (deit, plain):
+        assert (page.batch_size, page.accumulate, page.optimizer, page.lr) == (1024, 4, "adamw", 1e-3)
+        assert "without RandAugment" in page.title and page.lr_schedule == "cosine"
+    assert (deit.epochs, deit.weight_decay, deit.warmup_epochs, deit.label_smoothing) == (300, 0.05, 5, 0.1)
+    assert (deit.mixup, deit.cutmix, deit.model_args) == (0.8, 1.0, {"drop_path_rate": 0.1})
+    assert (plain.epochs, plain.weight_decay, plain.warmup_epochs, plain.mixup, plain.clip_norm) == (90, 0.1, 8, 0.2, 1)
+    small = load_page("cifar10_vit_tiny")
+    assert (small.lr * 1024, small.mixup, small.cutmix) == (deit.lr * small.batch_size, deit.mixup, deit.cutmix)
+
+
 @pytest.mark.parametrize(
     ("epochs", "shares", "drops"),
     [

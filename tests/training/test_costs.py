@@ -17,10 +17,11 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmark.base.errors import UserError
 from benchmark.config.cells import plan_cells
+from benchmark.config.pages import load_page
 from benchmark.data.sets import Data
-from benchmark.networks.build import build, confirm, takes_size
+from benchmark.networks.build import build, confirm, make_network, takes_size
 from benchmark.networks.costs import FREE, count_costs, scoring_cost, sum_of_products
-from benchmark.networks.prunable import find_layers
+from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.recount.counting import (
     Backbone,
@@ -67,6 +68,21 @@ def test_small_network_by_hand():
     assert costs.fixed == 0
     assert costs.forward({"conv1.weight": 10, "conv2.weight": 0, "fc.weight": 3}) == 363
     assert costs.omitted["batch_norm"] > 0
+
+
+def test_attention_and_mlp_of_the_vision_transformer_page_by_hand():
+    """64 patches of 48 numbers and a token; 12 blocks of qkv, proj, fc1, fc2, three heads of 64; 10 classes."""
+    page = load_page("cifar10_vit_tiny")
+    images = SmallImages()
+    model, seen = make_network(page, Data("cifar10", tuple("0123456789"), 3, 32, images, None, images, "0"))
+    layers = find_layers(model, page)
+    costs = count_costs(model, layers, (3, 32, 32))
+    confirm(costs, seen)
+    block = 192 * 576 + 192 * 192 + 2 * 192 * 768
+    assert sum(weight.numel() for weight in prunable_weights(model, layers).values()) == 48 * 192 + 12 * block + 1920
+    assert costs.fixed == 12 * 2 * 3 * 65 * 65 * 64
+    assert costs.dense == costs.fixed + 64 * 48 * 192 + 12 * 65 * block + 1920
+    assert {*costs.per_weight.values()} == {64, 65, 1}
 
 
 def test_dense_resnet50_has_the_published_cost(resnet50):

@@ -32,7 +32,7 @@ from benchmark.networks.narrow import build_shapes, find_width, narrow_arguments
 from benchmark.training.optim import make_optimizer
 from tests.harness.small import SmallImages, make_page
 
-NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50")
+NAMES = ("cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50", "cifar_wrn22_2")
 
 # ResNet-20 by hand, 3x3 = 9: stem 3*16*9; 6 of 16*16*9 on 32x32; 16*32*9 + 5 of 32*32*9 + 16*32 on 16x16;
 # 32*64*9 + 5 of 64*64*9 + 32*64 on 8x8; classifier 64*10
@@ -46,6 +46,8 @@ GOLDEN = [  # name, classes, prunable weights, multiply-adds of one 32x32 image
     ("cifar_vgg19_bn", 100, 20_070_080, 398_182_400),
     ("cifar_resnet50", 10, 23_467_712, 1_297_829_888),
     ("cifar_resnet50", 100, 23_652_032, 1_298_014_208),
+    # 9 * 48 + 51,200 + 204,800 + 819,200 + 1,280; each stage 51,200 * 1,024: the 3.15e8 FLOPs of RigL's reports
+    ("cifar_wrn22_2", 10, 1_076_912, 432 * 1024 + 3 * 51_200 * 1024 + 1280),
 ]
 
 

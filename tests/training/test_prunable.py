@@ -9,11 +9,12 @@ from torch import nn
 
 from benchmark.base.errors import UserError
 from benchmark.config.cells import plan_cells
-from benchmark.networks.build import refuse_transposed
+from benchmark.networks.build import confirm, refuse_transposed
 from benchmark.networks.costs import count_costs
 from benchmark.networks.prunable import find_layers, prunable_weights, suggest, tell_unmasked
 from benchmark.networks.witness import recount
 from methods.core import erk
+from tests.harness import small
 from tests.harness.small import SmallNet, make_page
 
 
@@ -57,10 +58,68 @@ def test_frozen_weights_are_not_pruned():
     assert prunable(model) == ["conv2.weight", "fc.weight"]
 
 
-def test_packed_attention_is_refused():
-    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
-    with pytest.raises(UserError, match=r"module '1' is torch.nn.MultiheadAttention"):
-        prunable(model)
+class Attentive(nn.Module):
+    """Nine patches of eight features, torch's own attention over them, or of the first to all, and a classifier."""
+
+    def __init__(self, kdim: int | None = None, pooled: bool = False) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(2, 8, 2, 2)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True, kdim=kdim, vdim=kdim)
+        self.head = nn.Linear(8, 3)
+        self.kdim, self.pooled = kdim, pooled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        keys = x[..., : self.kdim]
+        return self.head(self.attn(x[:, :1] if self.pooled else x, keys, keys)[0].mean(1))
+
+
+def test_packed_attention_is_pruned_and_priced_to_the_unit():
+    # 9 positions: patches 64, in_proj 3 * 8 * 8, out_proj 8 * 8 weights; scores and means 2 * 9 * 9 * 8; classifier 24
+    model = Attentive()
+    layers = find_layers(model, make_page())
+    costs = count_costs(model, layers, (2, 6, 6))
+    confirm(costs, recount(model, (2, 6, 6)))
+    assert costs.per_weight == {
+        "patch.weight": 9,
+        "attn.in_proj_weight": 9,
+        "attn.out_proj.weight": 9,
+        "head.weight": 1,
+    }
+    assert (costs.dense, costs.fixed) == (9 * (64 + 192 + 64) + 1296 + 24, 1296)
+    apart = Attentive(kdim=4)
+    of_parts = count_costs(apart, find_layers(apart, make_page()), (2, 6, 6)).layers
+    assert [of_parts[f"attn.{part}_proj_weight"] for part in "qkv"] == [9 * 64, 9 * 32, 9 * 32]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_packed_attention_trains_under_exact_masks(monkeypatch):
+    monkeypatch.setattr(small, "SmallNet", Attentive)
+    run = small.finish(small.make_run("granet", 0.9, changes={"update_every": 3}))
+    masks, weight = run.maskset.masks, run.model.get_parameter("attn.in_proj_weight")
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(0.1 * run.maskset.total)
+    assert 0 < int(masks["attn.in_proj_weight"].sum()) < weight.numel()
+    assert not weight[~masks["attn.in_proj_weight"]].any() and weight.any()
+
+
+def test_packed_attention_whose_weights_do_not_cost_the_same_is_refused_unless_dense():
+    model = Attentive(pooled=True)
+    with pytest.raises(UserError, match=r"attn.in_proj_weight uses its weights unequally often"):
+        count_costs(model, find_layers(model, make_page()), (2, 6, 6))
+    costs = count_costs(model, find_layers(model, make_page(keep_dense=["attn.in*"])), (2, 6, 6))
+    assert costs.layers["attn.in_proj_weight"] == 64 + 9 * 128
+
+
+def test_the_zeros_of_a_weight_standardised_convolution_do_not_stay_zero():
+    """So it is refused: what it multiplies by, shown by an impulse, has no zero where the stored weight has one."""
+    layer = timm.layers.StdConv2d(1, 1, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight[0, 0, 0] = 0
+    impulse = torch.zeros(1, 1, 3, 3)
+    impulse[..., 1, 1] = 1
+    assert (layer(impulse) != 0).all()
+    with pytest.raises(UserError, match="it subtracts the mean of each filter first"):
+        prunable(nn.Sequential(layer))
 
 
 def test_a_layer_that_computes_with_other_weights_than_it_stores_is_refused():
