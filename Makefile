@@ -30,7 +30,7 @@ help: ## this text
 #:   SPARSITY=0.9     in [0, 1); a list
 #:   TASK=auto        a page of configs/ (`make pages`); auto: cifar10_vgg19 on a GPU, else digits_resnet20; a list
 #:   SEED=0           whole numbers; a list
-#:   DEVICE=auto      auto, cpu or cuda
+#:   DEVICE=auto      auto, cpu, cuda; or another accelerator of torch's, such as cuda:1 or xpu
 #:   DATA=data        root folder of data sets
 #:   WANDB=off        off, offline or online (offline where no key is set)
 #:   ARGS="epochs=2"  settings of the page or the method, name=value

@@ -6,14 +6,19 @@ import os
 import platform
 import subprocess
 import warnings
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError
+
+T = TypeVar("T")
 
 
 def cuda_available() -> bool:
@@ -24,12 +29,77 @@ def cuda_available() -> bool:
 
 
 def choose_device(asked: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`; raises UserError for another name or a GPU that is absent."""
-    if asked not in ("auto", "cpu", "cuda"):
-        raise UserError(f"DEVICE must be auto, cpu or cuda, got '{asked}'")
-    if asked == "cuda" and not cuda_available():
-        raise UserError("DEVICE=cuda was asked for, but torch finds no GPU here: use DEVICE=cpu or DEVICE=auto")
-    return torch.device("cuda" if asked != "cpu" and cuda_available() else "cpu")
+    """Return the device for `auto` (CUDA, else the CPU), `cpu`, or an accelerator by torch's name, `cuda:1` or `xpu`.
+
+    Raises UserError for another name, and for an accelerator that is absent or lacks float64.
+    """
+    if asked in ("auto", "cpu"):
+        return torch.device("cuda" if asked == "auto" and cuda_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        module = torch.get_device_module(device) if device.type not in ("cpu", "meta") else None
+    except (RuntimeError, ValueError):  # torch knows no such name, or has no module for it
+        module = None
+    if module is None:
+        raise UserError(f"DEVICE must be auto, cpu or cuda, or another accelerator that torch knows, got '{asked}'")
+    there = cuda_available() if device.type == "cuda" else module.is_available()
+    if not there:
+        kind = "GPU" if device.type == "cuda" else f"'{device.type}' device"
+        raise UserError(f"DEVICE={asked} was asked for, but torch finds no {kind} here: use DEVICE=cpu or DEVICE=auto")
+    if (device.index or 0) >= module.device_count():
+        last = f"{device.type}:{module.device_count() - 1}"
+        raise UserError(f"DEVICE={asked} was asked for, and the last '{device.type}' device here is {last}")
+    if device.type != "cuda" and not has_float64(device):
+        raise UserError(
+            f"DEVICE={asked}: this device has no float64, in which methods draw random numbers and losses are summed: "
+            "use DEVICE=cpu"
+        )
+    return device
+
+
+def has_float64(device: torch.device) -> bool:
+    """Return whether a device computes in float64; Apple's (mps) and some of Intel's do not."""
+    try:
+        return torch.ones(2, device=device, dtype=torch.float64).sum().item() == 2
+    except (TypeError, RuntimeError):
+        return False
+
+
+def use_device(device: torch.device) -> None:
+    """Make a device named by number, `cuda:1`, the one that kernels and streams use where none is named."""
+    if device.index is not None and device.type != "cpu":
+        torch.accelerator.set_device_index(device)
+
+
+def name_device(device: torch.device) -> str:
+    """Return the name of the processor or the accelerator, as its maker calls it."""
+    if device.type == "cpu":
+        return processor_name()
+    ask = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(ask(device)) if ask is not None else device.type
+
+
+def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Keep the CPU's random state and the device's as they are, whatever is drawn inside."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def to_cpu(tree: T) -> T:
+    """Return nested dicts and lists with their tensors on the CPU; the host waits once for all of them together.
+
+    A tensor that is there already stays the very same.
+    """
+    leaves, shape = tree_flatten(tree)
+    away = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type != "cpu"}
+    if not away:
+        return tree
+    here = [leaf.detach().to("cpu", non_blocking=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    for device in away:
+        torch.accelerator.synchronize(device)
+    found: T = tree_unflatten(here, shape)
+    return found
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
@@ -40,10 +110,9 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    name = torch.cuda.get_device_name() if device.type == "cuda" else processor_name()
     return {
         "device": device.type,
-        "device_name": name,
+        "device_name": name_device(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

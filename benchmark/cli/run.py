@@ -106,7 +106,7 @@ def sweep(
         places = find_places(records, leaderboard, runs)
         options = find_options(pool.device_here(device), places, wandb=wandb, checkpoint_s=checkpoint_s)
         lists = {"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed}
-        source = Source.ask(file, lists, args, options.device.type == "cuda")
+        source = Source.ask(file, lists, args, options.device.type != "cpu")
         if plan:
             fleet = make_fleet(gpus, per_gpu)
             return print_plan(source.grid(), data, places, options.device, console, fleet)

@@ -40,7 +40,7 @@ def main() -> None:
     end(app)
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or another accelerator of torch's: cuda:1, xpu")]
 DataRoot = Annotated[Path, typer.Option(help="root folder of data sets")]
 Wandb = Annotated[str, typer.Option(help="off, offline or online (offline where no key is set)")]
 Records = Annotated[Path | None, typer.Option(help="folder of records")]

@@ -165,7 +165,7 @@ class StreamedImages:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=min(self.workers, len(batches)),
             collate_fn=_identity,
-            pin_memory=device.type == "cuda",
+            pin_memory=device.type != "cpu",
             generator=torch.Generator(),  # otherwise the loader draws from the global random state
         )
         mean, std = self.mean.to(device), self.std.to(device)
@@ -173,7 +173,7 @@ class StreamedImages:
             if isinstance(images, str):
                 raise UserError(images)
             images = images.to(device, non_blocking=True).contiguous()  # channels first: fastest on the device
-            yield normalise(images, mean, std), self.labels[batch].to(device)
+            yield normalise(images, mean, std), self.labels[batch].to(device, non_blocking=True)
 
 
 class BatchReader(Dataset[Tensor]):

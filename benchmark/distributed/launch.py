@@ -42,6 +42,11 @@ def is_launched() -> bool:
 
 def check_gpus(processes: int, device: torch.device) -> None:
     """Raise UserError when more processes on this machine ask for a GPU each than it has GPUs."""
+    if processes > 1 and (device.index is not None or device.type not in ("cuda", "cpu")):
+        raise UserError(
+            f"RANKS={processes} gives each process a GPU of its own, by NCCL, or the CPU: ask for DEVICE=cuda or "
+            f"DEVICE=cpu, not '{device}'"
+        )
     if device.type == "cuda" and torch.cuda.device_count() < processes:
         found = torch.cuda.device_count()
         raise UserError(

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
+from benchmark.base.system import keep_random_state
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ def average_gradients(model: nn.Module, images: Tensor) -> DistributedDataParall
     buffers = [buffer.clone() for buffer in model.buffers()]
     training = model.training
     model.train()
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+    with keep_random_state(images.device):
         parameters = [p for p in model.parameters() if p.requires_grad]
         found = torch.autograd.grad(model(images).sum(), parameters, allow_unused=True)
         unused = any(gradient is None for gradient in found)

@@ -54,7 +54,7 @@ def run_grid(
     name, a value, a folder, a broken plugin. One cell that fails later does not stop the others.
     """
     check_mode(options.wandb)
-    task, reason = choose_task(asked.tasks, options.device.type == "cuda")
+    task, reason = choose_task(asked.tasks, options.device.type != "cpu")
     if reason:
         console.print(reason, highlight=False)
     cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
@@ -162,9 +162,9 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
 
 def check_sharing(page: Page, device: torch.device) -> None:
     """Raise UserError for a setting of the page that this device, or several ranks, do not support."""
-    if page.sync_batchnorm and device.type != "cuda":
+    if page.sync_batchnorm and device.type == "cpu":
         raise UserError(
-            "sync_batchnorm=true needs CUDA: torch's SyncBatchNorm does not run on a CPU: set "
+            "sync_batchnorm=true needs an accelerator: torch's SyncBatchNorm does not run on a CPU: set "
             "ARGS=sync_batchnorm=false, or run on GPUs"
         )
     if page.compile and count_ranks() > 1:

@@ -17,7 +17,7 @@ from benchmark.training.precision import choose_precision, make_autocast
 
 # Bytes that a process takes besides, by kind of device. Estimates: on a GPU the context, the libraries' workspaces and
 # the augmentation of several batches at once; on a CPU the interpreter with torch, timm and what the allocator keeps.
-PROCESS = {"cuda": int(0.9 * 2**30), "cpu": int(0.7 * 2**30)}
+PROCESS = {"accelerator": int(0.9 * 2**30), "cpu": int(0.7 * 2**30)}
 STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors an optimiser keeps beside each weight; SGD without momentum none
 # Gradients of activations, workspaces and what allocators keep, as a share of all that a run holds: in whole runs of
 # ResNet-20 and VGG-19 on a CPU the process grew to 1.5 to 1.7 times of what is counted here. An estimate for GPUs.
@@ -78,7 +78,7 @@ def work_out_memory(page: Page, data: Data, built: Built, device: torch.device) 
         masks=masks,
         activations=round(few + per_image * (page.batch_size - FEW)),
         images=image_bytes(page, data),
-        process=PROCESS.get(device.type, PROCESS["cpu"]),
+        process=PROCESS["cpu" if device.type == "cpu" else "accelerator"],
     )
 
 
@@ -121,9 +121,10 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Return the device's memory in bytes: a GPU's own, or the machine's."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+    """Return the device's memory in bytes: an accelerator's own, or the machine's; 0 where it cannot be known."""
+    if device.type != "cpu":
+        ask = getattr(torch.get_device_module(device), "get_device_properties", None)
+        return int(ask(device).total_memory) if ask is not None else 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 

@@ -94,7 +94,7 @@ def run_sweep(
         else:
             if pool.where == "local":
                 sweep.note_finished()
-            order = write_order(book, source, options, device, data_root, sweep.command)
+            order = write_order(book, source, options, pool.device_there(device), data_root, sweep.command)
             tally = drive(grid, book, order, pool, device, console)
         return tally.sum_up(options.places.records, sweep.say, tell, sweep.branches)
 
@@ -352,7 +352,7 @@ def write_order(
     }
     write_note(book.folder / SPEC, content)
     environment = {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
-    if options.device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
+    if options.device.type != "cpu" and "OMP_NUM_THREADS" not in os.environ:
         del environment["OMP_NUM_THREADS"]  # on a GPU the host may use all threads
     resolved = Book(book.folder.resolve(), book.retries, known=book.known)
     return Order(resolved, str(Path.cwd()), environment, command)

@@ -86,7 +86,7 @@ def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pac
     page = cell.page
     set_determinism(page)
     affordable = max(LEAST_BATCH, int(STEP_MACS / (3 * built.costs.dense)))
-    batch = page.batch_size if device.type == "cuda" else min(affordable, page.batch_size)
+    batch = page.batch_size if device.type != "cpu" else min(affordable, page.batch_size)
     with torch.random.fork_rng(devices=[]):
         model = copy.deepcopy(built.model).to(device).train()
         images = torch.randn(batch, data.channels, data.image_size, data.image_size).to(device)

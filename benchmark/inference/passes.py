@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmark.base.system import use_device
 from benchmark.training.precision import make_autocast
 
 SAMPLE_S = 0.02  # a timing lasts at least this long: shorter actions are repeated
@@ -71,6 +72,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device, threads: int) -> None:
+        use_device(device)
         self.device = device
         one = device.type == "cpu" and threads == 1
         self.name = "CUDA events" if device.type == "cuda" else "processor time" if one else "wall clock"
@@ -80,9 +82,13 @@ class Clock:
         """Return the seconds that `action` takes, the mean of `repeats` in a row."""
         if self.device.type == "cuda":
             return self.device_seconds(action, repeats)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         began = self.now()
         for _ in range(repeats):
             action()
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return (self.now() - began) / repeats
 
     def device_seconds(self, action: Callable[[], object], repeats: int) -> float:

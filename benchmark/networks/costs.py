@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import conv_flop_count
-from torch import nn
+from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
 from benchmark.networks.prunable import Layer
@@ -159,15 +159,34 @@ class Meter:
     def __init__(self, costs: Costs, reference: Costs) -> None:
         self.costs = costs
         self.reference = reference  # of the full network: what shares are relative to
-        self.forward = costs.dense
-        self.train = 0
+        self.forward: int | Tensor = costs.dense  # a number on the device where masks follow from weights at every step
+        self.settled = 0
+        self.owed: Tensor | None = None  # of `train`, on the device: what the host has not yet heard of
+        self.weights: Tensor | None = None  # multiply-adds of one active weight in each layer, on the device
         self.train_dense = 0
         self.scoring = 0
         self.reading: int | None = 0  # of `train`: what dense gradients cost beyond those the step is taken with
 
-    def on_commit(self, counts: Mapping[str, int]) -> None:
-        """Take note of the masks now applied."""
-        self.forward = self.costs.forward(counts)
+    @property
+    def train(self) -> int:
+        """The multiply-adds of training so far; where some are known to the device alone, the host waits for it."""
+        if self.owed is not None:
+            self.settled += int(self.owed)
+            self.owed = None
+        return self.settled
+
+    @train.setter
+    def train(self, macs: int) -> None:
+        self.settled, self.owed = macs, None
+
+    def on_commit(self, counts: Mapping[str, int] | Tensor) -> None:
+        """Take note of the masks now applied: active weights by layer, or on the device, in the layers' order."""
+        if not isinstance(counts, Tensor):
+            self.forward = self.costs.forward(counts)
+            return
+        if self.weights is None:
+            self.weights = torch.tensor(list(self.costs.per_weight.values())).to(counts.device, non_blocking=True)
+        self.forward = (self.weights * counts).sum() + self.costs.fixed
 
     def charge_scoring(self, scoring: Scoring | None, images: int, counts: Mapping[str, int] | None = None) -> None:
         """Charge the gradients of a round of scoring; `counts`: of the masks it ran under, None = of no masks."""
@@ -182,21 +201,26 @@ class Meter:
         An image runs forward under the masks, and adds the products x x^T at each output position.
         """
         products = sum(self.costs.per_weight[name] * size for name, size in sizes.items())
-        self.train += images * (self.forward + products)
+        self.train += int(images * (self.forward + products))
 
     def weight_gradients(self, dense: bool, trained: Mapping[str, int] | None = None) -> int:
         """Return the multiply-adds of an image's weight gradients: of all weights, of the trained or of the active."""
         if dense:
             return self.costs.dense
-        return self.forward if trained is None else self.costs.forward(trained)
+        return int(self.forward) if trained is None else self.costs.forward(trained)
 
-    def step(self, images: int, forward_macs: int, gradient_macs: int, reading: int = 0, again: bool = False) -> None:
+    def step(
+        self, images: int, forward_macs: int | Tensor, gradient_macs: int, reading: int = 0, again: bool = False
+    ) -> None:
         """Charge one training step on so many images, each at `forward_macs` and weight gradients of `gradient_macs`.
 
         `reading`: an image's multiply-adds of further gradients that the method reads. `again`: a step of a further
         round, of which dense training, what shares are relative to, has none.
         """
-        self.train += images * (2 * forward_macs + gradient_macs + reading)
+        if isinstance(forward_macs, Tensor):
+            self.owed = images * (2 * forward_macs + gradient_macs + reading) + (0 if self.owed is None else self.owed)
+        else:
+            self.settled += images * (2 * forward_macs + gradient_macs + reading)
         if self.reading is not None:
             self.reading += images * reading
         if not again:

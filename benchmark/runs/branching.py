@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmark.base.console import Reporter, print_result
 from benchmark.base.errors import RunningError, UserError
 from benchmark.base.files import Places, check_places, refuse_links, show, sweep
-from benchmark.base.system import choose_device
+from benchmark.base.system import choose_device, use_device
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data, load_data
 from benchmark.networks.build import build, place
@@ -160,6 +160,7 @@ def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, con
 
 def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, options: Options, console: Console) -> None:
     """Train the cell up to the last of `epochs`, keeping snapshots; the caller holds the run's lock."""
+    use_device(options.device)
     set_determinism(cell.page)
     built = place(build(cell, data), cell.page, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmark.base.errors import UserError
 from benchmark.base.files import refuse_links, run_folder
+from benchmark.base.system import to_cpu
 from benchmark.runs.checkpoints import load_checkpoint
 from benchmark.training.masks import hash_masks, pack, unpack
 from leaderboard.store.files import write_atomically
@@ -31,9 +32,10 @@ def export_network(
     about: goes into the files' metadata. Raises UserError when an inactive weight is not zero. Invariant: the names are
     those of the raw model's state_dict.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in to_cpu(dict(state)).items()}
     if len({tensor.data_ptr() for tensor in tensors.values()}) < len(tensors):
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors refuses shared memory
+    masks = to_cpu(dict(masks))
     digest = {"masks_sha256": hash_masks(masks)}
     shapes = {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})}
     write_atomically(folder / WEIGHTS, serialise(tensors, {**about, **digest}))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError
-from benchmark.base.system import describe_environment, describe_git
+from benchmark.base.system import describe_environment, describe_git, to_cpu
 from benchmark.config.cells import PROTOCOL, Cell
 from benchmark.config.pages import Page
 from benchmark.data.sets import Data
@@ -25,6 +25,7 @@ from benchmark.training.state import Training
 from leaderboard import Record, find_faults
 from leaderboard.store.kinds import is_number
 from leaderboard.store.schema import SCHEMA
+from methods.core.answers import count_each
 
 DIVERGED_SHARE = 0.01  # of steps skipped: with more, a run has diverged
 
@@ -89,7 +90,7 @@ def count_nonzero(weights: Mapping[str, Tensor], masks: Iterable[str]) -> int:
 
     The budget counts active weights, which may be more: a weight that was grown and never had a gradient is zero.
     """
-    return sum(int(torch.count_nonzero(weights[name])) for name in masks)
+    return sum(count_each(weights[name] for name in masks))
 
 
 def describe_arithmetic(run: Training) -> dict[str, Any]:
@@ -279,7 +280,7 @@ def tell_dead(record: Record, run: Training, warn: Callable[[str], None]) -> Non
     except Exception as error:  # of a backbone that may raise anything at all
         warn(f"the record does not say how many filters are dead: {type(error).__name__}: {error}")
         return
-    record["dead"] = count_dead(network, {name: mask.cpu() for name, mask in run.maskset.masks.items()})
+    record["dead"] = count_dead(network, to_cpu(run.maskset.masks))
 
 
 def make_plain(record: Record, run: Training) -> nn.Module:
@@ -311,11 +312,11 @@ def count_again(record: Record, run: Training) -> int | None:
     The run's own may be on a GPU, with synchronised norms that cannot be cut. Raises UserError for a figure above the
     dense network's, which a record may not hold.
     """
-    masks, page, data = run.maskset.masks, run.page, run.data
+    masks, page, data = to_cpu(run.maskset.masks), run.page, run.data
     if not holds_whole_filters(masks):
         return None
     network = make_plain(record, run)
-    network.load_state_dict(run.evaluated().state_dict(), strict=True)
+    network.load_state_dict(to_cpu(run.evaluated().state_dict()), strict=True)
     found = count_slim(network, masks, page, (data.channels, data.image_size, data.image_size))
     dense = record["macs"]["inference_dense"]
     if found is not None and found > dense:

@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmark.base.console import Reporter
 from benchmark.base.errors import RunningError, UserError
 from benchmark.base.files import Places, refuse_links, run_folder, sweep
+from benchmark.base.system import use_device
 from benchmark.base.tracking import Tracker
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data
@@ -49,7 +50,8 @@ from benchmark.training.state import Training
 from benchmark.training.train import apply, train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
-from methods.core import ContractError, Inactive, Masks, Rounds, Scoring, Timeline, Update, View
+from methods.core import ContractError, Masks, Rounds, Scoring, Timeline, Update, View
+from methods.core.answers import count_each
 
 SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this, and scores say little
 
@@ -216,6 +218,7 @@ def tell(remarks: tuple[str, ...], options: Options, console: Console) -> None:
 def train_cell(cell: Cell, data: Data, options: Options, console: Console, folder: Path, start: Start) -> Record:
     """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
+    use_device(options.device)
     set_determinism(cell.page)
     built = start.build(cell, data, options.device)
     tell(built.remarks, options, console)
@@ -301,7 +304,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         channels_last=built.channels_last,
         own=Own(ask_rounds(cell)),
         average=make_average(cell.page, built.model),
-        waits=device.type == "cpu" or bool(cell.page.ema_decay) or cell.method.inactive is Inactive.STORED,
+        waits=device.type == "cpu",
         graphs=wants_graphs(cell.page, device),
     )
 
@@ -324,7 +327,7 @@ def set_up_masks(cell: Cell, run: Training, warn: Warn = lambda text: None, may_
         if wanted is not None:
             scores = score_round(cell, run, wanted, masks, round)
             if round == 0:
-                silent = sum(int((g == 0).sum()) for g in scores.gradients.values()) / run.maskset.total
+                silent = sum(count_each(g == 0 for g in scores.gradients.values())) / run.maskset.total
         view = first_view(cell, run.maskset, run.timeline, scores, masks, round)
         update = do_together(partial(propose, cell.method, run.name, view))
         if round + 1 < rounds:
@@ -348,7 +351,7 @@ def score_round(cell: Cell, run: Training, wanted: Scoring, masks: Masks | None,
     weights, train, batch = run.maskset.weights, run.data.train, cell.page.batch_size
     scores = score(run.model, weights, train, wanted, batch, cell.seed, masks, round)
     share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
-    counts = None if masks is None else {name: int(mask.sum()) for name, mask in masks.items()}
+    counts = None if masks is None else dict(zip(masks, count_each(masks.values()), strict=True))
     run.meter.charge_scoring(wanted, scores.images, counts)
     return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from methods.core import (
     View,
     count_kept,
 )
+from methods.core.answers import asking_together, learn_counts, look
 
 
 def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timeline) -> int | None:
@@ -45,8 +47,9 @@ def propose(method: Method, name: str, view: View) -> Update:
     protected = [tensor for tensors in shown_by(view) for tensor in tensors.values()]
     versions = [tensor._version for tensor in protected]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), asking_together():
             proposal = as_update(method.setup(view) if view.step == 0 else method.update(view))
+            look_ahead(proposal, view)
         if versions != [tensor._version for tensor in protected]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
@@ -71,6 +74,36 @@ def shown_by(view: View) -> list[Mapping[str, Tensor]]:
     """Return every group of tensors that a view shows."""
     given = (view._gradients, view._hessian_gradients, view._active_gradients, view._donor_masks, view._input_moments)
     return [view.weights, view.masks, view.stored, view.trained, view.state, view.learned, *(g or {} for g in given)]
+
+
+def look_ahead(update: Update, view: View) -> None:
+    """Have the device tell, all at once, what the engine needs to know of a proposal; what is malformed waits its turn.
+
+    The counts of all masks, whether values and state are finite, and whether the trained weights hold the active ones.
+    """
+    for what, tensors in (("values", update.values), ("state", update.state)):
+        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else ():
+            if isinstance(tensor, Tensor):
+                wrong = torch.count_nonzero(~torch.isfinite(tensor))
+                look(partial(refuse, f"must return {what} that are finite, that of '{name}' is not"), wrong)
+    trained, stages = update.trained, list_stages(update)
+    if isinstance(trained, Mapping):
+        for name, mask in (stages[-1] if stages else view.masks).items():
+            mine = trained.get(name)
+            if isinstance(mine, Tensor) and isinstance(mask, Tensor) and mine.shape == mask.shape:
+                outside = (
+                    torch.count_nonzero(mask & ~mine) if mine.dtype == mask.dtype == torch.bool else mask.new_zeros(())
+                )
+                fault = f"must train every active weight: in '{name}' some are in the masks and not in trained"
+                look(partial(refuse, fault), outside)
+        stages = [*stages, trained]
+    learn_counts(stages)
+
+
+def refuse(fault: str, wrong: int) -> None:
+    """Raise ContractError for the fault, unless there are none."""
+    if wrong:
+        raise ContractError(fault)
 
 
 def list_stages(update: Update) -> list[Masks]:
@@ -102,7 +135,7 @@ def check_update(method: Method, maskset: MaskSet, update: Update, view: View) -
 
 
 def check_tensors(tensors: Any, what: str) -> Mapping[str, Tensor]:
-    """Return `tensors`, or {} for None; raises ContractError unless they are finite tensors by name."""
+    """Return `tensors`, or {} for None; raises ContractError unless they are tensors by name."""
     if tensors is None:
         return {}
     if not isinstance(tensors, Mapping) or not all(isinstance(n, str) for n in tensors):
@@ -110,8 +143,6 @@ def check_tensors(tensors: Any, what: str) -> Mapping[str, Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ContractError(f"must return {what} as tensors, that of '{name}' is {type(tensor).__name__}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise ContractError(f"must return {what} that are finite, that of '{name}' is not")
     return tensors
 
 
@@ -125,12 +156,9 @@ def check_like(name: str, tensor: Tensor, mine: Tensor, what: str) -> None:
 
 
 def check_trained(maskset: MaskSet, trained: Any, masks: Any) -> None:
-    """Raise ContractError unless `trained` are masks that hold all of `masks`."""
+    """Raise ContractError unless both are masks; that `trained` hold all of `masks` was seen when they came."""
     maskset.check(trained, None)
     maskset.check(masks, None)
-    for name, mask in masks.items():
-        if bool((mask & ~trained[name]).any()):
-            raise ContractError(f"must train every active weight: in '{name}' some are in the masks and not in trained")
 
 
 def commit(

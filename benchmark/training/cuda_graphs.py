@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
+from benchmark.base.system import keep_random_state
 from benchmark.config.pages import Page
 from benchmark.distributed.ranks import count_ranks
 
@@ -32,7 +33,7 @@ def wants_graphs(page: Page, device: torch.device) -> bool:
     if os.environ.get(ASKED, "").lower() not in ("1", "true", "yes"):
         return False
     for obstacle, fault in (
-        (device.type != "cuda", f"passes are recorded on a GPU, and this run is on the {device.type}"),
+        (device.type != "cuda", f"passes are recorded on a CUDA GPU, and this run is on the {device.type}"),
         (page.compile, "compile=true makes graphs of its own"),
         (count_ranks() > 1, "a run of several processes averages gradients within its passes"),
     ):
@@ -89,8 +90,7 @@ class GraphedPasses:
         """Warm up and record, without a trace in the network; raises UserError for one that cannot be recorded."""
         images, labels = images.clone(memory_format=torch.preserve_format), labels.clone()
         saved = [buffer.clone() for buffer in self.buffers]
-        devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with keep_random_state(images.device):
             try:
                 (logits, loss), replay = self.record(partial(self.fresh, images, labels))
             except RuntimeError as error:  # a network that asks the device for a value half-way, for one

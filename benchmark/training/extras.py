@@ -8,6 +8,7 @@ from torch import Tensor
 from benchmark.base.seeds import derive
 from benchmark.distributed.ranks import do_together, share_tensors
 from benchmark.training.moments import take_moments
+from benchmark.training.optim import Aim
 from benchmark.training.own import ask_weigh, check_penalty, has_penalty
 from benchmark.training.state import Training
 
@@ -51,24 +52,30 @@ def add_penalty(run: Training) -> None:
             weight.grad = extra.to(weight) if weight.grad is None else weight.grad.add_(extra)
 
 
-def step_stored(run: Training) -> None:
-    """Step the stored weights, then have the network hold what it computes with again."""
+def step_weights(run: Training) -> None:
+    """Step the weights; stored ones in their place, then have the network hold what it computes with again."""
     stored = run.maskset.stored
-    assert stored is not None
+    if stored is None:
+        run.optimizer.step()
+        return
     stored.lend()
     run.optimizer.step()
     stored.take_back()
     run.maskset.show()
 
 
-def follow(run: Training) -> None:
-    """Update the moving average: of stored weights that of all values, shown where the network has weights."""
+def follow(run: Training, fine: Tensor | None = None) -> None:
+    """Update the moving average: of stored weights that of all values, shown where the network has weights.
+
+    `fine`: whether the step is finite, as the device knows it; where it is not, the average stays. None = it is.
+    """
     if run.average is None:
         return
-    run.average.update(run.model)
+    with torch.no_grad():
+        run.average.update(run.model if fine is None else Aim(fine, run.model, run.average.module))
     stored = run.maskset.stored
     if stored is not None:
-        stored.follow(run.average.get_decay())
+        stored.follow(run.average.get_decay(), fine)
         run.maskset.show(run.average.module)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 
+from benchmark.base.system import to_cpu
 from benchmark.distributed.ranks import announce, count_ranks, differing_ranks
 from benchmark.training.stored import Stored, zero_outside
 from methods.core import ContractError, Trains
-from methods.core.selection import count_each
+from methods.core.answers import count_each, note_count, recall_count
 
 
 class MaskSet:
@@ -36,7 +38,7 @@ class MaskSet:
         # Multiplication by bool is three times slower than in the parameter's own dtype and memory format.
         self.factors = [torch.ones_like(weight, requires_grad=False) for weight in self.weights.values()]
         self.total = sum(weight.numel() for weight in self.weights.values())
-        self.listeners: list[Callable[[dict[str, int]], None]] = []
+        self.listeners: list[Callable[[dict[str, int] | Tensor], None]] = []
         self.stored: Stored | None = None
 
     def store(self, trains: Trains, averaged: bool) -> Stored:
@@ -78,7 +80,7 @@ class MaskSet:
         commits several sets in turn, each counts. It makes no difference where the earlier ones only take weights away
         (GraNet's pruning), for then they hold nothing that was not active before.
         """
-        return sum(int(explored.sum()) for explored in self.explored.values()) / self.total
+        return sum(count_each(self.explored.values())) / self.total
 
     def sha256(self) -> str:
         """Return a hash over names, shapes and masks: equal exactly when the masks are."""
@@ -107,6 +109,8 @@ class MaskSet:
         proposed = self.take_leading(proposed)
         for (name, mask), factor in zip(self.masks.items(), self.factors, strict=True):
             mask.copy_(proposed[name])
+            if (count := recall_count(proposed[name])) is not None:
+                note_count(mask, count)
             self.explored[name] |= mask
             factor.copy_(mask)
         stored = self.stored
@@ -116,7 +120,8 @@ class MaskSet:
             self.zero_state(optimizer)
         self.show(average)
         self.check_in_force()
-        self.tell()
+        if not self.weighs:  # what is weighed was told when it was shown
+            self.tell()
 
     def zero_state(self, optimizer: Optimizer | None) -> None:
         """Zero the optimiser's state of weights that are not trained."""
@@ -162,7 +167,12 @@ class MaskSet:
                 averaged = average.get_parameter(name)
                 averaged.copy_(stored.weigh(name, stored.average[name]))
                 zero_outside(mask, averaged)
-        self.tell()
+        if self.factors[0].device.type == "cpu":
+            self.tell()
+            return
+        counts = torch.stack([torch.count_nonzero(mask) for mask in self.masks.values()])
+        for listener in self.listeners:
+            listener(counts)
 
     def tell(self) -> None:
         """Tell the listeners how many weights of each layer are active."""
@@ -275,16 +285,16 @@ class MaskSet:
 
 
 def pack_all(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return bool tensors as bits, eight to a byte, by name."""
-    return {name: pack(mask) for name, mask in masks.items()}
+    """Return bool tensors as bits on the CPU, eight to a byte, by name; the host waits once for all."""
+    return to_cpu({name: pack(mask) for name, mask in masks.items()})
 
 
 def hash_masks(masks: Mapping[str, Tensor]) -> str:
     """Return a sha256 over the names, shapes and bits of `masks`, in their order."""
     hasher = hashlib.sha256()
-    for name, mask in masks.items():
-        hasher.update(f"{name}{tuple(mask.shape)}".encode())
-        hasher.update(pack(mask).numpy().tobytes())
+    for name, bits in pack_all(masks).items():
+        hasher.update(f"{name}{tuple(masks[name].shape)}".encode())
+        hasher.update(bits.numpy().tobytes())
     return hasher.hexdigest()
 
 
@@ -292,8 +302,12 @@ BITS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Return a bool tensor as a uint8 vector on the CPU, eight elements to a byte in row-major order."""
-    return torch.from_numpy(np.packbits(mask.detach().cpu().reshape(-1).numpy()))
+    """Return a bool tensor as a uint8 vector where it lies, eight elements to a byte in row-major order."""
+    flat = mask.detach().reshape(-1)
+    if flat.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flat.numpy()))
+    places = torch.arange(7, -1, -1, device=flat.device, dtype=torch.uint8)  # of the bits, the first highest
+    return (functional.pad(flat.byte(), (0, -len(flat) % 8)).view(-1, 8) << places).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, shape: torch.Size) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from timm.utils import ModelEmaV3
@@ -74,20 +76,39 @@ def is_finite(norm: Tensor, loss: Tensor) -> Tensor:
     return torch.isfinite(norm) & torch.isfinite(loss)
 
 
-def step_where(fine: Tensor, optimizer: Optimizer, buffers: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
-    """Do the optimiser step and keep the new buffers where `fine` is true; else leave weights, state and buffers alone.
+@contextmanager
+def stepping_where(fine: Tensor, optimizer: Optimizer) -> Iterator[None]:
+    """Have the optimiser step where `fine` is true, and leave weights and state alone elsewhere.
 
     The host does not wait: torch's fused optimisers read from the device whether to step, as under a gradient scaler.
-    Invariant: the same bits as to ask `bool(fine)` first, and then to step or to restore the buffers.
+    Invariant: the same bits as to ask `bool(fine)` first.
     """
     fill_momentum(optimizer)
     optimizer.found_inf = (~fine).float()  # type: ignore[attr-defined]
     try:
-        optimizer.step()
+        yield
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def restore_where(fine: Tensor, buffers: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """Put the saved buffers back unless `fine` is true; the host does not wait."""
     for buffer, before in zip(buffers, saved, strict=True):
         buffer.copy_(torch.where(fine, buffer, before))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a moving average goes to: the model where `fine` is true, and elsewhere the average itself, so it stays."""
+
+    fine: Tensor
+    model: nn.Module
+    average: nn.Module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors of the model or of the average, as the device knows."""
+        average = self.average.state_dict()
+        return {name: torch.where(self.fine, new, average[name]) for name, new in self.model.state_dict().items()}
 
 
 def fill_momentum(optimizer: Optimizer) -> None:

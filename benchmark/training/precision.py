@@ -18,15 +18,16 @@ def make_autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def get_random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of the generators a training step may draw from (dropout): the CPU's and the GPU's."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    """Return the states of the generators a training step may draw from (dropout): the CPU's and the device's."""
+    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+    return [torch.get_rng_state(), *own]
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:
     """Restore what `get_random_state` returned."""
     torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1], device)
 
 
 @torch.no_grad()
@@ -48,13 +49,19 @@ def measure_accuracy(
 
 
 def choose_precision(page: Page, device: torch.device) -> str:
-    """Return "bf16" or "fp32": the page's choice, or bf16 autocast on a GPU that has it and fp32 elsewhere.
+    """Return "bf16" or "fp32": the page's choice, or bf16 autocast on an accelerator that has it and fp32 elsewhere.
 
     Where the page asks for the fastest, the engine's probe decides instead (benchmark.training.speed).
     """
     if page.precision in ("fp32", "bf16"):
         return page.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if supports_bf16(device) else "fp32"
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Return whether torch says of an accelerator that it takes bf16; False for a CPU, which need not be fast in it."""
+    ask = getattr(torch.get_device_module(device), "is_bf16_supported", None) if device.type != "cpu" else None
+    return bool(ask is not None and ask())
 
 
 def set_determinism(page: Page) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
+from benchmark.base.system import keep_random_state
 from benchmark.distributed.ranks import own_rank
-from benchmark.training.precision import make_autocast
+from benchmark.training.precision import make_autocast, supports_bf16
 from benchmark.training.state import Training
 
 # Multiply-adds of a training step below which a second thread costs more than it brings: ResNet-20 on 64 images of 8x8
@@ -60,6 +61,8 @@ def has_bf16(device: torch.device) -> bool:
     """Return whether a device computes in bf16 by itself; without such instructions it is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return supports_bf16(device)
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"bf16": True}
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
@@ -78,7 +81,7 @@ def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> Non
     times = time_precisions(run, 1)
     steps = run.timeline.total_steps - run.step
     bf16, fp32 = (format_time(times[name] * steps) for name in ("bf16", "fp32"))
-    what = "this GPU" if run.device.type == "cuda" else "this processor"
+    what = "this processor" if run.device.type == "cpu" else "this GPU"
     warn(
         f"{what} has no bf16 instructions: the {steps:,} steps of this run take about {bf16} in bf16, {fp32} in fp32. "
         "PRECISION=fp32 (ARGS=precision=fp32) trains in fp32: that is a table of its own, whose runs are not compared "
@@ -103,7 +106,7 @@ def time_precisions(run: Training, rounds: int) -> dict[str, float]:
         images = images.contiguous(memory_format=torch.channels_last)
     trial = copy.deepcopy(run.model).train()
     times: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with keep_random_state(device):
         for _ in range(rounds + 1):
             for precision, seen in times.items():
                 seen.append(time_step(trial, images, precision))
@@ -134,6 +137,6 @@ def time_step(model: nn.Module, images: torch.Tensor, precision: str) -> float:
         loss = model(images).float().square().mean()
     loss.backward()
     model.zero_grad(set_to_none=True)
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+    if images.device.type != "cpu":
+        torch.accelerator.synchronize(images.device)
     return time.perf_counter() - began

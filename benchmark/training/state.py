@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.base.system import to_cpu
 from benchmark.config.pages import Page
 from benchmark.data.sets import Data
 from benchmark.distributed.ranks import WARM_UP, average_gradients, count_ranks
@@ -186,7 +187,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on to the same bits after any step."""
         self.settle_skips()
-        return {
+        saved = {
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -199,10 +200,11 @@ class Training:
             "history": self.history,
             "clock": [self.train_s, self.eval_s],
             "position": [self.epoch_step, self.epoch_seen],
-            "totals": self.epoch_totals.cpu(),
+            "totals": self.epoch_totals,
             "random": get_random_state(self.device),
             "threads": torch.get_num_threads(),
         }
+        return to_cpu(saved)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""

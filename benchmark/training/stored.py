@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.core import Trains
-from methods.core.selection import count_each
+from methods.core.answers import count_each
 
 Weigh = Callable[[str, Tensor], Tensor]  # a weight's name and stored values -> what the network computes with
 
@@ -36,9 +36,9 @@ class Stored:
     @torch.no_grad()
     def train_only(self, trained: Mapping[str, Tensor]) -> None:
         """Have the optimiser step these weights alone; not for a method that trains all."""
+        self.counts = dict(zip(self.weights, count_each(trained[name] for name in self.weights), strict=True))
         self.trained = {name: trained[name].clone() for name in self.weights}
         self.factors = [self.trained[name].to(weight) for name, weight in self.weights.items()]
-        self.counts = dict(zip(self.trained, count_each(self.trained.values()), strict=True))
 
     @torch.no_grad()
     def lend(self) -> None:
@@ -56,10 +56,14 @@ class Stored:
             mine.copy_(weight if self.trained is None else torch.where(self.trained[name], weight, mine))
 
     @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """Move the average towards the values, all of them: a weight that returns has an average of its own past."""
+    def follow(self, decay: float, fine: Tensor | None = None) -> None:
+        """Move the average towards the values, all of them: a weight that returns has an average of its own past.
+
+        `fine`: whether to, as the device knows it; None = yes.
+        """
         for name, value in self.values.items():
-            self.average[name].lerp_(value, 1 - decay)
+            mine = self.average[name]
+            mine.lerp_(value if fine is None else torch.where(fine, value, mine), 1 - decay)
 
     def state(self) -> dict[str, dict[str, Tensor] | None]:
         """Return what a checkpoint needs."""

@@ -26,8 +26,8 @@ from benchmark.distributed.ranks import (
 )
 from benchmark.training.contract import commit, propose
 from benchmark.training.cuda_graphs import GraphedPasses
-from benchmark.training.extras import finish_gradients, follow, forget, go_back, read_moments, step_stored
-from benchmark.training.optim import is_finite, learning_rate, set_learning_rate, step_where
+from benchmark.training.extras import finish_gradients, follow, forget, go_back, read_moments, step_weights
+from benchmark.training.optim import is_finite, learning_rate, restore_where, set_learning_rate, stepping_where
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
 from methods.core import DenseGrads, Update, View
@@ -135,14 +135,17 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     if finite and run.page.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, run.page.clip_norm, norm)
 
-    if not waits:
-        step_where(fine, run.optimizer, run.buffers, run.saved)
+    if not waits:  # nothing that follows changes a bit where the step is not finite
+        with stepping_where(fine, run.optimizer):
+            step_weights(run)
+        restore_where(fine, run.buffers, run.saved)
+        follow(run, fine)
         run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
     elif finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
         active = maskset.active_gradients() if due else None
         if not (due and method.replaces_step):
-            run.optimizer.step() if maskset.stored is None else step_stored(run)
+            step_weights(run)
         # 6 the method proposes, the engine commits
         if due:
             update_masks(run, dense, active)
@@ -180,11 +183,12 @@ def apply(run: Training, update: Update, view: View) -> None:
     """Commit what the method proposed, and keep the state that it returned."""
     average = run.average.module if run.average is not None else None
     maskset = run.maskset
-    weighed = maskset.weighs
-    reached = maskset.active() / maskset.total if weighed else None
+    before = (
+        torch.stack([torch.count_nonzero(mask) for mask in maskset.masks.values()]).sum() if maskset.weighs else None
+    )
     update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
-    if weighed and maskset.stored is None:  # masks have taken the thresholds' place
-        run.own.reached = reached
+    if before is not None and maskset.stored is None:  # masks have taken the thresholds' place
+        run.own.reached = int(before) / maskset.total
     run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
     if update.forget:
         forget(run)

@@ -21,6 +21,8 @@ from benchmark.workers.book import SPEC, STOP, Book
 
 WHERE = ("local", "ray", "slurm")
 QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
+# The variable that says which devices of a kind a process sees.
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 GRACE_S = 60.0  # for workers to save a checkpoint before they are killed
 # Runs this suite's worker even if the working folder has another `benchmark`: its path comes first.
 BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app import main; main()"
@@ -46,7 +48,12 @@ class Pool:
 
     def device_here(self, device: str) -> str:
         """Return the device to ask of this machine, whose GPUs say nothing of a cluster's."""
-        return "auto" if self.where != "local" and device == "cuda" else device
+        return "auto" if self.where != "local" and device.partition(":")[0] in VISIBLE else device
+
+    def device_there(self, device: str) -> str:
+        """Return the device for a worker to ask: of several it sees its own alone, so a number says nothing there."""
+        kind = device.partition(":")[0]
+        return kind if kind in VISIBLE else device
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of such workers; raises UserError for one that is unknown or unreadable."""

@@ -14,29 +14,36 @@ import torch
 
 from benchmark.base.errors import UserError
 from benchmark.base.system import choose_device
-from benchmark.workers.base import ENDED, LOST, RUNNING, Order, Pool, Status
+from benchmark.workers.base import ENDED, LOST, RUNNING, VISIBLE, Order, Pool, Status
 
 NEEDS = ""
 SETTINGS: dict[str, Callable[[str], Any]] = {}
 POLL_S = 0.05
+CUDA = torch.device("cuda")
 
 
 def open_workers(pool: Pool, device: str) -> Local:
     """Return the workers. Raises UserError for PER_GPU without a GPU."""
-    gpus = list_gpus() if choose_device(device).type == "cuda" else []
+    chosen = choose_device(device)
+    gpus = list_gpus(chosen) if chosen.type != "cpu" else []
     if pool.per_gpu > 1 and not gpus:
         raise UserError(
             f"PER_GPU={pool.per_gpu} needs a GPU, and the runs are on the CPU: leave it out, JOBS= is enough"
         )
-    return Local(gpus, pool.per_gpu)
+    return Local(gpus, pool.per_gpu, VISIBLE.get(chosen.type, ""))
 
 
-def list_gpus() -> list[str]:
-    """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        return [part.strip() for part in visible.split(",") if part.strip()]
-    return [str(number) for number in range(torch.cuda.device_count())]
+def list_gpus(device: torch.device = CUDA) -> list[str]:
+    """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them: all, or the one with a number.
+
+    Of a kind that has no such variable all workers use the one device.
+    """
+    if device.type not in VISIBLE:
+        return [str(device)]
+    visible = os.environ.get(VISIBLE[device.type])
+    there = [part.strip() for part in visible.split(",") if part.strip()] if visible else []
+    there = there or [str(number) for number in range(torch.get_device_module(device).device_count())]
+    return there if device.index is None else [there[device.index]]
 
 
 def count_cores() -> int:
@@ -47,8 +54,8 @@ def count_cores() -> int:
 class Local:
     """Workers as processes in sessions of their own. Each ends when this process does, because its input closes."""
 
-    def __init__(self, gpus: Sequence[str], per_gpu: int) -> None:
-        self.gpus, self.per_gpu = list(gpus), per_gpu
+    def __init__(self, gpus: Sequence[str], per_gpu: int, visible: str = VISIBLE["cuda"]) -> None:
+        self.gpus, self.per_gpu, self.visible = list(gpus), per_gpu, visible
         self.workers: dict[int, subprocess.Popen[bytes]] = {}
         self.places: dict[int, str] = {}  # the GPU of each worker
 
@@ -63,7 +70,7 @@ class Local:
             if self.gpus:
                 living = Counter(self.places[other] for other, status in self.poll().items() if status.state == RUNNING)
                 self.places[number] = min(self.gpus, key=lambda gpu: living[gpu])
-                environment["CUDA_VISIBLE_DEVICES"] = self.places[number]
+                environment |= {self.visible: self.places[number]} if self.visible else {}
             with open(order.log(number), "ab") as log:
                 self.workers[number] = subprocess.Popen(
                     order.command(number),

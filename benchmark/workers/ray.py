@@ -26,9 +26,9 @@ def open_workers(pool: Pool, device: str) -> Ray:
     settings = pool.settings()
     connect(ray, settings.get("address", "local"))
     gpus = 0.0 if device == "cpu" else ray.cluster_resources().get("GPU", 0.0)
-    if not gpus and (device == "cuda" or pool.per_gpu > 1):
+    if not gpus and (device not in ("auto", "cpu") or pool.per_gpu > 1):
         ray.shutdown()
-        asked = f"PER_GPU={pool.per_gpu}" if pool.per_gpu > 1 else "DEVICE=cuda"
+        asked = f"PER_GPU={pool.per_gpu}" if pool.per_gpu > 1 else f"DEVICE={device}"
         raise UserError(f"{asked} needs GPUs, and the runs of this Ray cluster would be on CPUs: it has none to give")
     return Ray(ray, pool, settings.get("cpus", 1.0), bool(gpus))
 

@@ -47,7 +47,7 @@ def open_workers(pool: Pool, device: str) -> Slurm:
         raise UserError("WORKERS=slurm: there is no srun here; start the sweep on a node that submits jobs")
     if device == "cpu":
         settings["gpus"] = 0
-    elif device == "cuda":
+    elif device != "auto":
         settings.setdefault("gpus", 1)
     if pool.per_gpu > 1 and not settings.get("gpus"):
         raise UserError(f"PER_GPU={pool.per_gpu} needs a GPU for each job: give WORKERS_ARGS='gpus=1', or leave it out")

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from methods.core.answers import count_each
 from methods.core.declared import Masks
 from methods.core.distributions import uniform
 from methods.core.errors import ContractError, RefusedError
-from methods.core.selection import choose_each, count_each
+from methods.core.selection import choose_each
 from methods.core.view import View
 
 
@@ -127,10 +128,10 @@ def fill_room(
     come first, may exceed it. Raises ContractError for a score that is not finite.
     """
     flat, size = torch.cat(list(scores)), torch.cat(list(sizes))
-    if not bool(torch.isfinite(flat).all()):
+    ranked = (flat + 0.0).sort(descending=True, stable=True).indices  # -0.0 becomes 0.0
+    order, weights, finite = torch.stack([ranked, size.long(), torch.isfinite(flat).long()]).tolist()
+    if not all(finite):
         raise ContractError("ranked a score that is not finite")
-    order = (flat + 0.0).sort(descending=True, stable=True).indices.tolist()  # -0.0 becomes 0.0
-    weights = [int(n) for n in size.tolist()]
     layer = [place for place, part in enumerate(scores) for _ in range(len(part))]
     best = {layer[i]: i for i in reversed(order) if weights[i]} if best_first else {}
     first = [i for i in order if best.get(layer[i]) == i]
@@ -141,4 +142,4 @@ def fill_room(
             taken[i] = True
             room -= weights[i]
             left[layer[i]] -= weights[i]
-    return list(taken.to(flat.device).split([len(part) for part in scores]))
+    return list(taken.to(flat.device, non_blocking=True).split([len(part) for part in scores]))

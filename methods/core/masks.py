@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from methods.core.answers import count_each
 from methods.core.declared import Masks
 from methods.core.distributions import uniform
 from methods.core.scores import InOrder
-from methods.core.selection import choose, choose_each, count_each
+from methods.core.selection import choose, choose_each
 from methods.core.view import View
 
 

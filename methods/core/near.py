@@ -52,6 +52,6 @@ class NearOutputs:
             slope = (parts * self.spectrum / shrunk).sum().clamp_min(torch.finfo(torch.float64).tiny)
             change = ((parts.sum() / most).sqrt() - 1) * parts.sum() / slope
             before, multiplier = multiplier, (multiplier + change).clamp_min(0)
-            if float((multiplier - before).abs()) <= CLOSE * float(multiplier):
+            if bool((multiplier - before).abs() <= CLOSE * multiplier):
                 break
         return multiplier

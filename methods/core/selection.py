@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
+from methods.core.answers import asking_together, count_each, look, note_count
 from methods.core.errors import ContractError
 
 LARGE = 2**15  # scores; below it ranking all of them costs less than counters
@@ -33,9 +34,11 @@ def choose(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> 
     is not finite and for k outside [0, candidates]. Invariant: the answer depends on no thread count, memory format or
     device, and on nothing that stands outside the candidates.
     """
-    if scores[0].is_cuda:
+    if scores[0].device.type != "cpu":
         masks, facts = choose_by_sorting(scores, k, among)
-        check(k, *facts.tolist())
+        look(partial(check, k), facts)
+        if len(masks) == 1:
+            note_count(masks[0], k)
         return masks
     kinds, sizes = zip(*((score.dtype, score.numel()) for score in scores), strict=True)
     common = reduce(torch.promote_types, kinds)
@@ -49,26 +52,12 @@ def choose(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> 
 def choose_each(scores: Iterable[Tensor], counts: Sequence[int], among: Iterable[Tensor | None]) -> list[Tensor]:
     """Return, for each tensor by itself, the mask of its counts[i] largest candidates; see `choose`.
 
-    Scores and candidates are taken one after the other, so generators spare memory. On a GPU the host waits once for
-    all tensors together.
+    Scores and candidates are taken one after the other, so generators spare memory. On an accelerator the host waits
+    once for all tensors together.
     """
-    chosen, facts = [], []
-    for score, k, mask in zip(scores, counts, among, strict=True):
-        if score.is_cuda:
-            masks, found = choose_by_sorting([score], k, [mask])
-            facts.append(found)
-        else:
-            masks = choose([score], k, [mask])
-        chosen += masks
-    for k, numbers in zip(counts, torch.stack(facts).tolist() if facts else (), strict=bool(facts)):
-        check(k, *numbers)
-    return chosen
-
-
-def count_each(masks: Iterable[Tensor]) -> list[int]:
-    """Return the number of True in each bool tensor; on a GPU the host waits once for all."""
-    counts = [torch.count_nonzero(mask) for mask in masks]
-    return [int(n) for n in torch.stack(counts).tolist()] if counts else []
+    with asking_together():
+        groups = (choose([score], k, [mask]) for score, k, mask in zip(scores, counts, among, strict=True))
+        return [masks[0] for masks in groups]
 
 
 def check(k: int, finite: int, available: int) -> None:
@@ -201,8 +190,8 @@ def find_position(flat: Tensor, number: int) -> int:
 def choose_by_sorting(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor]:
     """Return the masks of `choose` by one stable sort, and the numbers of finite and of all candidates, unchecked.
 
-    On a GPU a sort costs milliseconds, while waiting for a count costs the launches that could have been queued; here
-    the host waits for nothing.
+    On an accelerator a sort costs milliseconds, while waiting for a count costs the launches that could have been
+    queued; here the host waits for nothing.
     """
     parts: list[Tensor] = []
     for score, mask in zip(scores, among, strict=True):
@@ -210,7 +199,7 @@ def choose_by_sorting(scores: Sequence[Tensor], k: int, among: Sequence[Tensor |
         parts.append((ranked if mask is None else ranked.masked_fill(~mask, -math.inf)).reshape(-1))
     flat = torch.cat(parts)
     present = [
-        torch.tensor(score.numel(), device=flat.device) if mask is None else torch.count_nonzero(mask)
+        torch.full((), score.numel(), device=flat.device) if mask is None else torch.count_nonzero(mask)
         for score, mask in zip(scores, among, strict=True)
     ]
     facts = torch.stack([torch.count_nonzero(torch.isfinite(flat)), torch.stack(present).sum()])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
-def shift(s: Tensor, by: float) -> Tensor:
+def shift(s: Tensor, by: float | Tensor) -> Tensor:
     """Return s + by, rounded once: from -3200 to near 0 a sum in float32 would lose ten of its bits."""
     return (s.double() + by).to(s.dtype)
 
@@ -18,9 +19,11 @@ def find_shift(sizes: Mapping[str, Tensor], s: Mapping[str, Tensor], count: int)
     Sizes above 1 exceed every threshold, so more than `count` may be left. Invariant: the answer is counted with the
     very thresholds that `shift` gives.
     """
-    low, high = -110 - max(map(float, s.values())), 20 - min(map(float, s.values()))  # thresholds of 0 and of 1
-    for _ in range(64):
+    known = torch.stack([value.double().reshape(()) for value in s.values()])
+    low, high = -110 - known.max(), 20 - known.min()  # thresholds of 0 and of 1
+    for _ in range(64):  # on the device, which is asked once, at the end
         middle = (low + high) / 2
-        left = sum(int((size > shift(s[name], middle).sigmoid()).sum()) for name, size in sizes.items())
-        low, high = (middle, high) if left > count else (low, middle)
-    return high
+        counts = [torch.count_nonzero(size > shift(s[name], middle).sigmoid()) for name, size in sizes.items()]
+        above = torch.stack(counts).sum() > count
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return float(high)

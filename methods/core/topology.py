@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from methods.core.answers import count_each
 from methods.core.declared import Masks
 from methods.core.masks import count_active, keep_top_global
-from methods.core.selection import choose_each, count_each
+from methods.core.selection import choose_each
 
 
 def drop(

@@ -165,7 +165,8 @@ class View:
         """
         generator = torch.Generator().manual_seed(self.key(name, purpose, run))
         weight = self.weights[name]
-        return torch.rand(tuple(weight.shape), generator=generator, dtype=torch.float64).to(weight.device)
+        drawn = torch.rand(tuple(weight.shape), generator=generator, dtype=torch.float64)
+        return drawn.to(weight.device, non_blocking=True)
 
     def uniform(self, name: str, purpose: str = "", run: bool = False) -> Tensor:
         """Return uniform float64 numbers in [0, 1) as `random` does, other ones, drawn where the weight lies.

@@ -178,7 +178,7 @@ def test_a_batch_that_leaves_a_process_one_image_is_refused_where_a_network_cann
 
 
 def test_synchronised_batch_norm_is_refused_on_a_cpu_with_the_reason():
-    with pytest.raises(UserError, match=r"sync_batchnorm=true needs CUDA: .* does not run on a CPU: set"):
+    with pytest.raises(UserError, match=r"sync_batchnorm=true needs an accelerator: .* does not run on a CPU: set"):
         check_sharing(make_page(sync_batchnorm=True), CPU)
     check_sharing(make_page(sync_batchnorm=True), torch.device("cuda"))
 
