@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError, nearest, reason
-from benchmark.base.system import choose_device, describe_environment, describe_git
+from benchmark.base.system import choose_device, describe_environment, describe_git, name_device, use_device
 from benchmark.perf.gpu_claims import ABSENT, DONE, FAILED, LATE, RUNNING, NotHereError, Sheet
 from benchmark.perf.gpu_epochs import check_epochs, check_memory, check_waits
 from benchmark.perf.gpu_report import MACHINE, read_parts, write_report
@@ -94,7 +94,9 @@ PARTS = {
 def read_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="make gpu-check", description=__doc__)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, or another accelerator by torch's name, such as cuda:1"
+    )
     parser.add_argument("--parts", default="", help=f"comma-separated, of {', '.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="most that it may take; parts left over wait")
     parser.add_argument("--to", type=Path, default=FOLDER, help="folder of the report; finished parts there are kept")
@@ -115,8 +117,7 @@ def choose_parts(text: str) -> list[str]:
 
 def describe(device: torch.device, quick: bool) -> dict[str, Any]:
     """Return what a part's figures hold for: those of another device, size or code are measured again."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "quick": quick, "commit": describe_git()["commit"]}
+    return {"device": name_device(device), "quick": quick, "commit": describe_git()["commit"]}
 
 
 def do_part(name: str, folder: Path, device: torch.device, quick: bool) -> str:
@@ -124,6 +125,7 @@ def do_part(name: str, folder: Path, device: torch.device, quick: bool) -> str:
     sheet = Sheet(folder / "parts" / f"{name}.json", name, describe(device, quick), quick)
     sheet.write()
     try:
+        use_device(device)
         PARTS[name].check(sheet, device)
         sheet.end(DONE)
     except NotHereError as error:

@@ -157,7 +157,7 @@ def train_for(
 def synchronise(device: torch.device) -> None:
     """Wait for the device."""
     if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+        torch.get_device_module(device).synchronize(device)
 
 
 def seconds_of(device: torch.device, action: Callable[[], object], times: int) -> float:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from benchmark import ROOT
-from benchmark.base.system import choose_device
+from benchmark.base.system import choose_device, use_device
 from benchmark.base.timing import median_ratio, milliseconds
 from benchmark.perf import pool
 from benchmark.perf.gpu_claims import NotHereError, Sheet
@@ -67,6 +67,7 @@ def share_streams(sheet: Sheet, device: torch.device) -> None:
 def serve() -> None:
     """Train ResNet-20 for as many seconds as each line of stdin says; print steps per wall and processor second."""
     device = choose_device(os.environ["GPU_CHECK_DEVICE"])
+    use_device(device)
     torch.set_num_threads(1)
     quick = bool(os.environ.get("GPU_CHECK_QUICK"))
     steps = Steps(Bench(R20, device, quick).begin(graphs=has_graphs(device)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from benchmark.base.errors import UserError
 from benchmark.perf import gpu, gpu_same, gpu_steps
 from benchmark.perf.gpu_claims import ABSENT, CLAIMS, DONE, FAILED, LATE, Sheet
 from benchmark.perf.gpu_report import gather, read_parts, render, write_report
+from tests.harness import accelerator
 
 CPU = torch.device("cpu")
 
@@ -64,6 +66,36 @@ def test_a_device_that_chooses_other_masks_or_other_bits_is_found(tmp_path, monk
     gpu.do_part("bits", tmp_path, CPU, True)
     again, resumed = read_parts(tmp_path)["bits"]["goals"][:2]
     assert (again["verdict"], resumed["verdict"]) == ("pass", "short")
+
+
+ON_THE_STAND_IN = """
+import contextlib, sys, collections, pathlib, torch
+from tests.harness import accelerator
+accelerator.install()
+from benchmark.perf import gpu, gpu_epochs
+
+@contextlib.contextmanager
+def count():
+    first = len(accelerator.WAITS)
+    yield lambda: collections.Counter(str(wait) for wait in accelerator.WAITS[first:])
+
+gpu_epochs.COUNTERS["standin"] = count
+torch.set_num_threads(1)
+for name in sys.argv[2:]:
+    gpu.do_part(name, pathlib.Path(sys.argv[1]), torch.device("standin"), True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not accelerator.AVAILABLE, reason="this torch has no devices in Python")
+def test_an_accelerator_chooses_the_cpu_s_masks_and_its_host_waits_in_no_ordinary_step(tmp_path):
+    parts = ("masks", "bits", "waits", "vit")
+    subprocess.run([sys.executable, "-c", ON_THE_STAND_IN, str(tmp_path), *parts], cwd=gpu.ROOT, check=True)
+    told = read_parts(tmp_path)
+    assert [told[name]["status"] for name in parts] == [DONE] * 4
+    wanted = {goal["what"]: goal["verdict"] for name in parts for goal in told[name]["goals"] if goal["relation"]}
+    assert wanted.pop("waits of the host in a mask update") in ("pass", "short")
+    assert len(wanted) == 5 and set(wanted.values()) == {"pass"}
 
 
 def test_a_part_that_fails_hangs_or_dies_is_told_and_the_others_go_on(tmp_path, monkeypatch):
