@@ -77,11 +77,13 @@ def is_finite(norm: Tensor, loss: Tensor) -> Tensor:
 
 
 @contextmanager
-def stepping_where(fine: Tensor, optimizer: Optimizer) -> Iterator[None]:
-    """Have the optimiser step where `fine` is true, and leave weights and state alone elsewhere.
+def stepping_where(
+    fine: Tensor, optimizer: Optimizer, buffers: Sequence[Tensor], saved: Sequence[Tensor]
+) -> Iterator[None]:
+    """Have the optimiser step, and keep the new buffers, where `fine` is true; else weights, state, buffers stay.
 
     The host does not wait: torch's fused optimisers read from the device whether to step, as under a gradient scaler.
-    Invariant: the same bits as to ask `bool(fine)` first.
+    Invariant: the same bits as to ask `bool(fine)` first, and then to step or to put the saved buffers back.
     """
     fill_momentum(optimizer)
     optimizer.found_inf = (~fine).float()  # type: ignore[attr-defined]
@@ -89,10 +91,6 @@ def stepping_where(fine: Tensor, optimizer: Optimizer) -> Iterator[None]:
         yield
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
-
-
-def restore_where(fine: Tensor, buffers: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
-    """Put the saved buffers back unless `fine` is true; the host does not wait."""
     for buffer, before in zip(buffers, saved, strict=True):
         buffer.copy_(torch.where(fine, buffer, before))
 

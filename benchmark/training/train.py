@@ -27,7 +27,7 @@ from benchmark.distributed.ranks import (
 from benchmark.training.contract import commit, propose
 from benchmark.training.cuda_graphs import GraphedPasses
 from benchmark.training.extras import finish_gradients, follow, forget, go_back, read_moments, step_weights
-from benchmark.training.optim import is_finite, learning_rate, restore_where, set_learning_rate, stepping_where
+from benchmark.training.optim import is_finite, learning_rate, set_learning_rate, stepping_where
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
 from methods.core import DenseGrads, Update, View
@@ -136,9 +136,8 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
         torch.nn.utils.clip_grads_with_norm_(parameters, run.page.clip_norm, norm)
 
     if not waits:  # nothing that follows changes a bit where the step is not finite
-        with stepping_where(fine, run.optimizer):
+        with stepping_where(fine, run.optimizer, run.buffers, run.saved):
             step_weights(run)
-        restore_where(fine, run.buffers, run.saved)
         follow(run, fine)
         run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
     elif finite:

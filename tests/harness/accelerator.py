@@ -50,19 +50,22 @@ class Wait:
 WAITS: list[Wait] = []
 
 
-def wait(kind: str) -> None:
-    """Keep a wait, with the nearest line of the engine or a method above it."""
+def find_line() -> tuple[str, str]:
+    """Return the place and the text of the nearest line of the engine or a method above; empty where there is none."""
     frame = sys._getframe(1)
     while frame is not None and (
         not frame.f_code.co_filename.startswith(WATCHED) or frame.f_code.co_filename == ASKING
     ):
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None:
-        WAITS.append(Wait(kind, "", ""))
-        return
+        return "", ""
     path, line = Path(frame.f_code.co_filename), frame.f_lineno
-    text = path.read_text().splitlines()[line - 1].strip()
-    WAITS.append(Wait(kind, f"{path.relative_to(ROOT)}:{line}", text))
+    return f"{path.relative_to(ROOT)}:{line}", path.read_text().splitlines()[line - 1].strip()
+
+
+def wait(kind: str) -> None:
+    """Keep a wait."""
+    WAITS.append(Wait(kind, *find_line()))
 
 
 @contextmanager
@@ -168,7 +171,7 @@ def refuse_mixture(name: str, tensors: list[Tensor], held: list[Held]) -> None:
     if len(mixed) > 1 and not (name.startswith(INDEXING) and len({tensor.device for tensor in held}) == 1):
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
-            f"{' and '.join(sorted(mixed))}! ({name})"
+            f"{' and '.join(sorted(mixed))}! ({name}, {' '.join(find_line())})"
         )
 
 
