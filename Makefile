@@ -12,8 +12,8 @@ override TARGET := $(PY) -m benchmark.cli.targets
 
 # each a command of benchmark/cli/targets.py
 override COMMANDS := bench sweep table1 table2 table3 plasticity test test-slow format-check lint types leaderboard \
-    verify claim latency slim site submit perf-sheets deviations flops check-method mutants perf faults methods pages \
-    new-method precision-study
+    verify claim latency slim site submit perf-sheets deviations flops check-method mutants perf gpu-check faults \
+    methods pages new-method precision-study
 
 .DEFAULT_GOAL := help
 .PHONY: help install clean check format board-check asked $(COMMANDS)
@@ -61,6 +61,10 @@ help: ## this text
 #: of make latency and make slim (DEVICE and DATA as above):
 #:   RUN=name         a finished run: the name of its record, without .json
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
+#:
+#: of make gpu-check (DEVICE, FRESH and TO, the folder of its report, as above):
+#:   PARTS=masks,bits  what to measure, names from its report; a list
+#:   MINUTES=8        most that it takes; parts left over wait for the same command
 #:
 #: of make check-method (METHOD as above): ONLY=resume, the checks to run by their names in its table; a list
 #:
@@ -125,6 +129,7 @@ flops: ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table print
 check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute
 mutants: ## plant every known fault and show which check catches it
 perf: ## measure the speed goals against a dense loop and the authors' way of masking; QUICK=1: under 3 minutes
+gpu-check: ## what only a GPU can tell: same masks, same bits, speed, waits, memory; a report to send back
 faults: ## play N=200 scenarios of kills, full disks and damaged files on small grids, from SEED=0 on
 methods: ## list the methods by group: paper, what each needs, settings
 pages: ## list the pages of configs/

@@ -56,6 +56,7 @@ TARGETS = {
     "flops": ("python -m benchmark.recount.flops", ""),
     "mutants": ("python -m tests.harness.mutants", ""),
     "perf": ("python -m benchmark.perf", "QUICK KEEP"),
+    "gpu-check": ("python -m benchmark.perf.gpu", "DEVICE PARTS MINUTES TO QUICK FRESH"),
     "faults": ("python -m tests.harness.faults", "N SEED"),
 }
 EVERYWHERE = {"PYTHON", "SHELL"}  # for making .venv, and for make itself

@@ -203,6 +203,7 @@ def test_every_variable_is_an_option_of_its_target_s_command_and_in_the_help(tar
     command = TARGETS[target][0].split()
     source = {
         "perf": "benchmark/perf/__main__.py",
+        "gpu-check": "benchmark/perf/gpu.py",
         "faults": "tests/harness/faults.py",
         "claim": "leaderboard/claims/claim.py",
         "precision-study": "benchmark/studies/precision.py",
