@@ -20,7 +20,7 @@ from tests.harness.accelerator import AVAILABLE
 from tests.harness.benches import ROOT
 from tests.harness.on_accelerator import PROMISES
 
-SLOW = ("slow_methods_do_too", "the_kit_passes", "the_kit_passes_for_every_method")
+SLOW = ("slow_methods_do_too", "the_kit_passes")
 DAILY = [name for name in PROMISES if name not in SLOW]
 needs_stand_in = pytest.mark.skipif(not AVAILABLE, reason="this torch takes no devices in Python")
 
