@@ -35,9 +35,8 @@ DIVERGED_SHARE = 0.01  # of steps skipped: with more, a run has diverged
 def make_record(cell: Cell, built: Built, run: Training, command: str, started: datetime) -> Record:
     """Return the record of a finished run; every figure comes from the run's own state."""
     counts = run.maskset.counts()
-    prunable, active = run.maskset.total, sum(counts.values())
-    parameters = sum(p.numel() for p in run.model.parameters())
-    alive = parameters - prunable + active
+    active = sum(counts.values())
+    alive = sum(p.numel() for p in run.parameters) - run.maskset.total + active
     return {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
@@ -54,16 +53,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "seed": cell.seed,
         "data": describe_data(run),
         **describe_accuracy(run.history, begun=last_round(run)),
-        "weights": {
-            "prunable": prunable,
-            "active": active,
-            "nonzero": count_nonzero(run.evaluated().state_dict(), run.maskset.masks),
-            "parameters": parameters,
-            "active_parameters": alive,
-            "dense_prunable": built.dense_prunable,
-            "dense_parameters": built.dense_parameters,
-            **({"start_sha256": built.start_sha256} if built.start_sha256 else {}),
-        },
+        "weights": describe_weights(built, run, active),
         "density": describe_density(built, run, active, alive),
         "layers": describe_layers(built, counts),
         "empty_layers": [name for name, count in counts.items() if count == 0],
@@ -146,6 +136,21 @@ def images_trained(page: Page, data: Data) -> int:
     """Return how many images a whole run trains on, counting repeats."""
     dropped = len(data.train) % page.batch_size if page.drop_last else 0
     return (len(data.train) - dropped) * page.epochs
+
+
+def describe_weights(built: Built, run: Training, active: int) -> dict[str, Any]:
+    """Return the numbers of weights of a finished run, and the hash of those it was started from, where it was."""
+    prunable, parameters = run.maskset.total, sum(p.numel() for p in run.parameters)
+    return {
+        "prunable": prunable,
+        "active": active,
+        "nonzero": count_nonzero(run.evaluated().state_dict(), run.maskset.masks),
+        "parameters": parameters,
+        "active_parameters": parameters - prunable + active,
+        "dense_prunable": built.dense_prunable,
+        "dense_parameters": built.dense_parameters,
+        **({"start_sha256": built.start_sha256} if built.start_sha256 else {}),
+    }
 
 
 def describe_page(cell: Cell) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def run_cells(folder: Path, **changes: Any) -> int:
         "wandb": "off",
         "fresh": False,
         "checkpoint_s": 0.0,
-        "places": {"records": folder / "records", "page": folder / "LEADERBOARD.md", "runs": folder / "runs"},
+        "places": {"records": folder / "records", "leaderboard": folder / "LEADERBOARD.md", "runs": folder / "runs"},
         "command": "test",
         "console": Console(file=io.StringIO()),
         "tell": print,
@@ -60,7 +60,7 @@ def run_cells(folder: Path, **changes: Any) -> int:
     options = Options(device=choose_device(asked["device"]), places=Places(**places), **how)
     told = asked["console"], asked["tell"]
     failed = run_grid(lists, options, asked["data_root"], *told, asked.get("snapshots", ""))
-    rebuild(asked["places"]["records"], asked["places"]["page"])
+    rebuild(asked["places"]["records"], asked["places"]["leaderboard"])
     return failed
 
 

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 import benchmark.conformance.trial
 import benchmark.runs.run as engine
+import benchmark.training.step as stepping
 import benchmark.training.train as loop
 from benchmark.base.system import choose_device, to_cpu
 from benchmark.config.cells import Cell
@@ -304,18 +305,18 @@ def a_mask_left_on_the_cpu_is_reported_with_its_line() -> None:
 
 @promise
 def a_question_in_the_step_is_reported_with_its_line() -> None:
-    run, original = make("granet", DEVICE), loop.finish_gradients
+    run, original = make("granet", DEVICE), stepping.finish_gradients
 
     def asking(run: Training) -> None:
         original(run)
         run.parameters[0].sum().item()
 
-    with mock.patch.object(loop, "finish_gradients", asking), watching() as steps:
+    with mock.patch.object(stepping, "finish_gradients", asking), watching() as steps:
         finish(run)
     try:
         check_waits("granet", steps)
     except AssertionError as error:
-        assert "item() at benchmark/training/train.py:" in str(error) and "finish_gradients(run)" in str(error), error
+        assert "item() at benchmark/training/step.py:" in str(error) and "finish_gradients(run)" in str(error), error
         return
     raise AssertionError("the wait went unnoticed")
 
