@@ -49,23 +49,15 @@ help: ## this text
 #:   GPUS=64          with PLAN=1: the time on so many devices; PER_GPU=4: with four runs on each
 #:
 #: of make plasticity (TASK, SEED, ARGS, JOBS and PLAN as above; SEED=0,1,2 where not given):
-#:   SCALE=small      paper or small; small on the embedded digits where not given
-#:   EPOCHS=4,7       epochs after which to prune; MORE=3: those in which a network may recover
+#:   SCALE=small      paper or small; EPOCHS=4,7: after which to prune; MORE=3: those of recovery
 #:   SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters
-#:
 #: of make precision-study: METHOD, SPARSITY, TASK, SEED, ARGS, DEVICE and DATA as above, on the embedded digits
-#:
-#: of make claim (TASK and SPARSITY as above):
-#:   A=granet B=gmp   two rows of the leaderboard; settings as in A=granet:start_sparsity=0
-#:
+#: of make claim (TASK and SPARSITY as above): A=granet B=gmp, two rows; settings as in A=granet:start_sparsity=0
 #: of make latency and make slim (DEVICE and DATA as above):
 #:   RUN=name         a finished run: the name of its record, without .json
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
-#:
-#: of make gpu-check (DEVICE, FRESH and TO, the folder of its report, as above):
-#:   PARTS=masks,bits  what to measure, names from its report; a list
-#:   MINUTES=8        most that it takes; parts left over wait for the same command
-#:
+#: of make gpu-check (DEVICE and FRESH as above; TO=folder of its report):
+#:   PARTS=masks,bits what to measure, names from its report; a list; MINUTES=8: most that it takes
 #: of make check-method (METHOD as above): ONLY=resume, the checks to run by their names in its table; a list
 #:
 #: A variable that a target does not read is an error. PYTHON=python3.12: what .venv is made with.
