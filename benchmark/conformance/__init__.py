@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from benchmark.conformance import budget, engine, needs, own, zeros  # noqa: F401 (each registers its checks)
+from benchmark.conformance import budget, engine, method_state, needs, zeros  # noqa: F401 (each registers its checks)
 from benchmark.conformance.checks import CHECKS, Result, run_checks
 from benchmark.conformance.trial import Kit
 

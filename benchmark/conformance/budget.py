@@ -15,7 +15,7 @@ from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit, Trial
 from benchmark.conformance.views import propose_with_ties
 from benchmark.runs import export
-from benchmark.training.own import weighs
+from benchmark.training.method_state import weighs
 from benchmark.training.rehearsal import rehearse
 from methods.core import Budget, Method, Timeline, count_active
 

@@ -296,7 +296,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def snapshot(run: Training) -> State:
     """Return copies of weights, buffers, average, optimiser state and masks as they are now."""
     names = {id(parameter): name for name, parameter in run.model.named_parameters()}
-    names |= {id(parameter): f"learned {name}" for name, parameter in run.own.learned.items()}
+    names |= {id(parameter): f"learned {name}" for name, parameter in run.method_state.learned.items()}
     optimizer = {}
     for parameter, state in run.optimizer.state.items():
         for key, value in state.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmark.conformance.nets import make_network
 from benchmark.conformance.trial import Kit
 from benchmark.training.contract import list_stages, show_donor
-from benchmark.training.own import weighs
+from benchmark.training.method_state import weighs
 from benchmark.training.rehearsal import stand_in_donor, stand_in_moments
 from methods.core import DenseGrads, Inactive, Masks, Method, Timeline, Update, View
 

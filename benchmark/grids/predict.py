@@ -18,8 +18,8 @@ from benchmark.networks.prunable import prunable_weights
 from benchmark.runs.run import make_timeline
 from benchmark.training.contract import list_stages, planned_count, propose
 from benchmark.training.masks import MaskSet
+from benchmark.training.method_state import weighs
 from benchmark.training.moments import moment_sizes
-from benchmark.training.own import weighs
 from benchmark.training.scoring import scoring_chunks
 from benchmark.training.setup import first_view
 from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept, geometric
@@ -140,7 +140,7 @@ def charge_steps(
     gradients = meter.weight_gradients(dense_gradients or cell.method.trains is Trains.ALL)
     for again, start, stop in ((False, min(first, end), min(last, end)), (True, max(first, end), max(last, end))):
         images = images_until(cell, data, timeline, stop) - images_until(cell, data, timeline, start)
-        meter.step(images, meter.forward, gradients, again=again)
+        meter.step(images, meter.forward, gradients, repeat_round=again)
 
 
 def foresee_rounds(cell: Cell, network: Network, wanted: Scoring, images: int, meter: Meter) -> bool:

@@ -217,20 +217,26 @@ class Meter:
         return int(self.forward) if trained is None else self.costs.forward(trained)
 
     def step(
-        self, images: int, forward_macs: int | Tensor, gradient_macs: int, reading: int = 0, again: bool = False
+        self,
+        images: int,
+        forward_macs: int | Tensor,
+        gradient_macs: int,
+        extra_gradient_macs: int = 0,
+        repeat_round: bool = False,
     ) -> None:
         """Charge one training step on so many images, each at `forward_macs` and weight gradients of `gradient_macs`.
 
-        `reading`: an image's multiply-adds of further gradients that the method reads. `again`: a step of a further
-        round, of which dense training, what shares are relative to, has none.
+        `extra_gradient_macs`: an image's multiply-adds of further gradients that the method reads. `repeat_round`: a
+        step of a further round, of which dense training, what shares are relative to, has none.
         """
-        if isinstance(forward_macs, Tensor):
-            self.owed = images * (2 * forward_macs + gradient_macs + reading) + (0 if self.owed is None else self.owed)
+        macs = images * (2 * forward_macs + gradient_macs + extra_gradient_macs)
+        if isinstance(macs, Tensor):
+            self.owed = macs + (0 if self.owed is None else self.owed)
         else:
-            self.settled += images * (2 * forward_macs + gradient_macs + reading)
+            self.settled += macs
         if self.reading is not None:
-            self.reading += images * reading
-        if not again:
+            self.reading += images * extra_gradient_macs
+        if not repeat_round:
             self.train_dense += images * 3 * self.reference.dense
 
     def state(self) -> dict[str, int | None]:

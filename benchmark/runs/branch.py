@@ -18,8 +18,8 @@ from benchmark.runs.checkpoints import read_snapshot, restore, snapshot_path
 from benchmark.runs.parents import Parent
 from benchmark.runs.run import Start, Warn, ask_rounds, set_up_masks
 from benchmark.training.contract import planned_count
+from benchmark.training.method_state import MethodState, weighs
 from benchmark.training.optim import learning_rate
-from benchmark.training.own import Own, weighs
 from benchmark.training.state import Training
 from benchmark.training.train import accuracy_pct
 from methods.core import Budget, Method, Timeline, count_kept
@@ -221,7 +221,7 @@ class FromSnapshot(Start):
         if branch.page.precision == "fastest":  # keep the parent's choice
             run.precision = state["precision"]
         if not branch.goes_on:  # it begins at the network as it computes, whatever the parent kept beside
-            state = {**state, "own": Own().saved(), "stored": None}
+            state = {**state, "own": MethodState().saved(), "stored": None}
         take_over(run, state, path)
         before, empty = measure(run), find_empty(run)
         if not branch.goes_on:

@@ -84,7 +84,7 @@ def describe_author() -> dict[str, str]:
 def describe_density(built: Built, run: Training, active: int, alive: int) -> dict[str, float]:
     """Return the shares of the dense network's weights; `reached`: by thresholds, before masks took their place."""
     shares = {"prunable": active / built.dense_prunable, "all_parameters": alive / built.dense_parameters}
-    return shares if run.own.reached is None else {**shares, "reached": run.own.reached}
+    return shares if run.method_state.reached is None else {**shares, "reached": run.method_state.reached}
 
 
 def count_nonzero(weights: Mapping[str, Tensor], masks: Iterable[str]) -> int:
@@ -215,13 +215,13 @@ def describe_data(run: Training) -> dict[str, Any]:
 
 def last_round(run: Training) -> int:
     """Return how many epochs were finished when the last round of training began; 0 where there is one."""
-    rounds = run.own.rounds
+    rounds = run.method_state.rounds
     return run.last_epoch() - run.page.epochs + rounds.back_to if rounds.count > 1 else 0
 
 
 def describe_rounds(run: Training) -> dict[str, Any]:
     """Return what the record of a run that trained in rounds says of them."""
-    rounds = run.own.rounds
+    rounds = run.method_state.rounds
     if rounds.count == 1:
         return {}
     return {"rounds": {**dataclasses.asdict(rounds), "last_begins": last_round(run)}}

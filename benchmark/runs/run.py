@@ -39,8 +39,8 @@ from benchmark.runs.export import export_network
 from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid, tell_dead
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet
+from benchmark.training.method_state import MethodState
 from benchmark.training.optim import make_average, make_optimizer
-from benchmark.training.own import Own
 from benchmark.training.precision import choose_precision, set_determinism
 from benchmark.training.rehearsal import refuse_empty
 from benchmark.training.setup import begin_masks
@@ -301,7 +301,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
         device=device,
         precision=choose_precision(cell.page, device),
         channels_last=built.channels_last,
-        own=Own(ask_rounds(cell)),
+        method_state=MethodState(ask_rounds(cell)),
         average=make_average(cell.page, built.model),
         waits=device.type == "cpu",
         graphs=wants_graphs(cell.page, device),

@@ -194,7 +194,7 @@ def commit(
         if stages or update.trained is not None:
             maskset.commit(stages[-1] if stages else maskset.masks, planned, optimizer, average, update.trained)
         elif weighs or update.values:
-            maskset.show(average)
+            maskset.load_effective(average)
     except ContractError as error:
         moment = "setup" if view.step == 0 else f"the update at step {view.step}"
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error

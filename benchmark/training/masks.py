@@ -118,7 +118,7 @@ class MaskSet:
             stored.train_only(self.masks if trained is None else trained)
         if stored is None or not stored.all:
             self.zero_state(optimizer)
-        self.show(average)
+        self.load_effective(average)
         self.check_in_force()
         if not self.weighs:  # what is weighed was told when it was shown
             self.tell()
@@ -134,13 +134,13 @@ class MaskSet:
                     zero_outside(trained[name], state)
 
     @torch.no_grad()
-    def show(self, average: nn.Module | None = None) -> None:
+    def load_effective(self, average: nn.Module | None = None) -> None:
         """Have network and average hold what they compute with: zeros where inactive, stored values elsewhere.
 
         Where the method weighs its weights, what it makes of the stored ones; its zeros are then the masks.
         """
         if self.weighs:
-            self.show_weighed(average)
+            self.load_weighed(average)
             return
         stored = self.stored
         for name, weight in self.weights.items():
@@ -154,7 +154,7 @@ class MaskSet:
                 zero_outside(self.masks[name], averaged)
 
     @torch.no_grad()
-    def show_weighed(self, average: nn.Module | None = None) -> None:
+    def load_weighed(self, average: nn.Module | None = None) -> None:
         """Have the network hold what `stored.weigh` makes of the stored weights: its zeros are the masks."""
         stored = self.stored
         assert stored is not None and stored.weigh is not None, "a method that weighs has stored weights"

@@ -14,7 +14,7 @@ from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
 from benchmark.training.contract import commit, list_stages, list_tensors, propose, show_donor
 from benchmark.training.masks import MaskSet, hash_masks, pack_all
-from benchmark.training.own import ask_weigh, check_learned, check_penalty, check_storage, has_penalty, weighs
+from benchmark.training.method_state import ask_weigh, check_learned, check_penalty, check_storage, has_penalty, weighs
 from methods.core import (
     Budget,
     DenseGrads,
@@ -176,7 +176,7 @@ class StandIn:
                 active_gradients={n: g * self.maskset.trained()[n] for n, g in active.items()} if step else None,
                 input_moments=stand_in_moments(method, self.weights) if step else None,
                 round=round,
-                **self.own(),
+                **self.shown(),
                 **show_donor(self.donor if step == 0 else None, self.weights),
             )
             random_state = torch.random.get_rng_state()
@@ -218,7 +218,7 @@ class StandIn:
         for view, update in reversed(self.asked):
             self.refuse_difference(update, propose(self.method, self.name, view), view.step)
 
-    def own(self) -> dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """Return what a view shows of the method's own, copied."""
         stored = self.maskset.stored
         return {
@@ -249,7 +249,7 @@ class StandIn:
         stored, trained = self.maskset.stored, self.maskset.trained()
         for name, noise in self.draw().items():
             (self.weights if stored is None else stored.values)[name].add_(0.1 * noise * trained[name])
-        self.maskset.show()
+        self.maskset.load_effective()
 
     def rehearse_step(self, step: int) -> None:
         """Ask for what a step before the update asks for: the penalty, and the weights with their gradients."""
@@ -257,7 +257,12 @@ class StandIn:
         self.move()
         if has_penalty(method):
             view = View(
-                weights=self.weights, masks=self.maskset.masks, step=step, timeline=self.timeline, seed=0, **self.own()
+                weights=self.weights,
+                masks=self.maskset.masks,
+                step=step,
+                timeline=self.timeline,
+                seed=0,
+                **self.shown(),
             )
             check_penalty(self.name, method.penalty(view), self.weights)
         if stored is not None and self.maskset.weighs:

@@ -42,7 +42,7 @@ def begin_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str
         update = do_together(partial(propose, method, run.name, view))
         if round + 1 < rounds:
             masks = settle_round(run, update, view)
-    run.begin_own(method.learned(view))
+    run.begin_method_state(method.learned(view))
     apply(run, update, view)
     if silent > SILENT_SHARE:
         warn(

@@ -16,7 +16,7 @@ from benchmark.base.meters import Usage
 from benchmark.data.images import Samples
 from benchmark.networks.costs import Meter
 from benchmark.training.masks import MaskSet
-from benchmark.training.own import Own, check_learned, check_storage, weighs
+from benchmark.training.method_state import MethodState, check_learned, check_storage, weighs
 from methods.core import DenseGrads, Inactive, Method, Timeline, View
 
 
@@ -35,7 +35,7 @@ class SparseTraining:
     timeline: Timeline
     seed: int
     meter: Meter
-    own: Own = field(default_factory=Own)  # of the method
+    method_state: MethodState = field(default_factory=MethodState)  # of the method
     average: ModelEmaV3 | None = None
     usage: Usage = field(default_factory=Usage)  # of the machine
     step: int = 0
@@ -71,8 +71,8 @@ class SparseTraining:
             "last": maskset.last,
             "stored": None if maskset.stored is None else maskset.stored.values,
             "trained": maskset.trained(),
-            "state": self.own.state,
-            "learned": self.own.learned,
+            "state": self.method_state.state,
+            "learned": self.method_state.learned,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         return View(**{**shown, **more})
@@ -81,12 +81,12 @@ class SparseTraining:
         """Return the tensors that the method has beside the network, for ranks to compare."""
         stored = self.maskset.stored
         return {
-            **{f"{name} (state)": tensor for name, tensor in self.own.state.items()},
-            **{f"{name} (learned)": tensor for name, tensor in self.own.learned.items()},
+            **{f"{name} (state)": tensor for name, tensor in self.method_state.state.items()},
+            **{f"{name} (learned)": tensor for name, tensor in self.method_state.learned.items()},
             **{f"{name} (stored)": tensor for name, tensor in (stored.values if stored is not None else {}).items()},
         }
 
-    def begin_own(self, learned: Mapping[str, Tensor]) -> None:
+    def begin_method_state(self, learned: Mapping[str, Tensor]) -> None:
         """Give the run what its method keeps: stored weights, and learned parameters, which the optimiser steps too."""
         method, maskset = self.method, self.maskset
         if method.inactive is Inactive.STORED:
@@ -94,14 +94,14 @@ class SparseTraining:
         check_storage(self.name, method)
         check_learned(self.name, method, learned, {name for name, _ in self.model.named_parameters()})
         device = next(self.model.parameters()).device
-        self.own.learned = {n: nn.Parameter(v.detach().clone().float().to(device)) for n, v in learned.items()}
-        if self.own.learned:
+        self.method_state.learned = {n: nn.Parameter(v.detach().clone().float().to(device)) for n, v in learned.items()}
+        if self.method_state.learned:
             first = self.optimizer.param_groups[0]
             as_weights: dict[str, Any] = {key: first[key] for key in ("lr", "weight_decay") if key in first}
-            self.optimizer.add_param_group({"params": list(self.own.learned.values()), **as_weights})
+            self.optimizer.add_param_group({"params": list(self.method_state.learned.values()), **as_weights})
         if weighs(method):
             assert maskset.stored is not None, "check_learned asked for stored weights"
-            maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, self.own.learned)
+            maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, self.method_state.learned)
 
     @cached_property
     def buffers(self) -> list[Tensor]:

@@ -23,7 +23,7 @@ from benchmark.data.loader import LoaderImages
 from benchmark.networks.costs import Costs, Meter, count_costs
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights
 from benchmark.training.masks import MaskSet, pack_all
-from benchmark.training.own import Own
+from benchmark.training.method_state import MethodState
 from benchmark.training.rehearsal import rehearse
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
@@ -148,7 +148,7 @@ class Sparsifier:
             timeline=timeline,
             seed=seed,
             meter=meter,
-            own=Own(),
+            method_state=MethodState(),
             samples=samples,
             waits=waits_for(optimizer, next(iter(weights.values()))),
         )
@@ -224,7 +224,7 @@ class Sparsifier:
             "asked": self.asked(),
             "masks": maskset.packed(),
             "explored": pack_all(maskset.explored),
-            "own": training.own.saved(),
+            "own": training.method_state.saved(),
             "stored": None if maskset.stored is None else maskset.stored.state(),
             "meter": training.meter.state(),
             "counters": [training.step, training.skipped_steps, training.updates, int(training.update_pending)],
@@ -245,10 +245,10 @@ class Sparsifier:
         training, maskset = self.training, self.training.maskset
         with torch.no_grad():
             for name, value in state["own"]["learned"].items():
-                training.own.learned[name].copy_(value)
+                training.method_state.learned[name].copy_(value)
         device = next(iter(maskset.weights.values())).device
-        training.own.state = {name: tensor.to(device) for name, tensor in state["own"]["state"].items()}
-        training.own.reached = state["own"]["reached"]
+        training.method_state.state = {name: tensor.to(device) for name, tensor in state["own"]["state"].items()}
+        training.method_state.reached = state["own"]["reached"]
         if state["stored"] is None:
             maskset.stored = None
         elif maskset.stored is not None:
@@ -258,7 +258,7 @@ class Sparsifier:
         training.meter.load_state(state["meter"])
         training.step, training.skipped_steps, training.updates, pending = state["counters"]
         training.update_pending = bool(pending)
-        maskset.show()
+        maskset.load_effective()
 
     def asked(self) -> dict[str, Any]:
         """Return what a state must have been taken with, for this one to go on from it."""

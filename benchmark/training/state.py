@@ -18,7 +18,7 @@ from benchmark.data.sets import Data
 from benchmark.distributed.ranks import WARM_UP, average_gradients, count_ranks
 from benchmark.training.cuda_graphs import GraphedPasses
 from benchmark.training.masks import pack_all
-from benchmark.training.own import Own
+from benchmark.training.method_state import MethodState
 from benchmark.training.precision import get_random_state, make_autocast
 from benchmark.training.sparse import SparseTraining
 
@@ -70,12 +70,12 @@ class Training(SparseTraining):
 
     def last_epoch(self) -> int:
         """Return how many epochs the run has, those of all its rounds."""
-        rounds = self.own.rounds
+        rounds = self.method_state.rounds
         return self.page.epochs + (rounds.count - 1) * (self.page.epochs - rounds.back_to)
 
     def page_epoch(self, epoch: int) -> int:
         """Return which of the page's epochs an epoch of the run is, both from 0: a further round starts over."""
-        first = self.own.rounds.back_to
+        first = self.method_state.rounds.back_to
         return epoch if epoch < self.page.epochs else first + (epoch - self.page.epochs) % (self.page.epochs - first)
 
     def batch_length(self) -> int:
@@ -99,7 +99,7 @@ class Training(SparseTraining):
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "own": self.own.saved(),
+            "own": self.method_state.saved(),
             "stored": None if self.maskset.stored is None else self.maskset.stored.state(),
             "masks": self.maskset.packed(),
             "explored": pack_all(self.maskset.explored),
@@ -120,11 +120,14 @@ class Training(SparseTraining):
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-        own, stored = state.get("own", Own().saved()), state.get("stored")  # checkpoints of old versions have none
-        self.begin_own(own["learned"])
-        self.own.state = {name: tensor.to(self.device) for name, tensor in own["state"].items()}
-        self.own.origin = own["origin"]
-        self.own.reached = own.get("reached")
+        own, stored = (
+            state.get("own", MethodState().saved()),
+            state.get("stored"),
+        )  # checkpoints of old versions have none
+        self.begin_method_state(own["learned"])
+        self.method_state.state = {name: tensor.to(self.device) for name, tensor in own["state"].items()}
+        self.method_state.origin = own["origin"]
+        self.method_state.reached = own.get("reached")
         if stored is None:
             self.maskset.stored = None
         elif self.maskset.stored is not None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from benchmark.base.seeds import derive
 from benchmark.distributed.ranks import do_together, share_tensors
 from benchmark.training.contract import commit, propose
+from benchmark.training.method_state import ask_weigh, check_penalty, has_penalty
 from benchmark.training.moments import take_moments
 from benchmark.training.optim import Aim, is_finite, stepping_where
-from benchmark.training.own import ask_weigh, check_penalty, has_penalty
 from benchmark.training.sparse import SparseTraining
 from methods.core import Update, View
 
@@ -30,7 +30,7 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
     finish_gradients(run)
 
     # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
-    parameters = [p for p in (*run.parameters, *run.own.learned.values()) if p.grad is not None]
+    parameters = [p for p in (*run.parameters, *run.method_state.learned.values()) if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     fine = is_finite(norm, loss)
     waits = run.waits or due
@@ -62,18 +62,18 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 def finish_gradients(run: SparseTraining) -> None:
     """Add what the method adds to the gradients, then zero those of weights that are not trained."""
     if run.maskset.weighs:
-        pull_back(run)
+        backprop_to_stored(run)
     if has_penalty(run.method):
         add_penalty(run)
     run.maskset.mask_gradients()
 
 
-def pull_back(run: SparseTraining) -> None:
+def backprop_to_stored(run: SparseTraining) -> None:
     """Turn the gradients of the weights the network computes with into those of stored weights and learned parameters.
 
     Invariant: gradients are written in place, so whoever holds the tensors (a recorded graph) sees the new ones.
     """
-    stored, learned = run.maskset.stored, run.own.learned
+    stored, learned = run.maskset.stored, run.method_state.learned
     assert stored is not None
     for name, weight in run.maskset.weights.items():
         if weight.grad is None:
@@ -104,10 +104,10 @@ def step_weights(run: SparseTraining) -> None:
     if stored is None:
         run.step_optimizer()
         return
-    stored.lend()
+    stored.load_stored()
     run.step_optimizer()
-    stored.take_back()
-    run.maskset.show()
+    stored.save_stored()
+    run.maskset.load_effective()
 
 
 def follow(run: SparseTraining, fine: Tensor | None = None) -> None:
@@ -122,7 +122,7 @@ def follow(run: SparseTraining, fine: Tensor | None = None) -> None:
     stored = run.maskset.stored
     if stored is not None:
         stored.follow(run.average.get_decay(), fine)
-        run.maskset.show(run.average.module)
+        run.maskset.load_effective(run.average.module)
 
 
 def read_moments(run: SparseTraining) -> dict[str, Tensor] | None:
@@ -160,9 +160,9 @@ def apply(run: SparseTraining, update: Update, view: View) -> None:
     average = run.average.module if run.average is not None else None
     maskset = run.maskset
     before = torch.stack([torch.count_nonzero(m) for m in maskset.masks.values()]).sum() if maskset.weighs else None
-    update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.own.learned)
+    update = commit(run.method, run.name, maskset, update, view, run.optimizer, average, run.method_state.learned)
     if before is not None and maskset.stored is None:  # masks have taken the thresholds' place
-        run.own.reached = int(before) / maskset.total
-    run.own.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
+        run.method_state.reached = int(before) / maskset.total
+    run.method_state.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
     if update.forget:
         forget(run)

@@ -19,8 +19,8 @@ class Stored:
     `values`: every weight, by name. `trained`: which of them the optimiser steps; None = all. `average`: their moving
     average, where the page keeps one. `weigh`: how the network's weight follows from the stored one where masks do not
     say (a method with learned thresholds); None = by the masks.
-    Invariant: at rest the network holds what it computes with, zeros where inactive; between `lend` and `take_back`,
-    the optimiser's step, it holds the stored values of the trained weights and zeros elsewhere.
+    Invariant: at rest the network holds what it computes with, zeros where inactive; between `load_stored` and
+    `save_stored`, the optimiser's step, it holds the stored values of the trained weights and zeros elsewhere.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], trains: Trains, averaged: bool) -> None:
@@ -41,7 +41,7 @@ class Stored:
         self.factors = [self.trained[name].to(weight) for name, weight in self.weights.items()]
 
     @torch.no_grad()
-    def lend(self) -> None:
+    def load_stored(self) -> None:
         """Let the network hold the stored values of the trained weights, for the optimiser's step."""
         for name, weight in self.weights.items():
             weight.copy_(self.values[name])
@@ -49,7 +49,7 @@ class Stored:
                 zero_outside(self.trained[name], weight)
 
     @torch.no_grad()
-    def take_back(self) -> None:
+    def save_stored(self) -> None:
         """Keep what the optimiser made of the trained weights; the network is to be shown its weights again."""
         for name, weight in self.weights.items():
             mine = self.values[name]

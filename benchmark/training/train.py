@@ -112,16 +112,16 @@ def go_back(run: Training, epoch: int) -> None:
     The weights that the masks leave get the very bits they had, batch statistics too; the optimiser starts anew, and so
     does the average. Where the method keeps its weights, only the learning rate goes back.
     """
-    rounds, epochs = run.own.rounds, run.page.epochs
+    rounds, epochs = run.method_state.rounds, run.page.epochs
     if rounds.count == 1:
         return
     if epoch == rounds.back_to:
-        run.own.origin = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        run.method_state.origin = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     if epoch >= epochs and (epoch - epochs) % (epochs - rounds.back_to) == 0:
         if not rounds.keep_weights:
-            assert run.own.origin is not None, "it was kept in the first round"
-            run.model.load_state_dict(run.own.origin)
-            run.maskset.show()
+            assert run.method_state.origin is not None, "it was kept in the first round"
+            run.model.load_state_dict(run.method_state.origin)
+            run.maskset.load_effective()
         forget(run)
         if run.average is not None:
             run.average.set(run.model)
@@ -150,7 +150,7 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     step_under_masks(run, due, totals[0], run.page.clip_norm)
 
     # 8 charge the step
-    run.meter.step(batch, *charged, again=run.epoch >= run.page.epochs)
+    run.meter.step(batch, *charged, repeat_round=run.epoch >= run.page.epochs)
     return totals
 
 

@@ -76,11 +76,11 @@ METHODS: list[tuple[str, str, str, type[Method]]] = [
 
 
 def keep_all_lent(original: Any) -> Callable[[Stored], None]:
-    def take_back(self: Stored) -> None:
+    def save_stored(self: Stored) -> None:
         for name, weight in self.weights.items():
             self.values[name].copy_(weight.detach())
 
-    return take_back
+    return save_stored
 
 
 def add_twice(original: Any) -> Any:
@@ -98,9 +98,9 @@ def zero_stored(original: Any) -> Any:
 
 def lose_state(original: Any) -> Any:
     def apply(run: Any, *rest: Any) -> None:
-        kept = dict(run.own.state)
+        kept = dict(run.method_state.state)
         original(run, *rest)
-        run.own.state = kept
+        run.method_state.state = kept
 
     return apply
 
@@ -120,7 +120,7 @@ def resume_without(key: str, part: str) -> Callable[[Any], Any]:
 
 ENGINE: list[tuple[str, str, str, str, Any, str, Callable[[Any], Any]]] = [
     ("all that was lent", "weights outside B come back as zeros", "trained-weights", "top_kast",
-     Stored, "take_back", keep_all_lent),
+     Stored, "save_stored", keep_all_lent),
     ("penalty unheard", "the engine never asks for it", "penalty", "top_kast",
      stepping, "add_penalty", lambda original: lambda run: None),
     ("penalty twice", "added to the gradients twice", "penalty", "top_kast", stepping, "add_penalty", add_twice),

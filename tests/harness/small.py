@@ -18,8 +18,8 @@ from benchmark.networks.costs import Meter, count_costs
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.runs.run import ask_rounds, make_timeline, set_up_masks
 from benchmark.training.masks import MaskSet
+from benchmark.training.method_state import MethodState
 from benchmark.training.optim import make_average, make_optimizer
-from benchmark.training.own import Own
 from benchmark.training.state import Training
 from benchmark.training.train import train
 from methods.core import Method
@@ -121,7 +121,7 @@ def make_training(method: Method, name: str = "test", seed: int = 0, **changes: 
         device=torch.device("cpu"),
         precision="fp32",
         channels_last=False,
-        own=Own(ask_rounds(cell)),
+        method_state=MethodState(ask_rounds(cell)),
         average=make_average(page, model),
     )
 

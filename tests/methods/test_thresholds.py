@@ -129,14 +129,14 @@ def test_a_run_keeps_the_density_that_thresholds_reached(controller):
     method = STR(sparsity=0.8, update_every=2, controller=controller, s_init=-3200.0 if controller else -2.0)
     assert method.promised_budget() is (Budget.EXACT if controller else Budget.OUTCOME)
     run = start(method, "str", small.SmallNet, 0, epochs=4)
-    assert run.own.reached is None
+    assert run.method_state.reached is None
     small.finish(run)
     density = run.maskset.active() / run.maskset.total
-    assert run.maskset.stored is None and 0 < run.own.reached < 1
-    assert run.own.reached == density if not controller else abs(density - 0.2) * run.maskset.total < 0.5
+    assert run.maskset.stored is None and 0 < run.method_state.reached < 1
+    assert run.method_state.reached == density if not controller else abs(density - 0.2) * run.maskset.total < 0.5
     again = small.make_training(method, "str", 0, epochs=4)
     again.load_state(run.state())
-    assert again.own.reached == run.own.reached
+    assert again.method_state.reached == run.method_state.reached
 
 
 def test_an_exact_promise_needs_masks_at_the_last_update():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmark.conformance.checks import Outcome, check
 from benchmark.conformance.trial import Kit, Setting, State, finish, same_bits, set_up
-from benchmark.training.own import has_penalty, weighs
+from benchmark.training.method_state import has_penalty, weighs
 from methods.core import Inactive, Method, Trains, View
 
 ENGINE = "this is the engine's; report it"
@@ -109,7 +109,7 @@ def check_state(kit: Kit) -> Outcome:
 def check_rounds(kit: Kit) -> Outcome:
     """A further round begins with the very bits that the network had, batch statistics too, under the masks of now."""
     trial = kit.trial()
-    rounds = trial.run.own.rounds
+    rounds = trial.run.method_state.rounds
     if rounds.count == 1:
         return Outcome(None, "one round")
     states = trial.states()

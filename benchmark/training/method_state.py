@@ -14,7 +14,7 @@ from methods.core import Inactive, Method, Rounds, Trains
 
 
 @dataclass
-class Own:
+class MethodState:
     """What the method of a run keeps: tensors of its own, parameters, and where its rounds of training go back to."""
 
     rounds: Rounds = field(default_factory=Rounds)

@@ -49,10 +49,10 @@ def step(maskset: MaskSet, weight: nn.Parameter, optimizer: torch.optim.SGD, *gr
     weight.grad = torch.tensor(gradient, dtype=torch.float32)
     maskset.mask_gradients()
     assert maskset.stored is not None
-    maskset.stored.lend()
+    maskset.stored.load_stored()
     optimizer.step()
-    maskset.stored.take_back()
-    maskset.show()
+    maskset.stored.save_stored()
+    maskset.load_effective()
 
 
 def test_stored_weights_are_stepped_where_they_are_trained_and_come_back_with_their_values():
@@ -88,7 +88,7 @@ def test_an_average_of_stored_weights_is_of_their_values_and_masked_where_it_is_
     assert holder.w.tolist() == [4, 0]
     stored.values["w"].copy_(torch.tensor([0.0, 6.0]))
     stored.follow(0.75)
-    maskset.show(holder)
+    maskset.load_effective(holder)
     assert stored.average["w"].tolist() == [3, 3] and holder.w.tolist() == [3, 0]
 
 
@@ -102,7 +102,7 @@ def test_steps_are_charged_by_what_is_trained_and_rounds_by_their_masks():
         35,
     ]
     meter.step(2, 15, 35)  # Top-KAST: 2 f(A) + f(B)
-    meter.step(2, 15, 15, 30, again=True)  # read dense, in a further round: dense training has none of it
+    meter.step(2, 15, 15, 30, repeat_round=True)  # read dense, in a further round: dense training has none of it
     assert (meter.train, meter.train_dense, meter.reading) == (2 * 65 + 2 * 75, 2 * 3 * 45, 2 * 30)
     scoring = Scoring(rounds=2)
     assert scoring_cost(scoring, 45, 8) == 8 * 3 * 45
