@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaderboard.board.sheet import PICTURES, Store, make_page, relative, store_state
+from leaderboard.board.sheet import PICTURES, Store, make_sheet, relative, store_state
 from leaderboard.store import growth
 from leaderboard.store.files import write_atomically
 from leaderboard.store.measurements import folder_of, load_measurements
@@ -34,8 +34,8 @@ class BuildError(Exception):
     """Sheets or pictures that could not be made, each named with the reason; the others were made."""
 
 
-def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
-    """Write the leaderboard `page`, the sheets and pictures beside it, and the site if there is one.
+def build_all(records_dir: Path, sheet: Path) -> tuple[str, Store]:
+    """Write the leaderboard `sheet`, the sheets and pictures beside it, and the site if there is one.
 
     Returns a one-line summary, and the records shown. Raises BuildError at the end for what failed: one failure costs
     no other sheet. Invariant: readers see each file old or new, whole; records that arrive meanwhile are shown in the
@@ -45,7 +45,7 @@ def build_all(records_dir: Path, page: Path) -> tuple[str, Store]:
     while True:
         before = [store_state(folder) for folder in folders]
         store = load_store(records_dir)
-        summary = build_sheets(store, records_dir, page)
+        summary = build_sheets(store, records_dir, sheet)
         if [store_state(folder) for folder in folders] == before:
             return summary, store
 
@@ -55,20 +55,20 @@ def load_branches(records_dir: Path) -> Store:
     return load_store(records_dir.parent / BRANCHES, branches=True)
 
 
-def build_sheets(store: Store, records_dir: Path, page: Path) -> str:
+def build_sheets(store: Store, records_dir: Path, sheet: Path) -> str:
     """Write every sheet of a store; return a one-line summary. Raises BuildError as `build_all`."""
     said: list[str] = []
-    site = page.parent / SITE
+    site = sheet.parent / SITE
     branches = load_branches(records_dir)
     with ThreadPoolExecutor(1) as aside:  # while other processes draw, this one writes the sheets
-        drawing = aside.submit(draw_pictures, store, branches, page.parent / PICTURES)
+        drawing = aside.submit(draw_pictures, store, branches, sheet.parent / PICTURES)
         steps: dict[str, Callable[[], object]] = {
             path.name: partial(replace_or_delete, path, make)
-            for path, make in list_sheets(store, branches, records_dir, page, said).items()
+            for path, make in list_sheets(store, branches, records_dir, sheet, said).items()
         }
         steps["the pictures"] = lambda: said.append(drawing.result())
         if site.exists():
-            steps[SITE] = lambda: write_browser_page(store, records_dir, page, site)
+            steps[SITE] = lambda: rebuild_site(store, records_dir, sheet, site)
         faults = []
         for name, step in steps.items():
             try:
@@ -81,7 +81,7 @@ def build_sheets(store: Store, records_dir: Path, page: Path) -> str:
 
 
 def list_sheets(
-    store: Store, branches: Store, records_dir: Path, page: Path, said: list[str]
+    store: Store, branches: Store, records_dir: Path, sheet: Path, said: list[str]
 ) -> dict[Path, Callable[[], str]]:
     """Return what makes the text of each sheet; an empty text has no file. `said` gets the leaderboard's summary."""
 
@@ -94,49 +94,49 @@ def list_sheets(
         return tables, compare_all(store[0], tables)
 
     def board() -> str:
-        text, summary = make_page(records_dir, page, store)
+        text, summary = make_sheet(records_dir, sheet, store)
         said.append(summary)
         return text
 
     return {
-        page: board,
-        page.parent / PAPER: lambda: paper_text(store, records_dir, page, compare),
-        page.parent / PLASTICITY: lambda: plasticity_text(branches, records_dir, page),
-        page.parent / PRECISION: lambda: precision_text(store, records_dir, page),
-        page.parent / RESULTS: lambda: results_text(store, branches, records_dir, page, compare),
+        sheet: board,
+        sheet.parent / PAPER: lambda: paper_text(store, records_dir, sheet, compare),
+        sheet.parent / PLASTICITY: lambda: plasticity_text(branches, records_dir, sheet),
+        sheet.parent / PRECISION: lambda: precision_text(store, records_dir, sheet),
+        sheet.parent / RESULTS: lambda: results_text(store, branches, records_dir, sheet, compare),
     }
 
 
-def paper_text(store: Store, records_dir: Path, page: Path, compare: Compare) -> str:
+def paper_text(store: Store, records_dir: Path, sheet: Path, compare: Compare) -> str:
     """Return the sheet of the paper's tables; `compare` gives them beside the records."""
     from leaderboard.paper.markdown import render_paper
 
     tables, views = compare()
-    return render_paper(store[0], tables, relative(records_dir, page), views)
+    return render_paper(store[0], tables, relative(records_dir, sheet), views)
 
 
-def plasticity_text(branches: Store, records_dir: Path, page: Path) -> str:
+def plasticity_text(branches: Store, records_dir: Path, sheet: Path) -> str:
     """Return the sheet of pruning plasticity, or an empty text if there is nothing to show."""
     from leaderboard.plasticity.markdown import render_plasticity
 
     records, problems = branches
-    return render_plasticity(records, problems, relative(records_dir.parent / BRANCHES, page), PICTURES)
+    return render_plasticity(records, problems, relative(records_dir.parent / BRANCHES, sheet), PICTURES)
 
 
-def precision_text(store: Store, records_dir: Path, page: Path) -> str:
+def precision_text(store: Store, records_dir: Path, sheet: Path) -> str:
     """Return the sheet on growth in bf16, or an empty text if none was measured."""
     from leaderboard.results.precision import render_precision
 
     folder = records_dir.parent / growth.FOLDER
     growths, problems = growth.load_growth(folder)
-    return render_precision(growths, store[0], problems, relative(folder, page), relative(records_dir, page))
+    return render_precision(growths, store[0], problems, relative(folder, sheet), relative(records_dir, sheet))
 
 
-def results_text(store: Store, branches: Store, records_dir: Path, page: Path, compare: Compare) -> str:
+def results_text(store: Store, branches: Store, records_dir: Path, sheet: Path, compare: Compare) -> str:
     """Return the results in short, or an empty text if there is neither a record nor a branch."""
     from leaderboard.results.markdown import Links, render_results
 
-    places = Links(relative(records_dir, page), relative(records_dir.parent / BRANCHES, page), page.name)
+    places = Links(relative(records_dir, sheet), relative(records_dir.parent / BRANCHES, sheet), sheet.name)
     skipped = len(store[1]) + len(branches[1])
     return render_results(store[0], branches[0], skipped, *compare(), places)
 
@@ -182,32 +182,32 @@ def list_all_pictures(store: Store, branches: Store) -> dict[str, Picture]:
     return {**found, **list_pruning_pictures(make_studies(branches[0]))}
 
 
-def write_browser_page(store: Store, records_dir: Path, page: Path, target: Path) -> str:
+def rebuild_site(store: Store, records_dir: Path, sheet: Path, target: Path) -> str:
     """Write the leaderboard for a browser, with the pictures there are; return a one-line summary."""
     from leaderboard.web.site import write_site
 
     records, problems = store
-    pictures = page.parent / PICTURES
+    pictures = sheet.parent / PICTURES
     return write_site(make_sections(records), target, pictures, problems, relative(records_dir, target))
 
 
-def browser_text(store: Store, records_dir: Path, page: Path, target: Path) -> str:
+def site_text(store: Store, records_dir: Path, sheet: Path, target: Path) -> str:
     """Return the leaderboard for a browser, with the pictures there are."""
     from leaderboard.web.site import read_pictures, render_site
 
     records, problems = store
-    pictures = read_pictures(page.parent / PICTURES)
+    pictures = read_pictures(sheet.parent / PICTURES)
     return render_site(make_sections(records), problems, pictures, relative(records_dir, target))
 
 
-def build_site(records_dir: Path, page: Path, output: Path | None = None) -> tuple[Path, str]:
+def build_site(records_dir: Path, sheet: Path, output: Path | None = None) -> tuple[Path, str]:
     """Write every sheet and the leaderboard for a browser, as one file; return its path and a summary."""
-    _, store = build_all(records_dir, page)  # the file shows the pictures, so they are made first
-    target = output or page.parent / SITE
-    return target, write_browser_page(store, records_dir, page, target)
+    _, store = build_all(records_dir, sheet)  # the file shows the pictures, so they are made first
+    target = output or sheet.parent / SITE
+    return target, rebuild_site(store, records_dir, sheet, target)
 
 
-def find_stale(records_dir: Path, page: Path) -> list[str]:
+def find_stale(records_dir: Path, sheet: Path) -> list[str]:
     """Return what does not follow from the records: skipped files, sheets and pictures. Writes nothing."""
     from leaderboard.drawing.draw import check_all
 
@@ -218,12 +218,12 @@ def find_stale(records_dir: Path, page: Path) -> list[str]:
     faults += [f"measurement {problem.file}: {problem.reason}" for problem in faulty]
     checks: dict[str, Callable[[], Iterable[str]]] = {
         path.name: partial(differing, path, make)
-        for path, make in list_sheets(store, branches, records_dir, page, []).items()
+        for path, make in list_sheets(store, branches, records_dir, sheet, []).items()
     }
-    checks["the pictures"] = lambda: check_all(list_all_pictures(store, branches), page.parent / PICTURES)
-    site = page.parent / SITE
+    checks["the pictures"] = lambda: check_all(list_all_pictures(store, branches), sheet.parent / PICTURES)
+    site = sheet.parent / SITE
     if site.exists():
-        checks[SITE] = lambda: differing(site, lambda: browser_text(store, records_dir, page, site))
+        checks[SITE] = lambda: differing(site, lambda: site_text(store, records_dir, sheet, site))
     for name, check in checks.items():
         try:
             faults += check()

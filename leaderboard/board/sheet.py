@@ -134,7 +134,7 @@ def show_pictures(runs: list[Record], folder: str) -> list[str]:
 Store = tuple[list[Record], list[Problem]]
 
 
-def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tuple[str, str]:
+def make_sheet(records_dir: Path, output: Path, store: Store | None = None) -> tuple[str, str]:
     """Return the text for `output` and a one-line summary; `store`: the records, if they were read already."""
     records, problems = load_store(records_dir) if store is None else store
     measured, faulty = load_measurements(folder_of(records_dir), records)
@@ -146,9 +146,9 @@ def make_page(records_dir: Path, output: Path, store: Store | None = None) -> tu
     return text, f"{amount(len(records), 'record')} in {tables}{skipped}"
 
 
-def relative(folder: Path, page: Path) -> str:
-    """Return the path of `folder` relative to `page`, for links."""
-    return Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
+def relative(folder: Path, sheet: Path) -> str:
+    """Return the path of `folder` relative to `sheet`, for links."""
+    return Path(os.path.relpath(folder.resolve(), sheet.resolve().parent)).as_posix()
 
 
 def rebuild(records_dir: Path, output: Path) -> str:
@@ -159,7 +159,7 @@ def rebuild(records_dir: Path, output: Path) -> str:
     """
     while True:
         before = store_state(records_dir)
-        text, summary = make_page(records_dir, output)
+        text, summary = make_sheet(records_dir, output)
         write_atomically(output, text.encode())
         # A record that arrived meanwhile may be in a text that another process wrote and this one has just replaced.
         if store_state(records_dir) == before:
@@ -169,18 +169,18 @@ def rebuild(records_dir: Path, output: Path) -> str:
 def is_current(records_dir: Path, output: Path) -> bool:
     """Return whether the sheet at `output` is up to date; one that cannot be made is not."""
     try:
-        return output.read_bytes() == make_page(records_dir, output)[0].encode()
+        return output.read_bytes() == make_sheet(records_dir, output)[0].encode()
     except Exception:  # no sheet, or a record that breaks it, which rebuilding reports
         return False
 
 
-def shows_records(page: Path, records_dir: Path) -> bool:
-    """Return whether the sheet at `page` was made from records in `records_dir`, which may be missing by now."""
+def shows_records(sheet: Path, records_dir: Path) -> bool:
+    """Return whether the sheet at `sheet` was made from records in `records_dir`, which may be missing by now."""
     try:
-        text = page.read_text(encoding="utf-8", errors="replace")
+        text = sheet.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return False
-    return text.startswith(INTRODUCTION.format(folder=quote(relative(records_dir, page)))) and FIRST not in text
+    return text.startswith(INTRODUCTION.format(folder=quote(relative(records_dir, sheet)))) and FIRST not in text
 
 
 def store_state(folder: Path) -> list[tuple[str, int, int]]:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from benchmark.runs.checkpoints import FINISHED, MAGIC
 from benchmark.runs.export import MASKS, WEIGHTS
-from leaderboard.board.sheet import make_page, render
+from leaderboard.board.sheet import make_sheet, render
 from leaderboard.store.records import Problem, list_files, load_store, read_file, read_records
 
 PAGE = "LEADERBOARD.md"
@@ -51,7 +51,7 @@ def find_torn(folder: Path) -> list[str]:
     """Return what a reader of `folder`, at this very instant, would find damaged or untrue."""
     torn = [f"record {fault.file}: {fault.reason}" for fault in read_records(folder / "records", branches=True)[1]]
     page = folder / PAGE
-    if page.exists() and page.read_text() != make_page(folder / "records", page)[0]:
+    if page.exists() and page.read_text() != make_sheet(folder / "records", page)[0]:
         torn.append("page")
     return torn + [path.name for path in run_files(folder) if is_torn(path)]
 
@@ -148,7 +148,7 @@ def judge(folder: Path, wanted: Path) -> list[str]:
     for name in (PAGE, "PAPER.md"):
         if without_times(read_text(folder / name)) != without_times(read_text(wanted / name)):
             faults.append(f"other {name}")
-    if (folder / PAGE).exists() and read_text(folder / PAGE) != make_page(folder / "records", folder / PAGE)[0]:
+    if (folder / PAGE).exists() and read_text(folder / PAGE) != make_sheet(folder / "records", folder / PAGE)[0]:
         faults.append(f"{PAGE} is not what the records give")
     litter = {path.name for room in (folder, folder / "records") for path in room.glob(".*")}
     faults += [f"{name} is left" for name in sorted(litter) if not name.startswith(".partial-")]

@@ -118,7 +118,7 @@ def test_an_empty_store_has_pages_too(tmp_path: Path) -> None:
 
 
 BREAKERS = {
-    "LEADERBOARD.md": "leaderboard.board.build.make_page",
+    "LEADERBOARD.md": "leaderboard.board.build.make_sheet",
     PAPER: "leaderboard.board.build.paper_text",
     RESULTS: "leaderboard.board.build.results_text",
     "the pictures": "leaderboard.drawing.draw.draw_all",

@@ -90,16 +90,16 @@ def test_a_failed_rebuild_leaves_the_old_page_and_no_rest(tmp_path: Path, monkey
 def test_a_record_that_arrives_during_a_rebuild_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records, output = tmp_path / "records", tmp_path / "L.md"
     write_record(make_record(), records)
-    make_page, late = page_module.make_page, [1]
+    make_sheet, late = page_module.make_sheet, [1]
 
     def make_page_while_another_run_finishes(*paths: Path) -> tuple[str, str]:
-        page = make_page(*paths)
+        page = make_sheet(*paths)
         if late:
             write_record(make_record(seed=late.pop()), records)
-            output.write_text(make_page(*paths)[0])  # the other run's rebuild, about to be replaced by an older page
+            output.write_text(make_sheet(*paths)[0])  # the other run's rebuild, about to be replaced by an older page
         return page
 
-    monkeypatch.setattr(page_module, "make_page", make_page_while_another_run_finishes)
+    monkeypatch.setattr(page_module, "make_sheet", make_page_while_another_run_finishes)
     rebuild(records, output)
     assert "(n=2)" in output.read_text()
 
@@ -120,5 +120,5 @@ def test_runs_that_finish_at_once_are_all_on_the_page(tmp_path: Path) -> None:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert "(n=6)" in output.read_text()
-    assert output.read_text() == page_module.make_page(records, output)[0]
+    assert output.read_text() == page_module.make_sheet(records, output)[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["L.md", "records"]
