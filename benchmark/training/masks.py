@@ -105,10 +105,11 @@ class MaskSet:
         """
         self.check_together(proposed, planned)
         proposed = self.take_leading(proposed)
-        for (name, mask), factor in zip(self.masks.items(), self.factors, strict=True):
-            mask.copy_(proposed[name])
-            self.explored[name] |= mask
-            factor.copy_(mask)
+        masks = list(self.masks.values())
+        torch._foreach_copy_(masks, [proposed[name] for name in self.masks])
+        torch._foreach_copy_(self.factors, masks)
+        for explored, mask in zip(self.explored.values(), masks, strict=True):
+            explored |= mask
         stored = self.stored
         if stored is not None and not stored.all:
             stored.train_only(self.masks if trained is None else trained)
@@ -188,8 +189,8 @@ class MaskSet:
                     f"must return masks shaped as the weights: that of '{name}' must have shape "
                     f"{tuple(weight.shape)}, it has {tuple(mask.shape)}"
                 )
-        active = sum(count_each(proposed.values()))
-        if planned is not None and active != planned:
+        active = None if planned is None else sum(count_each(proposed.values()))
+        if active != planned:
             raise ContractError(f"must keep exactly {planned} of {self.total} weights here, keeps {active}")
 
     def check_together(self, proposed: Mapping[str, Tensor], planned: int | None) -> None:
