@@ -44,7 +44,7 @@ def latency(
     """Measure what a run's sparsity is worth on this machine, with several kernels; the leaderboard shows it."""
     from benchmark.inference.latency import measure_run, read_request
 
-    places = {"records": records, "page": leaderboard, "runs": runs}
+    places = {"records": records, "leaderboard": leaderboard, "runs": runs}
     guarded(lambda: measure_run(run, read_request(batch, threads, device), places, typed(), console))
 
 

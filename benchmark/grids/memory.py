@@ -99,7 +99,7 @@ def work_out_memory(page: Page, data: Data, built: Built, device: torch.device) 
         gradients=trained,
         optimizer=states * trained,
         masks=masks,
-        activations=round(few + per_image * (page.batch_size - FEW)),
+        activations=round(few + per_image * (-(-page.batch_size // page.accumulate) - FEW)),
         images=image_bytes(page, data),
         process=PROCESS["cpu" if device.type == "cpu" else "accelerator"],
     )

@@ -78,8 +78,8 @@ def measure_run(
 ) -> None:
     """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's sheets.
 
-    folders: records, page (the sheet) and runs, None for the default. Raises UserError for anything a user can fix,
-    before the first pass.
+    folders: records, leaderboard (the sheet) and runs, None for the default. Raises UserError for anything a user can
+    fix, before the first pass.
     """
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     subject = load_subject(name, places.records, places.runs)

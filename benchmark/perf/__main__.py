@@ -32,7 +32,8 @@ def print_goals(console: Console, goals: list[Goal]) -> None:
     for goal in goals:
         wanted = f"{goal.relation} {goal.limit:g} {goal.unit}" if goal.relation else ""
         verdict = f"[{STYLES[goal.verdict]}]{goal.verdict}[/]"
-        table.add_row(goal.name, escape(goal.what), f"{goal.measured:.4g} {goal.unit}", wanted, verdict)
+        what = " ".join([goal.what, *(f"({goal.details[key]})" for key in ("note",) if key in goal.details)])
+        table.add_row(goal.name, escape(what), f"{goal.measured:.4g} {goal.unit}", wanted, verdict)
     console.print(table)
 
 

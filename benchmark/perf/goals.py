@@ -24,7 +24,7 @@ class Goal:
     relation: str  # "<=" or ">="; "" without a limit
     limit: float = 0.0
     unit: str = "x"
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # "note" is shown beside the figure
 
     @property
     def verdict(self) -> str:

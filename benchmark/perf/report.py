@@ -48,10 +48,11 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def value(net: str, goal: Mapping[str, Any]) -> str:
-    """Return a measured value, such as `VGG-19 0.91× **short**`."""
+    """Return a measured value, such as `VGG-19 0.91× **short**`, with the note there may be."""
     short = " **short**" if goal["verdict"] == "short" else ""
     measured = f"{goal['measured']:.{3 if goal['measured'] < 1 else 4}g}"  # three decimals where 1 is what counts
-    return f"{net} {measured}{unit(goal)}{short}".strip()
+    note = f" ({goal['details']['note']})" if "note" in goal["details"] else ""
+    return f"{net} {measured}{unit(goal)}{note}{short}".strip()
 
 
 def put(text: str, table: str) -> str:

@@ -78,16 +78,20 @@ def measure_net(net: Net, rounds: int, passes: int) -> list[Goal]:
     whole, size = statistics.median(times["ours"]), masksets[0].total
     large = size > 10**7
     share = whole / pass_seconds(net, passes)
-    restore()
-    extra = peak_extra(ours) / (4 * size)
+    peaks = []
+    for _ in range(5):  # which pages an allocator takes differs from time to time
+        restore()
+        peaks.append(peak_extra(ours) / (4 * size))
+    extra = statistics.median(peaks)
     return [
         Goal("P4", f"{net.label}: the peer's update / ours", median_ratio(times["peer"], times["ours"]), ">=",
              5 if large else 2, details=milliseconds(times)),
         Goal("P4", f"{net.label}: update / forward and backward", share, "<=", 0.2 if net is VGG else 0.35),
-        Goal("P4", f"{net.label}: update", whole, "<=", 1.2, "s"),
+        Goal("P4", f"{net.label}: update", 1000 * whole, "<=", 1200 if large else 10, "ms"),
         Goal("P5", f"{net.label}: masks that threads or memory formats change", differing(net), "<=", 0, ""),
         # no limit for a small network, whose update holds megabytes of counters whatever its size
-        Goal("P14", f"{net.label}: memory of an update / weights", extra, "<=" if large else "", 1.75),
+        Goal("P14", f"{net.label}: memory of an update / weights", extra, "<=" if large else "", 1.75,
+             details={"peaks": peaks}),
     ]  # fmt: skip
 
 

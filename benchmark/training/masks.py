@@ -107,12 +107,13 @@ class MaskSet:
         """
         self.check_together(proposed, planned)
         proposed = self.take_leading(proposed)
-        for (name, mask), factor in zip(self.masks.items(), self.factors, strict=True):
-            mask.copy_(proposed[name])
+        masks = list(self.masks.values())
+        torch._foreach_copy_(masks, [proposed[name] for name in self.masks])
+        torch._foreach_copy_(self.factors, masks)
+        for (name, mask), explored in zip(self.masks.items(), self.explored.values(), strict=True):
             if (count := recall_count(proposed[name])) is not None:
                 note_count(mask, count)
-            self.explored[name] |= mask
-            factor.copy_(mask)
+            explored |= mask
         stored = self.stored
         if stored is not None and not stored.all:
             stored.train_only(self.masks if trained is None else trained)
@@ -198,8 +199,8 @@ class MaskSet:
                     f"must return masks shaped as the weights: that of '{name}' must have shape "
                     f"{tuple(weight.shape)}, it has {tuple(mask.shape)}"
                 )
-        active = sum(count_each(proposed.values()))
-        if planned is not None and active != planned:
+        active = None if planned is None else sum(count_each(proposed.values()))
+        if active != planned:
             raise ContractError(f"must keep exactly {planned} of {self.total} weights here, keeps {active}")
 
     def check_together(self, proposed: Mapping[str, Tensor], planned: int | None) -> None:

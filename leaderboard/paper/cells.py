@@ -225,12 +225,22 @@ def judge(difference: Difference, p: float | None) -> str:
 SAME_PAGE = {  # settings of a page that cannot change a number, and why
     "title": "how the page is called",
     "data_dir": "where the files lie; the data's fingerprint says what is in them",
+    "init": "where the weights lie; init_sha256 says which they are",
     "workers": "how fast images are read; an augmented one is a function of seed, epoch and index alone",
     "allow_dense": "a permission: with it a run is made, without it none is",
     "methods": "they are in the settings of the record's method, which are compared with the row's",
 }
 
-LATER: Settings = {"conv_init": "network", "no_decay": []}  # of a page whose record is older than these settings
+LATER: Settings = {  # of a page whose record is older than these settings
+    "conv_init": "network",
+    "no_decay": [],
+    "accumulate": 1,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "init_sha256": "",
+    "pretrained": False,
+    "reset_head": False,
+}
 
 Run = tuple[Record, tuple[str, ...]]  # a record, and in what it departs from the table's protocol
 

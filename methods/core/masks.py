@@ -10,7 +10,7 @@ from torch import Tensor
 from methods.core.answers import count_each
 from methods.core.declared import Masks
 from methods.core.distributions import uniform
-from methods.core.scores import InOrder
+from methods.core.scores import take
 from methods.core.selection import choose, choose_each
 from methods.core.view import View
 
@@ -47,7 +47,8 @@ def keep_top_global(scores: Mapping[str, Tensor], k: int, among: Mapping[str, Te
 
     Ties go to the earlier tensor, then to the lower row-major index.
     """
-    chosen = choose(InOrder(scores), k, [among[name] if among else None for name in scores])
+    tensors, sized = take(scores, scores)
+    chosen = choose(list(tensors), k, [among[name] if among else None for name in scores], sized)
     return dict(zip(scores, chosen, strict=True))
 
 
@@ -61,7 +62,8 @@ def keep_top_each(scores: Mapping[str, Tensor], counts: Mapping[str, int], among
 
     Ties go to the lower row-major index.
     """
-    chosen = choose_each((scores[name] for name in among), [counts[name] for name in among], among.values())
+    tensors, sized = take(scores, among)
+    chosen = choose_each(tensors, [counts[name] for name in among], among.values(), sized)
     return dict(zip(among, chosen, strict=True))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import overload
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,53 +15,38 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-class Scores(Mapping[str, Tensor]):
-    """Scores by weight name, computed each time they are asked for: a network's worth of memory is spared."""
+class Sizes(Mapping[str, Tensor]):
+    """Absolute values by weight name, computed each time they are asked for: a network's worth of memory is spared."""
 
-    def __init__(self, names: Iterable[str], compute: Callable[[str], Tensor]) -> None:
-        self.names, self.compute = dict.fromkeys(names), compute
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values_sized = values
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.compute(name)
+        return precise(self.values_sized[name]).abs()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.values_sized)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.values_sized)
 
 
-class InOrder(Sequence[Tensor]):
-    """The values of a mapping by position, each fetched when it is asked for."""
-
-    def __init__(self, scores: Mapping[str, Tensor]) -> None:
-        self.scores, self.names = scores, list(scores)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self.scores[name] for name in self.names[index]]
-        return self.scores[self.names[index]]
-
-    def __len__(self) -> int:
-        return len(self.names)
+def take(scores: Mapping[str, Tensor], names: Iterable[str]) -> tuple[Iterator[Tensor], bool]:
+    """Return the scores of these names, one after the other; or, and True, what they are the absolute values of."""
+    sized = isinstance(scores, Sizes)
+    source = scores.values_sized if isinstance(scores, Sizes) else scores
+    return (source[name] for name in names), sized
 
 
 def magnitude(view: View) -> Mapping[str, Tensor]:
     """Return |w|, computed layer by layer as it is read."""
-    weights = view.weights
-    return Scores(weights, lambda name: precise(weights[name]).abs())
+    return Sizes(view.weights)
 
 
 def gradient_magnitude(view: View) -> Mapping[str, Tensor]:
     """Return |dL/dw|, dense (RigL, section 3, "grow"; GraNet Eq. 3), computed layer by layer as it is read."""
     gradients = view.gradients
-    return Scores(view.weights, lambda name: precise(gradients[name]).abs())
+    return Sizes({name: gradients[name] for name in view.weights})
 
 
 def random_scores(view: View) -> dict[str, Tensor]:

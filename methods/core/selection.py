@@ -1,15 +1,16 @@
-"""Exact selection without a sort: the k largest scores, found by a histogram of the upper bits of their pattern.
+"""Exact selection without a sort: the k largest scores, found between two bounds that a sample of them gives.
 
-A float's bits, read as a whole number, rise with its value, so 2^16 counters over the upper 16 bits say in which narrow
-range the k-th largest score lies, and only the few scores of that range are ranked. Counters of several layers are
-added: no layer is copied beside another. Whatever the path, the choice is that of a stable descending sort.
+Every 37th score tells between which two values the k-th largest candidate lies, but for rare cases; what is larger is
+counted, and only the few scores between the bounds are ranked. Layers are looked through piece by piece: neither their
+absolute values nor copies of them are ever there as a whole. Where the bounds prove wrong, all candidates are ranked:
+whatever the path, the choice is that of a stable descending sort.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial, reduce
 
 import torch
@@ -18,45 +19,51 @@ from torch import Tensor
 from methods.core.answers import asking_together, count_each, look, note_count
 from methods.core.errors import ContractError
 
-LARGE = 2**15  # scores; below it ranking all of them costs less than counters
-# By dtype: how many 16-bit pieces a number has, and the upper piece of infinity.
-PIECES = {torch.float32: (2, 0x7F80), torch.float64: (4, 0x7FF0)} if sys.byteorder == "little" else {}
-HALF = 2**15  # counters of the positive numbers, and of the negative ones
-BLOCK = 2**8  # counters summed together, to find the right one in two short looks
-CHUNK = 2**15  # scores looked through at once
+FEW = 2**13  # candidates; to rank all of them costs less than to look for bounds
+STRIDE = 37  # from one score of the sample to the next: prime, to fall into step with no dimension of a weight
+CHUNK = 2**16  # scores looked through at once: they and what is made of them stay in a core's cache
 
 
-def choose(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> list[Tensor]:
+def choose(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None], sized: bool = False) -> list[Tensor]:
     """Return masks with exactly k True over all tensors: the k largest scores among the candidates of all together.
 
-    among: for each tensor of scores a bool tensor of its shape, True = candidate, or None for all of it. Ties go to the
-    earlier tensor, then to the lower row-major index; -0.0 and 0.0 are equal. Raises ContractError for a candidate that
-    is not finite and for k outside [0, candidates]. Invariant: the answer depends on no thread count, memory format or
-    device, and on nothing that stands outside the candidates.
+    among: for each tensor of scores a bool tensor of its shape, True = candidate, or None for all of it. sized: what
+    counts are the absolute values, which are never there as a whole. Ties go to the earlier tensor, then to the lower
+    row-major index; -0.0 and 0.0 are equal. Raises ContractError for a candidate that is not finite and for k outside
+    [0, candidates]. Invariant: the answer depends on no thread count, memory format or device, and on nothing that
+    stands outside the candidates.
     """
     if scores[0].device.type != "cpu":
-        masks, facts = choose_by_sorting(scores, k, among)
+        masks, facts = choose_by_sorting([s.abs() for s in scores] if sized else scores, k, among)
         look(partial(check, k), facts)
         if len(masks) == 1:
             note_count(masks[0], k)
         return masks
-    kinds, sizes = zip(*((score.dtype, score.numel()) for score in scores), strict=True)
-    common = reduce(torch.promote_types, kinds)
-    if len(set(kinds)) > 1:
-        scores = [score.to(common) for score in scores]
-    counted = common in PIECES and sum(sizes) >= LARGE
-    threshold = find_by_counting(scores, k, among) if counted else find_by_ranking(scores, k, among)
-    return cut(scores, k, among, threshold)
+    kinds = {score.dtype for score in scores}
+    if len(kinds) > 1:
+        scores = [score.to(reduce(torch.promote_types, kinds)) for score in scores]
+    layers = [Layer(score, mask, sized) for score, mask in zip(scores, among, strict=True)]
+    if sum(layer.flat.numel() for layer in layers) <= FEW or (len(layers) == 1 and layers[0].count() <= FEW):
+        flat = join([pick(*piece) for layer in layers for piece in layer.pieces()])
+        check(k, flat.numel() if are_finite(flat) else 0, flat.numel())
+        return cut(layers, k, *(rank(flat, k) if k else (None, 0)))
+    merged = merge(layers)
+    found = survey(merged)
+    check(k, found.finite, found.available)
+    bounds = find_bounds(found, k) if found.available > FEW else (None, None)
+    return cut(layers, k, *(find_threshold(merged, k, *bounds) if k else (None, 0)))
 
 
-def choose_each(scores: Iterable[Tensor], counts: Sequence[int], among: Iterable[Tensor | None]) -> list[Tensor]:
+def choose_each(
+    scores: Iterable[Tensor], counts: Sequence[int], among: Iterable[Tensor | None], sized: bool = False
+) -> list[Tensor]:
     """Return, for each tensor by itself, the mask of its counts[i] largest candidates; see `choose`.
 
     Scores and candidates are taken one after the other, so generators spare memory. On an accelerator the host waits
     once for all tensors together.
     """
     with asking_together():
-        groups = (choose([score], k, [mask]) for score, k, mask in zip(scores, counts, among, strict=True))
+        groups = (choose([score], k, [mask], sized) for score, k, mask in zip(scores, counts, among, strict=True))
         return [masks[0] for masks in groups]
 
 
@@ -68,97 +75,150 @@ def check(k: int, finite: int, available: int) -> None:
         raise ContractError("ranked a score that is not finite")
 
 
-def find_by_ranking(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the k-th largest candidate, found among all of them; None for k = 0."""
-    pairs = zip(scores, among, strict=True)
-    parts = [score.reshape(-1) if mask is None else score[mask] for score, mask in pairs]
-    flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return rank(flat, k)
+class Layer:
+    """A tensor's scores and candidates as vectors in one order, that of memory where it is dense, piece by piece."""
+
+    def __init__(self, score: Tensor, mask: Tensor | None, sized: bool) -> None:
+        self.score, self.mask, self.sized = score, mask, sized
+        self.swapped = score.dim() == 4 and score.is_contiguous(memory_format=torch.channels_last)
+        if self.swapped:
+            score, mask = score.permute(0, 2, 3, 1), None if mask is None else mask.permute(0, 2, 3, 1)
+        self.order = score.shape
+        self.flat, self.candidates = score.detach().reshape(-1), None if mask is None else mask.reshape(-1)
+        if sized and self.flat.numel() <= CHUNK:  # few enough to be kept: to compute them again would cost more
+            self.flat, self.sized = self.flat.abs(), False
+
+    def count(self) -> int:
+        """Return the number of candidates."""
+        return self.flat.numel() if self.candidates is None else int(torch.count_nonzero(self.candidates))
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield scores and candidates, CHUNK at once; what is yielded lasts until the next."""
+        if self.flat.numel() <= CHUNK:
+            if self.flat.numel():
+                yield self.flat, self.candidates
+            return
+        room = torch.empty(CHUNK, dtype=self.flat.dtype) if self.sized else None
+        for start in range(0, self.flat.numel(), CHUNK):
+            flat = self.flat[start : start + CHUNK]
+            mask = None if self.candidates is None else self.candidates[start : start + CHUNK]
+            yield (flat if room is None else torch.abs(flat, out=room[: flat.numel()])), mask
+
+    def where(self, compare: Callable[[Tensor, Tensor], Tensor], threshold: Tensor) -> Tensor:
+        """Return the mask of the candidates for which a comparison with `threshold` holds."""
+        flat = join([restrict(compare(flat, threshold), mask) for flat, mask in self.pieces()], torch.bool)
+        return flat.view(self.order).permute(0, 3, 1, 2) if self.swapped else flat.view(self.order)
 
 
-def rank(flat: Tensor, k: int) -> Tensor | None:
-    """Return the k-th largest of a vector, None for k = 0; raises ContractError as `choose` does."""
-    available = flat.numel()
-    if available == 0 or not 0 <= k <= available:
-        check(k, available, available)
-        return None
+def merge(layers: list[Layer]) -> list[Layer]:
+    """Return layers with the small ones as one, which saves calls; the k-th largest of all is the same."""
+    small = [layer for layer in layers if layer.flat.numel() <= CHUNK]
+    if len(small) < 2:
+        return layers
+    flat = torch.cat([layer.flat for layer in small])
+    masks = [torch.ones_like(one.flat, dtype=torch.bool) if one.candidates is None else one.candidates for one in small]
+    return [Layer(flat, torch.cat(masks), False), *(layer for layer in layers if layer.flat.numel() > CHUNK)]
+
+
+def join(parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Return vectors as one."""
+    if not parts:
+        return torch.empty(0, dtype=dtype)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+@dataclass
+class Survey:
+    """What one look at all scores tells: the candidates, those that are finite, and a sample of them."""
+
+    available: int = 0
+    finite: int = 0
+    sample: list[Tensor] = field(default_factory=list)
+
+
+def survey(layers: Sequence[Layer]) -> Survey:
+    """Look at all scores, once."""
+    found = Survey()
+    for flat, mask in (piece for layer in layers for piece in layer.pieces()):
+        count = flat.numel() if mask is None else int(torch.count_nonzero(mask))
+        found.available += count
+        found.finite += count if are_finite(flat) or are_finite(pick(flat, mask)) else 0
+        found.sample.append(pick(flat[::STRIDE], None if mask is None else mask[::STRIDE]))
+    return found
+
+
+def are_finite(flat: Tensor) -> bool:
+    """Return whether all numbers of a vector are finite."""
+    if flat.numel() == 0:
+        return True
     lowest, highest = flat.aminmax()  # not a number where one of them is
-    finite = math.isfinite(lowest.item()) and math.isfinite(highest.item())
-    check(k, available if finite else 0, available)
-    if k == 0:
-        return None
-    return lowest if k == available or bool(lowest == highest) else flat.kthvalue(available - k + 1).values
+    return math.isfinite(lowest.item()) and math.isfinite(highest.item())
 
 
-def find_by_counting(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the k-th largest candidate, found by counting upper bits and ranking the scores of one counter."""
-    counters = torch.zeros(2 * HALF, dtype=torch.int64)
-    keys = scores[0]
-    for score, mask in zip(scores, among, strict=True):
-        keys = read_keys(*lay_flat(score, mask))
-        if int(keys.min()) < 0:
-            counters += torch.bincount(keys.int() + HALF, minlength=2 * HALF)
-        else:
-            counters[HALF:] += torch.bincount(keys, minlength=HALF)
-        if mask is not None:
-            counters[HALF] -= mask.numel() - int(torch.count_nonzero(mask))
-    infinite = PIECES[scores[0].dtype][1]
-    available = int(counters.sum())
-    wrong = int(counters[: HALF - infinite].sum() + counters[HALF + infinite :].sum())
-    check(k, available - wrong, available)
-    if k == 0:
-        return None
-    place, above = find_counter(counters, k)
-    key, found = place - HALF, []
-    for score, mask in zip(scores, among, strict=True):
-        flat, candidates = lay_flat(score, mask)
-        at_key = (keys if len(scores) == 1 else read_keys(flat, candidates)) == key
-        if key == 0 and candidates is not None:  # where those that are no candidates were counted
-            at_key &= candidates
-        found.append(flat[at_key])
-    return rank(found[0] if len(found) == 1 else torch.cat(found), k - above)
+def pick(flat: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a copy of the scores of a vector that are candidates, in order."""
+    if mask is None:
+        return flat.clone()
+    if flat.dtype is torch.bfloat16:  # unknown to numpy
+        return flat.masked_select(mask)
+    return torch.from_numpy(flat.numpy().compress(mask.numpy()))  # masked_select takes four times as long
 
 
-def find_counter(counters: Tensor, k: int) -> tuple[int, int]:
-    """Return the counter that holds the k-th, counted from the last one down, and the sum of those beyond it."""
-    block, beyond = look_down(counters.reshape(-1, BLOCK).sum(1), k)
-    place, more = look_down(counters[block * BLOCK : (block + 1) * BLOCK], k - beyond)
-    return block * BLOCK + place, beyond + more
+def rank(flat: Tensor, k: int) -> tuple[Tensor, int]:
+    """Return the k-th largest of a vector, and how many are as large or larger."""
+    threshold = flat.kthvalue(flat.numel() - k + 1).values
+    return threshold, int(torch.count_nonzero(flat >= threshold))
 
 
-def look_down(counters: Tensor, k: int) -> tuple[int, int]:
-    """Return what `find_counter` does, by summing all of the counters."""
-    from_top = counters.flip(0).cumsum(0)
-    steps = int(torch.searchsorted(from_top, k))
-    return counters.numel() - 1 - steps, int(from_top[steps - 1]) if steps else 0
+def find_bounds(found: Survey, k: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the k-th largest candidate lies between, but for one time in ten thousand; None for no bound."""
+    sample = torch.cat(found.sample)
+    size = sample.numel()
+    if size == 0:
+        return None, None
+    place = k / found.available * size
+    margin = 4 * math.sqrt(place * (1 - place / size)) + 2  # four standard deviations
+    low, high = size + 1 - math.ceil(place + margin), size + 1 - math.floor(place - margin)  # from the smallest up
+    return (
+        sample.kthvalue(low).values if low >= 1 else None,
+        sample.kthvalue(high).values if high <= 0.9 * size else None,  # few lie above: they may as well be ranked
+    )
 
 
-def lay_flat(score: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return scores and candidates as vectors in one common order: that of memory where it is dense, to save a copy."""
-    if score.dim() == 4 and score.is_contiguous(memory_format=torch.channels_last):
-        score, mask = score.permute(0, 2, 3, 1), None if mask is None else mask.permute(0, 2, 3, 1)
-    return score.reshape(-1), None if mask is None else mask.reshape(-1)
+def find_threshold(
+    layers: Sequence[Layer], k: int, low: Tensor | None = None, high: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Return the k-th largest candidate, which should lie between the bounds, and how many are as large or larger."""
+    between, above = [], 0
+    for flat, mask in (piece for layer in layers for piece in layer.pieces()):
+        within = mask if low is None else restrict(flat > low, mask)
+        if high is not None:
+            above += flat.numel() if within is None else int(torch.count_nonzero(within))
+            within = restrict(flat < high, within)
+        between.append(pick(flat, within))
+    flat = join(between)
+    above -= flat.numel() if high is not None else 0
+    if above < k <= above + flat.numel():
+        threshold, reached = rank(flat, k - above)
+        return threshold, above + reached
+    for bound in (low, high):  # many may be equal to it
+        if bound is not None:
+            reached = sum(count_each(layer.where(torch.ge, bound) for layer in layers))
+            if reached - sum(count_each(layer.where(torch.eq, bound) for layer in layers)) < k <= reached:
+                return bound, reached
+    return find_threshold(layers, k)
 
 
-def read_keys(flat: Tensor, candidates: Tensor | None) -> Tensor:
-    """Return the upper 16 bits of each score as an int16 that rises with it, 0 where it is no candidate."""
-    pieces = PIECES[flat.dtype][0]
-    upper = flat.contiguous().view(torch.int16)[pieces - 1 :: pieces]
-    keys = upper.contiguous() if candidates is None else upper * candidates
-    # Negative numbers have the sign bit set and the other bits rise as the number falls.
-    return keys ^ ((keys >> 15) & 0x7FFF) if keys.numel() and int(keys.min()) < 0 else keys
-
-
-def cut(scores: Sequence[Tensor], k: int, among: Sequence[Tensor | None], threshold: Tensor | None) -> list[Tensor]:
-    """Return the masks of the k largest candidates, of which `threshold` is the smallest."""
+def cut(layers: Sequence[Layer], k: int, threshold: Tensor | None, reached: int) -> list[Tensor]:
+    """Return the masks of the k largest candidates: of those that reach the threshold, the first; None for none."""
     if threshold is None:
-        return [torch.zeros_like(score, dtype=torch.bool) for score in scores]
-    masks = [restrict(score >= threshold, mask) for score, mask in zip(scores, among, strict=True)]
-    surplus = sum(count_each(masks)) - k
-    for score, mask in zip(reversed(scores), reversed(masks), strict=True):
+        return [torch.zeros_like(layer.score, dtype=torch.bool) for layer in layers]
+    masks = [layer.where(torch.ge, threshold) for layer in layers]
+    surplus = reached - k
+    for layer, mask in zip(reversed(layers), reversed(masks), strict=True):
         if surplus == 0:
             break
-        ties = mask & (score == threshold)
+        ties = layer.where(torch.eq, threshold)
         found = int(torch.count_nonzero(ties))
         if found > surplus:  # the first of them stay
             flat = ties.reshape(-1)

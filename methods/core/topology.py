@@ -10,6 +10,7 @@ from torch import Tensor
 from methods.core.answers import count_each
 from methods.core.declared import Masks
 from methods.core.masks import count_active, keep_top_global
+from methods.core.scores import take
 from methods.core.selection import choose_each
 
 
@@ -25,7 +26,8 @@ def drop(
     """
     active = count_each(masks.values())
     keep = [count - rounding(rate * count) for count in active]
-    chosen = choose_each((scores[name] for name in masks), keep, masks.values())
+    tensors, sized = take(scores, masks)
+    chosen = choose_each(tensors, keep, masks.values(), sized)
     return dict(zip(masks, chosen, strict=True))
 
 
@@ -37,7 +39,8 @@ def grow(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], like: Mappin
     """
     present, wanted = count_each(masks.values()), count_each(like[name] for name in masks)
     missing = [want - have for want, have in zip(wanted, present, strict=True)]
-    added = choose_each((scores[name] for name in masks), missing, (~mask for mask in masks.values()))
+    tensors, sized = take(scores, masks)
+    added = choose_each(tensors, missing, (~mask for mask in masks.values()), sized)
     return {name: new.logical_or_(mask) for (name, mask), new in zip(masks.items(), added, strict=True)}
 
 

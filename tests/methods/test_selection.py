@@ -13,7 +13,7 @@ from methods.core import ContractError, selection
 from methods.core.selection import choose, choose_by_sorting, choose_each
 from tests.harness import oracles
 
-PATHS = ("ranking", "counting", "sorting")
+PATHS = ("ranking", "sampling", "sorting")
 LEAST = {torch.float32: 1e-45, torch.float64: 5e-324}  # the smallest subnormal numbers
 
 
@@ -28,8 +28,9 @@ def take(path, scores, k, among):
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    """The path to choose on; counters serve small tensors too, and positions are looked for in small pieces."""
-    monkeypatch.setattr(selection, "LARGE", 0 if request.param == "counting" else math.inf)
+    """The path to choose on; bounds serve small tensors too, and positions are looked for in small pieces."""
+    monkeypatch.setattr(selection, "FEW", 0 if request.param == "sampling" else math.inf)
+    monkeypatch.setattr(selection, "STRIDE", 3)
     monkeypatch.setattr(selection, "CHUNK", 4)
     return request.param
 
@@ -81,6 +82,31 @@ def test_the_choice_is_that_of_a_stable_sort_on_500_cases(path):
             assert torch.equal(found, right), (case, k)
 
 
+@pytest.mark.parametrize("few", [0, math.inf])
+def test_absolute_values_that_are_never_there_as_a_whole_are_chosen_like_those_that_are(few, monkeypatch):
+    monkeypatch.setattr(selection, "FEW", few)
+    monkeypatch.setattr(selection, "STRIDE", 3)
+    monkeypatch.setattr(selection, "CHUNK", 4)  # pieces share their room
+    generator = np.random.default_rng(2)
+    for case in range(200):
+        scores, k, among = draw_case(generator, case)
+        right = stable_sort([score.abs() for score in scores], k, among)
+        found = choose(scores, k, among, sized=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True)), case
+
+
+def test_bounds_that_prove_wrong_cost_time_alone(monkeypatch):
+    monkeypatch.setattr(selection, "FEW", 0)
+    generator = np.random.default_rng(3)
+    for case in range(100):
+        scores, k, among = draw_case(generator, case)
+        low, high = sorted(generator.standard_normal(2))
+        bounds = torch.tensor(low, dtype=scores[0].dtype), torch.tensor(high, dtype=scores[0].dtype)
+        monkeypatch.setattr(selection, "find_bounds", lambda found, k, bounds=bounds: bounds)
+        for found, right in zip(choose(scores, k, among), stable_sort(scores, k, among), strict=True):
+            assert torch.equal(found, right), case
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_not_finite_is_refused_among_the_candidates_and_ignored_elsewhere(path, bad, dtype):
@@ -100,7 +126,7 @@ def test_a_budget_that_does_not_fit_the_candidates_is_refused(path, k, message):
 
 @pytest.mark.parametrize(("layout", "count"), list(product([torch.contiguous_format, torch.channels_last], [1, 2])))
 def test_a_large_choice_is_the_same_in_every_memory_format_with_one_thread_and_with_two(layout, count):
-    """At full size, so that counters and pieces are the real ones: 147,456 scores of which most tie."""
+    """At full size, so that sample and pieces are the real ones: 147,456 scores of which most tie."""
     generator = torch.Generator().manual_seed(0)
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -109,7 +135,7 @@ def test_a_large_choice_is_the_same_in_every_memory_format_with_one_thread_and_w
             scores = torch.randint(0, grain, (128, 128, 3, 3), generator=generator).float() / grain
             among = torch.rand(scores.shape, generator=generator) < 0.7
             k = int(among.sum()) // 3
-            assert scores.numel() >= selection.LARGE
+            assert scores.numel() >= selection.FEW
             expected = stable_sort([scores], k, [among])[0]
             found = choose([scores.contiguous(memory_format=layout)], k, [among.contiguous(memory_format=layout)])[0]
             assert torch.equal(found, expected), grain

@@ -13,7 +13,7 @@ from benchmark.perf import __main__ as command
 from benchmark.perf import data, pool, realised
 from benchmark.perf.exact import count_differing
 from benchmark.perf.goals import Goal
-from benchmark.perf.masking import measure_net
+from benchmark.perf.masking import bytes_to_move, measure_net
 from benchmark.perf.peers import Net, Peer, backward, make_batch, make_model, make_sgd, sparsify
 from benchmark.perf.report import DOCUMENT, KEPT, put, render
 from benchmark.perf.update import propose
@@ -64,7 +64,11 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
 
 def test_a_tiny_network_goes_through_the_measurement():
     names = [(goal.name, goal.measured > 0) for goal in measure_net(TINY, 1, 1)]
-    assert names == [("P1", True), ("P2", True), ("P2", True)]
+    assert names == [("P1", True)] * 3 + [("P2", True)] * 3
+
+
+def test_a_masked_step_must_move_every_value_once():
+    assert bytes_to_move(2, 1) == 2 * 24 + 20
 
 
 def test_realised_speed_goes_through_the_measurement_on_tiny_networks(monkeypatch):
