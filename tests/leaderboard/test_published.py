@@ -71,7 +71,7 @@ def test_every_page_is_one_of_the_suite_and_has_what_its_records_must_have() -> 
 def test_no_setting_of_a_page_is_forgotten_and_those_left_out_are_the_ones_that_change_no_number() -> None:
     """The engine leaves `methods` out of a page's variant too: it is in the method's settings, so in the run's name."""
     fields = {field.name for field in dataclasses.fields(Page)}
-    assert SAME_PAGE.keys() == {"title", "data_dir", "workers", "allow_dense", "methods"} == NOT_PROTOCOL
+    assert SAME_PAGE.keys() == {"title", "data_dir", "init", "workers", "allow_dense", "methods"} == NOT_PROTOCOL
     for name, facts in TABLES.pages.items():
         assert facts.settings.keys() == fields - SAME_PAGE.keys(), name
     assert all(SAME_PAGE.values())
