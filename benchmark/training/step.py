@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
 from benchmark.distributed.ranks import do_together, share_tensors
 from benchmark.training.contract import commit, propose
@@ -14,7 +17,8 @@ from benchmark.training.method_state import ask_weigh, check_penalty, has_penalt
 from benchmark.training.moments import take_moments
 from benchmark.training.optim import Aim, is_finite, stepping_where
 from benchmark.training.sparse import SparseTraining
-from methods.core import Update, View
+from methods.core import ContractError, Update, View
+from methods.core.answers import asking_together, look
 
 
 def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: float) -> None:
@@ -33,29 +37,26 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
     parameters = [p for p in (*run.parameters, *run.method_state.learned.values()) if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     fine = is_finite(norm, loss)
-    waits = run.waits or due
-    finite = bool(fine) if waits else True
+    finite = bool(fine) if run.waits else True  # an accelerator is not asked: where it is not, no bit changes
     if finite and clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
-    if not waits:  # nothing that follows changes a bit where the step is not finite
-        with stepping_where(fine, run.optimizer, run.buffers, run.saved):
-            step_weights(run)
-        follow(run, fine)
-        run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
-    elif finite:
+    if finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
         active = maskset.active_gradients() if due else None
-        if not (due and run.method.replaces_step):
-            step_weights(run)
+        with nullcontext() if run.waits else stepping_where(fine, run.optimizer, run.buffers, run.saved):
+            if not (due and run.method.replaces_step):
+                step_weights(run)
         # 6 the method proposes, the engine commits
         if due:
-            update_masks(run, dense, active)
+            finite = update_masks(run, dense, active, None if run.waits else fine)
         # 7 the average; inactive weights are zero in both, so they stay zero
-        follow(run)
+        follow(run, None if run.waits else fine)
     else:
         run.restore_buffers()
         run.skipped_steps += 1
+    if not run.waits:
+        run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
     run.update_pending = due and not finite  # made up for at the next finite step, so that no target is missed
 
 
@@ -146,13 +147,36 @@ def forget(run: SparseTraining) -> None:
                 value.zero_()
 
 
-def update_masks(run: SparseTraining, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None) -> None:
-    """Ask the method for new masks and commit them."""
+def update_masks(
+    run: SparseTraining, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None, fine: Tensor | None = None
+) -> bool:
+    """Ask the method for new masks and commit them; return whether: not where the step turns out not to be finite.
+
+    `fine`: whether it is, as the device knows it, which is asked together with what the proposal asks; None = it is.
+    """
     began = time.monotonic()
     view = run.view(dense, active, input_moments=read_moments(run))
-    apply(run, do_together(lambda: propose(run.method, run.name, view)), view)
+    skipped: list[int] = []  # 1 or 0, once the device has told
+    try:
+        with asking_together():
+            if fine is not None:
+                look(partial(refuse_skipped, skipped), ~fine)
+            update = do_together(lambda: propose(run.method, run.name, view))
+    except (UserError, ContractError):  # of numbers that are not finite, anything may be said
+        if fine is None or not (skipped[0] if skipped else ~fine):
+            raise
+        return False
+    apply(run, update, view)
     run.updates += 1
     run.usage.updates_s += time.monotonic() - began
+    return True
+
+
+def refuse_skipped(told: list[int], skipped: int) -> None:
+    """Keep whether the step is skipped; raises ContractError where it is."""
+    told.append(skipped)
+    if skipped:
+        raise ContractError("was asked at a step that is not finite")
 
 
 def apply(run: SparseTraining, update: Update, view: View) -> None:

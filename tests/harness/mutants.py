@@ -197,7 +197,7 @@ def ignore_groups(original):
 def step_as_well(original):
     def update_masks(run, *gradients):
         run.optimizer.step()
-        original(run, *gradients)
+        return original(run, *gradients)
 
     return update_masks
 
