@@ -59,9 +59,25 @@ def to_onnx(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
                 verbose=False,
             )
             assert program is not None
-            content: bytes = program.model_proto.SerializeToString()
+            content = strip(program.model_proto)
     except Exception as error:  # the exporter traces the network, which may raise anything
         raise UserError(f"the network cannot be written as ONNX: {explain_refusal(error)}") from error
+    return content
+
+
+def strip(model: Any) -> bytes:
+    """Return an ONNX model as a file, without what the exporter notes of this machine: paths, stack traces, docs."""
+    graphs = [model.graph, *(function for function in model.functions)]
+    for graph in graphs:
+        for part in (graph, *graph.node, *graph.value_info, *getattr(graph, "initializer", ())):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+        for value in (*graph.input, *graph.output):
+            if not isinstance(value, str):  # of a function they are names
+                value.ClearField("metadata_props")
+                value.ClearField("doc_string")
+    model.ClearField("metadata_props")
+    content: bytes = model.SerializeToString()
     return content
 
 

@@ -11,14 +11,17 @@ from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import conv_flop_count
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
 from benchmark.networks.prunable import Layer
 from benchmark.networks.witness import recount, without_fast_path
 from methods.core import Scoring
+
+with warnings.catch_warnings():  # at its import fvcore scripts a function, of which torch warns its authors
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import conv_flop_count
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def test_an_onnx_file_takes_any_batch_gives_the_outputs_and_has_the_weights_by_n
     (found,) = import_package("onnxruntime").InferenceSession(content).run(None, {"images": images.numpy()})
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(found), subject.network(images), atol=1e-4)
+    assert b"site-packages" not in content and b".py" not in content  # nothing of the machine it was written on
 
 
 @needs_onnx
