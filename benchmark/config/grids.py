@@ -359,7 +359,7 @@ def expand_lists(lists: dict[str, str], arguments: str) -> Grid:
     faults = find_list_faults(lists, arguments)
     if len(faults) > 1:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        raise UserError(f"what was asked has {len(faults)} faults, and nothing was run:\n{listed}")
+        raise UserError(f"the request has {len(faults)} faults, and nothing was run:\n{listed}")
     if faults:
         raise UserError(faults[0])
     cells = plan_cells(lists["METHOD"], lists["SPARSITY"], lists["TASK"], lists["SEED"], arguments)

@@ -61,7 +61,7 @@ def run_grid(
     cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
     left_out = set(expand_name(asked.methods)) - {cell.plugin.name for cell in cells} if asked.methods == ALL else ()
     if left_out:
-        console.print(f"left out, for they do not take SPARSITY={asked.sparsities}: {', '.join(sorted(left_out))}")
+        console.print(f"left out because they do not take SPARSITY={asked.sparsities}: {', '.join(sorted(left_out))}")
     for cell in cells if snapshots else []:
         refuse_rounds(cell, "--snapshots")
     kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")
@@ -97,7 +97,7 @@ def tell_unchecked(cells: list[Cell], console: Console) -> None:
     for plugin in {cell.plugin.name: cell.plugin for cell in cells if not cell.plugin.is_ours}.values():
         asked = plugin.source if plugin.source.endswith(".py") else plugin.name
         console.print(
-            f"{plugin.name} is not of this suite: it was rehearsed, `make check-method METHOD={asked}` checks the rest",
+            f"{plugin.name} is not part of this suite: it was rehearsed; `make check-method METHOD={asked}` checks the rest",
             highlight=False,
             markup=False,
         )
