@@ -39,7 +39,7 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
     if not waits:  # nothing that follows changes a bit where the step is not finite
-        with stepping_where(fine, run.optimizer, run.buffers, run.saved):
+        with stepping_where(fine, run.optimizer, run.buffers if run.saved else [], run.saved):
             step_weights(run)
         follow(run, fine)
         run.unseen_skips = ~fine + (0 if run.unseen_skips is None else run.unseen_skips)
