@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ class UserTraining(SparseTraining):
     def scored(self) -> tuple[Samples, int]:
         assert self.samples is not None, "a method that asks for images was given a loader"
         return self.samples, self.samples.batch_size
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The network's parameters, and what else the optimiser steps, such as those of a loss."""
+        stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        learned = {id(parameter) for parameter in self.method_state.learned.values()}
+        every = {id(parameter): parameter for parameter in (*self.model.parameters(), *stepped)}
+        return [parameter for own, parameter in every.items() if own not in learned]
 
     def begin_method_state(self, learned: Mapping[str, Tensor]) -> None:
         if learned and hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):

@@ -185,14 +185,15 @@ def test_a_step_that_does_not_wait_for_the_device_has_the_same_bits() -> None:
     found = []
     for waits in (True, False):
         net = SmallNet()
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=True)
+        extra = nn.Parameter(torch.zeros(3, 8))  # as of a loss with parameters
+        optimizer = torch.optim.SGD([*net.parameters(), extra], lr=0.1, momentum=0.9, fused=True)
         net.load_state_dict(build("dense")[0].state_dict())
         model, sparse = build("rigl", net, optimizer=optimizer)
         sparse.training.waits = waits
         data = batches()
         train(model, sparse, data[:4])
         nn.functional.cross_entropy(model(data[4][0]), data[4][1]).backward()
-        model.get_parameter("fc.weight").grad.fill_(float("inf"))
+        (extra if waits else model.get_parameter("fc.weight")).grad = torch.full((3, 8), float("inf"))
         sparse.step()
         train(model, sparse, data[5:])
         assert sparse.state_dict()["counters"][:2] == [12, 1]
