@@ -119,6 +119,7 @@ class Report:
 def reword(message: str) -> str:
     """Return a message of the runner's with settings as keywords, which its command line writes otherwise."""
     message = message.replace("ARGS=model_args.", "").replace("ARGS=", "").replace("SPARSITY", "sparsity")
+    message = message.replace("make new-method NAME=", "sparse-bench new-method ")
     return re.sub("^page '", "network '", message)
 
 
@@ -135,11 +136,12 @@ class Sparsifier:
     """A method's masks on your own network, in your own training loop.
 
     model: any nn.Module whose convolutions and linear layers are to be pruned, also one wrapped in
-    DistributedDataParallel or by torch.compile. optimizer: over all its parameters. method: a name from `make methods`,
-    the path of a method file, or a Method; sparsity: the share of the prunable weights that is zero at the end, in
-    [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the schedule is laid out;
-    steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for methods that look at
-    batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too. seed: of what the method
+    DistributedDataParallel or by torch.compile. optimizer: over all its parameters. method: a name from
+    `sparse-bench methods`, the path of a method file, or a Method; sparsity: the share of the prunable weights that is
+    zero at the end, in [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the
+    schedule is laid out; steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for
+    methods that look at batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too.
+    seed: of what the method
     draws. example: a batch of inputs as a step sees it, to count FLOPs by. settings: of the method, by name.
 
     Build it after the optimiser and before a learning-rate scheduler; the first masks are applied at once. Raises
@@ -152,7 +154,7 @@ class Sparsifier:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        method: str | Method = "granet",
+        method: str | Path | Method = "granet",
         sparsity: float | None = None,
         *,
         total_steps: int,
@@ -368,7 +370,7 @@ def make_page(network: nn.Module, keep_dense: Sequence[str]) -> Page:
 
 
 def choose_method(
-    page: Page, method: str | Method, sparsity: float | None, settings: dict[str, Any]
+    page: Page, method: str | Path | Method, sparsity: float | None, settings: dict[str, Any]
 ) -> tuple[Plugin, Method]:
     """Return the method asked for, with its defaults where there is no page; raises UserError for bad settings."""
     if isinstance(method, Method):
