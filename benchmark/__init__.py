@@ -6,6 +6,7 @@ names is in the working folder, on PYTHONPATH or installed.
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -33,7 +34,7 @@ def refuse_foreign() -> None:
         if module is not None and str(ROOT / name) not in [str(Path(place).resolve()) for place in places]:
             raise ImportError(
                 f"sparse-bench has a package '{name}' ({ROOT / name}), and another one was imported before it: "
-                f"{places[-1] or places[0]}. Import benchmark first, or rename the other one"
+                f"{places[-1] or places[0]}. Import benchmark first, if you do not need the other one, else rename that"
             )
 
 
@@ -44,5 +45,7 @@ sys.meta_path.insert(0, OwnFinder)  # type: ignore[arg-type]
 def __getattr__(name: str) -> Any:
     """Import what this package offers to other programs when it is asked for: most commands need none of it."""
     if name == "Sparsifier":
-        return importlib.import_module("benchmark.training.sparsifier").Sparsifier
+        with warnings.catch_warnings():  # fvcore uses what torch will not have for ever
+            warnings.simplefilter("ignore", FutureWarning)
+            return importlib.import_module("benchmark.training.sparsifier").Sparsifier
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

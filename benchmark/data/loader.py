@@ -35,25 +35,36 @@ class LoaderImages:
         return len(self.labels)
 
     def yield_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the loader's batches without end; raises UserError for an empty loader, or other than such pairs."""
+        """Yield the loader's batches without end; raises UserError for an empty loader."""
         while True:
             seen = False
-            for batch in self.loader:
-                pair = tuple(batch) if isinstance(batch, tuple | list) else ()
-                if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
-                    raise UserError(
-                        f"data must yield pairs of tensors (inputs, labels), it yields {type(batch).__name__}: wrap it "
-                        "in a generator that does"
-                    )
+            for pair in self.yield_pass():
                 seen = True
                 yield pair
             if not seen:
                 raise UserError("data yields no batch: give a loader that can be iterated again, not an iterator")
 
+    def yield_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the loader's batches once; raises UserError for other than pairs of tensors."""
+        for batch in self.loader:
+            pair = tuple(batch) if isinstance(batch, tuple | list) else ()
+            if len(pair) != 2 or not all(isinstance(part, Tensor) and part.dim() for part in pair):
+                parts = f" of {', '.join(type(part).__name__ for part in pair)}" if pair else ""
+                raise UserError(
+                    "data must yield pairs of tensors (inputs, labels), a batch in each; it yields "
+                    f"{type(batch).__name__}{parts}: put a DataLoader around it, or a class that makes such pairs of it"
+                )
+            yield pair
+
     def keep_each(self, count: int, classes: int) -> None:
         """Keep the first `count` inputs of each class, from one pass at most; too few are refused by the scoring."""
         inputs, labels, missing = [], [], torch.full((classes,), count)
-        for batch, found in self.loader:
+        for batch, found in self.yield_pass():
+            if found.is_floating_point() or found.dim() != 1:
+                raise UserError(
+                    "the method asks for inputs of each class, so data must yield a class number for each, and it "
+                    f"yields labels of {found.dtype} and shape {tuple(found.shape)}"
+                )
             for place, label in enumerate(found.tolist()):
                 if 0 <= label < classes and missing[label] > 0:
                     missing[label] -= 1
@@ -61,6 +72,8 @@ class LoaderImages:
                     labels.append(label)
             if not missing.any():
                 break
+        if not inputs:
+            raise UserError(f"data yields no label in 0 to {classes - 1}, the classes of the network's last layer")
         self.kept, self.labels = torch.stack(inputs), torch.tensor(labels)
 
     def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,9 @@ class SparseTraining:
         if self.method_state.learned:
             first = self.optimizer.param_groups[0]
             as_weights: dict[str, Any] = {key: first[key] for key in ("lr", "weight_decay") if key in first}
-            self.optimizer.add_param_group({"params": list(self.method_state.learned.values()), **as_weights})
+            learned_now = self.method_state.learned
+            params = list(learned_now.items() if "param_names" in first else learned_now.values())
+            self.optimizer.add_param_group({"params": params, **as_weights})
         if weighs(method):
             assert maskset.stored is not None, "check_learned asked for stored weights"
             maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, self.method_state.learned)

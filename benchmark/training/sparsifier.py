@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from benchmark.base.errors import UserError
 from benchmark.config.pages import Page
@@ -34,6 +40,8 @@ from methods.core import ContractError, Method, Timeline
 # With masked gradients these keep weights and state that are zero at zero; others are masked again after each step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel, ModelEmaV2, ModelEmaV3)
+
 
 @dataclass(kw_only=True)
 class UserTraining(SparseTraining):
@@ -46,6 +54,22 @@ class UserTraining(SparseTraining):
     def scored(self) -> tuple[Samples, int]:
         assert self.samples is not None, "a method that asks for images was given a loader"
         return self.samples, self.samples.batch_size
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The network's parameters, and what else the optimiser steps, such as those of a loss."""
+        stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        learned = {id(parameter) for parameter in self.method_state.learned.values()}
+        every = {id(parameter): parameter for parameter in (*self.model.parameters(), *stepped)}
+        return [parameter for own, parameter in every.items() if own not in learned]
+
+    def begin_method_state(self, learned: Mapping[str, Tensor]) -> None:
+        if learned and hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
+            raise UserError(
+                f"method '{self.name}' has learned parameters, whose learning rate the scheduler that was built before "
+                "would not move: build it after the Sparsifier"
+            )
+        super().begin_method_state(learned)
 
     def step_optimizer(self) -> None:
         if self.scaler is not None:
@@ -92,15 +116,32 @@ class Report:
         return LayerReport("all", sum(row.active for row in self.layers), sum(row.weights for row in self.layers))
 
 
+def reword(message: str) -> str:
+    """Return a message of the runner's with settings as keywords, which its command line writes otherwise."""
+    message = message.replace("ARGS=model_args.", "").replace("ARGS=", "").replace("SPARSITY", "sparsity")
+    message = message.replace("make new-method NAME=", "sparse-bench new-method ")
+    return re.sub("^page '", "network '", message)
+
+
+@contextmanager
+def rewording() -> Iterator[None]:
+    """Raise the runner's errors with their messages reworded."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(reword(str(error))) from error.__cause__
+
+
 class Sparsifier:
     """A method's masks on your own network, in your own training loop.
 
     model: any nn.Module whose convolutions and linear layers are to be pruned, also one wrapped in
-    DistributedDataParallel or by torch.compile. optimizer: over all its parameters. method: a name from `make methods`,
-    the path of a method file, or a Method; sparsity: the share of the prunable weights that is zero at the end, in
-    [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the schedule is laid out;
-    steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for methods that look at
-    batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too. seed: of what the method
+    DistributedDataParallel or by torch.compile. optimizer: over all its parameters. method: a name from
+    `sparse-bench methods`, the path of a method file, or a Method; sparsity: the share of the prunable weights that is
+    zero at the end, in [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the
+    schedule is laid out; steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for
+    methods that look at batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too.
+    seed: of what the method
     draws. example: a batch of inputs as a step sees it, to count FLOPs by. settings: of the method, by name.
 
     Build it after the optimiser and before a learning-rate scheduler; the first masks are applied at once. Raises
@@ -108,11 +149,12 @@ class Sparsifier:
     are exactly zero whenever you look, and after each update the count is what the method promises, to the weight.
     """
 
+    @rewording()
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        method: str | Method = "granet",
+        method: str | Path | Method = "granet",
         sparsity: float | None = None,
         *,
         total_steps: int,
@@ -132,7 +174,8 @@ class Sparsifier:
         timeline = make_timeline(chosen, plugin.name, total_steps, steps_per_epoch)
         refuse_rounds(chosen, plugin.name, timeline)
         rehearse(chosen, plugin.name, timeline, "a larger total_steps")
-        samples = take_samples(chosen, plugin.name, data, weights, example)
+        last = network.get_parameter(layers[-1].name)
+        samples = take_samples(chosen, plugin.name, data, last.shape[int(layers[-1].transposed)], example)
         meter = Meter(*[count(network, layers, example)] * 2)
         maskset = MaskSet(weights, layers[-1].name)
         maskset.listeners.append(meter.on_commit)
@@ -152,7 +195,8 @@ class Sparsifier:
             samples=samples,
             waits=waits_for(optimizer, next(iter(weights.values()))),
         )
-        begin_masks(self.training, None, partial(warnings.warn, stacklevel=3))
+        begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=5))
+        self.stored = maskset.stored  # which a method may drop at its end, and a state of before brings back
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -172,7 +216,9 @@ class Sparsifier:
         if all(weight.grad is None for weight in weights.values()):
             raise UserError("step() found no gradient of a prunable weight: call loss.backward() before it, each time")
         if scaler is not None:
-            scaler.unscale_(training.optimizer)
+            if training.inner_step is not None:
+                raise UserError("take_over() has the optimiser do this step: call scaler.step(optimizer), as ever")
+            unscale(scaler, training.optimizer)
         training.step += 1
         training.scaler = scaler
         due = training.step in self.update_steps or training.update_pending
@@ -199,6 +245,8 @@ class Sparsifier:
             return loss
 
         optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
+        # A fused optimiser would be left to divide by a scaler's scale itself, after the norm and the masks.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
     def report(self) -> Report:
         """Return counts and densities of the layers, and FLOPs as shares of dense where an example was given."""
@@ -249,9 +297,9 @@ class Sparsifier:
         device = next(iter(maskset.weights.values())).device
         training.method_state.state = {name: tensor.to(device) for name, tensor in state["own"]["state"].items()}
         training.method_state.reached = state["own"]["reached"]
-        if state["stored"] is None:
-            maskset.stored = None
-        elif maskset.stored is not None:
+        training.unseen_skips = None
+        maskset.stored = None if state["stored"] is None else self.stored
+        if maskset.stored is not None:
             maskset.stored.load_state(state["stored"])
         maskset.load_packed(state["masks"])
         maskset.load_explored(state["explored"])
@@ -259,6 +307,11 @@ class Sparsifier:
         training.step, training.skipped_steps, training.updates, pending = state["counters"]
         training.update_pending = bool(pending)
         maskset.load_effective()
+
+    def __reduce__(self) -> Any:
+        raise UserError(
+            "a Sparsifier belongs to its network and optimiser and is not copied: build another, and load state_dict()"
+        )
 
     def asked(self) -> dict[str, Any]:
         """Return what a state must have been taken with, for this one to go on from it."""
@@ -273,16 +326,25 @@ class Sparsifier:
         }
 
 
+def unscale(scaler: GradScaler, optimizer: Optimizer) -> None:
+    """Divide the gradients by the scaler's scale, unless the caller has done so."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as error:
+        if "already been called" not in str(error):
+            raise
+
+
 def shorten(value: Any) -> str:
     """Return a value as text, not too long for a message."""
     return f"{value!r:.80}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network itself, without DistributedDataParallel or torch.compile around it."""
+    """Return the network itself, without DistributedDataParallel, torch.compile or an average around it."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if inner is None and isinstance(model, WRAPPERS):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -308,23 +370,27 @@ def make_page(network: nn.Module, keep_dense: Sequence[str]) -> Page:
 
 
 def choose_method(
-    page: Page, method: str | Method, sparsity: float | None, settings: dict[str, Any]
+    page: Page, method: str | Path | Method, sparsity: float | None, settings: dict[str, Any]
 ) -> tuple[Plugin, Method]:
     """Return the method asked for, with its defaults where there is no page; raises UserError for bad settings."""
     if isinstance(method, Method):
-        if settings or sparsity not in (None, method.sparsity):
+        if settings or sparsity not in (None, method.sparsity) or not 0 <= method.sparsity < 1:
             raise UserError("a Method holds its sparsity and settings: give them to it, and not to the Sparsifier")
         name = type(method).__name__
         return Plugin(name, type(method), name, ""), method
-    plugin = find_method(method)
-    if sparsity is None or not 0 <= sparsity < 1:
-        raise UserError(f"sparsity must be in [0, 1), the share of weights that is zero at the end; got {sparsity}")
+    if not isinstance(method, str | Path):
+        raise UserError(
+            f"method must be a name, the path of a method file, or a Method with its settings: got {method!r}"
+        )
+    plugin = find_method(str(method))
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise UserError(f"sparsity must be in [0, 1), the share of weights that is zero at the end; got {sparsity!r}")
     defaults = {
         f.name: f.default
         for f in dataclasses.fields(plugin.cls)
         if f.metadata.get("from_page") and f.default is not dataclasses.MISSING
     }
-    return plugin, plugin.build(page, sparsity, {**defaults, **settings})
+    return plugin, plugin.build(page, float(sparsity), {**defaults, **settings})
 
 
 def refuse_optimizer(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
@@ -349,9 +415,10 @@ def refuse_optimizer(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) 
 
 def make_timeline(method: Method, name: str, total_steps: int, steps_per_epoch: int | None) -> Timeline:
     """Return the length of the training; raises UserError where the method counts in epochs and is told none."""
-    if total_steps < 1 or not (steps_per_epoch is None or 1 <= steps_per_epoch <= total_steps):
+    whole = all(isinstance(steps, Integral) for steps in (total_steps, steps_per_epoch or 1))
+    if not whole or total_steps < 1 or not (steps_per_epoch is None or 1 <= steps_per_epoch <= total_steps):
         raise UserError(
-            "total_steps must be at least 1, and steps_per_epoch between 1 and that many: "
+            "total_steps must be a whole number of at least 1, and steps_per_epoch between 1 and that many: "
             f"got {total_steps} and {steps_per_epoch}"
         )
     if steps_per_epoch is None:
@@ -363,7 +430,7 @@ def make_timeline(method: Method, name: str, total_steps: int, steps_per_epoch: 
             raise UserError(
                 f"method '{name}' counts in epochs: say how many steps one has, steps_per_epoch=len(loader)"
             )
-    return Timeline(total_steps, steps_per_epoch or total_steps)
+    return Timeline(int(total_steps), int(steps_per_epoch or total_steps))
 
 
 def refuse_rounds(method: Method, name: str, timeline: Timeline) -> None:
@@ -383,7 +450,7 @@ def refuse_rounds(method: Method, name: str, timeline: Timeline) -> None:
 
 
 def take_samples(
-    method: Method, name: str, data: Iterable[Any] | None, weights: Mapping[str, nn.Parameter], example: Tensor | None
+    method: Method, name: str, data: Iterable[Any] | None, classes: int, example: Tensor | None
 ) -> LoaderImages | None:
     """Return the images that the method asks for; raises UserError where it does and none are given."""
     wanted = method.scoring()
@@ -395,7 +462,7 @@ def take_samples(
     if data is None:
         what = "the shape of an input: give example=inputs" if flow else "batches: give data=loader"
         raise UserError(f"method '{name}' asks for {what}")
-    return LoaderImages(data, wanted, len(list(weights.values())[-1]))
+    return LoaderImages(data, wanted, classes)
 
 
 def count(network: nn.Module, layers: list[Layer], example: Tensor | None) -> Costs:

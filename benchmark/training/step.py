@@ -44,7 +44,8 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
     if finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
         active = maskset.active_gradients() if due else None
-        with nullcontext() if run.waits else stepping_where(fine, run.optimizer, run.buffers, run.saved):
+        buffers = run.buffers if run.saved else []  # a loop of one's own saves none
+        with nullcontext() if run.waits else stepping_where(fine, run.optimizer, buffers, run.saved):
             if not (due and run.method.replaces_step):
                 step_weights(run)
         # 6 the method proposes, the engine commits

@@ -112,10 +112,15 @@ def test_a_state_goes_on_to_the_same_bits(name: str) -> None:
     train(model, sparse, data[5:])
     again, resumed = build(name)
     again.load_state_dict(saved[0])
-    resumed.training.optimizer.load_state_dict(saved[1])
+    resumed.training.optimizer.load_state_dict(copy.deepcopy(saved[1]))  # torch would go on in these tensors
     resumed.load_state_dict(saved[2])
     train(again, resumed, data[5:])
-    assert all(torch.equal(a, b) for a, b in zip(bits(model, sparse), bits(again, resumed), strict=True))
+    ended = bits(model, sparse)
+    assert all(torch.equal(a, b) for a, b in zip(ended, bits(again, resumed), strict=True))
+    for part, state in zip([model, sparse.training.optimizer, sparse], saved, strict=True):  # back from the end
+        part.load_state_dict(state)
+    train(model, sparse, data[5:])
+    assert all(torch.equal(a, b) for a, b in zip(ended, bits(model, sparse), strict=True))
 
 
 def test_accumulated_gradients_and_clipping_are_those_of_the_whole_batch() -> None:
@@ -147,6 +152,63 @@ def test_a_scaler_skips_a_step_that_overflows_and_the_update_comes_at_the_next()
         if step == 4:
             assert sparse.training.updates == 1
     assert scaler.get_scale() == 4.0 and zeros_hold(sparse)
+
+
+def test_mixed_precision_is_the_same_whoever_divides_by_the_scale() -> None:
+    found = []
+    for way in ("step", "unscaled before", "taken over"):
+        net = SmallNet()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=True)
+        net.load_state_dict(build("dense")[0].state_dict())
+        model, sparse = build("top_kast", net, optimizer=optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        if way == "taken over":
+            sparse.take_over(clip_norm=0.1)
+        for images, labels in batches():
+            scaler.scale(nn.functional.cross_entropy(model(images), labels)).backward()
+            if way == "unscaled before":
+                scaler.unscale_(optimizer)
+            if way == "taken over":
+                scaler.step(optimizer)
+            else:
+                sparse.step(scaler, clip_norm=0.1)
+            scaler.update()
+        found.append(bits(model, sparse))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    model.get_parameter("fc.weight").grad = torch.zeros_like(model.get_parameter("fc.weight"))
+    with pytest.raises(UserError, match=r"call scaler\.step\(optimizer\)"):
+        sparse.step(scaler)
+
+
+def test_a_step_that_does_not_wait_for_the_device_has_the_same_bits() -> None:
+    found = []
+    for waits in (True, False):
+        net = SmallNet()
+        extra = nn.Parameter(torch.zeros(3, 8))  # as of a loss with parameters
+        optimizer = torch.optim.SGD([*net.parameters(), extra], lr=0.1, momentum=0.9, fused=True)
+        net.load_state_dict(build("dense")[0].state_dict())
+        model, sparse = build("rigl", net, optimizer=optimizer)
+        sparse.training.waits = waits
+        data = batches()
+        train(model, sparse, data[:4])
+        nn.functional.cross_entropy(model(data[4][0]), data[4][1]).backward()
+        (extra if waits else model.get_parameter("fc.weight")).grad = torch.full((3, 8), float("inf"))
+        sparse.step()
+        train(model, sparse, data[5:])
+        assert sparse.state_dict()["counters"][:2] == [12, 1]
+        found.append(bits(model, sparse))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_learned_parameters_want_the_scheduler_built_after_them() -> None:
+    net = SmallNet()
+    optimizer = torch.optim.SGD(net.named_parameters(), lr=0.1)
+    assert zeros_hold(build("str", net, optimizer=optimizer)[1])  # torch wants their names as well
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)
+    with pytest.raises(UserError, match="build it after the Sparsifier"):
+        build("str", net, optimizer=optimizer)
 
 
 def test_wrapped_and_compiled_networks_have_plain_names(tmp_path: Path) -> None:
@@ -186,6 +248,7 @@ def test_the_report_counts_layers_and_flops() -> None:
     assert "58 of" in str(report)
     average = copy.deepcopy(model)
     nn.init.ones_(average.conv1.weight)
+    sparse.apply_masks(torch.optim.swa_utils.AveragedModel(average))
     sparse.apply_masks(average)
     assert torch.equal(average.conv1.weight != 0, sparse.masks["conv1.weight"])
 
@@ -193,6 +256,9 @@ def test_the_report_counts_layers_and_flops() -> None:
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"method": "grannet"}, "unknown method 'grannet': did you mean 'granet'"),
     ({"sparsity": 90}, "sparsity must be in"),
+    ({"sparsity": "0.9"}, "sparsity must be in"),
+    ({"start_sparsity": 0.9}, "lower it (start_sparsity=0) or raise sparsity"),
+    ({"total_steps": 12.5}, "must be a whole number"),
     ({"prune_rat": 0.3}, "has no setting 'prune_rat': did you mean 'prune_rate'"),
     ({"net": nn.Sequential(nn.ReLU())}, "has no convolution and no linear layer"),
     ({"keep_dense": ["stem.*"]}, "'stem.*' matches no weight"),
@@ -203,6 +269,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"method": "synflow"}, "give example=inputs"),
     ({"method": "snip", "data": []}, "data yields no batch"),
     ({"method": "snip", "data": [{"pixels": 1}]}, "must yield pairs of tensors"),
+    ({"method": "snip", "data": [(torch.zeros(4), torch.tensor(1))]}, "put a DataLoader around it"),
+    ({"method": "grasp", "data": [(torch.zeros(4, 2), torch.zeros(4, 3))]}, "a class number for each"),
     ({"method": "imp", "steps_per_epoch": 3}, "repeats the training"),
     ({"method": "small_dense"}, "builds a narrower network"),
 ]
@@ -225,6 +293,8 @@ def test_a_step_without_gradients_and_a_state_of_another_method_are_refused() ->
         sparse.step()
     with pytest.raises(UserError, match="the state is of another method: 'rigl', and here it is 'granet'"):
         sparse.load_state_dict(build("rigl")[1].state_dict())
+    with pytest.raises(UserError, match="is not copied"):
+        copy.deepcopy(sparse)
     with pytest.raises(UserError, match="another sparsity"):
         sparse.load_state_dict(build("granet", sparsity=0.7)[1].state_dict())
 
