@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.errors import UserError
 from leaderboard.board.sheet import shows_records
 from leaderboard.store.files import write_atomically

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.errors import UserError
 
 T = TypeVar("T")

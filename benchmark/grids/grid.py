@@ -97,7 +97,8 @@ def tell_unchecked(cells: list[Cell], console: Console) -> None:
     for plugin in {cell.plugin.name: cell.plugin for cell in cells if not cell.plugin.is_ours}.values():
         asked = plugin.source if plugin.source.endswith(".py") else plugin.name
         console.print(
-            f"{plugin.name} is not part of this suite: it was rehearsed; `make check-method METHOD={asked}` checks the rest",
+            f"{plugin.name} is not part of this suite: it was rehearsed; `make check-method METHOD={asked}` checks the "
+            "rest",
             highlight=False,
             markup=False,
         )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.errors import UserError, nearest, reason
 from benchmark.base.system import choose_device, describe_environment, describe_git, name_device, use_device
 from benchmark.perf.gpu_claims import ABSENT, DONE, FAILED, LATE, RUNNING, NotHereError, Sheet

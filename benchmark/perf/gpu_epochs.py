@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.grids.memory import work_out_memory
 from benchmark.perf.gpu_claims import NotHereError, Sheet
 from benchmark.perf.gpu_runs import R20, Bench, Net, Steps, has_graphs, nets, seconds_of, train_for

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.system import choose_device, use_device
 from benchmark.base.timing import median_ratio, milliseconds
 from benchmark.perf import pool

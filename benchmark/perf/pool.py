@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.console import EVERY_S, ProgressFile
 from benchmark.base.files import write_note
 from benchmark.base.timing import clock, time_in_turn

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 
 KEPT = Path(__file__).resolve().parent / "measured.json"
 DOCUMENT = ROOT / "docs" / "speed.md"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.console import format_flops
 from benchmark.recount.counting import COLUMNS, Figures, work_out
 from benchmark.recount.sheets import run_sheet, wrap

@@ -13,6 +13,7 @@ from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
 from benchmark.base.errors import UserError
 from benchmark.config.pages import Page
@@ -31,6 +33,7 @@ from benchmark.networks.prunable import Layer, find_layers, prunable_weights
 from benchmark.training.masks import MaskSet, pack_all
 from benchmark.training.method_state import MethodState
 from benchmark.training.rehearsal import rehearse
+from benchmark.training.report import LayerReport, Report
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
 from benchmark.training.step import step_under_masks
@@ -39,6 +42,7 @@ from methods.core import ContractError, Method, Timeline
 
 # With masked gradients these keep weights and state that are zero at zero; others are masked again after each step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+GUARDS: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()  # of optimisers that a Sparsifier steps
 
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel, ModelEmaV2, ModelEmaV3)
 
@@ -50,6 +54,7 @@ class UserTraining(SparseTraining):
     samples: LoaderImages | None
     scaler: GradScaler | None = None  # of the step in progress
     inner_step: Callable[[], Any] | None = None  # the optimiser's own, where its step() was taken over
+    stepping: bool = False  # the optimiser steps for the Sparsifier, not by itself
 
     def scored(self) -> tuple[Samples, int]:
         assert self.samples is not None, "a method that asks for images was given a loader"
@@ -72,48 +77,17 @@ class UserTraining(SparseTraining):
         super().begin_method_state(learned)
 
     def step_optimizer(self) -> None:
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-        else:
-            (self.inner_step or self.optimizer.step)()
+        self.stepping = True
+        try:
+            if self.scaler is not None:
+                self.scaler.step(self.optimizer)
+            else:
+                (self.inner_step or self.optimizer.step)()
+        finally:
+            self.stepping = False
         if type(self.optimizer) not in KEEP_ZEROS and self.maskset.stored is None:
             for name, weight in self.maskset.weights.items():
                 zero_outside(self.maskset.masks[name], weight)
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """A prunable weight: its name, how many of its weights are active, and of how many."""
-
-    name: str
-    active: int
-    weights: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the masks are, layer by layer, and what they cost in FLOPs as shares of dense; None where not counted."""
-
-    layers: tuple[LayerReport, ...]
-    inference_share: float | None
-    train_share: float | None
-
-    @property
-    def density(self) -> float:
-        """The share of the prunable weights that is active."""
-        return sum(layer.active for layer in self.layers) / sum(layer.weights for layer in self.layers)
-
-    def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{row.name:{width}}  {row.active:>11,} of {row.weights:>11,}  {row.active / row.weights:.4f}"
-                 for row in (*self.layers, self.total())]  # fmt: skip
-        shares = {"inference": self.inference_share, "training": self.train_share}
-        lines += [f"{name} FLOPs {share:.4f} x dense" for name, share in shares.items() if share is not None]
-        return "\n".join(lines)
-
-    def total(self) -> LayerReport:
-        """Return the sum over all layers."""
-        return LayerReport("all", sum(row.active for row in self.layers), sum(row.weights for row in self.layers))
 
 
 def reword(message: str) -> str:
@@ -141,8 +115,8 @@ class Sparsifier:
     zero at the end, in [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the
     schedule is laid out; steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for
     methods that look at batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too.
-    seed: of what the method
-    draws. example: a batch of inputs as a step sees it, to count FLOPs by. settings: of the method, by name.
+    seed: of what the method draws. example: a batch of inputs as a step sees it, to count FLOPs by. settings: of the
+    method, by name.
 
     Build it after the optimiser and before a learning-rate scheduler; the first masks are applied at once. Raises
     UserError, naming what is wrong and the way out, before anything is changed. Invariant: outside the masks weights
@@ -195,6 +169,7 @@ class Sparsifier:
             samples=samples,
             waits=waits_for(optimizer, next(iter(weights.values()))),
         )
+        guard(self.training)
         begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=5))
         self.stored = maskset.stored  # which a method may drop at its end, and a state of before brings back
 
@@ -247,6 +222,12 @@ class Sparsifier:
         optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
         # A fused optimiser would be left to divide by a scaler's scale itself, after the norm and the masks.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+    def release(self) -> None:
+        """Let go of the optimiser: its steps are its own again, and nothing keeps the masks any longer."""
+        optimizer = self.training.optimizer
+        vars(optimizer).pop("step", None) if self.training.inner_step is not None else None
+        GUARDS.pop(optimizer).remove()
 
     def report(self) -> Report:
         """Return counts and densities of the layers, and FLOPs as shares of dense where an example was given."""
@@ -324,6 +305,22 @@ class Sparsifier:
             "seed": training.seed,
             "network": {name: list(weight.shape) for name, weight in training.maskset.weights.items()},
         }
+
+
+def guard(training: UserTraining) -> None:
+    """Have the optimiser refuse steps that are not the Sparsifier's; one on the same optimiser replaces an earlier."""
+
+    def refuse(*_: Any) -> None:
+        if not training.stepping:
+            raise UserError(
+                "the optimiser was about to step without the masks: call sparse.step() in place of optimizer.step(), "
+                "or sparse.take_over() where the loop is not yours; sparse.release() lets go of the optimiser"
+            )
+
+    optimizer = training.optimizer
+    if optimizer in GUARDS:
+        GUARDS.pop(optimizer).remove()
+    GUARDS[optimizer] = optimizer.register_step_pre_hook(refuse)
 
 
 def unscale(scaler: GradScaler, optimizer: Optimizer) -> None:

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark import ROOT
+from benchmark.base import ROOT
 from benchmark.base.errors import UserError, nearest, unknown
 from benchmark.base.system import import_extra
 from benchmark.workers.attendant import Attendant

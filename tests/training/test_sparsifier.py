@@ -13,7 +13,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from benchmark import ROOT, Sparsifier
+from benchmark import Sparsifier
+from benchmark.base import ROOT
 from benchmark.base.errors import UserError
 from benchmark.config.plugins import find_method
 from benchmark.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -397,3 +398,20 @@ def test_the_trainer_of_hugging_face_trains_the_example(tmp_path: Path) -> None:
     trainer.train()
     assert trainer.sparse.training.step == 20 and zeros_hold(trainer.sparse)
     assert trainer.sparse.report().density == pytest.approx(0.1, abs=0.001)
+
+
+def test_a_step_of_the_optimiser_by_itself_is_refused_until_it_is_released() -> None:
+    model, sparse = build("granet")
+    optimizer, (images, labels) = sparse.training.optimizer, batches(1)[0]
+    before = bits(model, sparse)
+    nn.functional.cross_entropy(model.eval()(images), labels).backward()
+    with pytest.raises(UserError, match=r"call sparse.step\(\) in place of optimizer.step\(\)"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(model, sparse), strict=True))
+    _, again = build("rigl", model, optimizer=optimizer)
+    again.step()
+    again.take_over()
+    again.release()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+    assert again.training.step == 1 and not zeros_hold(again)
