@@ -55,21 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def rebuild(asked: argparse.Namespace) -> Store:
+    """Rebuild all sheets, print the summary and return the records."""
+    summary, store = build.build_all(asked.records, asked.output)
+    print(f"{asked.output.name}: {summary}")
+    return store
+
+
 def answer(asked: argparse.Namespace) -> int:
     """Run the command. Raises BuildError for a sheet that could not be made."""
     if asked.command == "build":
         if asked.wandb not in MODES:
             print(f"error: WANDB must be one of {', '.join(MODES)}, got '{asked.wandb}'", file=sys.stderr)
             return 2
-        summary, store = build.build_all(asked.records, asked.output)
-        print(f"{asked.output.name}: {summary}")
+        store = rebuild(asked)
         return log_to_wandb(asked, store) if asked.wandb != "off" else 0
     if asked.command == "verify":
         return report_faults(build.find_stale(asked.records, asked.output))
     if asked.command == "submit":
-        summary, _ = build.build_all(asked.records, asked.output)
-        print(f"{asked.output.name}: {summary}")
-        return submit(asked.records, asked.base, asked.runs, asked.data)
+        return submit(asked.records, asked.base, asked.runs, asked.data, lambda: rebuild(asked))
     if asked.command == "site":
         target, summary = build.build_site(asked.records, asked.output, asked.html)
         print(f"wrote {target}: {summary}; open it in a browser")

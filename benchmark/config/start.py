@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 
 from benchmark.base.errors import UserError
-from benchmark.base.files import expand
+from benchmark.base.files import expand, show
 from benchmark.config.pages import Page
 
 EXPORTED = "weights.safetensors"  # in the folder of a finished run
@@ -47,6 +47,13 @@ def pin_start(page: Page) -> Page:
             "init_sha256 out to start from this one"
         )
     return dataclasses.replace(page, init_sha256=found)
+
+
+def describe_start(page: Page) -> str:
+    """Return what a pinned page starts from, in words: a file with the start of its hash, or timm's weights; or ""."""
+    if page.init:
+        return f"the weights of {show(find_start(page))}, sha256 {page.init_sha256[:8]}…"
+    return f"timm's weights of {name_pretrained(page.model)}" if page.pretrained else ""
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -145,27 +146,39 @@ prunable weight, row-major, 1 = active, eight to a byte; the shapes are in its m
 
 ## Check it, start from it, repeat it
 
-In a checkout of sparse-bench, with this folder as `FOLDER`:
+In {where}, with this folder as `FOLDER`:
 
 ```
 {commands}
 ```
+
+sparse-bench is under the {licence} licence, which says nothing of these weights nor of the images they were trained on.
 """
 
 
 def write_card(record: Record) -> str:
-    """Return the card of a run in Markdown, a function of its record alone."""
+    """Return the card of a run in Markdown, a function of its record and of what the installed suite says of itself."""
+    about = metadata("sparse-bench")
+    links = dict(link.split(", ", 1) for link in about.get_all("Project-URL") or [])
     model, arguments = backbone_call(record)
     table = "\n".join(f"| {name} | {escape(value)} |" for name, value in describe(record).items())
     ours = "import benchmark.networks.cifar  # of sparse-bench: registers the network in timm\n"
     return CARD_TEXT.format(
         run=escape(record["run"]),
         table=table,
+        where=name_checkout(links.get("Repository", "")),
+        licence=about["License-Expression"],
         imports=ours if model.startswith("cifar_") else "",
         model=model,
         arguments=", ".join(f"{key}={value!r}" for key, value in arguments.items()),
         commands="\n\n".join(f"# {what}\n{command}" for what, command in list_commands(record).items()),
     )
+
+
+def name_checkout(url: str) -> str:
+    """Return what the commands of a card run in, and how it is installed; `url` of the repository, if it has one."""
+    found = f" (`git clone {url}`)" if url else ""
+    return f"a checkout of sparse-bench{found}, installed there by `python -m pip install -c constraints.txt -e .`"
 
 
 def list_commands(record: Record) -> dict[str, str]:

@@ -14,7 +14,7 @@ from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import blind_spots, gains_table, make_ranks
 from leaderboard.tables.details import ABOUT, details_table, speed_table
 from leaderboard.tables.sections import FIRST, amount, description, make_sections, section_name, skipped_files
-from leaderboard.tables.table import count_zeros, main_table, make_rows
+from leaderboard.tables.table import Row, count_zeros, main_table, make_rows
 
 INTRODUCTION = """\
 # Leaderboard
@@ -77,26 +77,27 @@ def render(
     `folder` is the link target of records, relative to the sheet; `pictures` the folder of the pictures, if any;
     `measured` the speed measurements, newest first. Invariant: the order of records and problems is irrelevant.
     """
-    sections = make_sections(records)
+    sections = [(title, runs, make_rows(runs)) for title, runs in make_sections(records)]
+    entries = [entry for *_, rows in sections for row in rows for entry in row.cells.values()]
+    finished = [run for entry in entries for run in entry.finished]
     lines = [INTRODUCTION.format(folder=quote(folder)), ""]
     if records:
         lines += [f"{amount(len(records), 'record')}, {amount(len(sections), 'table')}.", "", UNITS]
-        lines += [DEAD] if any("dead" in record for record in records) else []
-        lines += [SLIM] if any("inference_slim" in record["macs"] for record in records) else []
-        lines += [ZERO] if any(map(count_zeros, records)) else []
-        lines += [TOOK] if any("usage" in record or "updates_s" in record["time"] for record in records) else []
+        lines += [DEAD] if any("dead" in run for run in finished) else []
+        lines += [SLIM] if any("inference_slim" in run["macs"] for run in finished) else []
+        lines += [ZERO] if any(count_zeros(run) for entry in entries for run in entry.counted) else []
+        lines += [TOOK] if any("usage" in run or "updates_s" in run["time"] for run in finished) else []
     else:
         lines.append(FIRST)
-    for title, runs in sections:
-        lines += section(title, runs, folder, pictures, measured)
+    for title, runs, rows in sections:
+        lines += section(title, runs, rows, folder, pictures, measured)
     return "\n".join([*lines, *skipped_files(problems)]) + "\n"
 
 
 def section(
-    title: str, runs: list[Record], folder: str, pictures: str | None, measured: Sequence[Measurement] = ()
+    title: str, runs: list[Record], rows: list[Row], folder: str, pictures: str | None, measured: Sequence[Measurement]
 ) -> list[str]:
     """Return the lines of one section: title, description, main table, pictures, gains, measured speed, details."""
-    rows = make_rows(runs)
     speed = speed_table(rows, measured)
     references = dict.fromkeys(f"{row.label}: {row.reference}" for row in rows if row.reference)
     gains, unseen = gains_table(rows), blind_spots(rows)

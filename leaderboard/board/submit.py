@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,10 @@ def find_faults(record: Record, newest: int) -> Iterator[str]:
     if record["git"]["commit"] is None or record["git"]["dirty"]:
         yield "nobody else has the code that it ran with: commit that, then run it again from a checkout"
     if "author" not in record:
-        yield f"it has no author: set {AUTHOR} to your name and run it again"
+        yield (
+            f"it has no author, and a sealed record cannot get one: remove it, `export {AUTHOR}='Your Name'`, "
+            "and run it again"
+        )
 
 
 def describe(record: Record) -> str:
@@ -109,18 +112,25 @@ def verify_again(added: Iterable[tuple[Path, Record]], runs: Path, data: Path) -
         yield f"{verdict}: {path.name}", done.returncode == 0
 
 
-def submit(records: Path, base: str, runs: Path, data: Path) -> int:
-    """Print what is added and every fault; return 1 if there is one. Nothing is sent, and no record is changed."""
+def submit(records: Path, base: str, runs: Path, data: Path, rebuild: Callable[[], object] = bool) -> int:
+    """Print what is added and every fault; return 1 if there is one. Nothing is sent, and no record is changed.
+
+    Only records without a fault are worth the minutes that it takes to `rebuild` the sheets and to measure again.
+    """
     found = examine(records, base)
     print(f"{amount(len(found.added), 'new record')}")
     faults = list(found.faults)
     for path, record in found.added:
         print(f"  {plain(path.name)}: {describe(record)}")
-    for line, well in verify_again(found.added, runs, data):
-        print(f"  {line}")
-        faults += [] if well else [line]
     if not found.added and not faults:
         faults.append("there is nothing to submit: no record was added; make one with `make bench`")
+    if faults:
+        print("the sheets were not rebuilt and nothing was measured again: first mend what follows")
+    else:
+        rebuild()
+        for line, well in verify_again(found.added, runs, data):
+            print(f"  {line}")
+            faults += [] if well else [line]
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)
     if not faults:

@@ -57,10 +57,19 @@ def make_sections(records: list[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def section_title(record: Record, write: Callable[[object], str] = escape) -> str:
-    """Return the title of a record's page with its changed settings; `write` escapes text."""
-    page = record["page"]
-    changed = [write(f"{name} = {json.dumps(value)}") for name, value in sorted(page["changed"].items())]
-    return write(page["title"]) + (f", with {', '.join(changed)}" if changed else "")
+    """Return the title of a record's page with its changed settings; `write` escapes text.
+
+    A start from a file is told by the hash of its weights, wherever they lie: `from weights 34064d21`.
+    """
+    page, changed, start = record["page"], dict(record["page"]["changed"]), ""
+    if changed.get("init_sha256"):
+        start = f", from weights {write(str(changed.pop('init_sha256'))[:8])}"
+        changed.pop("init", None)
+    elif changed.get("pretrained") is True:
+        start = ", from timm's weights"
+        del changed["pretrained"]
+    told = [write(f"{name} = {json.dumps(value)}") for name, value in sorted(changed.items())]
+    return write(page["title"]) + start + (f", with {', '.join(told)}" if told else "")
 
 
 def identity(record: Record, write: Callable[[object], str] = escape) -> str:

@@ -357,7 +357,7 @@ function makePlot(data, everyRow, open, changed) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart.redraw(false));
 
   return {
-    // Draw the matching rows of one page: the one that has most of them.
+    // Draw the matching rows of one page: the one that has most of them. Return that page.
     show(matching) {
       const counts = new Map();
       for (const row of matching) counts.set(row.about.section, 1 + (counts.get(row.about.section) || 0));
@@ -371,6 +371,7 @@ function makePlot(data, everyRow, open, changed) {
       about.textContent = `${page}${counts.size > 1 ? " (other pages: choose one above)" : ""}. Bars: ± the standard `
         + `deviation over seeds${dense === null ? "" : "; dashed: the dense network"}`
         + `${seen.some((point) => lift(point) > point.y) ? "; hollow marks: below what is shown" : ""}.`;
+      return section;
     },
     write(params) {
       const all = [...new Set(rows.map(name))];

@@ -171,7 +171,9 @@
     const matching = order.filter((row) => asked.every(([name, choice]) => row.about[name] === choice.value)
       && words.every((word) => row.text.includes(word)));
     const found = matching.length;
-    const shown = matching.slice(0, limit);
+    const drawn = plot.show(matching); // its page comes first, unless a column was sorted by
+    const first = (row) => sorted.column < 0 && row.about.section === drawn;
+    const shown = [...matching.filter(first), ...matching.filter((row) => !first(row))].slice(0, limit);
     body.replaceChildren(...shown.flatMap((row) => (row.detail ? [row.node, row.detail] : [row.node])));
     const [section, , sparsity] = choices.map(([, choice]) => choice.value);
     table.classList.toggle("one-page", section !== "");
@@ -182,7 +184,6 @@
     count.textContent = found === rows.length ? `${found} rows` : `${found} of ${rows.length} rows`;
     more.hidden = found <= limit;
     more.textContent = `show all ${found} rows (the first ${limit} are shown)`;
-    plot.show(matching);
     remember();
   }
 

@@ -93,6 +93,8 @@ def test_what_runs_took_has_columns_where_records_tell_it() -> None:
         "500 J: 1 processor package (whole machine), RAPL"
     )
     assert {details(text, "set")[name] for name in ("mask updates", "peak memory", "energy")} == {"·"}
+    repeat = {**first, "finished": "2999-01-01T00:00:00Z"}
+    assert "Mask updates" not in show(*runs[2:], make_record(), repeat)  # it does not count, so it has no column
     without = show(*runs[2:])
     assert "**Mask updates, peak memory, energy**" in text and "peak memory" not in without + show()
     assert not {"mask updates", "energy"} & set(details(without, "granet"))
@@ -229,6 +231,9 @@ def test_no_two_rows_have_one_name_whatever_records_say() -> None:
     assert len(set(labels)) == 5 and "granet (a=2)" in labels
 
 
+STARTED = {"init": "runs/a/weights.safetensors", "init_sha256": "34064d21" + 56 * "0", "lr": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "title"),
     [
@@ -237,6 +242,8 @@ def test_no_two_rows_have_one_name_whatever_records_say() -> None:
         ({"environment": {"precision": "bf16"}}, "(protocol 1, variant 0a1b2c3d, data d1d1d1d1d1d1, bf16)"),
         ({"data": {"fingerprint": "e2" * 32}}, "(protocol 1, variant 0a1b2c3d, data e2e2e2e2e2e2, fp32)"),
         ({"page": {"variant": "f", "changed": {"epochs": 3, "b": ["x"]}}}, r'ResNet-20 on digits, with b = \["x"\], '),
+        ({"page": {"variant": "f", "changed": STARTED}}, "ResNet-20 on digits, from weights 34064d21, with lr = 1"),
+        ({"page": {"variant": "f", "changed": {"pretrained": True}}}, "ResNet-20 on digits, from timm's weights"),
         ({"page": {"name": "other", "title": "Other"}}, "Other"),
     ],
 )
@@ -246,6 +253,12 @@ def test_other_protocols_settings_and_data_never_share_a_table(changes: dict[str
     assert len(headings) == len(set(headings)) == 2
     assert any(heading.removeprefix("ResNet-20 on digits ").startswith(title) for heading in headings)
     assert "n=2" not in text and text.count("(n=1)") == 2
+
+
+def test_starts_whose_hashes_begin_alike_are_told_apart() -> None:
+    starts = [{**STARTED, "init_sha256": f"34064d21{end}"} for end in "ab"]
+    headings = show(*(make_record(page={"changed": start, "variant": f"v{n}"}) for n, start in enumerate(starts)))
+    assert len(set(re.findall(r"^## (.*)", headings, flags=re.MULTILINE))) == 2
 
 
 def test_newest_protocol_first_and_changed_pages_last() -> None:

@@ -445,6 +445,17 @@ def test_the_address_keeps_the_view(visit: Open) -> None:
     assert page.locator("#whole").is_hidden() and len(column(page, 0)) == 8
 
 
+def test_the_table_stays_in_its_card_with_rows_of_one_line_and_the_drawn_page_comes_first(visit: Open) -> None:
+    few = make_record(page={"name": "a", "title": "ResNet-20 on images of 16x16 pixels, 8 epochs, at one batch size"})
+    page = visit(files(few, make_record(), make_record(method={"name": "set"})))
+    assert column(page, 0) == ["granet", "set", "granet"]  # the sheets begin with the page of one row
+    for width in (1400, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    heights = page.locator("tr.row").evaluate_all("rows => rows.map(row => row.offsetHeight)")
+    assert max(heights) < 40
+
+
 def test_hostile_text_is_shown_and_does_nothing(visit: Open) -> None:
     records = evil()
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='window.hit=1'><script>window.hit=1</script></svg>"

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from leaderboard import write_record
+from leaderboard.__main__ import main
+from leaderboard.board import build
 from leaderboard.board.build import BuildError
 from leaderboard.board.submit import examine, submit
 from leaderboard.store.schema import AUTHOR
@@ -66,6 +68,20 @@ def test_a_record_names_its_author_only_where_asked(monkeypatch: pytest.MonkeyPa
     assert describe_author() == {}
     monkeypatch.setenv(AUTHOR, " Ada\n Lovelace ")
     assert describe_author() == {"author": "Ada Lovelace"}
+
+
+def test_a_fault_of_a_record_is_told_before_anything_is_rebuilt_or_measured(
+    records: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["submit", "--records", str(records), "--output", str(records.parent / "LEADERBOARD.md")]
+    built: list[object] = []
+    monkeypatch.setattr(build, "build_all", lambda *_: built.append(_) or ("built", ([], [])))
+    nameless = write_record(make_record(seed=5, protocol=3), records)
+    assert main(places) == 1 and built == []
+    assert f"export {AUTHOR}='Your Name'" in capsys.readouterr().err
+    nameless.unlink()
+    add(records, seed=5)
+    assert main(places) == 0 and len(built) == 1
 
 
 def test_weights_at_hand_are_measured_again_and_decide(

@@ -72,6 +72,7 @@ def test_a_published_run_verifies_loads_as_its_card_says_and_starts_the_same_con
     control, same = resolve(bench, str(folder), elsewhere), resolve(bench, run, ours)
     assert (control.identity, control.label) == (same.identity, same.label) and run in control.label
     assert all(torch.equal(bits, same.donor.bits[name]) for name, bits in control.donor.bits.items())
+    assert "In a checkout of sparse-bench, installed there by `python -m pip install" in card and "MIT licence" in card
     assert "masks=FOLDER" in card and "sparse-bench verify FOLDER" in card
 
 

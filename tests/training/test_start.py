@@ -66,6 +66,8 @@ def test_fine_tuning_from_a_dense_run_is_one_command_and_its_record_says_from_wh
     (run,) = (tmp_path / "runs").glob("*.dense.*")
     assert bench("granet", "0.9", f"epochs=1 update_every=2 init={run} {NARROW}") == 0
     (record,) = [r for r in read_records(tmp_path / "records")[0] if r["method"]["name"] == "granet"]
+    told = f"{run}/weights.safetensors, sha256 {record['weights']['start_sha256'][:8]}"
+    assert told in " ".join(bench.shown.getvalue().split())
     assert record["weights"]["start_sha256"] == record["page"]["settings"]["init_sha256"]
     assert record["weights"]["active"] == round(0.1 * record["weights"]["prunable"])
 
