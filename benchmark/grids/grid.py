@@ -21,10 +21,9 @@ from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import check_shares, count_ranks, do_together, own_rank
 from benchmark.grids.predict import Networks
 from benchmark.grids.states import Ledger, read_now
-from benchmark.runs.branch import refuse_rounds
 from benchmark.runs.checkpoints import list_snapshots, parse_epochs
 from benchmark.runs.donors import resolve_donors
-from benchmark.runs.run import Options, Start, check_room, make_timeline, run_cell
+from benchmark.runs.run import Options, Start, check_room, make_timeline, refuse_rounds, run_cell
 from benchmark.training.contract import list_stages, propose
 from benchmark.training.rehearsal import check_budget, refuse_empty, rehearse
 from benchmark.training.setup import first_view

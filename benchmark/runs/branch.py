@@ -16,9 +16,9 @@ from benchmark.config.plugins import Plugin, find_method
 from benchmark.config.settings import resolve
 from benchmark.runs.checkpoints import read_snapshot, restore, snapshot_path
 from benchmark.runs.parents import Parent
-from benchmark.runs.run import Start, Warn, ask_rounds, set_up_masks
+from benchmark.runs.run import Start, Warn, refuse_rounds, set_up_masks
 from benchmark.training.contract import planned_count
-from benchmark.training.method_state import MethodState, weighs
+from benchmark.training.method_state import MethodState
 from benchmark.training.optim import learning_rate
 from benchmark.training.state import Training
 from benchmark.training.train import accuracy_pct
@@ -160,15 +160,6 @@ def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
                 f"{getattr(cell.page, name)!r}; these can: {', '.join(sorted(FREE))}"
             )
     return merge_settings({**dataclasses.asdict(cell.page), **changes}, "ARGS")
-
-
-def refuse_rounds(cell: Cell, what: str) -> None:
-    """Raise UserError, naming `what` was asked for, for a method whose snapshots nothing can branch from."""
-    if weighs(cell.method) or ask_rounds(cell).count > 1:
-        raise UserError(
-            f"{what}: nothing can branch from {cell.plugin.name}, which trains in rounds, or weighs its weights: a "
-            "snapshot of that is no network of its own; take another method's run"
-        )
 
 
 def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:

@@ -17,7 +17,7 @@ from benchmark.base.system import choose_device, use_device
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data, load_data
 from benchmark.networks.build import build, place
-from benchmark.runs.branch import Branch, FromSnapshot, make_branch, refuse_rounds
+from benchmark.runs.branch import Branch, FromSnapshot, make_branch
 from benchmark.runs.checkpoints import (
     FOLDER,
     Saver,
@@ -31,7 +31,7 @@ from benchmark.runs.checkpoints import (
 from benchmark.runs.donors import resolve_donors
 from benchmark.runs.parents import Parent, find_parent
 from benchmark.runs.record import describe_start
-from benchmark.runs.run import Options, about, make_timeline, prepare, run_cell, set_up_masks
+from benchmark.runs.run import Options, about, make_timeline, prepare, refuse_rounds, run_cell, set_up_masks
 from benchmark.training.precision import set_determinism
 from benchmark.training.rehearsal import rehearse
 from benchmark.training.speed import probe_precision, use_processor

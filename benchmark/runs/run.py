@@ -39,7 +39,7 @@ from benchmark.runs.export import export_network
 from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid, tell_dead
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet
-from benchmark.training.method_state import MethodState
+from benchmark.training.method_state import MethodState, weighs
 from benchmark.training.optim import make_average, make_optimizer
 from benchmark.training.precision import choose_precision, set_determinism
 from benchmark.training.rehearsal import refuse_empty
@@ -137,6 +137,15 @@ def ask_rounds(cell: Cell) -> Rounds:
             "earlier one, or train longer with ARGS=epochs=N"
         )
     return rounds
+
+
+def refuse_rounds(cell: Cell, what: str) -> None:
+    """Raise UserError, naming `what` was asked for, for a method whose snapshots nothing can branch from."""
+    if weighs(cell.method) or ask_rounds(cell).count > 1:
+        raise UserError(
+            f"{what}: nothing can branch from {cell.plugin.name}, which trains in rounds, or weighs its weights: a "
+            "snapshot of that is no network of its own; take another method's run"
+        )
 
 
 def run_cell(

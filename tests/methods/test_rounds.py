@@ -15,9 +15,8 @@ from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
 from benchmark.config.plugins import find_method
 from benchmark.grids.times import epochs_of
-from benchmark.runs.branch import refuse_rounds
 from benchmark.runs.record import describe_accuracy, describe_rounds, last_round
-from benchmark.runs.run import ask_rounds
+from benchmark.runs.run import ask_rounds, refuse_rounds
 from benchmark.training.state import Training
 from benchmark.training.train import go_back
 from leaderboard import find_faults
