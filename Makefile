@@ -58,6 +58,7 @@ help: ## this text
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
 #: of make gpu-check (DEVICE and FRESH as above; TO=folder of its report):
 #:   PARTS=masks,bits what to measure, names from its report; a list; MINUTES=8: most that it takes
+#:   QUICK=1          tiny sizes, as always on a CPU: does it run at all, in about 2 minutes
 #: of make check-method (METHOD as above): ONLY=resume, the checks to run by their names in its table; a list
 #:
 #: A variable that a target does not read is an error. PYTHON=python3.12: what .venv is made with.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever else wants the cores
 
 import torch
 from rich.console import Console
@@ -32,15 +35,21 @@ from benchmark.training.cuda_graphs import ASKED
 
 FOLDER = Path(__file__).resolve().parent / "results" / "gpu"
 MINUTES = 8.0
-LEAST_S = 20.0  # no part is begun with less
+LEAST_S = 15.0  # no part is begun with less
+WARNING = re.compile(r"\w*Warning: |warnings\.warn\(")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the check: what it does, and the seconds after which it is stopped."""
+    """A part of the check: what it does, and the seconds after which it is stopped.
+
+    `of_card`: a CPU has nothing of it. `share`: its weight where parts at small sizes divide the time.
+    """
 
     check: Callable[[Sheet, torch.device], None]
     limit_s: float
+    of_card: bool = False
+    share: int = 1
 
 
 def check_machine(sheet: Sheet, device: torch.device) -> None:
@@ -77,17 +86,17 @@ def ask_driver() -> str:
 # In order of importance: what is left when time is over is the least.
 PARTS = {
     MACHINE: Part(check_machine, 60),
-    "masks": Part(check_masks, 100),
-    "bits": Part(check_bits, 100),
+    "masks": Part(check_masks, 100, share=2),
+    "bits": Part(check_bits, 100, share=2),
     "steps": Part(check_steps, 90),
     "updates": Part(check_updates, 75),
     "epochs": Part(check_epochs, 100),
-    "waits": Part(check_waits, 60),
-    "memory": Part(check_memory, 60),
-    "sharing": Part(check_sharing, 90),
+    "waits": Part(check_waits, 60, of_card=True),
+    "memory": Part(check_memory, 60, of_card=True),
+    "sharing": Part(check_sharing, 90, of_card=True),
     "vit": Part(check_vit, 45),
     "modes": Part(check_modes, 120),
-    "imagenet": Part(check_imagenet, 75),
+    "imagenet": Part(check_imagenet, 75, of_card=True),
 }
 
 
@@ -165,11 +174,25 @@ def supervise(name: str, words: list[str], folder: Path, limit_s: float) -> None
                 process.wait()
     told = read_parts(folder).get(name)
     if told is None or told["status"] == RUNNING:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        doing = told["doing"] if told else "starting" if status == LATE else ""
+        last = "" if status == LATE else last_line(log.read_text(errors="replace"))
         sheet = Sheet(log.with_suffix(".json"), name, told["about"] if told else {}, began=began)
         if told:
             restore(sheet, told)
-        sheet.end(status, "; ".join([fault, *last]))
+        reasons = [fault, f"it was at: {doing}" if doing else "", last if last != doing else ""]
+        sheet.end(status, "; ".join(filter(None, reasons)))
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a log that is not part of a warning, whose second line shows the code that gave it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    above = ["", *lines]
+    kept = [
+        line
+        for line, before in zip(lines, above, strict=False)
+        if not WARNING.search(line) and not (WARNING.search(before) and line.startswith(" "))
+    ]
+    return kept[-1].strip() if kept else ""
 
 
 def restore(sheet: Sheet, told: Any) -> None:
@@ -180,23 +203,42 @@ def restore(sheet: Sheet, told: Any) -> None:
         sheet.tell(goal["name"], goal["what"], goal["measured"], goal["unit"], goal["details"])
 
 
+def limit_of(name: str, waiting: list[str], left: float, quick: bool) -> float:
+    """Return the seconds of a part: its limit, at small sizes its share of what is left, so that all have a turn."""
+    limit = min(left, PARTS[name].limit_s)
+    if not quick:
+        return limit
+    share = left * PARTS[name].share / sum(PARTS[other].share for other in waiting)
+    return min(limit, max(LEAST_S, share))
+
+
 def check_all(asked: argparse.Namespace, console: Console) -> None:
     """Do the parts one after the other and write the report after each."""
     device, folder = choose_device(asked.device), asked.to.resolve()
     quick, names = asked.quick or device.type == "cpu", choose_parts(asked.parts)
     about, ends = describe(device, quick), time.monotonic() + 60 * asked.minutes
+    before = {
+        name: told["status"]
+        for name, told in read_parts(folder).items()
+        if told["status"] in (DONE, ABSENT) and told["about"] == about and not asked.fresh
+    }
+    absent = [name for name in names if PARTS[name].of_card and device.type == "cpu"]
+    waiting = [name for name in names if name not in (*before, *absent)]
     for name in names:
-        told = read_parts(folder).get(name)
-        if told and told["status"] in (DONE, ABSENT) and told["about"] == about and not asked.fresh:
-            console.print(f"{name}: {told['status']} before", style="dim", markup=False, soft_wrap=True)
+        if name in before:
+            console.print(f"{name}: {before[name]} before", style="dim", markup=False, soft_wrap=True)
             continue
         left = ends - time.monotonic()
-        if left < LEAST_S:
+        if name in absent:
+            do_part(name, folder, device, quick)  # says so at once: no process is worth it
+        elif left < LEAST_S:
             console.print(
                 f"{name}: no time left; the same command goes on", style="yellow", markup=False, soft_wrap=True
             )
             continue
-        supervise(name, order(name, folder, asked, quick), folder, min(left, PARTS[name].limit_s))
+        else:
+            supervise(name, order(name, folder, asked, quick), folder, limit_of(name, waiting, left, quick))
+            waiting.remove(name)
         told = read_parts(folder)[name]
         said = f"{name}: {told['status']} in {told['seconds']:.0f} s{'; ' if told['reason'] else ''}{told['reason']}"
         console.print(said, style="" if told["status"] == DONE else "yellow", markup=False, soft_wrap=True)
@@ -214,6 +256,8 @@ def main() -> int:
     asked, console = read_arguments(), Console()
     try:
         if asked.alone:
+            if asked.quick:
+                torch.set_num_threads(1)  # at small sizes a second one costs more than it brings
             return 0 if do_part(asked.alone, asked.to, choose_device(asked.device), asked.quick) != FAILED else 1
         check_all(asked, console)
     except UserError as error:

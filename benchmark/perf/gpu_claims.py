@@ -69,6 +69,7 @@ class Sheet:
     quick: bool = False
     status: str = RUNNING
     reason: str = ""
+    doing: str = ""  # while it runs
     goals: list[Goal] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
@@ -89,9 +90,15 @@ class Sheet:
         self.goals.append(told)
         self.write()
 
+    def do(self, what: str) -> None:
+        """Keep what the part does from now on: why it has no figure if it is stopped there."""
+        self.doing = what
+        print(what, flush=True)  # into its log
+        self.write()
+
     def end(self, status: str, reason: str = "") -> None:
         """Keep how the part ended."""
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.doing = status, reason, ""
         self.write()
 
     def write(self) -> None:
@@ -100,6 +107,7 @@ class Sheet:
             "part": self.part,
             "status": self.status,
             "reason": self.reason,
+            "doing": self.doing,
             "seconds": round(time.monotonic() - self.began, 1),
             "about": self.about,
             "facts": self.facts,

@@ -27,6 +27,7 @@ Places = Counter[str]  # how often the host waited, by file and line
 def check_epochs(sheet: Sheet, device: torch.device) -> None:
     """Time epochs as the engine accounts for them: images, steps and updates, no evaluation."""
     for net in nets(sheet.quick):
+        sheet.do(net.label)
         bench = Bench(net, device, sheet.quick, images=IMAGES, eval_every=1000)
         medians = {"eager": time_epochs(bench, False)}
         if has_graphs(device):
@@ -93,6 +94,7 @@ def check_waits(sheet: Sheet, device: torch.device) -> None:
         most = max(steps, key=lambda places: sum(places.values()))
         sheet.tell("P12", f"waits of the host in {what}", sum(most.values()), "", {"steps": len(steps), **most})
     if device.type == "cuda":
+        sheet.do("steps in the profiler")
         profile_steps(sheet, bench)
 
 
@@ -120,6 +122,7 @@ def check_memory(sheet: Sheet, device: torch.device) -> None:
     if device.type != "cuda":
         raise NotHereError(f"torch counts no memory of a {device.type}")
     for net in nets(sheet.quick):
+        sheet.do(net.label)
         compare_memory(sheet, device, net)
 
 

@@ -39,12 +39,16 @@ from benchmark.training.step import update_masks
 from methods.core import Method, Proposal, View
 
 CPU = torch.device("cpu")
-FEW = (
-    "granet",
-    "rigl",
-    "top_kast",
-    "imp",
-)  # methods of the quick check: growth, a replaced step, stored weights, rounds
+# Methods of the quick check, `bits` takes the first two: growth, rounds, a replaced step, stored weights.
+FEW = ("granet", "imp", "rigl", "top_kast")
+
+
+def choose_methods(quick: bool, few: int) -> tuple[list[str], dict[str, str]]:
+    """Return the methods to train, all or the first few of the quick check, and how a figure names those left out."""
+    there = built_in_names()
+    names = list(FEW[:few]) if quick else there
+    left = [name for name in there if name not in names]
+    return names, {"left out": ", ".join(left)} if left else {}
 
 
 @dataclass
@@ -126,9 +130,10 @@ def overlap(one: Training, other: Training) -> float:
 
 def check_masks(sheet: Sheet, device: torch.device) -> None:
     """Train every method on the device, each choice of masks asked again on the CPU; tell how far whole runs drift."""
-    names = FEW if sheet.quick else built_in_names()
+    names, left = choose_methods(sheet.quick, 4)
     different, overlaps, calls = {}, {}, 0
     for name in names:
+        sheet.do(f"{name} against the CPU")
         seen, plugin = Choices(), find_method(name)
         run = train_for(begin_small(plugin, device, seen))
         calls += seen.calls
@@ -136,13 +141,14 @@ def check_masks(sheet: Sheet, device: torch.device) -> None:
             different[name] = f"steps {seen.steps[:3]}, {seen.same / max(1, seen.all):.2%} of the weights in common"
         overlaps[name] = overlap(run, train_for(begin_small(plugin, CPU)))
     what = "methods that choose other masks than on the CPU from the same input"
-    sheet.tell("masks", what, len(different), "", {"methods": len(names), "calls": calls, **different})
+    sheet.tell("masks", what, len(different), "", {"methods": len(names), "calls": calls, **different, **left})
     drifted = {name: round(share, 3) for name, share in sorted(overlaps.items(), key=lambda item: item[1])}
     least = min(overlaps.values())
     sheet.tell(
         "masks", "least overlap of a whole run's masks with the CPU's, whose rounding differs", least, "", drifted
     )
     large = R20 if sheet.quick else VGG
+    sheet.do(f"{large.label} against the CPU")
     bench, seen = Bench(large, device, sheet.quick, update_every=5), Choices()
     run = bench.begin(masks=False)
     run.method = compared(run.method, seen)
@@ -176,7 +182,7 @@ def check_bits(sheet: Sheet, device: torch.device) -> None:
     """Train each method twice, and once with an interruption; then ResNet-20 on its page, as CUDA graphs as well."""
     again: list[str] = []
     resumed: list[str] = []
-    names = FEW if sheet.quick else built_in_names()
+    names, left = choose_methods(sheet.quick, 2)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             plugin = find_method(name)
@@ -184,20 +190,24 @@ def check_bits(sheet: Sheet, device: torch.device) -> None:
             def begin(masks: bool, plugin: Plugin = plugin) -> Training:
                 return begin_small(plugin, device, masks=masks)
 
+            sheet.do(f"{name} twice")
             whole = train_for(begin(True))
             again += [f"{name}: {what}" for what in differences(whole, train_for(begin(True)))]
+            sheet.do(f"{name} interrupted")
             other = train_for(interrupt(begin, 7, Path(folder)))
             resumed += [f"{name}: {what}" for what in differences(whole, other)]
+        sheet.do("ResNet-20 twice and interrupted")
         bench = Bench(R20, device, sheet.quick, update_every=5, precision="auto")
         last = 12
         whole = train_for(bench.begin(), last)
         again += [f"ResNet-20: {what}" for what in differences(whole, train_for(bench.begin(), last))]
         other = train_for(interrupt(lambda masks: bench.begin(masks=masks), 7, Path(folder)), last)
         resumed += [f"ResNet-20: {what}" for what in differences(whole, other)]
-    of = {"methods": len(names), "networks": "the kit's in fp32, ResNet-20 as its page says"}
+    of = {"methods": len(names), "networks": "the kit's in fp32, ResNet-20 as its page says", **left}
     sheet.tell("bits", "tensors that differ between two runs", len(again), "", {**of, "first": again[:5]})
     sheet.tell("bits", "tensors that differ after an interruption", len(resumed), "", {**of, "first": resumed[:5]})
     if has_graphs(device):
+        sheet.do("ResNet-20 as CUDA graphs")
         try:
             changed = differences(whole, train_for(bench.begin(graphs=True), last))
         except UserError as error:

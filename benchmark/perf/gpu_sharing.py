@@ -29,7 +29,9 @@ def check_sharing(sheet: Sheet, device: torch.device) -> None:
     if device.type == "cpu":
         raise NotHereError("runs share a card, and this is a CPU (`make perf` has processes on one)")
     if has_graphs(device):
+        sheet.do("streams")
         share_streams(sheet, device)
+    sheet.do("processes")
     share_processes(sheet, device)
 
 

@@ -22,6 +22,7 @@ from benchmark.training.step import update_masks
 def check_steps(sheet: Sheet, device: torch.device) -> None:
     """Time a masked step against the same step without masks, and against the authors' way of masking."""
     for net in nets(sheet.quick):
+        sheet.do(net.label)
         compare_steps(sheet, device, net)
 
 
@@ -61,6 +62,7 @@ def compare_steps(sheet: Sheet, device: torch.device, net: Net) -> None:
 def check_updates(sheet: Sheet, device: torch.device) -> None:
     """Time GraNet's update as the engine does it: dense gradients kept, masks proposed, checked and committed."""
     for net in reversed(nets(sheet.quick)):
+        sheet.do(net.label)
         bench = Bench(net, device, sheet.quick, update_every=5)
         run, other = bench.begin(), Steps(bench.begin())
         steps = Steps(run)
@@ -110,6 +112,7 @@ def check_modes(sheet: Sheet, device: torch.device) -> None:
         for name, (settings, tf32, graphs) in MODES.items():
             if (graphs and not has_graphs(device)) or (settings.get("compile") and (net is not R20 or sheet.quick)):
                 continue
+            sheet.do(f"{net.label}, first step of {name}")
             run = bench.begin(graphs=graphs, **settings)
             steps, before[name] = Steps(run), partial(set_arithmetic, run, tf32)
             before[name]()
@@ -119,6 +122,7 @@ def check_modes(sheet: Sheet, device: torch.device) -> None:
                 absent[name] = reason(error)[:200]
             else:
                 actions[name] = steps
+        sheet.do(f"{net.label}, all modes in turn")
         times = time_on(device, actions, sheet.quick, before)
         batch = bench.cell.page.batch_size
         for name, seen in times.items():
@@ -151,6 +155,7 @@ TINY_VIT = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
 def check_vit(sheet: Sheet, device: torch.device) -> None:
     """Train a vision transformer with AdamW and clipping through updates; time its step, masked against dense."""
     settings = {**VIT, "model_args": TINY_VIT} if sheet.quick else VIT
+    sheet.do("training with updates")
     bench = Bench(R20, device, sheet.quick, **settings)
     run = train_for(bench.begin(), 12)
     alive = 0
@@ -159,6 +164,7 @@ def check_vit(sheet: Sheet, device: torch.device) -> None:
         alive += sum(int((tensor[~run.maskset.masks[name]] != 0).sum()) for tensor in tensors)
     facts = {"updates": run.updates, "skipped steps": run.skipped_steps, "batch": run.page.batch_size}
     sheet.tell("ViT", "values outside the masks that are not zero", alive, "", facts)
+    sheet.do("timing its step")
     times = time_on(device, {"dense": Steps(bench.dense()), "masked": Steps(bench.begin())}, sheet.quick)
     ratio = median_ratio(times["masked"], times["dense"])
     sheet.tell("ViT", "ViT-Tiny with AdamW: masked step / dense step, eager", ratio, "x", milliseconds(times))

@@ -122,18 +122,42 @@ def test_a_part_that_fails_hangs_or_dies_is_told_and_the_others_go_on(tmp_path, 
     assert verdicts["VGG-19: masked step / dense step, eager"] == "not measured: stopped after 2 s"
 
 
+def test_a_warning_is_never_why_a_part_was_not_measured(tmp_path):
+    sheet = Sheet(tmp_path / "parts" / "bits.json", "bits", {})
+    sheet.do("rigl interrupted")
+    write = f"open({str(sheet.path)!r}, 'w').write({sheet.path.read_text()!r})"
+    warn = "import time, warnings\nwarnings.warn('old', FutureWarning)"
+    says = {"bits": f"{write}\n{warn}\ntime.sleep(99)", "masks": f"print('no card', flush=True)\n{warn}\nexit(3)"}
+    for name, code in says.items():
+        script = tmp_path / f"{name}.py"
+        script.write_text(code)  # a file: only there a warning shows its line of code
+        gpu.supervise(name, [sys.executable, str(script)], tmp_path, 3.0)
+        assert "FutureWarning: old\n  warnings.warn(" in (tmp_path / "parts" / f"{name}.log").read_text()
+    reasons = [read_parts(tmp_path)[name]["reason"] for name in says]
+    assert reasons == ["stopped after 3 s; it was at: rigl interrupted", "its process ended with status 3; no card"]
+
+
+def test_at_small_sizes_every_part_has_its_turn():
+    waiting, left = [name for name, part in gpu.PARTS.items() if not part.of_card], 170.0
+    while waiting:  # each takes all that it may
+        limit_s = gpu.limit_of(waiting[0], waiting, left, True)
+        assert gpu.LEAST_S <= limit_s <= left
+        left, waiting = left - limit_s, waiting[1:]
+    assert gpu.limit_of("bits", ["bits"], 480.0, False) == gpu.PARTS["bits"].limit_s
+
+
 def test_finished_parts_are_not_run_again_unless_asked_or_measured_elsewhere(tmp_path, monkeypatch):
     ran = []
 
     def supervise(name, words, folder, limit_s):
         ran.append(name)
-        status = {"vit": FAILED, "waits": ABSENT}.get(name, DONE)
+        status = {"vit": FAILED, "steps": ABSENT}.get(name, DONE)
         Sheet(folder / "parts" / f"{name}.json", name, gpu.describe(CPU, True)).end(status)
 
     monkeypatch.setattr(gpu, "supervise", supervise)
-    console, words = Console(quiet=True), ("--parts", "vit,waits,bits")
+    console, words = Console(quiet=True), ("--parts", "vit,steps,bits")
     gpu.check_all(ask(tmp_path, *words), console)
-    assert ran == ["machine", "bits", "waits", "vit"]  # the most important first
+    assert ran == ["machine", "bits", "steps", "vit"]  # the most important first
     gpu.check_all(ask(tmp_path, *words), console)
     assert ran[4:] == ["vit"]
     gpu.check_all(ask(tmp_path, "--fresh", *words), console)
