@@ -27,9 +27,8 @@ help: ## this text
 
 #: variables of make bench (lists are comma-separated and run one after the other):
 #:   METHOD=granet    names from `make methods` (all; table2: those in that table), or paths of Python files; a list
-#:   SPARSITY=0.9     in [0, 1); a list
+#:   SPARSITY=0.9     in [0, 1); a list; SEED=0: whole numbers; a list
 #:   TASK=auto        a page of configs/ (`make pages`); auto: cifar10_vgg19 on a GPU, else digits_resnet20; a list
-#:   SEED=0           whole numbers; a list
 #:   DEVICE=auto      auto, cpu, cuda; or another accelerator of torch's, such as cuda:1 or xpu
 #:   DATA=data        root folder of data sets
 #:   WANDB=off        off, offline or online (offline where no key is set)
@@ -43,8 +42,7 @@ help: ## this text
 #:   GRID=file        a grid file, such as configs/grids/digits.yaml; without it METHOD, SPARSITY, TASK, SEED, ARGS
 #:   JOBS=2           workers, or auto: as many as cores, or as GPUs x PER_GPU
 #:   WORKERS=local    where they run: local, ray or slurm; WORKERS_ARGS="key=value" their settings
-#:   PER_GPU=2        workers that share a GPU
-#:   RETRIES=2        how often a cell that failed is tried again
+#:   PER_GPU=2        workers that share a GPU; RETRIES=2: how often a cell that failed is tried again
 #:   PLAN=1           print runs, training FLOPs, memory and an estimated time, and run nothing
 #:   GPUS=64          with PLAN=1: the time on so many devices; PER_GPU=4: with four runs on each
 #:
