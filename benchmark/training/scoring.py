@@ -150,8 +150,17 @@ def add_hessian_product(
 
 
 def loss(model: nn.Module, images: Tensor, labels: Tensor, share: float, wanted: Scoring) -> Tensor:
-    """Return `share` times the cross-entropy of the logits divided by the temperature."""
-    return share * nn.functional.cross_entropy(model(images) / wanted.temperature, labels)
+    """Return `share` times the cross-entropy of the logits divided by the temperature.
+
+    Raises UserError for a network that returns anything but logits.
+    """
+    logits = model(images)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"this network returns a {type(logits).__name__}, and scores are taken of a tensor of logits: wrap it in a "
+            "module that returns these alone"
+        )
+    return share * nn.functional.cross_entropy(logits / wanted.temperature, labels)
 
 
 def add(total: list[Tensor], parts: tuple[Tensor | None, ...]) -> None:

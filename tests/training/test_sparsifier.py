@@ -415,3 +415,15 @@ def test_a_step_of_the_optimiser_by_itself_is_refused_until_it_is_released() -> 
     nn.functional.cross_entropy(model(images), labels).backward()
     optimizer.step()
     assert again.training.step == 1 and not zeros_hold(again)
+
+
+class Pair(SmallNet):
+    """A network that returns more than its logits."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+def test_a_network_that_returns_more_than_logits_is_told_so_where_these_are_scored() -> None:
+    with pytest.raises(UserError, match="returns a tuple, and scores are taken of a tensor of logits"):
+        build("snip", Pair(), data=batches())
