@@ -6,7 +6,6 @@ names is in the working folder, on PYTHONPATH or installed.
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -45,7 +44,5 @@ sys.meta_path.insert(0, OwnFinder)  # type: ignore[arg-type]
 def __getattr__(name: str) -> Any:
     """Import what this package offers to other programs when it is asked for: most commands need none of it."""
     if name == "Sparsifier":
-        with warnings.catch_warnings():  # fvcore uses what torch will not have for ever
-            warnings.simplefilter("ignore", FutureWarning)
-            return importlib.import_module("benchmark.training.sparsifier").Sparsifier
+        return importlib.import_module("benchmark.training.sparsifier").Sparsifier
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

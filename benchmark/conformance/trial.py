@@ -365,9 +365,23 @@ def inputs_of(view: View) -> dict[str, Tensor]:
     return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
 
 
+Ask = Callable[[Any, View], Proposal]  # setup or update, with its method first
+
+
+def wrap_method(method: Method, wrap: Callable[[Ask], Ask]) -> Method:
+    """Return the same method, whose `setup` and, where it has one, `update` are what `wrap` makes of them."""
+    cls = type(method)
+    members: dict[str, Any] = {"setup": wrap(cls.setup), "__module__": cls.__module__}
+    if cls.update is not Method.update:
+        members["update"] = wrap(cls.update)
+    wrapped = copy.copy(method)
+    kind = types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(members))
+    object.__setattr__(wrapped, "__class__", kind)
+    return wrapped
+
+
 def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -> Method:
     """Return the same method, watched: each call of `setup` and `update` is appended to `calls`."""
-    cls = type(method)
 
     def watched(original: Callable[[Any, View], Proposal]) -> Callable[[Any, View], Proposal]:
         def ask(self: Any, view: View) -> Proposal:
@@ -392,11 +406,4 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
 
         return ask
 
-    members: dict[str, Any] = {"setup": watched(cls.setup), "__module__": cls.__module__}
-    if cls.update is not Method.update:
-        members["update"] = watched(cls.update)
-    spy = copy.copy(method)
-    object.__setattr__(
-        spy, "__class__", types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(members))
-    )
-    return spy
+    return wrap_method(method, watched)

@@ -23,7 +23,7 @@ from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
 from benchmark.config.plugins import Plugin, built_in_names, find_method
 from benchmark.conformance.nets import CHANNELS, SIZE, make_data, make_kit_page, make_network
-from benchmark.conformance.trial import Kit, snapshot
+from benchmark.conformance.trial import Kit, snapshot, wrap_method
 from benchmark.networks.build import Built, place
 from benchmark.networks.costs import count_costs
 from benchmark.networks.prunable import find_layers, prunable_weights
@@ -86,7 +86,6 @@ def bring(view: View) -> View:
 
 def compared(method: Method, seen: Choices) -> Method:
     """Return the same method, each of whose calls is asked again on the CPU."""
-    cls = type(method)
 
     def ask_twice(original: Callable[[Any, View], Proposal]) -> Callable[[Any, View], Proposal]:
         def ask(self: Any, view: View) -> Proposal:
@@ -96,13 +95,7 @@ def compared(method: Method, seen: Choices) -> Method:
 
         return ask
 
-    members: dict[str, Any] = {"setup": ask_twice(cls.setup), "__module__": cls.__module__}
-    if cls.update is not Method.update:
-        members["update"] = ask_twice(cls.update)
-    twin = copy.copy(method)
-    kind = types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(members))
-    object.__setattr__(twin, "__class__", kind)
-    return twin
+    return wrap_method(method, ask_twice)
 
 
 def begin_small(plugin: Plugin, device: torch.device, seen: Choices | None = None, masks: bool = True) -> Training:

@@ -37,6 +37,7 @@ from benchmark.runs.checkpoints import (
 )
 from benchmark.runs.export import export_network
 from benchmark.runs.record import describe_start, make_record, price_slim, refuse_invalid, tell_dead
+from benchmark.training import method_state
 from benchmark.training.cuda_graphs import wants_graphs
 from benchmark.training.masks import MaskSet
 from benchmark.training.method_state import MethodState, weighs
@@ -49,7 +50,7 @@ from benchmark.training.state import Training
 from benchmark.training.train import train
 from leaderboard import Record, UnreadableError, find_same, write_record
 from leaderboard.tables.table import printable
-from methods.core import ContractError, Rounds, Timeline
+from methods.core import Rounds, Timeline
 
 SUMMARY = ("accuracy_pct", "density", "status", "macs", "updates", "time", "usage")  # of a record, for W&B
 
@@ -127,10 +128,7 @@ def make_timeline(cell: Cell, data: Data) -> Timeline:
 
 def ask_rounds(cell: Cell) -> Rounds:
     """Return how often the method has the page's training done; raises UserError where that makes no sense."""
-    try:
-        rounds = cell.method.rounds(cell.page.epochs)
-    except ContractError as error:
-        raise UserError(f"method '{cell.plugin.name}' breaks its contract in rounds(): it {error}") from error
+    rounds = method_state.ask_rounds(cell.method, cell.plugin.name, cell.page.epochs)
     if rounds.count > 1 and rounds.back_to >= cell.page.epochs:
         raise UserError(
             f"method '{cell.plugin.name}' rewinds to epoch {rounds.back_to} of {cell.page.epochs}: rewind to an "

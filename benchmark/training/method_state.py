@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, describe_failure
-from methods.core import Inactive, Method, Rounds, Trains
+from methods.core import ContractError, Inactive, Method, Rounds, Trains
 
 
 @dataclass
@@ -27,6 +27,14 @@ class MethodState:
         """Return what a checkpoint needs."""
         learned = {name: parameter.detach().clone() for name, parameter in self.learned.items()}
         return {"state": dict(self.state), "learned": learned, "origin": self.origin, "reached": self.reached}
+
+
+def ask_rounds(method: Method, name: str, epochs: int) -> Rounds:
+    """Return how often the method has a training of so many epochs done; raises UserError for impossible rounds."""
+    try:
+        return method.rounds(epochs)
+    except ContractError as error:
+        raise UserError(f"method '{name}' breaks its contract in rounds(): it {error}") from error
 
 
 def weighs(method: Method) -> bool:

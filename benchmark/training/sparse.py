@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from benchmark.base.meters import Usage
 from benchmark.data.images import Samples
 from benchmark.networks.costs import Meter
-from benchmark.training.masks import MaskSet
+from benchmark.training.masks import MaskSet, pack_all
 from benchmark.training.method_state import MethodState, check_learned, check_storage, weighs
 from methods.core import DenseGrads, Inactive, Method, Timeline, View
 
@@ -44,7 +44,7 @@ class SparseTraining:
     saved: list[Tensor] = field(default_factory=list)  # buffers before the step
     unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
     skipped_steps: int = 0
-    waits: bool = True  # for the device to say whether a step is finite; at updates it always does
+    waits: bool = True  # for the device to say whether a step is finite; else only updates ask it
 
     def scored(self) -> tuple[Samples, int]:
         """Return the images that a method scores on and takes moments of, and their batch size."""
@@ -127,6 +127,34 @@ class SparseTraining:
         if self.unseen_skips is not None:
             self.skipped_steps += int(self.unseen_skips)
             self.unseen_skips = None
+
+    def sparse_state(self) -> dict[str, Any]:
+        """Return the part of a checkpoint that is of masks, method and costs."""
+        maskset = self.maskset
+        return {
+            "own": self.method_state.saved(),
+            "stored": None if maskset.stored is None else maskset.stored.state(),
+            "masks": maskset.packed(),
+            "explored": pack_all(maskset.explored),
+            "meter": self.meter.state(),
+        }
+
+    def load_sparse_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `sparse_state` returned, but for learned parameters; weights are to be there already."""
+        maskset = self.maskset
+        own, stored = state.get("own"), state.get("stored")  # checkpoints of old versions have none
+        if own is not None:
+            device = next(iter(maskset.weights.values())).device
+            self.method_state.state = {name: tensor.to(device) for name, tensor in own["state"].items()}
+            self.method_state.origin = own["origin"]
+            self.method_state.reached = own.get("reached")
+        if stored is None:
+            maskset.stored = None
+        elif maskset.stored is not None:
+            maskset.stored.load_state(stored)
+        maskset.load_packed(state["masks"])
+        maskset.load_explored(state["explored"])
+        self.meter.load_state(state["meter"])
 
     def reads_dense(self, due: bool) -> bool:
         """Return whether the method reads dense gradients at this step."""

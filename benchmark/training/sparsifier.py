@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
@@ -30,15 +30,15 @@ from benchmark.data.images import Samples
 from benchmark.data.loader import LoaderImages
 from benchmark.networks.costs import Costs, Meter, count_costs
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights
-from benchmark.training.masks import MaskSet, pack_all
-from benchmark.training.method_state import MethodState
+from benchmark.training.masks import MaskSet
+from benchmark.training.method_state import MethodState, ask_rounds
 from benchmark.training.rehearsal import rehearse
 from benchmark.training.report import LayerReport, Report
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
 from benchmark.training.step import step_under_masks
 from benchmark.training.stored import zero_outside
-from methods.core import ContractError, Method, Timeline
+from methods.core import Method, Timeline
 
 # With masked gradients these keep weights and state that are zero at zero; others are masked again after each step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -146,7 +146,7 @@ class Sparsifier:
         weights = prunable_weights(network, layers)
         refuse_optimizer(optimizer, weights)
         timeline = make_timeline(chosen, plugin.name, total_steps, steps_per_epoch)
-        refuse_rounds(chosen, plugin.name, timeline)
+        refuse_more_than_a_loop(chosen, plugin.name, timeline)
         rehearse(chosen, plugin.name, timeline, "a larger total_steps")
         last = network.get_parameter(layers[-1].name)
         samples = take_samples(chosen, plugin.name, data, last.shape[int(layers[-1].transposed)], example)
@@ -169,8 +169,8 @@ class Sparsifier:
             samples=samples,
             waits=waits_for(optimizer, next(iter(weights.values()))),
         )
-        guard(self.training)
         begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=5))
+        guard(self.training)  # last: where anything before is refused, the optimiser stays free
         self.stored = maskset.stored  # which a method may drop at its end, and a state of before brings back
 
     @property
@@ -226,7 +226,8 @@ class Sparsifier:
     def release(self) -> None:
         """Let go of the optimiser: its steps are its own again, and nothing keeps the masks any longer."""
         optimizer = self.training.optimizer
-        vars(optimizer).pop("step", None) if self.training.inner_step is not None else None
+        if self.training.inner_step is not None:
+            vars(optimizer).pop("step", None)
         GUARDS.pop(optimizer).remove()
 
     def report(self) -> Report:
@@ -248,14 +249,9 @@ class Sparsifier:
         """Return what a checkpoint needs beside those of network and optimiser, to go on to the same bits."""
         training = self.training
         training.settle_skips()
-        maskset = training.maskset
         return {
             "asked": self.asked(),
-            "masks": maskset.packed(),
-            "explored": pack_all(maskset.explored),
-            "own": training.method_state.saved(),
-            "stored": None if maskset.stored is None else maskset.stored.state(),
-            "meter": training.meter.state(),
+            **training.sparse_state(),
             "counters": [training.step, training.skipped_steps, training.updates, int(training.update_pending)],
         }
 
@@ -275,16 +271,9 @@ class Sparsifier:
         with torch.no_grad():
             for name, value in state["own"]["learned"].items():
                 training.method_state.learned[name].copy_(value)
-        device = next(iter(maskset.weights.values())).device
-        training.method_state.state = {name: tensor.to(device) for name, tensor in state["own"]["state"].items()}
-        training.method_state.reached = state["own"]["reached"]
         training.unseen_skips = None
-        maskset.stored = None if state["stored"] is None else self.stored
-        if maskset.stored is not None:
-            maskset.stored.load_state(state["stored"])
-        maskset.load_packed(state["masks"])
-        maskset.load_explored(state["explored"])
-        training.meter.load_state(state["meter"])
+        maskset.stored = self.stored
+        training.load_sparse_state(state)
         training.step, training.skipped_steps, training.updates, pending = state["counters"]
         training.update_pending = bool(pending)
         maskset.load_effective()
@@ -325,11 +314,9 @@ def guard(training: UserTraining) -> None:
 
 def unscale(scaler: GradScaler, optimizer: Optimizer) -> None:
     """Divide the gradients by the scaler's scale, unless the caller has done so."""
-    try:
+    done = scaler.is_enabled() and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
+    if not done:
         scaler.unscale_(optimizer)
-    except RuntimeError as error:
-        if "already been called" not in str(error):
-            raise
 
 
 def shorten(value: Any) -> str:
@@ -430,12 +417,9 @@ def make_timeline(method: Method, name: str, total_steps: int, steps_per_epoch: 
     return Timeline(int(total_steps), int(steps_per_epoch or total_steps))
 
 
-def refuse_rounds(method: Method, name: str, timeline: Timeline) -> None:
+def refuse_more_than_a_loop(method: Method, name: str, timeline: Timeline) -> None:
     """Raise UserError for a method that needs more than a loop: repeated training, another network, another run."""
-    try:
-        rounds = method.rounds(max(2, timeline.total_steps // timeline.steps_per_epoch)).count
-    except ContractError as error:
-        raise UserError(f"method '{name}' breaks its contract in rounds(): it {error}") from error
+    rounds = ask_rounds(method, name, max(2, timeline.total_steps // timeline.steps_per_epoch)).count
     needs = {
         f"repeats the training {rounds} times": rounds > 1,
         "builds a narrower network": method.narrows_network,

@@ -17,8 +17,6 @@ from benchmark.data.images import Samples
 from benchmark.data.sets import Data
 from benchmark.distributed.ranks import WARM_UP, average_gradients, count_ranks
 from benchmark.training.cuda_graphs import GraphedPasses
-from benchmark.training.masks import pack_all
-from benchmark.training.method_state import MethodState
 from benchmark.training.precision import get_random_state, make_autocast
 from benchmark.training.sparse import SparseTraining
 
@@ -99,11 +97,7 @@ class Training(SparseTraining):
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "own": self.method_state.saved(),
-            "stored": None if self.maskset.stored is None else self.maskset.stored.state(),
-            "masks": self.maskset.packed(),
-            "explored": pack_all(self.maskset.explored),
-            "meter": self.meter.state(),
+            **self.sparse_state(),
             "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
             "history": self.history,
             "clock": [self.train_s, self.eval_s],
@@ -120,22 +114,9 @@ class Training(SparseTraining):
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-        own, stored = (
-            state.get("own", MethodState().saved()),
-            state.get("stored"),
-        )  # checkpoints of old versions have none
-        self.begin_method_state(own["learned"])
-        self.method_state.state = {name: tensor.to(self.device) for name, tensor in own["state"].items()}
-        self.method_state.origin = own["origin"]
-        self.method_state.reached = own.get("reached")
-        if stored is None:
-            self.maskset.stored = None
-        elif self.maskset.stored is not None:
-            self.maskset.stored.load_state(stored)
+        self.begin_method_state(state["own"]["learned"] if "own" in state else {})
+        self.load_sparse_state(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.maskset.load_packed(state["masks"])
-        self.maskset.load_explored(state["explored"])
-        self.meter.load_state(state["meter"])
         self.step, self.epoch, self.skipped_steps, self.updates, pending = state["counters"]
         self.update_pending = bool(pending)
         self.history = state["history"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leaderboard.store.files import hidden_file
 from leaderboard.store.kinds import (
     ABOVE_0,
     AT_LEAST_0,
@@ -25,8 +24,8 @@ from leaderboard.store.kinds import (
     or_null,
     type_faults,
 )
-from leaderboard.store.records import Problem, file_stem, list_faults, list_files, publish, read_json
-from leaderboard.store.schema import BROKEN, RecordError, lay_out, seal_of
+from leaderboard.store.records import Problem, list_faults, list_files, publish_sealed, read_json
+from leaderboard.store.schema import BROKEN, RecordError, seal_of
 
 Growth = dict[str, Any]
 SCHEMA = 1
@@ -77,10 +76,7 @@ def write_growth(growth: Growth, folder: Path) -> Path:
     """
     if faults := find_faults(growth):
         raise RecordError(f"growth of '{growth.get('run')}' was not written: {list_faults(faults)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    text = lay_out({**growth, "seal": seal_of(growth)})
-    with hidden_file(text.encode(), folder) as hidden:
-        return publish(hidden, folder, file_stem(growth["run"]))
+    return publish_sealed(growth, folder, growth["run"])
 
 
 def load_growth(folder: Path) -> tuple[list[Growth], list[Problem]]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from leaderboard.store.files import hidden_file
 from leaderboard.store.kinds import (
     ABOVE_0,
     AT_LEAST_0,
@@ -27,8 +26,8 @@ from leaderboard.store.kinds import (
     parse_time,
     type_faults,
 )
-from leaderboard.store.records import Problem, file_key, file_stem, list_faults, list_files, publish, read_json
-from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, lay_out, seal_of
+from leaderboard.store.records import Problem, file_key, list_faults, list_files, publish_sealed, read_json
+from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, seal_of
 
 Measurement = dict[str, Any]
 SCHEMA = 1
@@ -131,11 +130,8 @@ def write_measurement(measurement: Measurement, folder: Path) -> Path:
     faults = find_faults(content)
     if faults:
         raise RecordError(f"measurement of '{measurement.get('run')}' was not written: {list_faults(faults)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    text = lay_out({**content, "seal": seal_of(content)})
     name = f"{content['run']}.{content['hardware'].replace('.', '_')}.t{content['threads']}"
-    with hidden_file(text.encode(), folder) as hidden:
-        return publish(hidden, folder, file_stem(name))
+    return publish_sealed(content, folder, name)
 
 
 def read_measurement(path: Path) -> Measurement:

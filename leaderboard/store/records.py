@@ -127,6 +127,17 @@ def publish(temporary: Path, folder: Path, stem: str) -> Path:
     raise AssertionError("unreachable: there is always a next number")
 
 
+def publish_sealed(content: dict[str, Any], folder: Path, name: str) -> Path:
+    """Seal what was found valid and write it to `folder`, made if it is not there, as a file of its own named `name`.
+
+    Returns its path; see `publish`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = lay_out({**content, "seal": seal_of(content)})
+    with hidden_file(text.encode(), folder) as hidden:
+        return publish(hidden, folder, file_stem(name))
+
+
 def take_name(temporary: Path, target: Path) -> None:
     """Publish the finished file `temporary` as `target`. Raises FileExistsError if the name is taken."""
     try:

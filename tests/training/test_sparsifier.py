@@ -425,5 +425,8 @@ class Pair(SmallNet):
 
 
 def test_a_network_that_returns_more_than_logits_is_told_so_where_these_are_scored() -> None:
+    model = Pair()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UserError, match="returns a tuple, and scores are taken of a tensor of logits"):
-        build("snip", Pair(), data=batches())
+        build("snip", model, optimizer=optimizer, data=batches())
+    optimizer.step()  # it stays its owner's
