@@ -49,7 +49,7 @@ def pin_start(page: Page) -> Page:
     return dataclasses.replace(page, init_sha256=found)
 
 
-def describe_start(page: Page) -> str:
+def describe_given_weights(page: Page) -> str:
     """Return what a pinned page starts from, in words: a file with the start of its hash, or timm's weights; or ""."""
     if page.init:
         return f"the weights of {show(find_start(page))}, sha256 {page.init_sha256[:8]}…"

@@ -16,7 +16,7 @@ from benchmark.base.tracking import check_mode
 from benchmark.config.cells import Cell, choose_task, plan_cells
 from benchmark.config.pages import Page
 from benchmark.config.plugins import ALL, expand_name
-from benchmark.config.start import describe_start
+from benchmark.config.start import describe_given_weights
 from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import check_shares, count_ranks, do_together, own_rank
 from benchmark.grids.predict import Networks
@@ -114,7 +114,7 @@ def name_runs(cells: list[Cell], loaded: dict[str, Data], options: Options) -> l
 
 def run_one(cell: Cell, data: Data, options: Options, console: Console, place: str, start: Start) -> None:
     """Run one cell and print its table."""
-    given = describe_start(cell.page)
+    given = describe_given_weights(cell.page)
     console.print(
         f"run {place}: {cell.label} at sparsity {cell.sparsity:g}, seed {cell.seed} on {cell.page_name} "
         f"({options.device.type}; {len(data.train):,} training images{given and f'; starts from {given}'})",

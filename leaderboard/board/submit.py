@@ -60,7 +60,7 @@ def examine(records: Path, base: str = "") -> Submission:
         stores[records.parent / BRANCHES] = load_branches(records)
     added, faults = [], []
     for folder, (found, problems) in stores.items():
-        changes = [(kind, path) for kind, path in list_changes(folder, commit)]
+        changes = list(list_changes(folder, commit))
         known = {folder / record["file"]: record for record in found}
         reasons = {folder / problem.file: problem.reason for problem in problems}
         mine = {path for kind, path in changes if kind == "A"}
