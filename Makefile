@@ -47,7 +47,7 @@ help: ## this text
 #:   GPUS=64          with PLAN=1: the time on so many devices; PER_GPU=4: with four runs on each
 #:
 #: of make plasticity (TASK, SEED, ARGS, JOBS and PLAN as above; SEED=0,1,2 where not given):
-#:   SCALE=small      paper or small; EPOCHS=4,7: after which to prune; MORE=3: those of recovery
+#:   SCALE=small      paper, small or photographs; EPOCHS=4,7: after which to prune; MORE=3: those of recovery
 #:   SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters
 #: of make precision-study: METHOD, SPARSITY, TASK, SEED, ARGS, DEVICE and DATA as above, on the embedded digits
 #: of make claim (TASK and SPARSITY as above): A=granet B=gmp, two rows; settings as in A=granet:start_sparsity=0

@@ -140,7 +140,7 @@ def branch(
 @app.command()
 def plasticity(
     task: Annotated[str, typer.Option(help="a page of configs/ (default: the scale's)")] = "",
-    scale: Annotated[str, typer.Option(help="paper, small, or auto: small on the embedded digits")] = "auto",
+    scale: Annotated[str, typer.Option(help="paper, small, photographs, or auto: as the page is")] = "auto",
     epochs: Annotated[str, typer.Option(help="epochs after which to prune (default: the scale's)")] = "",
     seed: Annotated[str, typer.Option(help="whole numbers, comma-separated; a verdict needs three")] = "0,1,2",
     more: Annotated[
@@ -182,7 +182,10 @@ def plasticity(
             return print_study(study, data, stores, options, console)
         return run_study(study, data, options, console, tell, jobs)
 
-    train_then_rebuild(action, records, leaderboard, stores.branches)
+    if plan:
+        guarded(action)
+    else:
+        train_then_rebuild(action, records, leaderboard, stores.branches)
 
 
 @app.command(hidden=True)

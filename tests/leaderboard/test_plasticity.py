@@ -36,6 +36,7 @@ from leaderboard.plasticity.findings import (
     make_studies,
 )
 from leaderboard.plasticity.markdown import list_pruning_pictures, render_plasticity, show_cell
+from tests.harness.benches import ask
 from tests.harness.prunings import as_the_paper, make_grid, make_pruned
 from tests.harness.record_factory import make_record
 
@@ -203,10 +204,30 @@ def test_a_study_is_the_grid_of_the_paper():
     assert [item.cell.identity for item in again.grid().items] == [item.cell.identity for item in items]
 
 
+def test_the_page_of_a_scale_takes_its_scale_and_prunes_on_both_sides_of_both_drops():
+    asked = study(task="cifar10jpeg_resnet20_5k")
+    page = asked.parents[0].page
+    drops = [share * page.epochs for share in page.lr_drops]
+    sides = [sum(drop <= epoch for drop in drops) for epoch in asked.epochs]
+    assert (page.epochs, asked.epochs, sides) == (12, (3, 5, 7, 8, 10), [0, 0, 1, 1, 2])
+    assert (asked.finals, asked.more) == ((5, 8, 10), 3)
+    assert study(scale="photographs").epochs == asked.epochs
+
+
+def test_a_plan_writes_nothing_even_where_the_sheets_are_behind_the_records(tmp_path):
+    (tmp_path / "records").mkdir()
+    write_record(make_record(), tmp_path / "records")
+    before = sorted(tmp_path.rglob("*"))
+    names = {"records": "records", "branches": "branches", "leaderboard": "LEADERBOARD.md", "runs": "runs"}
+    places = [f"--{option}={tmp_path / name}" for option, name in names.items()]
+    assert ask("plasticity", "--plan", "--seed", "0", *places).exit_code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"scale": "large"}, "SCALE must be auto or one of paper, small, got 'large'"),
+        ({"scale": "large"}, "SCALE must be auto or one of paper, small, photographs, got 'large'"),
         ({"epochs": "4,17"}, "EPOCHS must be whole numbers of epochs from 1 to 16, the run's end, got '17'"),
         ({"more": 0}, "MORE must be at least 1 epoch, got 0"),
         ({"epochs": ","}, "EPOCHS must name an epoch"),
