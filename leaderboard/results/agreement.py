@@ -110,7 +110,7 @@ def p_of(claim: Claim) -> float | None:
 
 def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: float) -> Weighed:
     """Return a statement with its verdict; `p` is corrected over `family` comparisons, `step` is one test image."""
-    from leaderboard.tables.stats import ALPHA, smallest_detectable, widen
+    from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed, smallest_detectable, widen
 
     tested = replace(tested, difference=claim.difference, adjusted_p=p, alone_p=claim.adjusted_p)
     if p is None:
@@ -126,6 +126,9 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
     least = smallest_detectable(claim.difference.n, spread, ALPHA / family)
     reason = "" if least is None else f"≥ {least:.2f}"
+    if reason and tested.printed.direction and tested.printed.middle is not None:
+        seeds = seeds_needed(tested.printed.middle, spread, ALPHA / family)
+        reason += f"; the paper's: {f'over {MOST_SEEDS:,}' if seeds is None else seeds} seeds"
     return replace(tested, verdict=NOT_SHOWN, reason=reason)
 
 

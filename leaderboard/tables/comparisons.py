@@ -59,9 +59,8 @@ def certain(entry: Entry) -> dict[int, float]:
 def make_ranks(rows: list[Row]) -> Ranks:
     """Return the range of ranks of every row at every sparsity.
 
-    A rank of 2-5 of 7: one row is significantly better and two are significantly worse. Paired t-tests of all pairs at
-    a sparsity, Holm's correction over the section. Invariant: a row that shares fewer than LEAST_SEEDS with the others,
-    or with a diverged run, may have any rank.
+    A rank of 2-5 of 7: one row is significantly better and two are significantly worse, see `find_better`.
+    Invariant: a row that shares fewer than LEAST_SEEDS with the others, or with a diverged run, may have any rank.
     """
     from leaderboard.tables.stats import rank_groups  # here, because scipy takes a second
 

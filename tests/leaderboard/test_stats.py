@@ -14,12 +14,18 @@ import numpy as np
 import pytest
 from scipy import stats as oracle
 from scipy.integrate import quad
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 
 from leaderboard.tables import stats
 from leaderboard.tables.stats import (
     ALPHA,
+    BORROWED,
+    BORROWING_ROWS,
+    BORROWING_SEEDS,
     POWER,
     difference_from_published,
+    find_better,
     holm,
     mean_std,
     paired_difference,
@@ -387,3 +393,88 @@ def test_fewer_common_seeds_than_asked_for_part_nothing():
     rows = {"a": {0: 90.0, 1: 91.1}, "b": {0: 80.0, 1: 81.0}}
     assert rank_ranges(rows) == {"a": (1, 1), "b": (2, 2)}
     assert rank_ranges(rows, least=3) == {"a": (1, 2), "b": (1, 2)}
+
+
+# Borrowed spread
+
+
+def borrowed_p(table):
+    """Return p of all pairs of a table of complete rows, an oracle: one pair at a time, trigamma inverted by brentq."""
+    differences = [one - other for one, other in itertools.combinations(table, 2)]
+    half = (table.shape[1] - 1) / 2
+    variances = [float(np.var(difference, ddof=1)) for difference in differences]
+    logs = [math.log(variance) - digamma(half) + math.log(half) for variance in variances]
+    scatter = float(np.var(logs, ddof=1) - polygamma(1, half))
+    if scatter > 0:
+        prior = brentq(lambda x: polygamma(1, x) - scatter, 1e-3, 1e6, xtol=1e-12)
+        common, weight = math.exp(np.mean(logs) + digamma(prior) - math.log(prior)), 2 * prior * BORROWED
+        drawn = [(2 * half * variance + weight * common) / (2 * half + weight) for variance in variances]
+    else:
+        drawn, weight = [math.exp(np.mean(logs))] * len(variances), math.inf
+    freedom = min(2 * half + weight, (len(table) - 1) * 2 * half)
+    seeds = table.shape[1]
+    means = [abs(one.mean()) / math.sqrt(v / seeds) for one, v in zip(differences, drawn, strict=True)]
+    return [2 * oracle.t.sf(mean, freedom) for mean in means]
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.5, 2.0])
+def test_the_spread_of_a_pair_is_drawn_towards_the_others_as_an_oracle_has_it(scatter):
+    draw, bounded = np.random.default_rng(int(10 * scatter)), 0
+    for _ in range(20):
+        table = draw.normal(size=(8, 5)) * np.exp(scatter * draw.normal(size=(8, 1)))
+        first, second = np.triu_indices(8, k=1)
+        assert stats.compare_rows(table, first, second, 0.0, 2)[1] == pytest.approx(borrowed_p(table), rel=1e-7)
+        variances = (table[first] - table[second]).var(axis=1, ddof=1)
+        bounded += math.isfinite(stats.moderate(variances, np.full(len(variances), 4.0))[1])
+    assert bounded == 20 if scatter == 2.0 else bounded < 20  # both branches are seen
+
+
+@pytest.mark.parametrize(("rows", "seeds"), [(BORROWING_ROWS - 1, 8), (12, BORROWING_SEEDS - 1)])
+def test_few_rows_or_seeds_borrow_nothing(rows, seeds):
+    table = np.random.default_rng(rows).normal(size=(rows, seeds))
+    first, second = np.triu_indices(rows, k=1)
+    plain = [compare(table[one].tolist(), table[other].tolist()).p for one, other in zip(first, second, strict=True)]
+    assert stats.compare_rows(table, first, second, 0.0, 2)[1] == pytest.approx(plain)
+
+
+def count_false(spreads, seeds, draws=400):
+    """Return the share of tables of equal rows with such spreads in which some pair is told apart."""
+    draw, false = np.random.default_rng([len(spreads), seeds]), 0
+    for _ in range(draws):
+        table = 90 + draw.normal(size=(len(spreads), seeds)) * spreads[:, None] + draw.normal(size=seeds)
+        false += bool(find_better({0: rows_of(table.tolist())}))
+    return false / draws
+
+
+UNEQUAL = {
+    "equal": np.ones(20),
+    "one six times as wide": np.r_[6, np.ones(19)],
+    "a fifth four times as wide": np.r_[np.full(4, 4.0), np.ones(16)],
+    "all unlike": np.exp(np.random.default_rng(3).normal(size=12)),
+    "one a tenth as wide": np.r_[0.1, np.ones(9)],
+}
+
+
+@pytest.mark.parametrize("spreads", UNEQUAL.values(), ids=UNEQUAL)
+def test_borrowing_parts_equal_rows_in_one_table_of_twenty_at_most(spreads):
+    assert count_false(spreads, BORROWING_SEEDS) <= ALPHA + tolerance(ALPHA, 400)
+
+
+def test_borrowing_at_three_seeds_would_part_equal_rows(monkeypatch):
+    """The fault that BORROWING_SEEDS prevents: with two degrees of freedom a wide row passes for a narrow one."""
+    monkeypatch.setattr(stats, "BORROWING_SEEDS", 3)
+    monkeypatch.setattr(stats, "BORROWED", 1.0)
+    assert count_false(UNEQUAL["one six times as wide"], 3) > 2 * ALPHA
+
+
+def test_borrowing_finds_what_five_seeds_alone_do_not():
+    """Twenty rows, five of them two points better, spread 0.6: most of the 75 pairs, where pair by pair finds few."""
+    draw, alone, found = np.random.default_rng(11), 0, 0
+    for _ in range(20):
+        table = 65 + draw.normal(size=(20, 5)) * 0.6 + np.r_[np.full(5, 2.0), np.zeros(15)][:, None]
+        better = find_better({0: rows_of(table.tolist())})
+        found += sum(int(upper.split()[1]) < 5 <= int(lower.split()[1]) for _, upper, lower in better)
+        pairs = itertools.combinations(range(20), 2)
+        ps = holm({pair: compare(table[pair[0]].tolist(), table[pair[1]].tolist()).p for pair in pairs})
+        alone += sum(p is not None and p <= ALPHA for p in ps.values())
+    assert found > 0.6 * 20 * 75 and alone < 0.1 * 20 * 75

@@ -1,0 +1,200 @@
+"""What RigL-ITOP loses at high sparsity: to growth into dead filters, or to too little time to grow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from leaderboard.claims.claim import show_p
+from leaderboard.results.best import last_finished, method_of
+from leaderboard.results.scope import Section
+from leaderboard.store.kinds import is_whole
+from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import certain, grain, show_interval, signed
+from leaderboard.tables.sections import amount
+from leaderboard.tables.table import BLANK, LEAST_SEEDS, Entry, line, mean_and_std, percent
+
+if TYPE_CHECKING:
+    from leaderboard.tables.stats import Difference
+
+PLAIN, WITHIN, RANDOM = "rigl_itop", "rigl_itop_filter", "static"
+TITLE = "Growth into dead filters, or too little time to grow"
+ANCHOR = "#" + TITLE.lower().replace(",", "").replace(" ", "-")
+ABOUT = f"""\
+Batch norm magnifies the gradients of a filter that has no living weight, so growth by gradient magnitude (`{PLAIN}`) is
+drawn to such filters; `{WITHIN}` ranks each gradient within its filter and is otherwise the same. ΔT: steps between
+updates, and so the time that what is grown has to grow before it may be dropped. *Dead filters* have no active weight
+at the end, in per cent of all. Differences are paired by seed, in points; p has Holm's correction over all of a table,
+bold where at most 0.05 with {LEAST_SEEDS} seeds or more."""
+LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
+TESTED = ("accuracy", "dead filters")
+PAIRS = ("first − second", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
+
+
+@dataclass(frozen=True)
+class Line:
+    """The runs of a method at one interval and sparsity."""
+
+    method: str
+    interval: int
+    sparsity: float
+    entry: Entry
+
+    def __str__(self) -> str:
+        return self.method if self.method == RANDOM else f"{self.method} (ΔT = {self.interval})"
+
+    def dead(self) -> dict[int, float]:
+        """Return the shares of dead filters, in per cent, by seed, as far as the records tell.
+
+        A repeat that ended with the very masks of a counted run tells it of that one, too.
+        """
+        known = {
+            (run["seed"], run["masks_sha256"]): 100 * run["dead"]["filters"] / run["dead"]["of"]
+            for run in (*self.entry.repeats, *self.entry.finished)
+            if "dead" in run
+        }
+        found = {run["seed"]: known.get((run["seed"], run["masks_sha256"])) for run in self.entry.finished}
+        return {seed: share for seed, share in found.items() if share is not None}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two lines and their paired differences, in the order of TESTED, with p corrected over the section."""
+
+    one: Line
+    other: Line
+    differences: tuple[Difference, ...]
+    ps: tuple[float | None, ...] = ()
+
+    def sure(self, number: int) -> bool:
+        """Return whether a difference is significant."""
+        from leaderboard.tables.stats import ALPHA
+
+        p = self.ps[number]
+        return p is not None and p <= ALPHA and self.differences[number].n >= LEAST_SEEDS
+
+
+def find_lines(section: Section) -> list[Line]:
+    """Return the lines of both methods whose settings differ in ΔT alone, and that of random masks, by sparsity.
+
+    Of several versions of a file the newest counts. A sparsity is left out unless both methods have it, one of them
+    with two intervals.
+    """
+    found: dict[tuple[float, str, int], Entry] = {}
+    for row in sorted((row for row in section.rows if not row.dense), key=last_finished):
+        name, settings = method_of(row)["name"], set(row.settings)
+        if (name in (PLAIN, WITHIN) and settings <= {"update_every"}) or (name == RANDOM and not settings):
+            for sparsity, entry in row.cells.items():
+                interval = 0 if name == RANDOM else interval_of(entry.counted[0])
+                if interval or name == RANDOM:
+                    found[sparsity, name, interval] = entry
+    lines = [Line(name, interval, sparsity, entry) for (sparsity, name, interval), entry in sorted(found.items())]
+    kept = []
+    for sparsity in dict.fromkeys(one.sparsity for one in lines):
+        there = [one for one in lines if one.sparsity == sparsity]
+        counts = [sum(one.method == name for one in there) for name in (PLAIN, WITHIN)]
+        kept += there if min(counts) > 0 and max(counts) > 1 else []
+    return kept
+
+
+def interval_of(run: Record) -> int:
+    """Return ΔT of a run, 0 if its record does not tell."""
+    method = run["method"]
+    interval: Any = {**method["settings"], **method["changed"]}.get("update_every")
+    return interval if is_whole(interval) else 0
+
+
+def list_pairs(lines: list[Line]) -> list[tuple[Line, Line]]:
+    """Return what is compared: growth within filters with growth over the layer, the longest interval with the
+    shortest, and every line with random masks."""
+    known = {(one.method, one.interval, one.sparsity): one for one in lines}
+    own = [one for one in lines if one.method != RANDOM]
+    growth = [(one, known.get((PLAIN, one.interval, one.sparsity))) for one in own if one.method == WITHIN]
+    ends: dict[tuple[str, float], list[Line]] = {}
+    for one in own:
+        ends.setdefault((one.method, one.sparsity), []).append(one)
+    interval = [(of[-1], of[0]) for of in ends.values() if len(of) > 1]
+    random = [(one, known.get((RANDOM, 0, one.sparsity))) for one in own]
+    return [(one, other) for one, other in (*growth, *interval, *random) if other is not None]
+
+
+def compare_lines(section: Section) -> list[Compared]:
+    """Return the comparisons of a section, or none."""
+    from leaderboard.tables.stats import holm, paired_difference  # here, because scipy takes a second
+
+    found = []
+    for one, other in list_pairs(find_lines(section)):
+        accuracy = paired_difference(certain(one.entry), certain(other.entry), grain(section.runs[0]))
+        found.append(Compared(one, other, (accuracy, paired_difference(one.dead(), other.dead()))))
+    every = {(place, number): d.p for place, of in enumerate(found) for number, d in enumerate(of.differences)}
+    adjusted = holm(every)
+    return [replace(of, ps=tuple(adjusted[place, n] for n in range(len(TESTED)))) for place, of in enumerate(found)]
+
+
+def growing_lines(sections: Iterable[Section]) -> list[str]:
+    """Return the part of the sheet on growth, or nothing."""
+    lines: list[str] = []
+    for section in sections:
+        if found := find_lines(section):
+            lines += [f"**{section.title}**", "", line(LINES), line("---" for _ in LINES)]
+            lines += [*(line(describe(one)) for one in found), "", line(PAIRS), line("---" for _ in PAIRS)]
+            lines += [*(line(describe_pair(one)) for one in compare_lines(section)), ""]
+    return [f"### {TITLE}", "", ABOUT, "", *lines] if lines else []
+
+
+def describe(one: Line) -> list[str]:
+    """Return the entries of a line."""
+    updates = sorted({run["updates"] for run in one.entry.counted})
+    left = count_steps(one.entry.counted[0]) - updates[-1] * one.interval
+    dead = one.dead()
+    return [
+        one.method,
+        percent(one.sparsity),
+        str(one.interval or BLANK),
+        " or ".join(map(str, updates)),
+        str(left) if one.interval and left > 0 else BLANK,
+        one.entry.accuracy(),
+        f"{mean_and_std(dead.values())} (n={len(dead)})" if dead else BLANK,
+    ]
+
+
+def count_steps(run: Record) -> int:
+    """Return the steps of a run on one device, 0 if its page's settings do not tell."""
+    settings, images = run["page"]["settings"], run["data"]["train"]
+    epochs, batch = (settings.get(name) for name in ("epochs", "batch_size"))
+    if not (is_whole(epochs) and is_whole(batch) and batch):
+        return 0
+    return int(epochs * (images // batch if settings.get("drop_last") else math.ceil(images / batch)))
+
+
+def describe_pair(found: Compared) -> list[str]:
+    """Return the entries of a comparison."""
+    shown = [f"{found.one} − {found.other}", percent(found.one.sparsity)]
+    for number, (difference, p) in enumerate(zip(found.differences, found.ps, strict=True)):
+        mean = BLANK if difference.mean is None else f"{signed(difference.mean)} (n={difference.n})"
+        shown += [f"**{mean}**" if found.sure(number) else mean, show_interval(difference), show_p(p)]
+    return shown
+
+
+def tell_growing(sections: Iterable[Section]) -> list[str]:
+    """Return a sentence that names every significant comparison and counts the others, or none."""
+    sure, tested = [], 0
+    for section in sections:
+        for found in compare_lines(section):
+            tested += sum(difference.n >= LEAST_SEEDS for difference in found.differences)
+            told = [
+                f"{signed(difference.mean or 0.0)} points of {name}"
+                for number, (name, difference) in enumerate(zip(TESTED, found.differences, strict=True))
+                if found.sure(number)
+            ]
+            if told:
+                sure.append(
+                    f"{found.one} less {found.other} at {percent(found.one.sparsity)} on {section.title}: "
+                    f"{' and '.join(told)}"
+                )
+    if not tested:
+        return []
+    counted = amount(tested, "comparison")
+    return [f"**{TITLE}?** Significant of {counted}: {'; '.join(sure) or 'none'} ([all]({ANCHOR}))."]

@@ -1,0 +1,182 @@
+"""Promises of the results' first screen: who may be called best, which statements hold, and what growth costs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from leaderboard.paper.published import load_tables
+from leaderboard.results.best import best_lines, find_best
+from leaderboard.results.growing import compare_lines, find_lines, growing_lines, tell_growing
+from leaderboard.results.scope import Section, table_sections
+from leaderboard.results.summary import summary_lines
+from tests.harness.record_factory import make_runs, merge, table
+
+TABLES = load_tables()
+HIGH, LOW = (93.0, 93.4, 93.1), (90.0, 90.5, 90.1)  # apart by 3.0, 2.9, 3.0
+WIDE = (96.0, 89.0, 93.0)  # the highest mean after HIGH, and apart from nothing
+
+
+def section(*runs: list[dict[str, Any]]) -> Section:
+    (found,) = table_sections(list(itertools.chain(*runs)))
+    return found
+
+
+def best(*runs: list[dict[str, Any]]) -> dict[Any, list[str]]:
+    """Return the names of the best by question."""
+    return {question: [p.key for p in one.points] for question, one in find_best(section(*runs), TABLES).items()}
+
+
+def cost(train: float, inference: float) -> dict[str, Any]:
+    return {"macs": {"train_share": train, "inference_share": inference}}
+
+
+# Which rows are best
+
+
+def test_at_equal_sparsity_the_best_are_those_that_none_is_significantly_above() -> None:
+    found = best(make_runs("gmp", LOW), make_runs("granet", HIGH), make_runs("set", WIDE))
+    assert found["sparsity", 0.9] == ["granet (90 %)", "set (90 %)"]
+    assert best(make_runs("gmp", LOW), make_runs("granet", HIGH))["sparsity", 0.9] == ["granet (90 %)"]
+    assert find_best(section(make_runs("granet", HIGH)), TABLES) == {}  # nobody to beat
+
+
+def test_within_a_budget_rows_compete_at_any_sparsity_and_what_is_dearer_does_not_count() -> None:
+    runs = [
+        make_runs("granet", HIGH, **cost(0.3, 0.15)),
+        make_runs("granet", (80.0, 80.3, 80.1), sparsity=0.98, **cost(0.15, 0.04)),
+        make_runs("set", LOW, sparsity=0.98, **cost(0.04, 0.03)),
+        make_runs("snip", (70.0, 70.4, 70.2), **cost(0.05, 0.3)),
+    ]
+    found = best(*runs)
+    assert found["train", 0.05] == ["set (98 %)"]  # snip costs as much and is below; set is above it
+    assert found["train", 0.1] == found["train", 0.2] == ["set (98 %)"]
+    assert found["train", 0.4] == ["granet (90 %)"]
+    assert found["inference", 0.05] == ["set (98 %)"] and found["inference", 0.2] == ["granet (90 %)"]
+    assert best(*runs[:2]).keys() == {("train", 0.4), ("inference", 0.2)}  # elsewhere it would be alone
+
+
+@pytest.mark.parametrize(
+    ("other", "takes_part"),
+    [
+        (make_runs("granet", HIGH, method={"changed": {"start_sparsity": 0.0}}), True),  # a row of the paper's tables
+        (make_runs("granet", HIGH, method={"changed": {"update_every": 7}}), False),
+        (make_runs("granet", HIGH[:2]), False),
+        (make_runs("granet", (*HIGH, None)), False),
+        (make_runs("static", HIGH, method={"group": "control", "donor": {"run": "x", "label": "y"}}), False),
+        (make_runs("dense", HIGH), False),
+    ],
+    ids=["paper's", "another setting", "two seeds", "diverged", "control of a run", "dense"],
+)
+def test_only_rows_that_may_be_compared_are_called_best(other: list[dict[str, Any]], takes_part: bool) -> None:
+    defaults = make_runs("granet", LOW, method={"settings": {"start_sparsity": 0.5, "update_every": 5}})
+    if other[0]["method"]["changed"]:
+        other = [merge(run, {"method": {"settings": defaults[0]["method"]["settings"]}}) for run in other]
+    found = best(defaults if other[0]["method"]["changed"] else [], make_runs("set", LOW), make_runs("gmp", LOW), other)
+    names = [name.split(" (9")[0] for name in found["sparsity", 0.9]]
+    assert (other[0]["method"]["name"] in {name.split()[0] for name in names} and len(names) == 1) == takes_part
+
+
+def test_of_several_versions_of_a_file_the_newest_takes_part_under_its_plain_name() -> None:
+    times = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
+    old = make_runs("granet", HIGH, method={"sha256": "ef" * 32}, **times)
+    found = best(old, make_runs("granet", LOW), make_runs("set", LOW))
+    assert found["sparsity", 0.9] == ["granet (90 %)", "set (90 %)"]
+
+
+def test_the_table_names_the_best_then_two_that_may_be_as_good() -> None:
+    names = ("a", "b", "c", "d", "e")
+    equal = [make_runs(name, [value + place / 1000 for value in WIDE]) for place, name in enumerate(names)]
+    text = "\n".join(best_lines([section(*equal, make_runs("dense", (95.0, 95.5)))], TABLES))
+    head, first, *_ = table(text)
+    assert head == ["best", "ResNet-20 on digits; 2 to 3 seeds, dense 95.25"]
+    assert first == ["at 90 % sparsity", "e 92.67 *or* d, c, 2 more"]
+    sure = "\n".join(best_lines([section(make_runs("granet", HIGH), make_runs("set", LOW))], TABLES))
+    assert "| at 90 % sparsity | **granet 93.17** |" in sure
+    assert "| training FLOPs ≤ 0.4× | **granet (90 %) 93.17** |" in sure and "inference FLOPs ≤ 0.2×" not in sure
+
+
+def test_pages_stand_side_by_side_four_to_a_table() -> None:
+    pages = [
+        section(*(make_runs(name, LOW, page={"title": f"page {n}"}) for name in ("granet", "set"))) for n in range(5)
+    ]
+    lines = best_lines(pages, TABLES)
+    heads = [line for line in lines if line.startswith("| best |")]
+    assert [line.count("page") for line in heads] == [4, 1]
+    assert best_lines([], TABLES) == []
+    assert "No page has two rows to compare yet." in summary_lines([], [], [], [], TABLES)
+
+
+# Growth into dead filters
+
+
+def grow(name: str, interval: int, accuracies: Any, dead: Any, **changes: Any) -> list[dict[str, Any]]:
+    """Return runs at an interval, of 100 filters with so many dead ones; None where a record does not tell."""
+    own = {"method": {"settings": {"update_every": 140}}, "page": {"settings": {"batch_size": 10}}}
+    if interval != 140:
+        own = merge(own, {"method": {"changed": {"update_every": interval}}})
+    runs = make_runs(name, accuracies, **merge(own, changes))
+    return [
+        run if count is None else {**run, "dead": {"filters": count, "of": 100}}
+        for run, count in zip(runs, dead, strict=True)
+    ]
+
+
+def grown() -> list[dict[str, Any]]:
+    return [
+        *grow("rigl_itop", 140, LOW, (20, 21, 22)),
+        *grow("rigl_itop", 50, LOW, (30, 31, 33)),
+        *grow("rigl_itop_filter", 140, HIGH, (1, 2, 4)),
+        *make_runs("static", LOW),
+    ]
+
+
+def test_growth_and_interval_are_compared_apart_and_with_random_masks() -> None:
+    found = compare_lines(section(grown()))
+    pairs = [(str(one.one), str(one.other)) for one in found]
+    assert pairs == [
+        ("rigl_itop_filter (ΔT = 140)", "rigl_itop (ΔT = 140)"),
+        ("rigl_itop (ΔT = 140)", "rigl_itop (ΔT = 50)"),
+        ("rigl_itop (ΔT = 50)", "static"),
+        ("rigl_itop (ΔT = 140)", "static"),
+        ("rigl_itop_filter (ΔT = 140)", "static"),
+    ]
+    growth, interval = found[0].differences, found[1].differences
+    assert growth[0].mean == pytest.approx(8.9 / 3) and growth[1].mean == pytest.approx(-18.6667, abs=1e-3)
+    assert interval[0].mean == 0.0 and interval[1].mean == pytest.approx(-31 / 3)
+    # seven comparisons have a p: two of accuracy and dead filters, two equal rows, one with random masks
+    alone = growth[0].p
+    assert alone is not None and found[0].ps[0] == pytest.approx(min(1.0, 7 * alone), rel=1e-6)
+    assert found[0].sure(0) and found[0].sure(1) and not found[1].sure(0)
+
+
+def test_the_sentence_names_what_is_significant_and_counts_the_rest() -> None:
+    (told,) = tell_growing([section(grown())])
+    assert "Significant of 7 comparisons: rigl_itop_filter (ΔT = 140) less rigl_itop (ΔT = 140) at 90 %" in told
+    assert "+2.97 points of accuracy and −18.67 points of dead filters" in told
+    assert "rigl_itop (ΔT = 50) less static" not in told
+    text = "\n".join(growing_lines([section(grown())]))
+    anchor = told.split("](#")[1].split(")")[0]
+    title = text.splitlines()[0].removeprefix("### ").lower().replace(",", "").replace(" ", "-")
+    assert anchor == title
+    # 3 epochs of ten steps: none left after two updates every 140
+    assert ["rigl_itop", "90 %", "140", "2", "·", "90.20 ± 0.26 (n=3)", "21.00 ± 1.00 (n=3)"] in table(text)
+
+
+def test_without_both_methods_or_a_second_interval_nothing_is_said() -> None:
+    one = [*grow("rigl_itop", 140, LOW, (1, 2, 3)), *grow("rigl_itop_filter", 140, HIGH, (1, 2, 4))]
+    assert not find_lines(section(one)) and growing_lines([section(one)]) == [] and tell_growing([section(one)]) == []
+    other = grow("rigl_itop_filter", 50, HIGH, (1, 2, 3), method={"changed": {"update_every": 50, "prune_rate": 0.3}})
+    assert not find_lines(section(one, other))
+
+
+def test_a_repeat_tells_of_dead_filters_only_where_it_has_the_very_masks() -> None:
+    counted = grow("rigl_itop", 140, (90.0, 91.0), (None, None))
+    again = {"finished": "2025-02-01T12:00:00Z", "started": "2025-02-01T11:00:00Z"}
+    same, unlike = grow("rigl_itop", 140, (90.0, 91.0), (5, 6), **again)
+    repeats = [same, {**unlike, "masks_sha256": "00" * 32}]
+    runs = [*counted, *repeats, *grow("rigl_itop", 50, LOW, (1, 2, 3)), *grow("rigl_itop_filter", 50, LOW, (1, 2, 3))]
+    lines = {str(one): one.dead() for one in find_lines(section(runs))}
+    assert lines["rigl_itop (ΔT = 140)"] == {0: 5.0}
