@@ -247,9 +247,14 @@ def draw_pruning(picture: Picture) -> Figure:
                 panel.axvline(drop, color=FALL, lw=1.0, zorder=1)
             for line in lines:
                 if (line.sparsity, line.regrow) == (sparsity, way):
-                    panel.plot(line.epochs, line.values, **look(styles[line.rate]))
+                    aside = 0.016 * schedule.epochs * (rates.index(line.rate) - (len(rates) - 1) / 2)
+                    xs = [epoch + aside for epoch in line.epochs]
+                    colour = styles[line.rate].colour
+                    panel.errorbar(xs, line.values, line.spreads, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.6)
+                    panel.plot(xs, line.values, **look(styles[line.rate]))
         across[0].set(ylabel=f"points, {WAYS[way]}")
-    set_points_axis(panels[0, 0], [value for line in lines for value in line.values])
+    ends = [v + sign * s for line in lines for v, s in zip(line.values, line.spreads, strict=True) for sign in (-1, 1)]
+    set_points_axis(panels[0, 0], ends)
     for panel, sparsity in zip(panels[0], sparsities, strict=True):
         panel.set_title(f"sparsity {100 * sparsity:.10g} %" if sparsity else "dense", loc="left")
     for panel in panels[-1]:

@@ -119,13 +119,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class PruningLine:
-    """Points regained after pruning a share `rate` of a network of a `sparsity`, by epoch of pruning."""
+    """Points regained after pruning a share `rate` of a network of a `sparsity`, by epoch of pruning.
+
+    `values` are means over seeds, `spreads` their sample standard deviations, 0 for one seed.
+    """
 
     sparsity: float
     rate: float
     regrow: bool
     epochs: list[float]
     values: list[float]
+    spreads: list[float]
 
 
 @dataclass(frozen=True)

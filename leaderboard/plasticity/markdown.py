@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from statistics import fmean
+from statistics import fmean, stdev
 from urllib.parse import quote
 
 from leaderboard.claims.claim import show_p
@@ -157,16 +157,17 @@ TITLES = {PLASTICITY: "Pruning plasticity", GAP: "Final performance gap"}
 CAPTIONS = {
     PLASTICITY: (
         "Test accuracy {more} after a network was pruned at an epoch, at the learning rate then in force, less "
-        "its accuracy just before, in points; mean over seeds. "
+        "its accuracy just before, in points; mean over seeds, bars of ± one sample standard deviation. "
     ),
     GAP: (
         "Test accuracy at the end of training of a network that was pruned at an epoch, less that of the network that "
-        "was not, in points; mean over seeds. "
+        "was not, in points; mean over seeds, bars of ± one sample standard deviation. "
     ),
 }
 READING = (
-    "Columns: the network before pruning; a line for each share of its weights that was pruned; below, as many were "
-    "grown again. Red lines: the learning rate falls. The axis is linear within a point of zero and logarithmic beyond."
+    "Columns: the network before pruning; a line for each share of its weights that was pruned, set apart sideways; "
+    "below, as many were grown again. Red lines: the learning rate falls. The axis is linear within a point of zero, "
+    "logarithmic beyond."
 )
 
 
@@ -187,16 +188,18 @@ def list_pruning_pictures(studies: Iterable[Study]) -> dict[str, Picture]:
 
 
 def make_lines(study: Study, kind: str) -> list[PruningLine]:
-    """Return the means over seeds by epoch, a line for each network, rate and regeneration."""
-    points: dict[tuple[float, float, bool], dict[float, float]] = {}
+    """Return means and spreads over seeds by epoch, a line for each network, rate and regeneration."""
+    points: dict[tuple[float, float, bool], dict[float, tuple[float, float]]] = {}
     for cell, by_seed in study.values[kind].items():
         known = [value for value in by_seed.values() if value is not None]
         if known:
-            points.setdefault((cell.sparsity, cell.rate, cell.regrow), {})[float(cell.epoch)] = fmean(known)
+            spread = stdev(known) if len(known) > 1 else 0.0
+            points.setdefault((cell.sparsity, cell.rate, cell.regrow), {})[float(cell.epoch)] = fmean(known), spread
     lines = []
     for key, by_epoch in sorted(points.items()):
         epochs = sorted(by_epoch)
-        lines.append(PruningLine(*key, epochs, [by_epoch[epoch] for epoch in epochs]))
+        values, spreads = zip(*(by_epoch[epoch] for epoch in epochs), strict=True)
+        lines.append(PruningLine(*key, epochs, list(values), list(spreads)))
     return lines
 
 

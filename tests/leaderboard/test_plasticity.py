@@ -57,9 +57,10 @@ def test_plasticity_and_gap_are_the_differences_worked_by_hand():
     assert "| sparsity 50 % | no | 50 % pruned | −4.00 (1) |" in text
     assert show_cell([-0.001]) == "0.00 (1)" and show_cell([-0.004, 0.002]) == "0.00 ± 0.00 (2)"
     pictures = list_pruning_pictures([study])
-    assert [(p.kind, p.numbers[0].epochs, p.numbers[0].values) for p in pictures.values()] == [
-        ("plasticity", [4.0], [-2.0]),
-        ("gap", [4.0], [-4.0]),
+    lines = [(picture.kind, picture.numbers[0]) for picture in pictures.values()]
+    assert [(kind, line.epochs, line.values, line.spreads) for kind, line in lines] == [
+        ("plasticity", [4.0], [-2.0], [pytest.approx(0.5**0.5)]),
+        ("gap", [4.0], [-4.0], [0.0]),
     ]
 
 
