@@ -25,10 +25,9 @@ UNITS = """\
 - **Accuracy**: share of the test images classified correctly after the last epoch, in percent; mean ± sample standard
   deviation (ddof = 1) over n seeds. One seed has no ±. Diverged runs are counted beside n and enter no mean.
 - **Rank**: the places a row may hold. The first is 1 + the rows significantly better, the last is the number of rows −
-  those significantly worse (paired t-tests by seed of all pairs at a sparsity, from five common seeds with spreads
-  moderated by those of the other pairs; Holm's correction, 5 %); rows that the seeds do not tell apart share places.
-  Bold: significantly better than every other row, so rank 1 alone. Dense and controls made from another row's runs are
-  not ranked.
+  those significantly worse (Welch's t-tests of all pairs at a sparsity, Holm's correction, 5 %); rows that the seeds do
+  not tell apart share places. Bold: significantly better than every other row, so rank 1 alone. Dense and controls made
+  from another row's runs are not ranked.
 - **Sparsity**: the share of prunable weights asked to be zero; where a method's weight count is an outcome, the one it
   delivered, unless that is within half a point of what was asked. The densities reached are in the details.
 - **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are

@@ -125,10 +125,10 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     spread = float(widen(claim.difference.sd or 0.0, step, 2))
     # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
     least = smallest_detectable(claim.difference.n, spread, ALPHA / family)
-    reason = "" if least is None else f"≥ {least:.2f}"
+    reason = "" if least is None else f"detectable: {least:.2f}"
     if reason and tested.printed.direction and tested.printed.middle is not None:
         seeds = seeds_needed(tested.printed.middle, spread, ALPHA / family)
-        reason += f"; the paper's: {f'over {MOST_SEEDS:,}' if seeds is None else seeds} seeds"
+        reason += f"; the paper's takes {f'over {MOST_SEEDS:,}' if seeds is None else f'≈ {seeds}'} seeds"
     return replace(tested, verdict=NOT_SHOWN, reason=reason)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from leaderboard.paper.published import Tables
-from leaderboard.results.scope import Section, span
+from leaderboard.results.scope import Section
 from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import stable_key
 from leaderboard.tables.comparisons import accuracies, certain, grain
@@ -16,16 +19,16 @@ from leaderboard.tables.table import BLANK, LEAST_SEEDS, Row, line, percent
 
 COSTS = {"train": "training", "inference": "inference"}
 BUDGETS = {"train": (0.05, 0.1, 0.2, 0.4), "inference": (0.05, 0.1, 0.2)}  # multiples of the dense network's FLOPs
+ROUNDING = 1e-9  # of a mean of equal costs
 SPARSITY = "sparsity"
 NAMED = 2  # rows named that the seeds do not tell apart from the best; more are only counted
 COLUMNS = 4  # pages side by side
 
 LEGEND = """\
-Highest mean accuracy after the last epoch, in percent, *or* the next rows among those that the seeds do not tell apart
-from it: no other row allowed there is significantly above them (all pairs, corrected as the leaderboard's ranks are).
-**Bold**: best alone. FLOPs are multiples of the dense network's; within a budget each row may take part at any of its
-sparsities. Rows are methods at their defaults or as in a row of the paper's tables, with {least} seeds or more and none
-diverged."""
+The row with the highest mean accuracy after the last epoch, in percent, *or* the next ones that no competing row is
+significantly above (Welch's tests of all pairs, Holm's correction). **Bold**: above every other. FLOPs are multiples of
+the dense network's; within a budget a row may compete at any of its sparsities. Competing: methods at their defaults or
+as in a row of the paper's tables, with {least} seeds or more and none diverged."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +51,40 @@ class Point:
         return f"{self.name} ({percent(self.sparsity)})"
 
 
-@dataclass(frozen=True)
-class Best:
-    """The points that may be best, highest mean first: no other that was allowed is significantly above one."""
-
-    points: tuple[Point, ...]
-
-
 def find_points(section: Section, tables: Tables) -> list[Point]:
-    """Return the points that may be called best; of several versions of a method's file those of the newest."""
-    rows = [row for row in section.rows if not row.dense and not row.made_from and is_named(row, tables)]
-    newest: dict[str, tuple[Any, ...]] = {}
-    for row in rows:
-        newest[method_of(row)["name"]] = max(newest.get(method_of(row)["name"], ()), last_finished(row))
-    return [
-        Point(
-            row.label.split(" (file ")[0], sparsity, known, {part: mean_share(entry.finished, part) for part in COSTS}
-        )
-        for row in rows
-        if newest[method_of(row)["name"]][-1] == method_of(row)["sha256"]
-        for sparsity, entry in row.cells.items()
-        if len(known := certain(entry)) >= LEAST_SEEDS
-    ]
+    """Return the points that compete; of several versions of a method's file the newest with enough seeds.
+
+    Nothing competes where the newest diverged.
+    """
+    found: dict[tuple[str, ...], tuple[Row, Point]] = {}
+    for row in sorted((row for row in section.rows if competes(row, tables)), key=last_finished):
+        method = method_of(row)
+        for sparsity, entry in row.cells.items():
+            key = (method["name"], method["source"], json.dumps(row.settings, sort_keys=True), str(sparsity))
+            if len(known := certain(entry)) >= LEAST_SEEDS:
+                costs = {part: fmean(run["macs"][f"{part}_share"] for run in entry.finished) for part in COSTS}
+                found[key] = row, Point(VERSION.sub("", row.label), sparsity, known, costs)
+            elif entry.diverged:
+                found.pop(key, None)
+    times = Counter(point.key for _, point in found.values())
+    return [replace(point, name=row.label) if times[point.key] > 1 else point for row, point in found.values()]
+
+
+VERSION = re.compile(r" \((file|settings) [0-9a-f]{8}\)")
+
+
+def competes(row: Row, tables: Tables) -> bool:
+    """Return whether a row may be called best: no dense one or control made from a run, at the defaults of its method
+    or the settings of a row of the paper's tables, and, if its weight count is an outcome, no run of it diverged."""
+    if row.dense or row.made_from:
+        return False
+    method = method_of(row)
+    if method["budget"] == "outcome" and any(entry.diverged for entry in row.cells.values()):
+        return False  # they stand where they were asked for, the others where they ended
+    parts = (part for table in tables.tables for part in table.parts)
+    matches = (match for part in parts for paper_row in part.rows for match in paper_row.ours)
+    named = any((match.method, match.changed) == (method["name"], dict(row.settings)) for match in matches)
+    return named or not row.settings
 
 
 def method_of(row: Row) -> dict[str, Any]:
@@ -79,65 +94,49 @@ def method_of(row: Row) -> dict[str, Any]:
 
 
 def last_finished(row: Row) -> tuple[Any, ...]:
-    """Return what sorts rows by their last run, the version of the method's file at the end."""
-    runs = [run for entry in row.cells.values() for run in entry.counted]
-    return (*max((parse_time(run["finished"]), *stable_key(run)) for run in runs), method_of(row)["sha256"])
-
-
-def is_named(row: Row, tables: Tables) -> bool:
-    """Return whether a row has its method's defaults or the settings of a row of the paper's tables."""
-    parts = (part for table in tables.tables for part in table.parts)
-    matches = (match for part in parts for paper_row in part.rows for match in paper_row.ours)
-    name, settings = method_of(row)["name"], dict(row.settings)
-    return not settings or any(match.method == name and match.changed == settings for match in matches)
-
-
-def mean_share(runs: Iterable[dict[str, Any]], part: str) -> float:
-    """Return the mean cost of runs as a multiple of the dense network's."""
-    return fmean(run["macs"][f"{part}_share"] for run in runs)
+    """Return what sorts rows by their last run."""
+    runs = (run for entry in row.cells.values() for run in entry.counted)
+    return max((parse_time(run["finished"]), *stable_key(run)) for run in runs)
 
 
 Question = tuple[str, float]  # `sparsity`, or a key of COSTS with a budget
+Answers = dict[Question, list[Point]]
 
 
-def find_best(section: Section, tables: Tables) -> dict[Question, Best]:
-    """Return the best points by question, a sparsity or a kind of cost with its budget.
+def find_best(section: Section, tables: Tables) -> Answers:
+    """Return the points that may be best by question, a sparsity or a kind of cost with its budget; best mean first.
 
     A question that fewer than two points could answer is left out. Invariant: at most 5 % of such sections leave a
     truly best row out of the answers on sparsity, and as many out of those on budgets.
     """
     from leaderboard.tables.stats import find_better  # here, because scipy takes a second
 
-    points = find_points(section, tables)
+    points = {str(number): point for number, point in enumerate(find_points(section, tables))}
     step = max((grain(run) for run in section.runs), default=0.0)
-    found: dict[Question, Best] = {}
-    groups: dict[float, list[Point]] = {}
-    for point in points:
-        groups.setdefault(point.sparsity, []).append(point)
-    groups = {sparsity: group for sparsity, group in sorted(groups.items()) if len(group) > 1}
-    table = {sparsity: {point.name: point.accuracies for point in group} for sparsity, group in groups.items()}
-    better = find_better(table, step, LEAST_SEEDS)
-    for sparsity, group in groups.items():
-        above = {(one, other) for key, one, other in better if key == sparsity}
-        found[SPARSITY, sparsity] = choose({point.name: point for point in group}, above)
-    above = {
-        (one, other)
-        for _, one, other in find_better({0: {point.key: point.accuracies for point in points}}, step, LEAST_SEEDS)
+
+    def ask(questions: dict[Question, dict[str, Point]], groups: Iterable[dict[str, Point]]) -> Answers:
+        """Return the answers; `groups`: in which points are compared, corrected together."""
+        table = {n: {key: point.accuracies for key, point in group.items()} for n, group in enumerate(groups)}
+        above = {(one, other) for _, one, other in find_better(table, step, LEAST_SEEDS)}
+        return {question: choose(allowed, above) for question, allowed in questions.items() if len(allowed) > 1}
+
+    at = {
+        (SPARSITY, sparsity): {key: point for key, point in points.items() if point.sparsity == sparsity}
+        for sparsity in sorted({point.sparsity for point in points.values()})
     }
-    for part, budget in [(part, budget) for part, budgets in BUDGETS.items() for budget in budgets]:
-        allowed = {
-            point.key: point for point in points if point.costs[part] <= budget + 1e-9
-        }  # a mean of equals may be off
-        if len(allowed) > 1:
-            found[part, budget] = choose(allowed, above)
-    return found
+    within = {
+        (part, budget): {key: point for key, point in points.items() if point.costs[part] <= budget + ROUNDING}
+        for part, budgets in BUDGETS.items()
+        for budget in budgets
+    }
+    return {**ask(at, at.values()), **ask(within, [points])}
 
 
-def choose(allowed: dict[str, Point], above: set[tuple[str, str]]) -> Best:
+def choose(allowed: dict[str, Point], above: set[tuple[str, str]]) -> list[Point]:
     """Return the points that none of the allowed ones is significantly above; `above`: better, worse."""
     beaten = {worse for better, worse in above if better in allowed}
     left = [point for key, point in allowed.items() if key not in beaten]
-    return Best(tuple(sorted(left, key=lambda point: (-point.mean, point.key))))
+    return sorted(left, key=lambda point: (-point.mean, point.key))
 
 
 def best_lines(sections: list[Section], tables: Tables) -> list[str]:
@@ -158,21 +157,19 @@ def best_lines(sections: list[Section], tables: Tables) -> list[str]:
 
 
 def describe(section: Section) -> str:
-    """Return title, seeds and dense accuracy of a section."""
+    """Return title and dense accuracy of a section."""
     dense = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
-    seeds = span([len(cell.counted) for row in section.rows for cell in row.cells.values()], "{}")
-    told = f"{seeds} seed{'' if seeds == '1' else 's'}"
-    told += f", dense {fmean(accuracies(dense[0]).values()):.2f}" if dense else ""
-    return f"{section.title}; {told}"
+    return section.title + (f"; dense {fmean(accuracies(dense[0]).values()):.2f}" if dense else "")
 
 
-def show(best: Best | None, at_sparsity: bool) -> str:
-    """Return `gmp 68.67 or granet, snip, 5 more`, with sparsities where they may differ; bold if it is one alone."""
+def show(best: list[Point] | None, at_sparsity: bool) -> str:
+    """Return `gmp 68.67 (n=5) or granet, snip, 5 more`, with sparsities where they may differ; bold if it is alone."""
     if best is None:
         return BLANK
-    names = [point.name if at_sparsity else point.key for point in best.points]
-    first = f"{names[0]} {best.points[0].mean:.2f}"
+    names = [point.name if at_sparsity else point.key for point in best]
+    first = f"{names[0]} {best[0].mean:.2f}"
     if len(names) == 1:
-        return f"**{first}**"
+        return f"**{first}** (n={len(best[0].accuracies)})"
     more = len(names) - 1 - NAMED
-    return f"{first} *or* {', '.join([*names[1 : 1 + NAMED], *([f'{more} more'] if more > 0 else [])])}"
+    others = [*names[1 : 1 + NAMED], *([f"{more} more"] if more > 0 else [])]
+    return f"{first} (n={len(best[0].accuracies)}) *or* {', '.join(others)}"

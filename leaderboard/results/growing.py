@@ -14,20 +14,21 @@ from leaderboard.store.kinds import is_whole
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import certain, grain, show_interval, signed
 from leaderboard.tables.sections import amount
-from leaderboard.tables.table import BLANK, LEAST_SEEDS, Entry, line, mean_and_std, percent
+from leaderboard.tables.table import BLANK, LEAST_SEEDS, Entry, Row, line, mean_and_std, percent
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
 
 PLAIN, WITHIN, RANDOM = "rigl_itop", "rigl_itop_filter", "static"
-TITLE = "Growth into dead filters, or too little time to grow"
-ANCHOR = "#" + TITLE.lower().replace(",", "").replace(" ", "-")
+TITLE = "Growth into dead filters, or too little time to grow?"
+ANCHOR = "#" + TITLE.lower().translate({ord(","): "", ord("?"): "", ord(" "): "-"})
 ABOUT = f"""\
-Batch norm magnifies the gradients of a filter that has no living weight, so growth by gradient magnitude (`{PLAIN}`) is
-drawn to such filters; `{WITHIN}` ranks each gradient within its filter and is otherwise the same. ΔT: steps between
-updates, and so the time that what is grown has to grow before it may be dropped. *Dead filters* have no active weight
-at the end, in per cent of all. Differences are paired by seed, in points; p has Holm's correction over all of a table,
-bold where at most 0.05 with {LEAST_SEEDS} seeds or more."""
+Two reasons why `{PLAIN}` may fall at high sparsity. Batch norm magnifies the gradients of a filter that has no living
+weight, which may draw growth by gradient magnitude to such filters; `{WITHIN}` ranks each gradient within its filter
+and is otherwise the same. Or updates are too frequent: ΔT, the steps between two, is how long a new weight trains
+before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Differences are paired by
+seed, in points; p has Holm's correction over all of a table with {LEAST_SEEDS} seeds or more, bold where at most
+0.05."""
 LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
 TESTED = ("accuracy", "dead filters")
 PAIRS = ("first − second", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
@@ -60,6 +61,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Grown:
+    """The lines of a section and their comparisons."""
+
+    title: str
+    lines: list[Line]
+    compared: list[Compared]
+
+
+@dataclass(frozen=True)
 class Compared:
     """Two lines and their paired differences, in the order of TESTED, with p corrected over the section."""
 
@@ -73,27 +83,36 @@ class Compared:
         from leaderboard.tables.stats import ALPHA
 
         p = self.ps[number]
-        return p is not None and p <= ALPHA and self.differences[number].n >= LEAST_SEEDS
+        return p is not None and p <= ALPHA
+
+
+def find_grown(sections: Iterable[Section]) -> list[Grown]:
+    """Return the sections in which growth was compared, with what is compared there."""
+    found = [(section, find_lines(section)) for section in sections]
+    return [Grown(s.title, lines, compare_lines(lines, grain(s.runs[0]))) for s, lines in found if lines]
 
 
 def find_lines(section: Section) -> list[Line]:
     """Return the lines of both methods whose settings differ in ΔT alone, and that of random masks, by sparsity.
 
-    Of several versions of a file the newest counts. A sparsity is left out unless both methods have it, one of them
-    with two intervals.
+    Of the suite's own files, of several versions of one the newest. A sparsity is left out unless both methods have it,
+    one of them with two intervals.
     """
-    found: dict[tuple[float, str, int], Entry] = {}
-    for row in sorted((row for row in section.rows if not row.dense), key=last_finished):
-        name, settings = method_of(row)["name"], set(row.settings)
-        if (name in (PLAIN, WITHIN) and settings <= {"update_every"}) or (name == RANDOM and not settings):
-            for sparsity, entry in row.cells.items():
-                interval = 0 if name == RANDOM else interval_of(entry.counted[0])
-                if interval or name == RANDOM:
-                    found[sparsity, name, interval] = entry
-    lines = [Line(name, interval, sparsity, entry) for (sparsity, name, interval), entry in sorted(found.items())]
+    allowed = {PLAIN: {"update_every"}, WITHIN: {"update_every"}, RANDOM: set[str]()}
+    rows: dict[str, list[Row]] = {}
+    for row in sorted((row for row in section.rows if not row.dense and not row.made_from), key=last_finished):
+        name, source = method_of(row)["name"], method_of(row)["source"]
+        if name in allowed and source == f"methods/{name}.py" and set(row.settings) <= allowed[name]:
+            rows.setdefault(name, []).append(row)
+    lines = []
+    for name, every in sorted(rows.items()):
+        newest = [row for row in every if method_of(row)["sha256"] == method_of(every[-1])["sha256"]]
+        for sparsity, entry in ((sparsity, entry) for row in newest for sparsity, entry in row.cells.items()):
+            interval = 0 if name == RANDOM else interval_of(entry.counted[0])
+            lines += [Line(name, interval, sparsity, entry)] if interval or name == RANDOM else []
     kept = []
-    for sparsity in dict.fromkeys(one.sparsity for one in lines):
-        there = [one for one in lines if one.sparsity == sparsity]
+    for at in sorted({one.sparsity for one in lines}):
+        there = sorted((one for one in lines if one.sparsity == at), key=lambda one: (one.method, one.interval))
         counts = [sum(one.method == name for one in there) for name in (PLAIN, WITHIN)]
         kept += there if min(counts) > 0 and max(counts) > 1 else []
     return kept
@@ -120,27 +139,30 @@ def list_pairs(lines: list[Line]) -> list[tuple[Line, Line]]:
     return [(one, other) for one, other in (*growth, *interval, *random) if other is not None]
 
 
-def compare_lines(section: Section) -> list[Compared]:
-    """Return the comparisons of a section, or none."""
+def compare_lines(lines: list[Line], step: float) -> list[Compared]:
+    """Return the comparisons of the lines of a section; `step` is one test image, in points."""
     from leaderboard.tables.stats import holm, paired_difference  # here, because scipy takes a second
 
     found = []
-    for one, other in list_pairs(find_lines(section)):
-        accuracy = paired_difference(certain(one.entry), certain(other.entry), grain(section.runs[0]))
+    for one, other in list_pairs(lines):
+        accuracy = paired_difference(certain(one.entry), certain(other.entry), step)
         found.append(Compared(one, other, (accuracy, paired_difference(one.dead(), other.dead()))))
-    every = {(place, number): d.p for place, of in enumerate(found) for number, d in enumerate(of.differences)}
+    every = {
+        (place, number): difference.p if difference.n >= LEAST_SEEDS else None
+        for place, of in enumerate(found)
+        for number, difference in enumerate(of.differences)
+    }
     adjusted = holm(every)
     return [replace(of, ps=tuple(adjusted[place, n] for n in range(len(TESTED)))) for place, of in enumerate(found)]
 
 
-def growing_lines(sections: Iterable[Section]) -> list[str]:
+def growing_lines(grown: Iterable[Grown]) -> list[str]:
     """Return the part of the sheet on growth, or nothing."""
     lines: list[str] = []
-    for section in sections:
-        if found := find_lines(section):
-            lines += [f"**{section.title}**", "", line(LINES), line("---" for _ in LINES)]
-            lines += [*(line(describe(one)) for one in found), "", line(PAIRS), line("---" for _ in PAIRS)]
-            lines += [*(line(describe_pair(one)) for one in compare_lines(section)), ""]
+    for found in grown:
+        lines += [f"**{found.title}**", "", line(LINES), line("---" for _ in LINES)]
+        lines += [*(line(describe(one)) for one in found.lines), "", line(PAIRS), line("---" for _ in PAIRS)]
+        lines += [*(line(describe_pair(one)) for one in found.compared), ""]
     return [f"### {TITLE}", "", ABOUT, "", *lines] if lines else []
 
 
@@ -178,23 +200,22 @@ def describe_pair(found: Compared) -> list[str]:
     return shown
 
 
-def tell_growing(sections: Iterable[Section]) -> list[str]:
+def tell_growing(grown: Iterable[Grown]) -> list[str]:
     """Return a sentence that names every significant comparison and counts the others, or none."""
     sure, tested = [], 0
-    for section in sections:
-        for found in compare_lines(section):
-            tested += sum(difference.n >= LEAST_SEEDS for difference in found.differences)
+    for section in grown:
+        for found in section.compared:
+            tested += sum(p is not None for p in found.ps)
             told = [
                 f"{signed(difference.mean or 0.0)} points of {name}"
                 for number, (name, difference) in enumerate(zip(TESTED, found.differences, strict=True))
                 if found.sure(number)
             ]
             if told:
-                sure.append(
-                    f"{found.one} less {found.other} at {percent(found.one.sparsity)} on {section.title}: "
-                    f"{' and '.join(told)}"
-                )
+                where = f"at {percent(found.one.sparsity)} on {section.title}"
+                sure.append(f"{found.one} minus {found.other} {where}: {' and '.join(told)}")
     if not tested:
         return []
-    counted = amount(tested, "comparison")
-    return [f"**{TITLE}?** Significant of {counted}: {'; '.join(sure) or 'none'} ([all]({ANCHOR}))."]
+    counted = f"of {amount(tested, 'comparison')}"
+    verdict = f"Significant {counted}: {'; '.join(sure)}" if sure else f"None {counted} is significant"
+    return [f"**{TITLE}** {verdict} ([all]({ANCHOR}))."]

@@ -26,7 +26,7 @@ from leaderboard.results.agreement import (
     weigh_statements,
 )
 from leaderboard.results.caveats import list_caveats, tell_apart
-from leaderboard.results.growing import growing_lines, tell_growing
+from leaderboard.results.growing import find_grown, growing_lines, tell_growing
 from leaderboard.results.scope import (
     Section,
     branch_sections,
@@ -61,8 +61,8 @@ this pair, as `make claim` does it, *of all* over all comparisons of the table.
   *{unclear}*: significant, where the paper's cells lean to neither row.
 - *{agrees_alone}*, *{reversed_alone}*: significant for who came with this one question (p alone ≤ {alpha:g}), not among
   all that are asked here: of twenty pairs that do not differ one comes out so by chance.
-- *not shown*: not significant; in brackets the true difference that so many seeds find in 4 of 5 such cases, and how
-  many seeds would find the paper's median, by the spread of ours.
+- *not shown*: not significant; in brackets the true difference that so many seeds find in 4 of 5 such cases, and about
+  how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
 - *too few seeds*, *not decided*, *not run*: the runs cannot carry a verdict, with the reason.
 - *cited*: the paper copied one of the rows, or both, from another paper, with another dense network."""
 
@@ -120,7 +120,8 @@ def render_results(
     )
     every = [*sections, *studied]
     lines = [introduction, "", summary(every, [found for _, of in tested for found in of], studies), ""]
-    lines += summary_lines(as_they_come, tested, studies, tell_growing(as_they_come), tables)
+    grown = find_grown(as_they_come)
+    lines += summary_lines(as_they_come, tested, studies, tell_growing(grown), tables)
     lines += ["## What was run", "", *ran_lines(sections, studied, skipped), "", "## What it cost", ""]
     lines += ["Hours are of training, of one process, summed over runs. FLOPs are 2 × multiply-adds; *of dense*: as a"]
     lines += ["multiple of what the same runs would have cost dense.", "", *cost_table(every), ""]
@@ -128,7 +129,7 @@ def render_results(
     lines += [
         *plasticity_lines(studies),
         "",
-        *growing_lines(as_they_come),
+        *growing_lines(grown),
         "### The paper's own tables",
         "",
         own_tables(views),

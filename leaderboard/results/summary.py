@@ -25,9 +25,9 @@ from leaderboard.tables.table import BLANK, line, percent
 MARKS = {AGREES: "✓", AGREES_ALONE: "(✓)", REVERSED: "✗", REVERSED_ALONE: "(✗)", UNCLEAR: "≠", NOT_SHOWN: "?"}
 LEGEND = """\
 First row less second, in points of accuracy after the last epoch, paired by seed. ✓ as in the paper, significant among
-all comparisons on the page, (✓) only if nothing else had been asked; ✗ and (✗) the other way round; ≠ significant where
-the paper says neither; ? no difference shown, which is no proof of none. Tests, intervals and what they could have
-found are [below](#what-agrees-with-the-paper-and-what-does-not)."""
+all comparisons on the page; (✓) significant only before correcting for the page's other comparisons; ✗ and (✗) the
+other way round; ≠ significant where the paper says neither; ? no difference shown, which is no proof of none. Tests,
+intervals and what they could have found are [below](#what-agrees-with-the-paper-and-what-does-not)."""
 NO_RUNS = "No page has two rows to compare yet."
 
 

@@ -1,7 +1,7 @@
 """Comparisons of a section's rows: ranks that the seeds support, gains over controls, detectable differences.
 
-Everything is paired by seed: runs of one seed share initial weights and batches, so their difference has less noise
-than either accuracy.
+Gains are paired by seed: runs of one seed share initial weights and batches, so their difference has less noise than
+either accuracy. Ranks are not, see `find_better`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_ranks(rows: list[Row]) -> Ranks:
     """Return the range of ranks of every row at every sparsity.
 
     A rank of 2-5 of 7: one row is significantly better and two are significantly worse, see `find_better`.
-    Invariant: a row that shares fewer than LEAST_SEEDS with the others, or with a diverged run, may have any rank.
+    Invariant: a row of fewer than LEAST_SEEDS, or with a diverged run, may have any rank.
     """
     from leaderboard.tables.stats import rank_groups  # here, because scipy takes a second
 

@@ -1,4 +1,4 @@
-"""Promises of the comparisons: paired by seed, nothing claimed that the seeds cannot carry, controls found by run."""
+"""Promises of the comparisons: nothing claimed that the seeds cannot carry, gains paired by seed, controls by run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def control_of(runs: list[dict[str, Any]], *values: float, kind: str = "densitie
 # Ranks
 
 
-def test_a_row_that_is_better_at_every_seed_by_much_the_same_is_first_and_bold() -> None:
-    # differences 5.0, 5.1, 4.9: mean 5, sd 0.1, t = 5 / (0.1 / root 3) = 86.6 with 2 degrees of freedom, p = 0.00013
-    runs = runs_of("granet", 90.0, 93.1, 96.9) + runs_of("set", 85.0, 88.0, 92.0)
+def test_a_row_that_is_far_above_its_spread_is_first_and_bold() -> None:
+    # means 5 apart, sd 0.2 and 0.3: t = 5 / (root 0.13 / root 3) = 24.0 with 3.5 degrees of freedom, p = 0.00005
+    runs = runs_of("granet", 92.8, 93.0, 93.2) + runs_of("set", 87.7, 88.0, 88.3)
     ranks = make_ranks(make_rows(runs))
     assert sorted(ranks.values()) == [(1, 1), (2, 2)]
     text = show(*runs)
-    assert row(text, "granet")[1:3] == ["**93.33 ± 3.46 (n=3)**", "1"]
-    assert row(text, "set")[1:3] == ["88.33 ± 3.51 (n=3)", "2"]
+    assert row(text, "granet")[1:3] == ["**93.00 ± 0.20 (n=3)**", "1"]
+    assert row(text, "set")[1:3] == ["88.00 ± 0.30 (n=3)", "2"]
 
 
 def test_dense_and_controls_made_from_a_row_are_not_ranked() -> None:
@@ -51,25 +51,25 @@ def test_dense_and_controls_made_from_a_row_are_not_ranked() -> None:
 
 
 def test_a_row_of_which_a_run_diverged_may_have_any_rank() -> None:
-    # Its finished runs are far better at every seed, but they are the ones that were left.
+    # Its finished runs are far better, but they are the ones that were left.
     diverged = {**make_record(seed=3, status="diverged", data={"test": 10_000}), "file": "x"}
-    runs = [*runs_of("granet", 90.0, 93.1, 96.9), diverged, *runs_of("set", 85.0, 88.0, 92.0, 90.0)]
+    runs = [*runs_of("granet", 92.8, 93.0, 93.2), diverged, *runs_of("set", 87.7, 88.0, 88.3, 88.0)]
     assert set(make_ranks(make_rows(runs)).values()) == {(1, 2)}
-    assert row(show(*runs), "granet")[1:3] == ["93.33 ± 3.46 (n=3, 1 diverged)", "1–2"]
+    assert row(show(*runs), "granet")[1:3] == ["93.00 ± 0.20 (n=3, 1 diverged)", "1–2"]
     assert accuracies(make_rows([*runs_of("granet", 90.0), diverged])[0].cells[0.9]) == {0: 90.0}
 
 
 def test_two_seeds_rank_nothing_however_far_apart() -> None:
-    # differences 10.0 and 10.1: t = 201 with one degree of freedom, p = 0.003
-    runs = runs_of("granet", 90.0, 91.1) + runs_of("set", 80.0, 81.0)
+    # means 10 apart, sd 0.07 each: t = 141 with two degrees of freedom, p = 0.00005
+    runs = runs_of("granet", 90.0, 90.1) + runs_of("set", 80.0, 80.1)
     assert set(make_ranks(make_rows(runs)).values()) == {(1, 2)}
 
 
 def test_the_correction_is_over_all_sparsities_of_a_section() -> None:
-    # differences 1.0, 1.1, 1.4: mean 1.167, sd 0.208, t = 9.7 with 2 degrees of freedom, p = 0.0105
-    one = runs_of("granet", 91.0, 93.1, 95.4) + runs_of("set", 90.0, 92.0, 94.0)
+    # means 0.7 apart, sd 0.2 each: t = 0.7 / (0.2 root 2 / root 3) = 4.29 with 4 degrees of freedom, p = 0.0128
+    one = runs_of("granet", 90.7, 90.9, 91.1) + runs_of("set", 90.0, 90.2, 90.4)
     assert sorted(make_ranks(make_rows(one)).values()) == [(1, 1), (2, 2)]
-    # with five more sparsities at which nothing differs it is one of six comparisons: 6 x 0.0105 = 0.063
+    # with five more sparsities at which nothing differs it is one of six comparisons: 6 x 0.0128 = 0.077
     others = [
         run
         for sparsity in (0.5, 0.6, 0.7, 0.8, 0.98)

@@ -95,7 +95,7 @@ def test_every_number_carries_the_marks_of_all_it_rests_on_and_copied_rows_are_c
         (HIGH, LOW, "as in the paper", ""),
         (LOW, HIGH, "the other way round", ""),
         # differences 0.1, -0.3, 0.3: sd 0.3055, and one comparison: 3 seeds find 5.653 sd / sqrt(3)
-        ((93.1, 92.9, 93.5), (93.0, 93.2, 93.2), "not shown", "≥ 1.00"),
+        ((93.1, 92.9, 93.5), (93.0, 93.2, 93.2), "not shown", "detectable: 1.00"),
         (HIGH[:2], LOW[:2], "too few seeds", "2 common seeds, at least 3 are needed"),
         ((*HIGH, None), (*LOW, 90.2), "not decided", "granet diverged at seed 3"),
         ((93.0, None, 93.1), LOW, "not decided", "granet diverged at seed 1"),
@@ -204,7 +204,7 @@ def test_the_page_in_small() -> None:
     assert "| +0.00 (n=2) |" in row  # 93.0 and 93.1 of both
     assert "| not decided (" in row and "gmp diverged at seed 1" in row
     assert "Table 1: 0 of 6 cells run; Table 2: 0 of 144 cells run; Table 3: 0 of 31 cells run." in text
-    assert "| at 90 % sparsity | **granet 93.17** |" in text  # gmp diverged
+    assert "| at 90 % sparsity | **granet 93.17** (n=3) |" in text  # gmp diverged
     assert "| ResNet-20 on digits | 90 % | **✓ +2.97** | not decided | not run |" in text
     assert NO_BRANCHES in text and "](branches)" not in text
     assert "```\nmake sweep GRID=configs/grids/six.yaml\nmake verify\n```" in text

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
 
 from leaderboard.paper.published import load_tables
 from leaderboard.results.best import best_lines, find_best
-from leaderboard.results.growing import compare_lines, find_lines, growing_lines, tell_growing
+from leaderboard.results.growing import find_grown, growing_lines, tell_growing
 from leaderboard.results.scope import Section, table_sections
 from leaderboard.results.summary import summary_lines
 from tests.harness.record_factory import make_runs, merge, table
@@ -26,7 +27,7 @@ def section(*runs: list[dict[str, Any]]) -> Section:
 
 def best(*runs: list[dict[str, Any]]) -> dict[Any, list[str]]:
     """Return the names of the best by question."""
-    return {question: [p.key for p in one.points] for question, one in find_best(section(*runs), TABLES).items()}
+    return {question: [point.key for point in found] for question, found in find_best(section(*runs), TABLES).items()}
 
 
 def cost(train: float, inference: float) -> dict[str, Any]:
@@ -79,11 +80,33 @@ def test_only_rows_that_may_be_compared_are_called_best(other: list[dict[str, An
     assert (other[0]["method"]["name"] in {name.split()[0] for name in names} and len(names) == 1) == takes_part
 
 
-def test_of_several_versions_of_a_file_the_newest_takes_part_under_its_plain_name() -> None:
-    times = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
-    old = make_runs("granet", HIGH, method={"sha256": "ef" * 32}, **times)
-    found = best(old, make_runs("granet", LOW), make_runs("set", LOW))
-    assert found["sparsity", 0.9] == ["granet (90 %)", "set (90 %)"]
+OLD = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("new", "best_mean"),
+    [(LOW, 90.2), (LOW[:2], 93.17), ((*LOW, None), None)],
+    ids=["the newest", "the newest with enough seeds", "none where it diverged"],
+)
+def test_of_several_versions_of_a_file_one_takes_part_under_its_plain_name(new: Any, best_mean: float | None) -> None:
+    old = make_runs("granet", HIGH, method={"sha256": "ef" * 32}, **OLD)
+    rivals = [make_runs(name, (80.0, 80.2, 80.4)) for name in ("set", "gmp")]
+    first = find_best(section(old, make_runs("granet", new), *rivals), TABLES)["sparsity", 0.9][0]
+    assert (first.name == "granet") == (best_mean is not None)
+    assert best_mean is None or first.mean == pytest.approx(best_mean, abs=0.01)
+
+
+def test_a_file_from_elsewhere_with_a_name_of_the_suites_competes_beside_it() -> None:
+    own = make_runs("granet", HIGH, method={"source": "methods/granet.py"}, **OLD)
+    theirs = make_runs("granet", LOW, method={"source": "/home/me/granet.py", "sha256": "ef" * 32})
+    found = find_best(section(own, theirs), TABLES)["sparsity", 0.9]
+    assert [(point.name, round(point.mean, 2)) for point in found] == [("granet (file abababab)", 93.17)]
+
+
+def test_a_row_whose_sparsity_is_an_outcome_does_not_compete_if_any_run_of_it_diverged() -> None:
+    outcome = {"method": {"budget": "outcome"}}
+    runs = [*make_runs("str", HIGH, **outcome), *make_runs("str", {7: None}, sparsity=0.98, **outcome)]
+    assert best(runs, make_runs("set", LOW), make_runs("gmp", LOW))["sparsity", 0.9] == ["gmp (90 %)", "set (90 %)"]
 
 
 def test_the_table_names_the_best_then_two_that_may_be_as_good() -> None:
@@ -91,11 +114,11 @@ def test_the_table_names_the_best_then_two_that_may_be_as_good() -> None:
     equal = [make_runs(name, [value + place / 1000 for value in WIDE]) for place, name in enumerate(names)]
     text = "\n".join(best_lines([section(*equal, make_runs("dense", (95.0, 95.5)))], TABLES))
     head, first, *_ = table(text)
-    assert head == ["best", "ResNet-20 on digits; 2 to 3 seeds, dense 95.25"]
-    assert first == ["at 90 % sparsity", "e 92.67 *or* d, c, 2 more"]
+    assert head == ["best", "ResNet-20 on digits; dense 95.25"]
+    assert first == ["at 90 % sparsity", "e 92.67 (n=3) *or* d, c, 2 more"]
     sure = "\n".join(best_lines([section(make_runs("granet", HIGH), make_runs("set", LOW))], TABLES))
-    assert "| at 90 % sparsity | **granet 93.17** |" in sure
-    assert "| training FLOPs ≤ 0.4× | **granet (90 %) 93.17** |" in sure and "inference FLOPs ≤ 0.2×" not in sure
+    assert "| at 90 % sparsity | **granet 93.17** (n=3) |" in sure
+    assert "| training FLOPs ≤ 0.4× | **granet (90 %) 93.17** (n=3) |" in sure and "inference FLOPs ≤ 0.2×" not in sure
 
 
 def test_pages_stand_side_by_side_four_to_a_table() -> None:
@@ -114,7 +137,10 @@ def test_pages_stand_side_by_side_four_to_a_table() -> None:
 
 def grow(name: str, interval: int, accuracies: Any, dead: Any, **changes: Any) -> list[dict[str, Any]]:
     """Return runs at an interval, of 100 filters with so many dead ones; None where a record does not tell."""
-    own = {"method": {"settings": {"update_every": 140}}, "page": {"settings": {"batch_size": 10}}}
+    own = {
+        "method": {"settings": {"update_every": 140}, "source": f"methods/{name}.py"},
+        "page": {"settings": {"batch_size": 10}},
+    }
     if interval != 140:
         own = merge(own, {"method": {"changed": {"update_every": interval}}})
     runs = make_runs(name, accuracies, **merge(own, changes))
@@ -129,12 +155,13 @@ def grown() -> list[dict[str, Any]]:
         *grow("rigl_itop", 140, LOW, (20, 21, 22)),
         *grow("rigl_itop", 50, LOW, (30, 31, 33)),
         *grow("rigl_itop_filter", 140, HIGH, (1, 2, 4)),
-        *make_runs("static", LOW),
+        *make_runs("static", LOW, method={"source": "methods/static.py"}),
     ]
 
 
 def test_growth_and_interval_are_compared_apart_and_with_random_masks() -> None:
-    found = compare_lines(section(grown()))
+    (one,) = find_grown([section(grown())])
+    found = one.compared
     pairs = [(str(one.one), str(one.other)) for one in found]
     assert pairs == [
         ("rigl_itop_filter (ΔT = 140)", "rigl_itop (ΔT = 140)"),
@@ -153,23 +180,34 @@ def test_growth_and_interval_are_compared_apart_and_with_random_masks() -> None:
 
 
 def test_the_sentence_names_what_is_significant_and_counts_the_rest() -> None:
-    (told,) = tell_growing([section(grown())])
-    assert "Significant of 7 comparisons: rigl_itop_filter (ΔT = 140) less rigl_itop (ΔT = 140) at 90 %" in told
+    found = find_grown([section(grown())])
+    (told,) = tell_growing(found)
+    assert "Significant of 7 comparisons: rigl_itop_filter (ΔT = 140) minus rigl_itop (ΔT = 140) at 90 %" in told
     assert "+2.97 points of accuracy and −18.67 points of dead filters" in told
-    assert "rigl_itop (ΔT = 50) less static" not in told
-    text = "\n".join(growing_lines([section(grown())]))
-    anchor = told.split("](#")[1].split(")")[0]
-    title = text.splitlines()[0].removeprefix("### ").lower().replace(",", "").replace(" ", "-")
-    assert anchor == title
+    assert "rigl_itop (ΔT = 50) minus static" not in told
+    text = "\n".join(growing_lines(found))
+    title = text.splitlines()[0].removeprefix("### ")
+    assert told.split("](#")[1].split(")")[0] == re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-")
     # 3 epochs of ten steps: none left after two updates every 140
     assert ["rigl_itop", "90 %", "140", "2", "·", "90.20 ± 0.26 (n=3)", "21.00 ± 1.00 (n=3)"] in table(text)
 
 
+def test_equal_rows_are_no_finding_and_two_seeds_no_test() -> None:
+    equal = [*grow("rigl_itop", 140, LOW, (1, 2, 3)), *grow("rigl_itop", 50, LOW[:2], (4, 5))]
+    equal += grow("rigl_itop_filter", 140, (90.1, 90.4, 90.2), (2, 1, 4))
+    (found,) = find_grown([section(equal)])
+    assert [len([p for p in one.ps if p is not None]) for one in found.compared] == [2, 0]  # growth; interval, 2 seeds
+    assert tell_growing([found])[0].count("None of 2 comparisons is significant") == 1
+
+
 def test_without_both_methods_or_a_second_interval_nothing_is_said() -> None:
     one = [*grow("rigl_itop", 140, LOW, (1, 2, 3)), *grow("rigl_itop_filter", 140, HIGH, (1, 2, 4))]
-    assert not find_lines(section(one)) and growing_lines([section(one)]) == [] and tell_growing([section(one)]) == []
     other = grow("rigl_itop_filter", 50, HIGH, (1, 2, 3), method={"changed": {"update_every": 50, "prune_rate": 0.3}})
-    assert not find_lines(section(one, other))
+    elsewhere = grow("rigl_itop_filter", 50, HIGH, (1, 2, 3), method={"source": "/home/me/rigl_itop_filter.py"})
+    older = grow("rigl_itop_filter", 50, HIGH, (1, 2, 3), method={"sha256": "ef" * 32}, **OLD)
+    for more in ([], other, elsewhere, older):
+        assert find_grown([section(one, more)]) == []
+    assert growing_lines([]) == [] and tell_growing([]) == []
 
 
 def test_a_repeat_tells_of_dead_filters_only_where_it_has_the_very_masks() -> None:
@@ -178,5 +216,6 @@ def test_a_repeat_tells_of_dead_filters_only_where_it_has_the_very_masks() -> No
     same, unlike = grow("rigl_itop", 140, (90.0, 91.0), (5, 6), **again)
     repeats = [same, {**unlike, "masks_sha256": "00" * 32}]
     runs = [*counted, *repeats, *grow("rigl_itop", 50, LOW, (1, 2, 3)), *grow("rigl_itop_filter", 50, LOW, (1, 2, 3))]
-    lines = {str(one): one.dead() for one in find_lines(section(runs))}
+    (found,) = find_grown([section(runs)])
+    lines = {str(one): one.dead() for one in found.lines}
     assert lines["rigl_itop (ΔT = 140)"] == {0: 5.0}
