@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.claims.claim import show_p
@@ -26,12 +27,12 @@ ABOUT = f"""\
 Two reasons why `{PLAIN}` may fall at high sparsity. Batch norm magnifies the gradients of a filter that has no living
 weight, which may draw growth by gradient magnitude to such filters; `{WITHIN}` ranks each gradient within its filter
 and is otherwise the same. Or updates are too frequent: ΔT, the steps between two, is how long a new weight trains
-before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Differences are paired by
-seed, in points; p has Holm's correction over all of a table with {LEAST_SEEDS} seeds or more, bold where at most
-0.05."""
+before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Each seed gives one
+difference, in points: the mean over all pairs of lines that differ only in what is compared. p has Holm's correction
+over a page's comparisons at a sparsity, bold where at most 0.05, with {LEAST_SEEDS} seeds or more."""
 LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
 TESTED = ("accuracy", "dead filters")
-PAIRS = ("first − second", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
+PAIRS = ("compared", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,6 @@ class Line:
     interval: int
     sparsity: float
     entry: Entry
-
-    def __str__(self) -> str:
-        return self.method if self.method == RANDOM else f"{self.method} (ΔT = {self.interval})"
 
     def dead(self) -> dict[int, float]:
         """Return the shares of dead filters, in per cent, by seed, as far as the records tell.
@@ -61,20 +59,14 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Grown:
-    """The lines of a section and their comparisons."""
-
-    title: str
-    lines: list[Line]
-    compared: list[Compared]
-
-
-@dataclass(frozen=True)
 class Compared:
-    """Two lines and their paired differences, in the order of TESTED, with p corrected over the section."""
+    """What is compared at a sparsity, in words, and its paired differences in the order of TESTED.
 
-    one: Line
-    other: Line
+    Invariant: `ps` are corrected over the sparsity, None with fewer than LEAST_SEEDS seeds.
+    """
+
+    words: str
+    sparsity: float
     differences: tuple[Difference, ...]
     ps: tuple[float | None, ...] = ()
 
@@ -86,10 +78,24 @@ class Compared:
         return p is not None and p <= ALPHA
 
 
+@dataclass(frozen=True)
+class Grown:
+    """The lines of a section and their comparisons."""
+
+    title: str
+    lines: list[Line]
+    compared: list[Compared]
+
+
 def find_grown(sections: Iterable[Section]) -> list[Grown]:
     """Return the sections in which growth was compared, with what is compared there."""
-    found = [(section, find_lines(section)) for section in sections]
-    return [Grown(s.title, lines, compare_lines(lines, grain(s.runs[0]))) for s, lines in found if lines]
+    grown = []
+    for section in sections:
+        if lines := find_lines(section):
+            at = [[one for one in lines if one.sparsity == s] for s in dict.fromkeys(one.sparsity for one in lines)]
+            compared = [found for of in at for found in compare_lines(of, grain(section.runs[0]))]
+            grown.append(Grown(section.title, lines, compared))
+    return grown
 
 
 def find_lines(section: Section) -> list[Line]:
@@ -125,28 +131,33 @@ def interval_of(run: Record) -> int:
     return interval if is_whole(interval) else 0
 
 
-def list_pairs(lines: list[Line]) -> list[tuple[Line, Line]]:
-    """Return what is compared: growth within filters with growth over the layer, the longest interval with the
-    shortest, and every line with random masks."""
-    known = {(one.method, one.interval, one.sparsity): one for one in lines}
-    own = [one for one in lines if one.method != RANDOM]
-    growth = [(one, known.get((PLAIN, one.interval, one.sparsity))) for one in own if one.method == WITHIN]
-    ends: dict[tuple[str, float], list[Line]] = {}
-    for one in own:
-        ends.setdefault((one.method, one.sparsity), []).append(one)
-    interval = [(of[-1], of[0]) for of in ends.values() if len(of) > 1]
-    random = [(one, known.get((RANDOM, 0, one.sparsity))) for one in own]
-    return [(one, other) for one, other in (*growth, *interval, *random) if other is not None]
+def list_contrasts(lines: list[Line]) -> list[tuple[str, list[tuple[Line, Line]]]]:
+    """Return what is compared among the lines of a sparsity, in words, and its pairs: growth within filters with growth
+    over the layer, the longest interval with the shortest, and each method with random masks."""
+    known = {(one.method, one.interval): one for one in lines}
+    own = {name: [one for one in lines if one.method == name] for name in (PLAIN, WITHIN)}
+    growth = [(one, known[PLAIN, one.interval]) for one in own[WITHIN] if (PLAIN, one.interval) in known]
+    found = [(f"{WITHIN} − {PLAIN}", growth)]
+    ends = {(of[-1].interval, of[0].interval) for of in own.values() if len(of) > 1}
+    for last, first in sorted(ends):
+        pairs = [(of[-1], of[0]) for of in own.values() if (of[-1].interval, of[0].interval) == (last, first)]
+        found.append((f"ΔT = {last} − ΔT = {first}, {' and '.join(pair[0].method for pair in pairs)}", pairs))
+    if (RANDOM, 0) in known:
+        found += [(f"{name} − {RANDOM}", [(one, known[RANDOM, 0]) for one in of]) for name, of in own.items()]
+    return [(words, pairs) for words, pairs in found if pairs]
 
 
 def compare_lines(lines: list[Line], step: float) -> list[Compared]:
-    """Return the comparisons of the lines of a section; `step` is one test image, in points."""
+    """Return the comparisons of the lines of a sparsity; `step` is one test image, in points."""
     from leaderboard.tables.stats import holm, paired_difference  # here, because scipy takes a second
 
     found = []
-    for one, other in list_pairs(lines):
-        accuracy = paired_difference(certain(one.entry), certain(other.entry), step)
-        found.append(Compared(one, other, (accuracy, paired_difference(one.dead(), other.dead()))))
+    for words, pairs in list_contrasts(lines):
+        accuracy = paired_difference(
+            *average([(certain(one.entry), certain(other.entry)) for one, other in pairs]), step
+        )
+        dead = paired_difference(*average([(one.dead(), other.dead()) for one, other in pairs]))
+        found.append(Compared(words, lines[0].sparsity, (accuracy, dead)))
     every = {
         (place, number): difference.p if difference.n >= LEAST_SEEDS else None
         for place, of in enumerate(found)
@@ -154,6 +165,14 @@ def compare_lines(lines: list[Line], step: float) -> list[Compared]:
     }
     adjusted = holm(every)
     return [replace(of, ps=tuple(adjusted[place, n] for n in range(len(TESTED)))) for place, of in enumerate(found)]
+
+
+def average(pairs: list[tuple[dict[int, float], dict[int, float]]]) -> tuple[dict[int, float], dict[int, float]]:
+    """Return the means by seed of the first and of the second values over the pairs in which both have the seed."""
+    seeds = sorted({seed for one, other in pairs for seed in one.keys() & other.keys()})
+    both = {seed: [(one[seed], other[seed]) for one, other in pairs if seed in one and seed in other] for seed in seeds}
+    first, second = ({seed: fmean(pair[n] for pair in known) for seed, known in both.items()} for n in range(2))
+    return first, second
 
 
 def growing_lines(grown: Iterable[Grown]) -> list[str]:
@@ -193,7 +212,7 @@ def count_steps(run: Record) -> int:
 
 def describe_pair(found: Compared) -> list[str]:
     """Return the entries of a comparison."""
-    shown = [f"{found.one} − {found.other}", percent(found.one.sparsity)]
+    shown = [found.words, percent(found.sparsity)]
     for number, (difference, p) in enumerate(zip(found.differences, found.ps, strict=True)):
         mean = BLANK if difference.mean is None else f"{signed(difference.mean)} (n={difference.n})"
         shown += [f"**{mean}**" if found.sure(number) else mean, show_interval(difference), show_p(p)]
@@ -212,8 +231,7 @@ def tell_growing(grown: Iterable[Grown]) -> list[str]:
                 if found.sure(number)
             ]
             if told:
-                where = f"at {percent(found.one.sparsity)} on {section.title}"
-                sure.append(f"{found.one} minus {found.other} {where}: {' and '.join(told)}")
+                sure.append(f"{found.words}, at {percent(found.sparsity)} on {section.title}: {' and '.join(told)}")
     if not tested:
         return []
     counted = f"of {amount(tested, 'comparison')}"

@@ -159,32 +159,51 @@ def grown() -> list[dict[str, Any]]:
     ]
 
 
-def test_growth_and_interval_are_compared_apart_and_with_random_masks() -> None:
+def test_growth_interval_and_random_masks_are_compared_apart() -> None:
     (one,) = find_grown([section(grown())])
-    found = one.compared
-    pairs = [(str(one.one), str(one.other)) for one in found]
-    assert pairs == [
-        ("rigl_itop_filter (ΔT = 140)", "rigl_itop (ΔT = 140)"),
-        ("rigl_itop (ΔT = 140)", "rigl_itop (ΔT = 50)"),
-        ("rigl_itop (ΔT = 50)", "static"),
-        ("rigl_itop (ΔT = 140)", "static"),
-        ("rigl_itop_filter (ΔT = 140)", "static"),
+    assert [found.words for found in one.compared] == [
+        "rigl_itop_filter − rigl_itop",
+        "ΔT = 140 − ΔT = 50, rigl_itop",
+        "rigl_itop − static",
+        "rigl_itop_filter − static",
     ]
-    growth, interval = found[0].differences, found[1].differences
-    assert growth[0].mean == pytest.approx(8.9 / 3) and growth[1].mean == pytest.approx(-18.6667, abs=1e-3)
+    growth, interval, plain, _ = (found.differences for found in one.compared)
+    # growth at ΔT = 140 alone, where both are; random masks with the mean over both ΔT, by seed
+    assert growth[0].mean == pytest.approx(8.9 / 3) and growth[1].mean == pytest.approx(-56 / 3)
     assert interval[0].mean == 0.0 and interval[1].mean == pytest.approx(-31 / 3)
-    # seven comparisons have a p: two of accuracy and dead filters, two equal rows, one with random masks
+    assert plain[0].mean == 0.0 and plain[1].n == 0  # no record of random masks tells of dead filters
+    # six have a p: growth and interval twice, random masks in accuracy alone
     alone = growth[0].p
-    assert alone is not None and found[0].ps[0] == pytest.approx(min(1.0, 7 * alone), rel=1e-6)
-    assert found[0].sure(0) and found[0].sure(1) and not found[1].sure(0)
+    assert alone is not None and one.compared[0].ps[0] == pytest.approx(min(1.0, 6 * alone), rel=1e-6)
+    assert one.compared[0].sure(0) and one.compared[0].sure(1) and not one.compared[1].sure(0)
+
+
+def test_a_seed_gives_one_difference_the_mean_over_the_intervals_that_both_methods_have() -> None:
+    runs = [
+        *grow("rigl_itop", 140, (90.0, 90.0, 90.0), (1, 1, 1)),
+        *grow("rigl_itop", 50, (90.0, 80.0), (1, 1)),
+        *grow("rigl_itop_filter", 140, (91.0, 92.0, 93.0), (1, 1, 1)),
+        *grow("rigl_itop_filter", 50, (93.0, 92.0), (1, 1)),
+    ]
+    (one,) = find_grown([section(runs)])
+    # seed 0: 1 and 3; seed 1: 2 and 12; seed 2: 3 alone
+    assert one.compared[0].differences[0].mean == pytest.approx((2 + 7 + 3) / 3)
+    assert one.compared[1].words == "ΔT = 140 − ΔT = 50, rigl_itop and rigl_itop_filter"
+
+
+def test_p_is_corrected_over_the_comparisons_at_a_sparsity() -> None:
+    harder = [{**run, "sparsity": 0.98} for run in grown()]
+    (one,), (both,) = find_grown([section(grown())]), find_grown([section(grown(), harder)])
+    assert [found.ps for found in both.compared] == 2 * [found.ps for found in one.compared]
 
 
 def test_the_sentence_names_what_is_significant_and_counts_the_rest() -> None:
     found = find_grown([section(grown())])
     (told,) = tell_growing(found)
-    assert "Significant of 7 comparisons: rigl_itop_filter (ΔT = 140) minus rigl_itop (ΔT = 140) at 90 %" in told
+    assert "Significant of 6 comparisons: rigl_itop_filter − rigl_itop, at 90 % on ResNet-20 on digits: " in told
     assert "+2.97 points of accuracy and −18.67 points of dead filters" in told
-    assert "rigl_itop (ΔT = 50) minus static" not in told
+    assert "ΔT = 140 − ΔT = 50, rigl_itop, at 90 % on ResNet-20 on digits: −10.33 points of dead filters" in told
+    assert "rigl_itop − static" not in told
     text = "\n".join(growing_lines(found))
     title = text.splitlines()[0].removeprefix("### ")
     assert told.split("](#")[1].split(")")[0] == re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-")
@@ -196,7 +215,7 @@ def test_equal_rows_are_no_finding_and_two_seeds_no_test() -> None:
     equal = [*grow("rigl_itop", 140, LOW, (1, 2, 3)), *grow("rigl_itop", 50, LOW[:2], (4, 5))]
     equal += grow("rigl_itop_filter", 140, (90.1, 90.4, 90.2), (2, 1, 4))
     (found,) = find_grown([section(equal)])
-    assert [len([p for p in one.ps if p is not None]) for one in found.compared] == [2, 0]  # growth; interval, 2 seeds
+    assert [len([p for p in one.ps if p is not None]) for one in found.compared] == [2, 0]  # of growth; of interval
     assert tell_growing([found])[0].count("None of 2 comparisons is significant") == 1
 
 
@@ -217,5 +236,5 @@ def test_a_repeat_tells_of_dead_filters_only_where_it_has_the_very_masks() -> No
     repeats = [same, {**unlike, "masks_sha256": "00" * 32}]
     runs = [*counted, *repeats, *grow("rigl_itop", 50, LOW, (1, 2, 3)), *grow("rigl_itop_filter", 50, LOW, (1, 2, 3))]
     (found,) = find_grown([section(runs)])
-    lines = {str(one): one.dead() for one in found.lines}
-    assert lines["rigl_itop (ΔT = 140)"] == {0: 5.0}
+    lines = {(one.method, one.interval): one.dead() for one in found.lines}
+    assert lines["rigl_itop", 140] == {0: 5.0}
