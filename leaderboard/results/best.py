@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from leaderboard.paper.published import Tables
+from leaderboard.results.caveats import NEAR_CEILING
 from leaderboard.results.scope import Section
 from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import stable_key
 from leaderboard.tables.comparisons import accuracies, certain, grain
+from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Row, line, percent
 
 COSTS = {"train": "training", "inference": "inference"}
@@ -25,10 +27,13 @@ NAMED = 2  # rows named that the seeds do not tell apart from the best; more are
 COLUMNS = 4  # pages side by side
 
 LEGEND = """\
-The row with the highest mean accuracy after the last epoch, in percent, *or* the next ones that no competing row is
-significantly above (Welch's tests of all pairs, Holm's correction). **Bold**: above every other. FLOPs are multiples of
-the dense network's; within a budget a row may compete at any of its sparsities. Competing: methods at their defaults or
-as in a row of the paper's tables, with {least} seeds or more and none diverged."""
+The row with the highest mean accuracy after the last epoch, in percent, *or* those that cannot be ruled out, highest
+mean first: no competing row is significantly above them (Welch's tests of all pairs, Holm's correction, 5 %). Few seeds
+and wide spreads keep a row in. **Bold**: above every other. Within a budget, in multiples of the dense network's FLOPs,
+a row competes at any of its sparsities, given in brackets. Competing: methods at their defaults or as in a row of the
+paper's tables, with {least} seeds or more, none diverged; of the seeds those that most of them have. The leaderboard's
+ranks are of all rows, variants too, and so wider. *Ours*: devised in this repository."""
+OWN = "this suite's"  # how the reference of a method begins that no paper describes
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,18 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
             key = (method["name"], method["source"], json.dumps(row.settings, sort_keys=True), str(sparsity))
             if len(known := certain(entry)) >= LEAST_SEEDS:
                 costs = {part: fmean(run["macs"][f"{part}_share"] for run in entry.finished) for part in COSTS}
-                found[key] = row, Point(VERSION.sub("", row.label), sparsity, known, costs)
+                name = VERSION.sub("", row.label) + (" *(ours)*" if row.reference.startswith(OWN) else "")
+                found[key] = row, Point(name, sparsity, known, costs)
             elif entry.diverged:
                 found.pop(key, None)
     times = Counter(point.key for _, point in found.values())
-    return [replace(point, name=row.label) if times[point.key] > 1 else point for row, point in found.values()]
+    points = [replace(point, name=row.label) if times[point.key] > 1 else point for row, point in found.values()]
+    counts = Counter(seed for point in points for seed in point.accuracies)
+    usual = {
+        seed for seed, count in counts.items() if 2 * count >= len(points)
+    }  # more were run where one row was asked of
+    kept = [{seed: value for seed, value in point.accuracies.items() if seed in usual} for point in points]
+    return [replace(p, accuracies=k) if len(k) >= LEAST_SEEDS else p for p, k in zip(points, kept, strict=True)]
 
 
 VERSION = re.compile(r" \((file|settings) [0-9a-f]{8}\)")
@@ -99,12 +111,19 @@ def last_finished(row: Row) -> tuple[Any, ...]:
     return max((parse_time(run["finished"]), *stable_key(run)) for run in runs)
 
 
+class Answer(NamedTuple):
+    """The points that cannot be ruled out as the best of `of`, highest mean first."""
+
+    points: list[Point]
+    of: int
+
+
 Question = tuple[str, float]  # `sparsity`, or a key of COSTS with a budget
-Answers = dict[Question, list[Point]]
+Answers = dict[Question, Answer]
 
 
 def find_best(section: Section, tables: Tables) -> Answers:
-    """Return the points that may be best by question, a sparsity or a kind of cost with its budget; best mean first.
+    """Return the answers by question, a sparsity or a kind of cost with its budget.
 
     A question that fewer than two points could answer is left out. Invariant: at most 5 % of such sections leave a
     truly best row out of the answers on sparsity, and as many out of those on budgets.
@@ -118,7 +137,7 @@ def find_best(section: Section, tables: Tables) -> Answers:
         """Return the answers; `groups`: in which points are compared, corrected together."""
         table = {n: {key: point.accuracies for key, point in group.items()} for n, group in enumerate(groups)}
         above = {(one, other) for _, one, other in find_better(table, step, LEAST_SEEDS)}
-        return {question: choose(allowed, above) for question, allowed in questions.items() if len(allowed) > 1}
+        return {question: answer(allowed, above) for question, allowed in questions.items() if len(allowed) > 1}
 
     at = {
         (SPARSITY, sparsity): {key: point for key, point in points.items() if point.sparsity == sparsity}
@@ -132,22 +151,21 @@ def find_best(section: Section, tables: Tables) -> Answers:
     return {**ask(at, at.values()), **ask(within, [points])}
 
 
-def choose(allowed: dict[str, Point], above: set[tuple[str, str]]) -> list[Point]:
+def answer(allowed: dict[str, Point], above: set[tuple[str, str]]) -> Answer:
     """Return the points that none of the allowed ones is significantly above; `above`: better, worse."""
     beaten = {worse for better, worse in above if better in allowed}
     left = [point for key, point in allowed.items() if key not in beaten]
-    return sorted(left, key=lambda point: (-point.mean, point.key))
+    return Answer(sorted(left, key=lambda point: (-point.mean, point.key)), len(allowed))
 
 
-def best_lines(sections: list[Section], tables: Tables) -> list[str]:
+def best_lines(answers: list[tuple[Section, Answers]]) -> list[str]:
     """Return the tables of the best rows, a column for each page, and their legend; nothing if no rows compete."""
-    known = [(section, found) for section in sections if (found := find_best(section, tables))]
     lines: list[str] = []
-    for start in range(0, len(known), COLUMNS):
-        shown = known[start : start + COLUMNS]
+    for start in range(0, len(answers), COLUMNS):
+        shown = answers[start : start + COLUMNS]
         asked = {question for _, found in shown for question in found}
         order = sorted(asked, key=lambda question: ([SPARSITY, *COSTS].index(question[0]), question[1]))
-        lines += [line(["best", *(describe(section) for section, _ in shown)])]
+        lines += [line(["highest mean", *(section.title for section, _ in shown)])]
         lines += [line("---" for _ in range(len(shown) + 1))]
         for part, value in order:
             words = f"at {percent(value)} sparsity" if part == SPARSITY else f"{COSTS[part]} FLOPs ≤ {value:g}×"
@@ -156,20 +174,39 @@ def best_lines(sections: list[Section], tables: Tables) -> list[str]:
     return [*lines, LEGEND.format(least=LEAST_SEEDS)] if lines else []
 
 
-def describe(section: Section) -> str:
-    """Return title and dense accuracy of a section."""
-    dense = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
-    return section.title + (f"; dense {fmean(accuracies(dense[0]).values()):.2f}" if dense else "")
-
-
-def show(best: list[Point] | None, at_sparsity: bool) -> str:
-    """Return `gmp 68.67 (n=5) or granet, snip, 5 more`, with sparsities where they may differ; bold if it is alone."""
-    if best is None:
+def show(found: Answer | None, at_sparsity: bool) -> str:
+    """Return `gmp 68.67 (n=5) or granet, snip, 5 more of 12`, with sparsities where they may differ; bold if alone."""
+    if found is None:
         return BLANK
-    names = [point.name if at_sparsity else point.key for point in best]
-    first = f"{names[0]} {best[0].mean:.2f}"
+    points = found.points
+    names = [point.name if at_sparsity else point.key for point in points]
+    first = f"{names[0]} {points[0].mean:.2f}"
     if len(names) == 1:
-        return f"**{first}** (n={len(best[0].accuracies)})"
+        return f"**{first}** (n={len(points[0].accuracies)}) of {found.of}"
     more = len(names) - 1 - NAMED
     others = [*names[1 : 1 + NAMED], *([f"{more} more"] if more > 0 else [])]
-    return f"{first} (n={len(best[0].accuracies)}) *or* {', '.join(others)}"
+    return f"{first} (n={len(points[0].accuracies)}) *or* {', '.join(others)} of {found.of}"
+
+
+def dense_mean(section: Section) -> float | None:
+    """Return the mean accuracy of the dense network, None if it was not run."""
+    cells = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
+    return fmean(accuracies(cells[0]).values()) if cells else None
+
+
+def tell_best(section: Section, answers: Answers) -> str:
+    """Return a sentence on the best rows of a section at each sparsity, beside the dense network."""
+    dense, told = dense_mean(section), []
+    for (part, value), found in answers.items():
+        if part != SPARSITY:
+            continue
+        first = found.points[0]
+        text = f"at {percent(value)} `{first.name}`".replace(" *(ours)*`", "` (ours)")
+        text += f" has the highest mean, {first.mean:.2f}"
+        text += f", {dense - first.mean:.2f} below dense" if dense is not None and dense > first.mean else ""
+        others, beside = found.of - 1, len(found.points) - 1
+        alone = "above the one other" if others == 1 else f"above all {others} others"
+        verdict = f"{beside} of {amount(others, 'other')} cannot be ruled out" if beside else alone
+        told.append(f"{text} ({verdict})")
+    about = f" (dense {dense:.2f}{', near the ceiling' if 100 - dense <= NEAR_CEILING else ''})" if dense else ""
+    return f"**{section.title}**{about}: {'; '.join(told)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,10 @@ Two reasons why `{PLAIN}` may fall at high sparsity. Batch norm magnifies the gr
 weight, which may draw growth by gradient magnitude to such filters; `{WITHIN}` ranks each gradient within its filter
 and is otherwise the same. Or updates are too frequent: ΔT, the steps between two, is how long a new weight trains
 before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Each seed gives one
-difference, in points: the mean over all pairs of lines that differ only in what is compared. p has Holm's correction
-over a page's comparisons at a sparsity, bold where at most 0.05, with {LEAST_SEEDS} seeds or more."""
+difference, in points: the mean over those pairs of lines that differ only in what is compared for which it has both.
+Where lines have more seeds than others, these were added after a look at the first, which p does not know. p has Holm's
+correction over a page's comparisons at a sparsity, bold where at most 0.05, with {LEAST_SEEDS} seeds or more; intervals
+are uncorrected."""
 LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
 TESTED = ("accuracy", "dead filters")
 PAIRS = ("compared", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
@@ -137,14 +139,20 @@ def list_contrasts(lines: list[Line]) -> list[tuple[str, list[tuple[Line, Line]]
     known = {(one.method, one.interval): one for one in lines}
     own = {name: [one for one in lines if one.method == name] for name in (PLAIN, WITHIN)}
     growth = [(one, known[PLAIN, one.interval]) for one in own[WITHIN] if (PLAIN, one.interval) in known]
-    found = [(f"{WITHIN} − {PLAIN}", growth)]
+    found = [(f"{WITHIN} − {PLAIN}{tell_mean(growth)}", growth)]
     ends = {(of[-1].interval, of[0].interval) for of in own.values() if len(of) > 1}
     for last, first in sorted(ends):
         pairs = [(of[-1], of[0]) for of in own.values() if (of[-1].interval, of[0].interval) == (last, first)]
         found.append((f"ΔT = {last} − ΔT = {first}, {' and '.join(pair[0].method for pair in pairs)}", pairs))
     if (RANDOM, 0) in known:
-        found += [(f"{name} − {RANDOM}", [(one, known[RANDOM, 0]) for one in of]) for name, of in own.items()]
+        chance = known[RANDOM, 0]
+        found += [(f"{name} − {RANDOM}{tell_mean(of)}", [(one, chance) for one in of]) for name, of in own.items()]
     return [(words, pairs) for words, pairs in found if pairs]
+
+
+def tell_mean(compared: Sized) -> str:
+    """Return `, mean over ΔT` if there are several intervals to compare."""
+    return ", mean over ΔT" if len(compared) > 1 else ""
 
 
 def compare_lines(lines: list[Line], step: float) -> list[Compared]:
@@ -235,5 +243,5 @@ def tell_growing(grown: Iterable[Grown]) -> list[str]:
     if not tested:
         return []
     counted = f"of {amount(tested, 'comparison')}"
-    verdict = f"Significant {counted}: {'; '.join(sure)}" if sure else f"None {counted} is significant"
+    verdict = f"Significant {counted}: {'; '.join(sure)}" if sure else f"Open: none {counted} is significant"
     return [f"**{TITLE}** {verdict} ([all]({ANCHOR}))."]

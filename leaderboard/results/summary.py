@@ -1,4 +1,4 @@
-"""The first screen of the results: which rows are best, and which of the paper's statements hold, each in a table."""
+"""The first screen of the results: in short, which rows are best, and which of the paper's statements hold."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from leaderboard.plasticity.findings import SUPPORTED, Finding, Study
 from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
+    NOT_RUN,
     NOT_SHOWN,
     REVERSED,
     REVERSED_ALONE,
@@ -16,56 +17,91 @@ from leaderboard.results.agreement import (
     UNCLEAR,
     Weighed,
 )
-from leaderboard.results.best import best_lines
+from leaderboard.results.best import best_lines, find_best, tell_best
 from leaderboard.results.scope import Section
-from leaderboard.tables.comparisons import signed
+from leaderboard.tables.comparisons import blind_spot, signed
 from leaderboard.tables.sections import amount
-from leaderboard.tables.table import BLANK, line, percent
+from leaderboard.tables.table import BLANK, line, percent, sparsities_of
 
-MARKS = {AGREES: "✓", AGREES_ALONE: "(✓)", REVERSED: "✗", REVERSED_ALONE: "(✗)", UNCLEAR: "≠", NOT_SHOWN: "?"}
+WORDS = {
+    AGREES: "**yes**",
+    AGREES_ALONE: "uncorrected",
+    REVERSED: "**opposite**",
+    REVERSED_ALONE: "opposite, uncorrected",
+    UNCLEAR: "**differ**",
+    NOT_SHOWN: "not shown",
+}
 LEGEND = """\
-First row less second, in points of accuracy after the last epoch, paired by seed. ✓ as in the paper, significant among
-all comparisons on the page; (✓) significant only before correcting for the page's other comparisons; ✗ and (✗) the
-other way round; ≠ significant where the paper says neither; ? no difference shown, which is no proof of none. Tests,
-intervals and what they could have found are [below](#what-agrees-with-the-paper-and-what-does-not)."""
-NO_RUNS = "No page has two rows to compare yet."
+First row less second, in points of accuracy after the last epoch, over common seeds. *yes*: as in the paper, and
+significant among all comparisons on the page; *uncorrected*: only if nothing else had been asked; *opposite*: the other
+way round; *differ*: where the paper has it neither way; *not shown*: no difference found, which is no proof of none.
+[Tests, intervals, what could have been found](#what-agrees-with-the-paper-and-what-does-not), and how sure the paper's
+numbers are."""
+EXCEPT = " In the paper the first is the better one, except for {names}."
+NOTHING = "No page has two rows to compare yet."
 
 
 def summary_lines(
     sections: list[Section],
     tested: list[tuple[Section, list[Weighed]]],
     studies: list[tuple[Study, list[Finding]]],
-    questions: list[str],
+    notes: list[str],
     tables: Tables,
 ) -> list[str]:
-    """Return the first screen; `questions` are sentences on what else was asked of the runs."""
-    lines = ["## Which methods are best", "", *(best_lines(sections, tables) or [NO_RUNS]), ""]
-    lines += ["## Which of the paper's statements hold here", ""]
+    """Return the first screen; `notes` are sentences on what else was asked of the runs."""
+    answers = [(section, found) for section in sections if (found := find_best(section, tables))]
     shown = [(section, found) for section, found in tested if found]
-    if shown:
-        lines += [*statement_table(shown), "", LEGEND, ""]
-    told = [*tell_plasticity(studies), *questions]
-    return [*lines, *(f"- {text}" for text in told), *([""] if told else [])]
+    told = [tell_best(section, found) for section, found in answers]
+    told += [*tell_statements(shown), *tell_plasticity(studies), *notes]
+    lines = [*(f"- {text}" for text in told), ""] if told else []
+    lines += ["## Which methods are best", "", *(best_lines(answers) or [NOTHING]), ""]
+    lines += ["## Which of the paper's statements hold here", "", *(statement_table(shown) or [NOTHING]), ""]
+    return lines
+
+
+def tell_statements(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
+    """Return a sentence on the paper's statements, with what the seeds could have shown, or none."""
+    every = [(section, one) for section, found in tested for one in found if one.verdict != NOT_RUN]
+    if not every:
+        return []
+    held = [
+        f"`{one.a}` above `{one.b}` at {percent(one.sparsity)} ({section.title})"
+        for section, one in every
+        if one.verdict == AGREES
+    ]
+    turned = sum(one.verdict == REVERSED for _, one in every)
+    text = f"**The paper's statements**: {len(held)} of {amount(len(every), 'comparison')} as in the paper"
+    text += f" ({'; '.join(held)})" if held else ""
+    text += f", {turned} the other way round."
+    spots = [(section, [blind_spot(section.rows, s) for s in sparsities_of(section.rows)]) for section, _ in tested]
+    found = [f"{', '.join(filter(None, of))} ({section.title})" for section, of in spots if any(of)]
+    about = "One comparison alone finds, in four of five cases, a true difference of"
+    return [text + (f" {about} {'; '.join(found)}." if found else "")]
 
 
 def statement_table(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
-    """Return a line for each page and sparsity, a column for each statement."""
+    """Return a line for each page and sparsity, a column for each statement, and the legend; nothing without a pair."""
+    if not tested:
+        return []
     lines = [line(["page", "sparsity", *(f"{a} − {b}" for a, b in STATEMENTS)])]
-    lines.append(line(["---", "---:"] + ["---:"] * len(STATEMENTS)))
+    lines.append(line(["---", "---:"] + ["---"] * len(STATEMENTS)))
     for section, found in tested:
         for sparsity in sorted({one.sparsity for one in found}):
             there = {(one.a, one.b): one for one in found if one.sparsity == sparsity}
             cells = [show(there.get(pair)) for pair in STATEMENTS]
             lines.append(line([section.title, percent(sparsity), *cells]))
-    return lines
+    turned = {(one.a, one.b, one.sparsity) for _, found in tested for one in found if one.printed.direction < 0}
+    names = ", ".join(f"{a} − {b} at {percent(sparsity)}" for a, b, sparsity in sorted(turned))
+    return [*lines, "", LEGEND + (EXCEPT.format(names=names) if names else "")]
 
 
 def show(tested: Weighed | None) -> str:
-    """Return `✓ +6.85`, or the verdict where there is nothing to mark."""
-    if tested is None or tested.verdict not in MARKS or tested.difference is None or tested.difference.mean is None:
-        return BLANK if tested is None else tested.verdict
-    mark, mean = MARKS[tested.verdict], signed(tested.difference.mean)
-    return f"**{mark} {mean}**" if tested.verdict in (AGREES, REVERSED, UNCLEAR) else f"{mark} {mean}"
+    """Return `**yes** +6.85`, or the verdict alone where there is no difference."""
+    if tested is None:
+        return BLANK
+    known = tested.difference is not None and tested.difference.mean is not None and tested.verdict in WORDS
+    difference = f" {signed(tested.difference.mean)}" if known and tested.difference and tested.difference.mean else ""
+    return WORDS.get(tested.verdict, tested.verdict) + difference
 
 
 def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]:
@@ -75,8 +111,9 @@ def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]
     if not verdicts:
         return []
     held = sum(verdict == SUPPORTED for verdict in verdicts)
-    claims = "it falls as the learning rate falls, milder pruning recovers better, regeneration helps"
     return [
-        f"**Pruning plasticity** ({claims}): supported in {held} of {amount(len(verdicts), 'test')}, of "
-        f"{'one study' if len(every) == 1 else f'{len(every)} studies'}: [PLASTICITY.md](PLASTICITY.md)."
+        "**Pruning plasticity**: that it falls as the learning rate falls, that milder pruning recovers better, and "
+        f"that regeneration helps (it leaves more weights) is supported in {held} of {amount(len(verdicts), 'test')}, "
+        f"by up to two measures in {'one study' if len(every) == 1 else f'{len(every)} studies'}: "
+        "[PLASTICITY.md](PLASTICITY.md)."
     ]

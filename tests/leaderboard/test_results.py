@@ -185,9 +185,8 @@ def small_store() -> list[dict[str, Any]]:
 
 def test_the_page_in_small() -> None:
     text = show(small_store(), skipped=2)
-    head = text.split("## Which methods are best")[0].splitlines()
     # 3 h + 1.5 h + 1.5 h + 0.5 h
-    assert head[-2] == (
+    assert lines_with(text, "**12 runs**")[0] == (
         "**12 runs**, 6.50 h of training, 1 diverged. Of 7 comparisons with the paper: "
         "1 as in the paper, 1 not decided, 5 not run."
     )
@@ -204,8 +203,11 @@ def test_the_page_in_small() -> None:
     assert "| +0.00 (n=2) |" in row  # 93.0 and 93.1 of both
     assert "| not decided (" in row and "gmp diverged at seed 1" in row
     assert "Table 1: 0 of 6 cells run; Table 2: 0 of 144 cells run; Table 3: 0 of 31 cells run." in text
-    assert "| at 90 % sparsity | **granet 93.17** (n=3) |" in text  # gmp diverged
-    assert "| ResNet-20 on digits | 90 % | **✓ +2.97** | not decided | not run |" in text
+    assert "| at 90 % sparsity | **granet 93.17** (n=3) of 2 |" in text  # gmp diverged
+    assert "| ResNet-20 on digits | 90 % | **yes** +2.97 | not decided | not run |" in text
+    assert (
+        "1 of 2 comparisons as in the paper (`granet` above `rigl_itop` at 90 % (ResNet-20 on digits)), 0 the" in text
+    )
     assert NO_BRANCHES in text and "](branches)" not in text
     assert "```\nmake sweep GRID=configs/grids/six.yaml\nmake verify\n```" in text
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leaderboard.paper.published import load_tables
-from leaderboard.results.best import best_lines, find_best
+from leaderboard.results.best import best_lines, find_best, tell_best
 from leaderboard.results.growing import find_grown, growing_lines, tell_growing
 from leaderboard.results.scope import Section, table_sections
 from leaderboard.results.summary import summary_lines
@@ -27,7 +27,8 @@ def section(*runs: list[dict[str, Any]]) -> Section:
 
 def best(*runs: list[dict[str, Any]]) -> dict[Any, list[str]]:
     """Return the names of the best by question."""
-    return {question: [point.key for point in found] for question, found in find_best(section(*runs), TABLES).items()}
+    answers = find_best(section(*runs), TABLES)
+    return {question: [point.key for point in found.points] for question, found in answers.items()}
 
 
 def cost(train: float, inference: float) -> dict[str, Any]:
@@ -91,7 +92,7 @@ OLD = {"started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
 def test_of_several_versions_of_a_file_one_takes_part_under_its_plain_name(new: Any, best_mean: float | None) -> None:
     old = make_runs("granet", HIGH, method={"sha256": "ef" * 32}, **OLD)
     rivals = [make_runs(name, (80.0, 80.2, 80.4)) for name in ("set", "gmp")]
-    first = find_best(section(old, make_runs("granet", new), *rivals), TABLES)["sparsity", 0.9][0]
+    first = find_best(section(old, make_runs("granet", new), *rivals), TABLES)["sparsity", 0.9].points[0]
     assert (first.name == "granet") == (best_mean is not None)
     assert best_mean is None or first.mean == pytest.approx(best_mean, abs=0.01)
 
@@ -100,7 +101,7 @@ def test_a_file_from_elsewhere_with_a_name_of_the_suites_competes_beside_it() ->
     own = make_runs("granet", HIGH, method={"source": "methods/granet.py"}, **OLD)
     theirs = make_runs("granet", LOW, method={"source": "/home/me/granet.py", "sha256": "ef" * 32})
     found = find_best(section(own, theirs), TABLES)["sparsity", 0.9]
-    assert [(point.name, round(point.mean, 2)) for point in found] == [("granet (file abababab)", 93.17)]
+    assert [(point.name, round(point.mean, 2)) for point in found.points] == [("granet (file abababab)", 93.17)]
 
 
 def test_a_row_whose_sparsity_is_an_outcome_does_not_compete_if_any_run_of_it_diverged() -> None:
@@ -109,26 +110,47 @@ def test_a_row_whose_sparsity_is_an_outcome_does_not_compete_if_any_run_of_it_di
     assert best(runs, make_runs("set", LOW), make_runs("gmp", LOW))["sparsity", 0.9] == ["gmp (90 %)", "set (90 %)"]
 
 
-def test_the_table_names_the_best_then_two_that_may_be_as_good() -> None:
+def lines_of(*sections: Section) -> list[str]:
+    return best_lines([(one, find_best(one, TABLES)) for one in sections])
+
+
+def test_the_table_names_the_best_then_two_that_cannot_be_ruled_out() -> None:
     names = ("a", "b", "c", "d", "e")
     equal = [make_runs(name, [value + place / 1000 for value in WIDE]) for place, name in enumerate(names)]
-    text = "\n".join(best_lines([section(*equal, make_runs("dense", (95.0, 95.5)))], TABLES))
-    head, first, *_ = table(text)
-    assert head == ["best", "ResNet-20 on digits; dense 95.25"]
-    assert first == ["at 90 % sparsity", "e 92.67 (n=3) *or* d, c, 2 more"]
-    sure = "\n".join(best_lines([section(make_runs("granet", HIGH), make_runs("set", LOW))], TABLES))
-    assert "| at 90 % sparsity | **granet 93.17** (n=3) |" in sure
-    assert "| training FLOPs ≤ 0.4× | **granet (90 %) 93.17** (n=3) |" in sure and "inference FLOPs ≤ 0.2×" not in sure
+    head, first, *_ = table("\n".join(lines_of(section(*equal))))
+    assert head == ["highest mean", "ResNet-20 on digits"]
+    assert first == ["at 90 % sparsity", "e 92.67 (n=3) *or* d, c, 2 more of 5"]
+    sure = "\n".join(lines_of(section(make_runs("granet", HIGH), make_runs("set", LOW))))
+    assert "| at 90 % sparsity | **granet 93.17** (n=3) of 2 |" in sure
+    assert "| training FLOPs ≤ 0.4× | **granet (90 %) 93.17** (n=3) of 2 |" in sure and "inference FLOPs ≤" not in sure
+
+
+def test_the_sentence_tells_the_best_beside_the_dense_network() -> None:
+    dense = make_runs("dense", (99.0, 99.0))
+    one = section(make_runs("granet", HIGH), make_runs("set", LOW), make_runs("gmp", WIDE), dense)
+    assert tell_best(one, find_best(one, TABLES)) == (
+        "**ResNet-20 on digits** (dense 99.00, near the ceiling): at 90 % `granet` has the highest mean, 93.17, "
+        "5.83 below dense (1 of 2 others cannot be ruled out)."
+    )
+    one = section(make_runs("granet", HIGH, method={"reference": "this suite's variant of X"}), make_runs("set", LOW))
+    assert tell_best(one, find_best(one, TABLES)) == (
+        "**ResNet-20 on digits**: at 90 % `granet` (ours) has the highest mean, 93.17 (above the one other)."
+    )
+
+
+def test_seeds_that_most_rows_lack_do_not_count() -> None:
+    more = make_runs("granet", (*LOW, 99.0, 99.1))
+    found = find_best(section(more, make_runs("set", LOW), make_runs("gmp", LOW)), TABLES)["sparsity", 0.9]
+    assert {point.name: len(point.accuracies) for point in found.points} == {"granet": 3, "set": 3, "gmp": 3}
 
 
 def test_pages_stand_side_by_side_four_to_a_table() -> None:
     pages = [
         section(*(make_runs(name, LOW, page={"title": f"page {n}"}) for name in ("granet", "set"))) for n in range(5)
     ]
-    lines = best_lines(pages, TABLES)
-    heads = [line for line in lines if line.startswith("| best |")]
-    assert [line.count("page") for line in heads] == [4, 1]
-    assert best_lines([], TABLES) == []
+    heads = [line for line in lines_of(*pages) if line.startswith("| highest mean |")]
+    assert [line.count("| page") for line in heads] == [4, 1]
+    assert best_lines([]) == []
     assert "No page has two rows to compare yet." in summary_lines([], [], [], [], TABLES)
 
 
@@ -164,7 +186,7 @@ def test_growth_interval_and_random_masks_are_compared_apart() -> None:
     assert [found.words for found in one.compared] == [
         "rigl_itop_filter − rigl_itop",
         "ΔT = 140 − ΔT = 50, rigl_itop",
-        "rigl_itop − static",
+        "rigl_itop − static, mean over ΔT",
         "rigl_itop_filter − static",
     ]
     growth, interval, plain, _ = (found.differences for found in one.compared)
@@ -216,7 +238,7 @@ def test_equal_rows_are_no_finding_and_two_seeds_no_test() -> None:
     equal += grow("rigl_itop_filter", 140, (90.1, 90.4, 90.2), (2, 1, 4))
     (found,) = find_grown([section(equal)])
     assert [len([p for p in one.ps if p is not None]) for one in found.compared] == [2, 0]  # of growth; of interval
-    assert tell_growing([found])[0].count("None of 2 comparisons is significant") == 1
+    assert tell_growing([found])[0].count("Open: none of 2 comparisons is significant") == 1
 
 
 def test_without_both_methods_or_a_second_interval_nothing_is_said() -> None:
