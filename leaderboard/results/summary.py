@@ -64,15 +64,15 @@ def tell_statements(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
     every = [(section, one) for section, found in tested for one in found if one.verdict != NOT_RUN]
     if not every:
         return []
-    held = [
-        f"`{one.a}` above `{one.b}` at {percent(one.sparsity)} ({section.title})"
-        for section, one in every
-        if one.verdict == AGREES
-    ]
-    turned = sum(one.verdict == REVERSED for _, one in every)
-    text = f"**The paper's statements**: {len(held)} of {amount(len(every), 'comparison')} as in the paper"
-    text += f" ({'; '.join(held)})" if held else ""
-    text += f", {turned} the other way round."
+    held: dict[str, list[str]] = {}
+    for section, one in every:
+        if one.verdict == AGREES:
+            above, below = (one.a, one.b) if one.printed.direction > 0 else (one.b, one.a)
+            held.setdefault(section.title, []).append(f"`{above}` above `{below}` at {percent(one.sparsity)}")
+    count, turned = (sum(one.verdict == verdict for _, one in every) for verdict in (AGREES, REVERSED))
+    text = f"**The paper's statements**: {count} of {amount(len(every), 'comparison')} as in the paper"
+    text += "".join(f"; on {title}: {', '.join(names)}" for title, names in held.items())
+    text += f"; {turned} the other way round."
     spots = [(section, [blind_spot(section.rows, s) for s in sparsities_of(section.rows)]) for section, _ in tested]
     found = [f"{', '.join(filter(None, of))} ({section.title})" for section, of in spots if any(of)]
     about = "One comparison alone finds, in four of five cases, a true difference of"
