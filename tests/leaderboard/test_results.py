@@ -206,7 +206,7 @@ def test_the_page_in_small() -> None:
     assert "| at 90 % sparsity | **granet 93.17** (n=3) of 2 |" in text  # gmp diverged
     assert "| ResNet-20 on digits | 90 % | **yes** +2.97 | not decided | not run |" in text
     assert (
-        "1 of 2 comparisons as in the paper (`granet` above `rigl_itop` at 90 % (ResNet-20 on digits)), 0 the" in text
+        "1 of 2 comparisons as in the paper; on ResNet-20 on digits: `granet` above `rigl_itop` at 90 %; 0 the" in text
     )
     assert NO_BRANCHES in text and "](branches)" not in text
     assert "```\nmake sweep GRID=configs/grids/six.yaml\nmake verify\n```" in text
