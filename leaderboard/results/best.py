@@ -74,11 +74,13 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
                 found.pop(key, None)
     times = Counter(point.key for _, point in found.values())
     points = [replace(point, name=row.label) if times[point.key] > 1 else point for row, point in found.values()]
+    return keep_usual(points)
+
+
+def keep_usual(points: list[Point]) -> list[Point]:
+    """Return the points with the seeds that at least half of them have: more were run where one row was asked of."""
     counts = Counter(seed for point in points for seed in point.accuracies)
-    usual = {
-        seed for seed, count in counts.items() if 2 * count >= len(points)
-    }  # more were run where one row was asked of
-    kept = [{seed: value for seed, value in point.accuracies.items() if seed in usual} for point in points]
+    kept = [{s: value for s, value in point.accuracies.items() if 2 * counts[s] >= len(points)} for point in points]
     return [replace(p, accuracies=k) if len(k) >= LEAST_SEEDS else p for p, k in zip(points, kept, strict=True)]
 
 
