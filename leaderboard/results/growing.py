@@ -229,7 +229,8 @@ def describe_pair(found: Compared) -> list[str]:
 
 def tell_growing(grown: Iterable[Grown]) -> list[str]:
     """Return a sentence that names every significant comparison and counts the others, or none."""
-    sure, tested = [], 0
+    sure: dict[str, list[str]] = {}
+    tested = 0
     for section in grown:
         for found in section.compared:
             tested += sum(p is not None for p in found.ps)
@@ -239,9 +240,11 @@ def tell_growing(grown: Iterable[Grown]) -> list[str]:
                 if found.sure(number)
             ]
             if told:
-                sure.append(f"{found.words}, at {percent(found.sparsity)} on {section.title}: {' and '.join(told)}")
+                text = f"at {percent(found.sparsity)} {found.words}: {' and '.join(told)}"
+                sure.setdefault(section.title, []).append(text)
     if not tested:
         return []
     counted = f"of {amount(tested, 'comparison')}"
-    verdict = f"Significant {counted}: {'; '.join(sure)}" if sure else f"Open: none {counted} is significant"
+    pages = "; ".join(f"on {title}, {'; '.join(of)}" for title, of in sure.items())
+    verdict = f"Significant {counted}: {pages}" if sure else f"Open: none {counted} is significant"
     return [f"**{TITLE}** {verdict} ([all]({ANCHOR}))."]

@@ -222,9 +222,9 @@ def test_p_is_corrected_over_the_comparisons_at_a_sparsity() -> None:
 def test_the_sentence_names_what_is_significant_and_counts_the_rest() -> None:
     found = find_grown([section(grown())])
     (told,) = tell_growing(found)
-    assert "Significant of 6 comparisons: rigl_itop_filter − rigl_itop, at 90 % on ResNet-20 on digits: " in told
+    assert "Significant of 6 comparisons: on ResNet-20 on digits, at 90 % rigl_itop_filter − rigl_itop: " in told
     assert "+2.97 points of accuracy and −18.67 points of dead filters" in told
-    assert "ΔT = 140 − ΔT = 50, rigl_itop, at 90 % on ResNet-20 on digits: −10.33 points of dead filters" in told
+    assert "; at 90 % ΔT = 140 − ΔT = 50, rigl_itop: −10.33 points of dead filters" in told
     assert "rigl_itop − static" not in told
     text = "\n".join(growing_lines(found))
     title = text.splitlines()[0].removeprefix("### ")
