@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
+from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import curves
 from leaderboard.store.schema import Record
 from leaderboard.tables.table import Row, make_rows, percent
@@ -57,7 +58,10 @@ EXPLORATION = (
 )
 
 ROUNDS = " Of a method that trains in rounds the last round is drawn, after the cost of all."
-EVERYWHERE = " Diverged runs, and controls made from another run, are in no picture."
+EVERYWHERE = (
+    " Diverged runs, controls made from another run, and rows that a newer version of their file replaced, are in no "
+    "picture."
+)
 
 
 @dataclass(frozen=True)
@@ -213,14 +217,29 @@ def embed(pictures: Mapping[str, Picture], folder: str) -> list[str]:
 
 
 def make_series(runs: list[Record]) -> list[Series]:
-    """Return the methods of a section in the order of its table, without controls made from another run."""
+    """Return the methods of a section in the order of its table.
+
+    Without controls made from another run, and rows that a newer version of their file replaces.
+    """
     rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in counted_runs(row))]
+    rows = [row for row in rows if not any(replaces(other, row) for other in rows)]
     series = []
     for row, label in zip(rows, name_rows(rows), strict=True):
         cells = {sparsity: cell.finished for sparsity, cell in row.cells.items() if cell.finished}
         if cells:
             series.append(Series(label, row.dense, row.narrow, cells))
     return series
+
+
+def replaces(newer: Row, older: Row) -> bool:
+    """Return whether a row is of a newer version of the other's file, with its settings and as many finished runs at
+    each of its sparsities."""
+    one, other = (counted_runs(row)[0]["method"] for row in (newer, older))
+    if any(one[part] != other[part] for part in ("name", "source", "group")) or newer.settings != older.settings:
+        return False
+    last, before = (max(parse_time(run["finished"]) for run in counted_runs(row)) for row in (newer, older))
+    enough = all(s in newer.cells and len(newer.cells[s].finished) >= len(older.cells[s].finished) for s in older.cells)
+    return bool(one["sha256"] != other["sha256"] and last > before and enough)
 
 
 def counted_runs(row: Row) -> list[Record]:

@@ -31,10 +31,11 @@ from leaderboard.drawing.pictures import (
     make_series,
     name_pictures,
     pareto_front,
+    replaces,
 )
 from leaderboard.store.records import read_records
 from leaderboard.tables.table import make_rows, mean_and_std, multiple
-from tests.harness.record_factory import make_epoch, make_record
+from tests.harness.record_factory import make_epoch, make_record, make_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = read_records(ROOT / "leaderboard" / "records")[0]
@@ -97,6 +98,7 @@ def test_one_seed_and_seeds_that_agree_have_no_interval(values: tuple[float, ...
 
 def test_the_numbers_drawn_are_the_tables() -> None:
     rows = [row for row in make_rows(COMMITTED) if not row.made_from]  # controls made from a row are in no picture
+    rows = [row for row in rows if not any(replaces(other, row) for other in rows)]
     series = make_series(COMMITTED)
     assert len(rows) == len(series) > 10
     accuracy = {(point.label, point.sparsity): point for point in accuracy_points(series)}
@@ -183,6 +185,21 @@ def test_diverged_runs_repeats_and_controls_from_a_donor_enter_no_mean() -> None
 
 
 # Which pictures there are
+
+
+def test_a_row_that_a_newer_version_of_its_file_replaced_is_in_no_picture() -> None:
+    old = {"method": {"sha256": "ef" * 32}, "started": "2024-01-01T00:00:00Z", "finished": "2024-01-01T01:00:00Z"}
+    first = make_runs("granet", (90.0, 91.0), **old)
+
+    def labels(*runs: list[dict[str, Any]]) -> list[str]:
+        return [one.label for one in make_series(list(itertools.chain(*runs)))]
+
+    assert labels(first, make_runs("granet", (92.0, 93.0))) == ["granet (file abababab)"]
+    for newer in ((92.0,), (92.0, None)):  # fewer runs do not replace it
+        assert len(labels(first, make_runs("granet", newer))) == 2
+    elsewhere = make_runs("granet", (92.0, 93.0), sparsity=0.98)
+    other = make_runs("granet", (92.0, 93.0), method={"changed": {"update_every": 7}})
+    assert len(labels(first, elsewhere)) == len(labels(first, other)) == 2
 
 
 def test_a_section_has_all_five_pictures_and_exploration_only_where_records_have_it() -> None:
