@@ -221,7 +221,7 @@ def make_series(runs: list[Record]) -> list[Series]:
 
     Without controls made from another run, and rows that a newer version of their file replaces.
     """
-    rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in counted_runs(row))]
+    rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in row.counted)]
     rows = [row for row in rows if not any(replaces(other, row) for other in rows)]
     series = []
     for row, label in zip(rows, name_rows(rows), strict=True):
@@ -234,17 +234,12 @@ def make_series(runs: list[Record]) -> list[Series]:
 def replaces(newer: Row, older: Row) -> bool:
     """Return whether a row is of a newer version of the other's file, with its settings and as many finished runs at
     each of its sparsities."""
-    one, other = (counted_runs(row)[0]["method"] for row in (newer, older))
+    one, other = newer.method, older.method
     if any(one[part] != other[part] for part in ("name", "source", "group")) or newer.settings != older.settings:
         return False
-    last, before = (max(parse_time(run["finished"]) for run in counted_runs(row)) for row in (newer, older))
+    last, before = (max(parse_time(run["finished"]) for run in row.counted) for row in (newer, older))
     enough = all(s in newer.cells and len(newer.cells[s].finished) >= len(older.cells[s].finished) for s in older.cells)
     return bool(one["sha256"] != other["sha256"] and last > before and enough)
-
-
-def counted_runs(row: Row) -> list[Record]:
-    """Return the counted runs of a row at all sparsities."""
-    return [run for cell in row.cells.values() for run in cell.counted]
 
 
 def name_rows(rows: Sequence[Row]) -> list[str]:

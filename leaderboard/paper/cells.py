@@ -20,8 +20,7 @@ from leaderboard.paper.published import (
     Settings,
     Tables,
 )
-from leaderboard.store.kinds import parse_time
-from leaderboard.store.records import stable_key
+from leaderboard.store.records import finish_key, stable_key
 from leaderboard.store.repeat import arithmetic
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import grain
@@ -343,5 +342,5 @@ def name_versions(runs: list[Run], row: PaperRow) -> list[Run]:
 
 def weigh(records: list[Record]) -> tuple[object, ...]:
     """Return what decides between versions: the number of entries and seeds, then the time of the last run."""
-    last = max((parse_time(record["finished"]), *stable_key(record)) for record in records)
+    last = max(map(finish_key, records))
     return len({(record["sparsity"], record["seed"]) for record in records}), *last

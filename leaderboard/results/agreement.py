@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from leaderboard.claims.claim import NOT_DECIDED, Claim
 from leaderboard.claims.lookup import Question, Side
 from leaderboard.paper.published import PaperRow, Part, Published, Tables
-from leaderboard.store.kinds import parse_time
-from leaderboard.store.records import stable_key
+from leaderboard.store.records import finish_key
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import grain
 from leaderboard.tables.table import LEAST_SEEDS, plain, split_rows
@@ -79,12 +78,7 @@ def own_rows(runs: list[Record]) -> dict[str, list[Side]]:
         own = [run for run in row.runs if run["method"]["source"] == f"methods/{row.label}.py"]
         if row.label in found and own:
             found[row.label].append(Side(row.label, own, row.settings))
-    return {name: sorted(sides, key=last_finished) for name, sides in found.items()}
-
-
-def last_finished(side: Side) -> tuple[object, ...]:
-    """Return what sorts rows by their last run."""
-    return max((parse_time(run["finished"]), *stable_key(run)) for run in side.runs)
+    return {name: sorted(sides, key=lambda side: max(map(finish_key, side.runs))) for name, sides in found.items()}
 
 
 def note_versions(runs: list[Record]) -> str:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from leaderboard.paper.published import Tables
 from leaderboard.results.caveats import NEAR_CEILING
-from leaderboard.results.scope import Section
-from leaderboard.store.kinds import parse_time
-from leaderboard.store.records import stable_key
-from leaderboard.tables.comparisons import accuracies, certain, grain
+from leaderboard.results.scope import Section, dense_mean
+from leaderboard.store.records import finish_key
+from leaderboard.tables.comparisons import certain, grain
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Row, line, percent
 
@@ -63,7 +62,7 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
     """
     found: dict[tuple[str, ...], tuple[Row, Point]] = {}
     for row in sorted((row for row in section.rows if competes(row, tables)), key=last_finished):
-        method = method_of(row)
+        method = row.method
         for sparsity, entry in row.cells.items():
             key = (method["name"], method["source"], json.dumps(row.settings, sort_keys=True), str(sparsity))
             if len(known := certain(entry)) >= LEAST_SEEDS:
@@ -92,7 +91,7 @@ def competes(row: Row, tables: Tables) -> bool:
     or the settings of a row of the paper's tables, and, if its weight count is an outcome, no run of it diverged."""
     if row.dense or row.made_from:
         return False
-    method = method_of(row)
+    method = row.method
     if method["budget"] == "outcome" and any(entry.diverged for entry in row.cells.values()):
         return False  # they stand where they were asked for, the others where they ended
     parts = (part for table in tables.tables for part in table.parts)
@@ -101,16 +100,9 @@ def competes(row: Row, tables: Tables) -> bool:
     return named or not row.settings
 
 
-def method_of(row: Row) -> dict[str, Any]:
-    """Return the method of a row's first run."""
-    found: dict[str, Any] = next(iter(row.cells.values())).counted[0]["method"]
-    return found
-
-
 def last_finished(row: Row) -> tuple[Any, ...]:
     """Return what sorts rows by their last run."""
-    runs = (run for entry in row.cells.values() for run in entry.counted)
-    return max((parse_time(run["finished"]), *stable_key(run)) for run in runs)
+    return max(map(finish_key, row.counted))
 
 
 class Answer(NamedTuple):
@@ -190,15 +182,9 @@ def show(found: Answer | None, at_sparsity: bool) -> str:
     return f"{first} (n={len(points[0].accuracies)}) *or* {', '.join(others)} of {found.of}"
 
 
-def dense_mean(section: Section) -> float | None:
-    """Return the mean accuracy of the dense network, None if it was not run."""
-    cells = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
-    return fmean(accuracies(cells[0]).values()) if cells else None
-
-
 def tell_best(section: Section, answers: Answers) -> str:
     """Return a sentence on the best rows of a section at each sparsity, beside the dense network."""
-    dense, told = dense_mean(section), []
+    dense, told = dense_mean(section.rows), []
     for (part, value), found in answers.items():
         if part != SPARSITY:
             continue

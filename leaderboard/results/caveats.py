@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from statistics import fmean
 from typing import Any
 
 from leaderboard.paper.cells import NOT_IN_SUITE, SAME_PAGE, TableView
 from leaderboard.paper.published import Tables
 from leaderboard.results.agreement import TABLES
-from leaderboard.results.scope import Section, count_machines, epochs_of, span
+from leaderboard.results.scope import Section, count_machines, dense_mean, epochs_of, span
 from leaderboard.store.kinds import is_number
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import accuracies, grain
+from leaderboard.tables.comparisons import grain
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import escape
 
@@ -101,16 +100,10 @@ def about_ceiling(sections: list[Section]) -> str:
     text = f"The smallest test set has {min(known):,} images, each worth {100 / min(known):.2f} points."
     near: dict[str, str] = {}
     for section in sections:
-        cells = [cell for row in section.rows if row.dense for cell in row.cells.values() if accuracies(cell)]
-        if (
-            cells
-            and grain(cells[0].counted[0])
-            and (left := 100 - fmean(accuracies(cells[0]).values())) <= NEAR_CEILING
-        ):
+        dense, step = dense_mean(section.rows), grain(section.runs[0])
+        if dense is not None and step and 100 - dense <= NEAR_CEILING:
             title = escape(section.runs[0]["page"]["title"])
-            near.setdefault(
-                title, f"On {title} the dense network misses {left / grain(cells[0].counted[0]):.1f} images"
-            )
+            near.setdefault(title, f"On {title} the dense network misses {(100 - dense) / step:.1f} images")
     if not near:
         return text
     where = (

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.claims.claim import show_p
-from leaderboard.results.best import last_finished, method_of
+from leaderboard.results.best import last_finished
 from leaderboard.results.scope import Section
 from leaderboard.store.kinds import is_whole
 from leaderboard.store.schema import Record
@@ -109,12 +109,12 @@ def find_lines(section: Section) -> list[Line]:
     allowed = {PLAIN: {"update_every"}, WITHIN: {"update_every"}, RANDOM: set[str]()}
     rows: dict[str, list[Row]] = {}
     for row in sorted((row for row in section.rows if not row.dense and not row.made_from), key=last_finished):
-        name, source = method_of(row)["name"], method_of(row)["source"]
+        name, source = row.method["name"], row.method["source"]
         if name in allowed and source == f"methods/{name}.py" and set(row.settings) <= allowed[name]:
             rows.setdefault(name, []).append(row)
     lines = []
     for name, every in sorted(rows.items()):
-        newest = [row for row in every if method_of(row)["sha256"] == method_of(every[-1])["sha256"]]
+        newest = [row for row in every if row.method["sha256"] == every[-1].method["sha256"]]
         for sparsity, entry in ((sparsity, entry) for row in newest for sparsity, entry in row.cells.items()):
             interval = 0 if name == RANDOM else interval_of(entry.counted[0])
             lines += [Line(name, interval, sparsity, entry)] if interval or name == RANDOM else []

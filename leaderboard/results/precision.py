@@ -11,8 +11,7 @@ from urllib.parse import quote
 
 from leaderboard.claims.claim import show, show_p
 from leaderboard.store.growth import OTHERS, REFERENCE, Growth
-from leaderboard.store.kinds import parse_time
-from leaderboard.store.records import Problem, stable_key
+from leaderboard.store.records import Problem, finish_key
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import certain, grain, show_interval, signed
 from leaderboard.tables.sections import amount, skipped_files
@@ -159,7 +158,7 @@ def compare_accuracy(records: list[Record]) -> list[Compared]:
     rows = []
     for of_both in groups.values():
         if of_both.keys() >= {BF16, REFERENCE}:
-            run = max(of_both[BF16], key=lambda record: (parse_time(record["finished"]), *stable_key(record)))
+            run = max(of_both[BF16], key=finish_key)
             cells = [gather([one for one in of_both[name] if agree(one, run)]) for name in (BF16, REFERENCE)]
             one, other = map(certain, cells)
             place = escape(run["page"]["title"]), escape(run["method"]["label"]), column_of(run)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 
 from leaderboard.store.kinds import is_number, is_whole
 from leaderboard.store.records import stable_key
@@ -191,6 +192,12 @@ def show_hours(runs: list[Record]) -> str:
     """Return the hours that the runs trained, summed over their processes."""
     hours = sum(run["time"]["train_s"] * ranks_of(run) for run in runs) / 3600
     return f"{hours:,.1f} h" if hours >= 10 else f"{hours:.2f} h"
+
+
+def dense_mean(rows: list[Row]) -> float | None:
+    """Return the mean accuracy of the first dense row with a finished run, None without one."""
+    known = [accuracies(cell) for row in rows if row.dense for cell in row.cells.values()]
+    return next((fmean(found.values()) for found in known if found), None)
 
 
 def dense_accuracy(rows: list[Row]) -> str:

@@ -222,6 +222,11 @@ def stable_key(record: Record) -> tuple[Any, ...]:
     return record["run"], parse_time(record["finished"]), *file_key(record["file"])
 
 
+def finish_key(record: Record) -> tuple[Any, ...]:
+    """Return the sort key of records by when they finished, the last at the end; what is equal by `stable_key`."""
+    return parse_time(record["finished"]), *stable_key(record)
+
+
 def read_record(path: Path) -> Record:
     """Read one record. Raises UnreadableError if the disk fails, RecordError for a damaged, edited or invalid one."""
     data, record = read_json(path)

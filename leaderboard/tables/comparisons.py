@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from leaderboard.store.kinds import parse_time
-from leaderboard.store.records import stable_key
+from leaderboard.store.records import finish_key
 from leaderboard.store.schema import Record
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Entry, Row, line, percent, sparsities_of
 
@@ -139,7 +138,7 @@ def donor_controls(rows: list[Row]) -> dict[str, Made]:
     """
     counted = [record for row in rows if row.made_from for entry in row.cells.values() for record in entry.counted]
     found: dict[str, Made] = {}
-    for record in sorted(counted, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
+    for record in sorted(counted, key=finish_key):
         donor, version = record["method"]["donor"], record["method"]["sha256"]
         made = found.setdefault(donor["kind"], {})
         if any(other["method"]["sha256"] != version for other in made.values()):

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from leaderboard.store.kinds import parse_time
-from leaderboard.store.records import stable_key
+from leaderboard.store.records import finish_key, stable_key
 from leaderboard.store.schema import GROUPS, Record
 
 BLANK = "·"
@@ -115,7 +114,7 @@ def gather(records: list[Record]) -> Entry:
     """
     counted: dict[int, Record] = {}
     repeats = []
-    for record in sorted(records, key=lambda record: (parse_time(record["finished"]), *stable_key(record))):
+    for record in sorted(records, key=finish_key):
         if record["seed"] in counted:
             repeats.append(record)
         else:
@@ -160,6 +159,17 @@ class Row:
     made_from: str = ""  # label of the row whose masks or layer densities it takes, for controls
     name: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> list[Record]:
+        """The counted runs at all sparsities; never empty."""
+        return [run for entry in self.cells.values() for run in entry.counted]
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """The method as its first run names it; name, source, group and file are those of all."""
+        found: dict[str, Any] = self.counted[0]["method"]
+        return found
 
 
 def sparsities_of(rows: list[Row]) -> list[float]:
@@ -328,7 +338,7 @@ def split_rows(records: Iterable[Record]) -> list[RowRuns]:
 
     Invariant: no two rows have group, label and version in common, and the order of the records is irrelevant.
     """
-    known = sorted(records, key=lambda record: (parse_time(record["finished"]), *stable_key(record)))
+    known = sorted(records, key=finish_key)
     rows = group_runs([AskedMethod.of(record, {}) for record in known])
     names = {run["run"]: row.name for row in rows for run in row.runs if not run["method"].get("donor")}
     if any(record["method"].get("donor", {}).get("run") in names for record in known):
