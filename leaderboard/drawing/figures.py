@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from leaderboard.drawing.pictures import (
+    MOST_COLOURED,
     AccuracyPoint,
     CostPoint,
     Curve,
@@ -27,9 +27,11 @@ from leaderboard.drawing.style import (
     DASHED,
     DOTTED,
     HEADS,
+    ROW,
     SOLID,
     Style,
     accuracy_limits,
+    drawable,
     look,
     make_keys,
     mark_lower,
@@ -37,13 +39,14 @@ from leaderboard.drawing.style import (
     set_log_axis,
     share_limits,
     shorten_names,
-    sparsity_place,
     start,
     styles_of,
     text_width,
     turns_of,
 )
 
+FRONT = "#c4c4c4"
+OTHER = Style("#b8b8b8", "o", SOLID, hollow=True)  # methods that are not told apart
 CURVES = {
     "density": "density, %",
     "train_share": "training FLOPs so far,\nmultiple of dense",
@@ -57,99 +60,91 @@ def make_figure(picture: Picture) -> Figure:
 
 
 def draw_accuracy(picture: Picture) -> Figure:
-    """Return accuracy against sparsity: a line for each method, with intervals; dense as a horizontal line."""
+    """Return accuracy at each sparsity: a panel for each, a line for each method; dense as a vertical line."""
     points = [point for point in picture.numbers if isinstance(point, AccuracyPoint)]
     styles = styles_of(point.label for point in points)
-    dense = [point for point in points if point.dense]
-    keys = make_keys(styles, (point.label for point in points), {point.label for point in dense})
-    figure, panels = start(picture, (1, 1), 3.5, (0.0, AXIS), keys)
-    panel = panels[0, 0]
-    ends = [end for point in points for end in (point.low_pct, point.high_pct) if end is not None]
-    limits = accuracy_limits((point.accuracy_pct for point in points), ends)
-    for point in dense:
-        style = styles[point.label]
-        panel.axhline(point.accuracy_pct, color=style.colour, linestyle=style.dash, lw=1.1)
-        if point.low_pct is not None:
-            panel.axhspan(point.low_pct, point.high_pct, color=style.colour, alpha=0.08, lw=0)
-    lines: dict[str, list[AccuracyPoint]] = {}
-    for point in points:
-        if not point.dense:
-            lines.setdefault(point.label, []).append(point)
-    sparsities = sorted({point.sparsity for line in lines.values() for point in line})
-    steps = [sparsity_place(b) - sparsity_place(a) for a, b in itertools.pairwise(sparsities)]
-    spread = 0.36 * min(steps, default=1.0) / len(lines)
-    half = spread * len(lines) / 2
-    for place in map(sparsity_place, sparsities):  # a grey band groups the points of one sparsity
-        panel.axvspan(place - half, place + half, color="#f4f4f4", zorder=0)
-    for number, (label, line) in enumerate(lines.items()):
-        aside = (number - (len(lines) - 1) / 2) * spread
-        xs = [sparsity_place(point.sparsity) + aside for point in line]
-        draw_intervals(panel, xs, line, styles[label])
-        panel.plot(xs, [point.accuracy_pct for point in line], **look(styles[label]))
-        lower = [x for x, point in zip(xs, line, strict=True) if point.accuracy_pct < limits[0]]
-        mark_lower(panel, lower, styles[label])
-    set_accuracy_axis(panel, limits)
-    set_sparsity_axis(panel, sparsities, 0.3 * min(steps, default=2.0))
-    panel.set(ylabel="accuracy, %")
+    sparse, dense = [p for p in points if not p.dense], [p for p in points if p.dense]
+    sparsities = sorted({point.sparsity for point in sparse})
+    reached: dict[str, dict[float, float]] = {}
+    for point in sparse:
+        reached.setdefault(point.label, {})[point.sparsity] = point.accuracy_pct
+    order = sorted(reached, key=lambda label: [reached[label].get(s, -math.inf) for s in reversed(sparsities)])
+    names = [drawable(label) for label in order]
+    keys = make_keys(styles, (p.label for p in dense), {p.label for p in dense})
+    left = max(map(text_width, names)) + 0.28  # ticks too
+    shape, height = (1, len(sparsities)), ROW * (len(names) + 1)
+    figure, panels = start(picture, shape, height, (HEADS, AXIS), keys, left, sharey=True)
+    for panel, sparsity in zip(panels[0], sparsities, strict=True):
+        shown = [point for point in sparse if point.sparsity == sparsity]
+        ends = [end for point in [*shown, *dense] for end in (point.low_pct, point.high_pct) if end is not None]
+        limits = accuracy_limits((point.accuracy_pct for point in [*shown, *dense]), ends)
+        for point in dense:
+            style = styles[point.label]
+            panel.axvline(point.accuracy_pct, color=style.colour, linestyle=style.dash, lw=1.1)
+            if point.low_pct is not None:
+                panel.axvspan(point.low_pct, point.high_pct, color=style.colour, alpha=0.08, lw=0)
+        for point in shown:
+            line, style = order.index(point.label), styles[point.label]
+            if point.low_pct is not None:
+                panel.plot([point.low_pct, point.high_pct], [line, line], color=style.colour, lw=1.0, alpha=0.6)
+            seeds = point.seeds_pct
+            panel.plot(seeds, [line] * len(seeds), color=style.colour, marker=".", ms=5.5, mew=0, ls="", alpha=0.5)
+            panel.plot([point.accuracy_pct], [line], **look(style))
+            if point.accuracy_pct < limits[0]:
+                mark_lower(panel, [line], style, "left")
+        set_accuracy_axis(panel, limits, "x", 6 if len(sparsities) < 3 else 4)
+        panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
+        panel.set(xlabel="accuracy, %")
+    panels[0, 0].set_ylim(-0.8, len(names) - 0.2)
+    panels[0, 0].set_yticks(range(len(names)), names)
     return figure
 
 
-def draw_intervals(panel: Any, xs: Sequence[float], line: Sequence[AccuracyPoint], style: Style) -> None:
-    """Draw the intervals of a method's points as thin bars; one line with gaps draws fastest."""
-    places, ends = [], []
-    for x, point in zip(xs, line, strict=True):
-        if point.low_pct is not None:
-            places += [x, x, math.nan]
-            ends += [point.low_pct, point.high_pct, math.nan]
-    if places:
-        panel.plot(places, ends, color=style.colour, lw=0.9, marker="_", ms=5, mew=0.9, alpha=0.75)
-
-
-def set_sparsity_axis(panel: Any, sparsities: Sequence[float], pad: float) -> None:
-    """Set ticks at the sparsities, except for those whose label would touch the next higher one's."""
-    places = [sparsity_place(sparsity) for sparsity in sparsities]
-    low, high = places[0] - pad, places[-1] + pad
-    ticks: list[tuple[float, str]] = []
-    for place, sparsity in sorted(zip(places, sparsities, strict=True), reverse=True):
-        if not ticks or ticks[-1][0] - place > 0.07 * (high - low):
-            ticks.append((place, f"{100 * sparsity:.10g}"))
-    panel.set(xlim=(low, high), xlabel="sparsity, % of the prunable weights (spaced by density)")
-    panel.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
-    panel.grid(axis="x", visible=False)
-
-
 def draw_cost(picture: Picture) -> Figure:
-    """Return accuracy against training cost and against inference cost, with the Pareto fronts."""
+    """Return accuracy against training cost and against inference cost, with the Pareto fronts.
+
+    Of many methods only dense and those on a front are told apart; the rest are grey.
+    """
     points = [point for point in picture.numbers if isinstance(point, CostPoint)]
-    styles = styles_of(point.label for point in points)
-    front = Line2D([], [], color="#c4c4c4", lw=2.2, label="Pareto front")
-    keys = [*make_keys(styles, (point.label for point in points)), front]
-    figure, panels = start(picture, (1, 2), 3.3, (0.0, AXIS), keys, sharey=True)
     limits = accuracy_limits((point.accuracy_pct for point in points), ())
-    lines: dict[str, list[CostPoint]] = {}
-    for point in points:
-        lines.setdefault(point.label, []).append(point)
+    costs, fronts = {}, {}
+    for part in ("training", "inference"):
+        found = [point.train_share if part == "training" else point.inference_share for point in points]
+        costs[part] = share_limits(found)
+        least = costs[part][0]
+        places = [(max(cost, least), point.accuracy_pct) for cost, point in zip(found, points, strict=True)]
+        fronts[part] = places, pareto_front(places)
+    labels = list(dict.fromkeys(point.label for point in points))
+    best = {
+        point.label
+        for places, front in fronts.values()
+        for point, place in zip(points, places, strict=True)
+        if point.dense or place in front
+    }
+    told = [label for label in labels if len(labels) <= MOST_COLOURED or label in best]
+    styles = {label: style if label in told else OTHER for label, style in styles_of(labels).items()}
+    keys = make_keys(styles, told)
+    if len(told) < len(labels):
+        rest = f"{len(labels) - len(told)} other methods"
+        keys.append(Line2D([], [], label=rest, **{**look(OTHER), "linestyle": ""}))
+    keys.append(Line2D([], [], color=FRONT, lw=2.2, label="Pareto front"))
+    figure, panels = start(picture, (1, 2), 3.3, (0.0, AXIS), keys, sharey=True)
     ranks = sorted({point.sparsity for point in points if not point.dense})
-    for panel, part in zip(panels[0], ("train", "inference"), strict=True):
-        cost_limits = share_limits(getattr(point, f"{part}_share") for point in points)
-
-        def place(point: CostPoint, part: str = part, least: float = cost_limits[0]) -> float:
-            return max(float(getattr(point, f"{part}_share")), least)
-
-        draw_front(panel, pareto_front((place(p), p.accuracy_pct) for p in points), cost_limits[1])
-        for label, line in lines.items():
-            xs = [place(point) for point in line]
+    for panel, (part, (places, front)) in zip(panels[0], fronts.items(), strict=True):
+        draw_front(panel, front, costs[part][1])
+        for label in sorted(labels, key=lambda label: label in told):  # grey below colours
+            line = [(point, place) for point, place in zip(points, places, strict=True) if point.label == label]
+            xs, ys = [x for _, (x, _) in line], [y for _, (_, y) in line]
             style = styles[label]
-            ys = [point.accuracy_pct for point in line]
-            sizes = [10.0 if point.dense else max(8.0 - 1.5 * ranks.index(point.sparsity), 4.0) for point in line]
-            panel.plot(xs, ys, color=style.colour, ls=style.dash, lw=0.8, alpha=0.6)
+            sizes = [10.0 if point.dense else max(8.0 - 1.5 * ranks.index(point.sparsity), 4.0) for point, _ in line]
+            if label in told:
+                panel.plot(xs, ys, color=style.colour, ls=style.dash, lw=0.8, alpha=0.6)
             fill = "white" if style.hollow else style.colour
-            edge = {"edgecolors": style.colour, "linewidths": 1.0, "zorder": 2.5}
+            edge = {"edgecolors": style.colour, "linewidths": 1.0, "zorder": 2.5 if label in told else 1.8}
             panel.scatter(xs, ys, s=[size**2 for size in sizes], c=fill, marker=style.marker, **edge)
-            mark_lower(panel, (x for x, p in zip(xs, line, strict=True) if p.accuracy_pct < limits[0]), style)
-        set_log_axis(panel.xaxis, cost_limits, 7)
-        name = {"train": "training", "inference": "inference"}[part]
-        panel.set(xlabel=f"{name} FLOPs, multiple of dense")
+            mark_lower(panel, (x for x, y in zip(xs, ys, strict=True) if y < limits[0]), style)
+        set_log_axis(panel.xaxis, costs[part], 7)
+        panel.set(xlabel=f"{part} FLOPs, multiple of dense")
     set_accuracy_axis(panels[0, 0], limits)
     panels[0, 0].set(ylabel="accuracy, %")
     return figure
@@ -158,7 +153,7 @@ def draw_cost(picture: Picture) -> Figure:
 def draw_front(panel: Any, front: Sequence[tuple[float, float]], end: float) -> None:
     """Draw a Pareto front as steps: at each cost, the best accuracy that costs no more."""
     xs, ys = [cost for cost, _ in front], [accuracy for _, accuracy in front]
-    panel.plot([*xs, end], [*ys, ys[-1]], drawstyle="steps-post", color="#c4c4c4", lw=2.2, zorder=1.5)
+    panel.plot([*xs, end], [*ys, ys[-1]], drawstyle="steps-post", color=FRONT, lw=2.2, zorder=1.5)
 
 
 def draw_layers(picture: Picture) -> Figure:

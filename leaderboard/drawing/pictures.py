@@ -22,24 +22,26 @@ from leaderboard.tables.table import Row, make_rows, percent
 
 KINDS = ("accuracy", "cost", "layers", "time", "exploration")
 TITLES = {
-    "accuracy": "Accuracy against sparsity",
+    "accuracy": "Accuracy at each sparsity",
     "cost": "Accuracy against training and inference FLOPs",
     "layers": "Density of each layer at the end",
     "time": "Density and training FLOPs over time",
     "exploration": "Share of weights ever active",
 }
 MOST_PANELS = 4  # sparsities with a panel of their own; more would be too small to read
+MOST_COLOURED = 12  # methods that a picture of accuracy against cost tells apart
 MOST_POINTS = 60  # of a curve; a panel is at most 800 pixels wide
 
 ACCURACY = (
-    "Accuracy after the last epoch: mean over seeds, with its 95 % t interval where there are two seeds or more. The "
-    "horizontal line is the dense network, its band the interval. Methods at one sparsity are set apart sideways. "
-    "Intervals are cut at the picture's edge; a triangle below it marks a mean that lies lower."
+    "Accuracy after the last epoch: mean over seeds, with its 95 % t interval where there are two seeds or more; each "
+    "seed is a faint dot. Each panel has a scale of its own. Methods are in the order of their means at the highest "
+    "sparsity. The vertical line is the dense network, its band the interval. Dots and intervals are cut at a panel's "
+    "edge; a triangle at the left edge marks a mean that lies lower."
 )
 COST = (
     "Accuracy after the last epoch against cost, means over seeds; a method's points are joined, the smaller the "
-    "sparser. Grey steps are the Pareto front: the points that no other beats or equals in both accuracy and cost. "
-    "A triangle below the picture's edge marks a mean that lies lower{nil}."
+    "sparser. Grey steps are the Pareto front: the points that no other beats or equals in both accuracy and "
+    "cost{grey}. A triangle below the picture's edge marks a mean that lies lower{nil}."
 )
 LAYERS = (
     "Share of each prunable layer's weights that is active at the end, in network order, mean over seeds. A cross near "
@@ -76,12 +78,12 @@ class Series:
 
 @dataclass(frozen=True)
 class AccuracyPoint:
-    """Mean accuracy over n seeds, and the ends of its 95 % t interval; None if n is 1."""
+    """Accuracy of each seed, ascending, its mean, and the ends of the mean's 95 % t interval; None for one seed."""
 
     label: str
     dense: bool
     sparsity: float
-    n: int
+    seeds_pct: list[float]
     accuracy_pct: float
     low_pct: float | None
     high_pct: float | None
@@ -187,6 +189,7 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     if not shown:
         return []
     costs = cost_points(series)
+    grey = " (of many methods only those with a point on it have a colour)" if len(series) > MOST_COLOURED else ""
     nil = ", one at the left edge a cost of zero" if any(not p.train_share * p.inference_share for p in costs) else ""
     rest = EVERYWHERE + (
         f" Left out: sparsity {', '.join(percent(sparsity) for sparsity in left_out)}." if left_out else ""
@@ -194,8 +197,8 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     in_rounds = any("rounds" in run for one in series for runs in one.cells.values() for run in runs)
     over = (ROUNDS if in_rounds else "") + rest
     found: list[tuple[str, str, Sequence[Numbers]]] = [
-        ("accuracy", ACCURACY + EVERYWHERE, accuracy_points(series)),
-        ("cost", COST.format(nil=nil) + EVERYWHERE, costs),
+        ("accuracy", ACCURACY + rest, accuracy_points(series, shown)),
+        ("cost", COST.format(grey=grey, nil=nil) + EVERYWHERE, costs),
         ("layers", LAYERS + rest, layer_densities(series, shown)),
         ("time", TIME + over, [*curves_of(series, "density", shown), *curves_of(series, "train_share", shown)]),
         ("exploration", EXPLORATION + over, curves_of(series, "explored", shown)),
@@ -243,10 +246,15 @@ def replaces(newer: Row, older: Row) -> bool:
 
 
 def name_rows(rows: Sequence[Row]) -> list[str]:
-    """Return a unique label for each row; rows of two groups may share a name."""
+    """Return a unique label for each row: with its file's version only where two versions are shown.
+
+    Rows of two groups may share even that.
+    """
+    bare = [row.name.removesuffix(f" (file {row.method['sha256'][:8]})") for row in rows]
     names: list[str] = []
-    for row in rows:
-        names.append(row.name if row.name not in names else f"{row.name} {len(names)}")
+    for row, short in zip(rows, bare, strict=True):
+        name = short if bare.count(short) == 1 else row.name
+        names.append(name if name not in names else f"{name} {len(names)}")
     return names
 
 
@@ -256,18 +264,21 @@ def choose_sparsities(series: Iterable[Series]) -> tuple[list[float], list[float
     return found[-MOST_PANELS:], found[:-MOST_PANELS]
 
 
-def accuracy_points(series: Iterable[Series]) -> list[AccuracyPoint]:
-    """Return the accuracy of every method at every sparsity: the table's mean, and its t interval."""
+def accuracy_points(series: Iterable[Series], sparsities: Sequence[float]) -> list[AccuracyPoint]:
+    """Return the accuracy of every method at some sparsities, and of dense: the table's mean, and its t interval."""
     from leaderboard.tables.stats import paired_difference  # here, because scipy takes a while
 
     points = []
     for one in series:
         for sparsity, runs in one.cells.items():
+            if not one.dense and sparsity not in sparsities:
+                continue
             reached = {run["seed"]: float(run["accuracy_pct"]["last_epoch"]) for run in runs}
             # the interval of the difference from zero is that of the mean
             spread = paired_difference(reached, dict.fromkeys(reached, 0.0))
             mean = fmean(reached.values())
-            points.append(AccuracyPoint(one.label, one.dense, sparsity, len(runs), mean, spread.low, spread.high))
+            found = sorted(reached.values())
+            points.append(AccuracyPoint(one.label, one.dense, sparsity, found, mean, spread.low, spread.high))
     return points
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.markers import CARETDOWNBASE
+from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -162,11 +162,6 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: -math.ceil(len(ticks) / most)][::-1]  # the highest stays
 
 
-def sparsity_place(sparsity: float) -> float:
-    """Return the place of a sparsity on its axis, where halving the density is the same step everywhere."""
-    return -math.log10(1 - sparsity)
-
-
 def turns_of(lines: Mapping[str, Sequence[float | None]], least: int = 1) -> dict[str, tuple[int, int]]:
     """Return which points of each line are marked, as (first, step): coinciding lines take turns.
 
@@ -205,22 +200,38 @@ def text_width(text: str) -> float:
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
+def columns_of(widths: Sequence[float]) -> int:
+    """Return the most columns in which a legend's entries of these widths fit, filled column by column."""
+    for across in range(min(len(widths), 5), 1, -1):
+        rows, longer = divmod(len(widths), across)
+        ends = [column * rows + min(column, longer) for column in range(across + 1)]
+        if sum(max(widths[a:b]) for a, b in itertools.pairwise(ends)) < WIDTH - 0.3:
+            return across
+    return 1
+
+
 def start(
-    picture: Picture, shape: tuple[int, int], height: float, room: tuple[float, float], keys: Any, **shared: Any
+    picture: Picture,
+    shape: tuple[int, int],
+    height: float,
+    room: tuple[float, float],
+    keys: Sequence[Any],
+    left: float = LEFT,
+    **shared: Any,
 ) -> tuple[Figure, Any]:
     """Return a figure with a title, a legend of `keys` at the bottom, and panels `height` inches high.
 
-    `room` is the space above the panels, for their titles, and below them, for ticks and titles of axes, in inches.
+    `room` is the space above the panels, for their titles, and below them, for ticks and titles of axes, in inches;
+    `left` that beside them.
     """
     (rows, columns), (above, below) = shape, (TOP + room[0], room[1])
-    widest = max(text_width(str(key.get_label())) for key in keys) + HANDLE
-    across = min(max(1, int((WIDTH - 0.3) / widest)), len(keys), 5)
+    across = columns_of([text_width(str(key.get_label())) + HANDLE for key in keys])
     legend = math.ceil(len(keys) / across) * ROW + 0.12
     total = above + rows * height + (rows - 1) * BETWEEN_ROWS + below + legend
     figure = Figure(figsize=(WIDTH, total))
-    inner = (WIDTH - LEFT - RIGHT - (columns - 1) * BETWEEN) / columns
+    inner = (WIDTH - left - RIGHT - (columns - 1) * BETWEEN) / columns
     places = {
-        "left": LEFT / WIDTH,
+        "left": left / WIDTH,
         "right": 1 - RIGHT / WIDTH,
         "top": 1 - above / total,
         "bottom": (below + legend) / total,
@@ -229,23 +240,15 @@ def start(
     }
     panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw=places, **shared)
     for panel in panels[:, 0]:  # titles of vertical axes at the figure's edge, whatever their ticks
-        panel.yaxis.set_label_coords((0.06 - LEFT) / inner, 0.5)
+        panel.yaxis.set_label_coords((0.06 - left) / inner, 0.5)
         panel.yaxis.label.set_verticalalignment("top")
     for panel in panels[-1]:
         panel.xaxis.set_label_coords(0.5, (0.17 - below) / height)
     title = drawable(f"{picture.page}: {picture.title[0].lower()}{picture.title[1:]}", 110)
     figure.text(0.06 / WIDTH, 1 - 0.07 / total, title, va="top", ha="left", size=10.5)
-    figure.legend(
-        handles=keys,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.03 / total),
-        ncols=across,
-        borderaxespad=0.0,
-        borderpad=0.0,
-        handlelength=2.8,
-        columnspacing=1.6,
-        labelspacing=0.35,
-    )
+    if keys:
+        spacing = {"handlelength": 2.8, "columnspacing": 1.6, "labelspacing": 0.35, "borderaxespad": 0, "borderpad": 0}
+        figure.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.5, 0.03 / total), ncols=across, **spacing)
     return figure, panels
 
 
@@ -277,19 +280,23 @@ def set_log_axis(axis: Any, limits: tuple[float, float], most: int, factor: floa
     axis.set_minor_locator(NullLocator())
 
 
-def set_accuracy_axis(panel: Any, limits: tuple[float, float]) -> None:
+def set_accuracy_axis(panel: Any, limits: tuple[float, float], name: str = "y", most: int = 6) -> None:
     """Set the limits of an axis of accuracies; no tick lies above 100 %."""
-    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(*limits)
-    panel.set_ylim(limits)
-    panel.yaxis.set_major_locator(FixedLocator([t for t in ticks if limits[0] <= t <= min(limits[1], 100.0)]))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(*limits)
+    panel.set(**{f"{name}lim": limits})
+    axis = getattr(panel, f"{name}axis")
+    axis.set_major_locator(FixedLocator([t for t in ticks if limits[0] <= t <= min(limits[1], 100.0)]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
 
 
-def mark_lower(panel: Any, places: Iterable[float], style: Style) -> None:
-    """Mark means that lie below the panel with a triangle under its lower edge."""
-    across = panel.get_xaxis_transform()
+def mark_lower(panel: Any, places: Iterable[float], style: Style, edge: str = "lower") -> None:
+    """Mark means that lie beyond the lower or left edge of a panel with a triangle outside it."""
+    marks = {"ms": 7, "color": style.colour, "clip_on": False, "ls": ""}
     for place in places:
-        panel.plot([place], [0], marker=CARETDOWNBASE, ms=7, color=style.colour, transform=across, clip_on=False)
+        if edge == "left":
+            panel.plot([0], [place], marker=CARETLEFTBASE, transform=panel.get_yaxis_transform(), **marks)
+        else:
+            panel.plot([place], [0], marker=CARETDOWNBASE, transform=panel.get_xaxis_transform(), **marks)
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:

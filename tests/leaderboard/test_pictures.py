@@ -22,6 +22,7 @@ from leaderboard.drawing import style as draw_style
 from leaderboard.drawing.figures import make_figure
 from leaderboard.drawing.pictures import (
     MOST_POINTS,
+    AccuracyPoint,
     Picture,
     accuracy_points,
     cost_points,
@@ -84,16 +85,16 @@ def picture_of(kind: str, runs: list[dict[str, Any]]) -> Picture:
 def test_accuracy_and_interval_are_those_worked_by_hand() -> None:
     # mean 93, sd 3.60555; t(2 degrees of freedom, 97.5 %) = 4.30265; half width 4.30265 x 3.60555 / sqrt(3) = 8.95671
     series = make_series([make("granet", 0.9, seed, value) for seed, value in enumerate((90.0, 92.0, 97.0))])
-    (point,) = accuracy_points(series)
-    assert (point.label, point.sparsity, point.n, point.accuracy_pct) == ("granet", 0.9, 3, 93.0)
+    (point,) = accuracy_points(series, [0.9])
+    assert (point.label, point.sparsity, point.seeds_pct, point.accuracy_pct) == ("granet", 0.9, [90, 92, 97], 93.0)
     assert point.low_pct == pytest.approx(93 - 8.95671, abs=1e-4)
     assert point.high_pct == pytest.approx(93 + 8.95671, abs=1e-4)
 
 
 @pytest.mark.parametrize("values", [(90.0,), (90.0, 90.0)])
 def test_one_seed_and_seeds_that_agree_have_no_interval(values: tuple[float, ...]) -> None:
-    (point,) = accuracy_points(make_series([make("set", 0.9, seed, value) for seed, value in enumerate(values)]))
-    assert (point.n, point.low_pct, point.high_pct) == (len(values), None, None)
+    (point,) = accuracy_points(make_series([make("set", 0.9, seed, value) for seed, value in enumerate(values)]), [0.9])
+    assert (point.seeds_pct, point.low_pct, point.high_pct) == (list(values), None, None)
 
 
 def test_the_numbers_drawn_are_the_tables() -> None:
@@ -101,7 +102,7 @@ def test_the_numbers_drawn_are_the_tables() -> None:
     rows = [row for row in rows if not any(replaces(other, row) for other in rows)]
     series = make_series(COMMITTED)
     assert len(rows) == len(series) > 10
-    accuracy = {(point.label, point.sparsity): point for point in accuracy_points(series)}
+    accuracy = {(point.label, point.sparsity): point for point in accuracy_points(series, [0.9, 0.98])}
     costs = {(point.label, point.sparsity): point for point in cost_points(series)}
     for row, one in zip(rows, series, strict=True):
         for sparsity, cell in row.cells.items():
@@ -180,8 +181,8 @@ def test_diverged_runs_repeats_and_controls_from_a_donor_enter_no_mean() -> None
         make("granet", 0.9, 1, status="diverged"),
         make("static (masks)", 0.9, 0, 50.0, method={"group": "control", "donor": donor}),
     ]
-    (point,) = accuracy_points(make_series(runs))
-    assert (point.label, point.n, point.accuracy_pct) == ("granet", 1, 90.0)
+    (point,) = accuracy_points(make_series(runs), [0.9])
+    assert (point.label, point.seeds_pct, point.accuracy_pct) == ("granet", [90.0], 90.0)
 
 
 # Which pictures there are
@@ -194,7 +195,7 @@ def test_a_row_that_a_newer_version_of_its_file_replaced_is_in_no_picture() -> N
     def labels(*runs: list[dict[str, Any]]) -> list[str]:
         return [one.label for one in make_series(list(itertools.chain(*runs)))]
 
-    assert labels(first, make_runs("granet", (92.0, 93.0))) == ["granet (file abababab)"]
+    assert labels(first, make_runs("granet", (92.0, 93.0))) == ["granet"]
     for newer in ((92.0,), (92.0, None)):  # fewer runs do not replace it
         assert len(labels(first, make_runs("granet", newer))) == 2
     elsewhere = make_runs("granet", (92.0, 93.0), sparsity=0.98)
@@ -219,7 +220,7 @@ def test_the_four_highest_sparsities_have_panels_and_the_caption_says_what_is_le
     picture = picture_of("layers", runs)
     assert sorted({line.sparsity for line in picture.numbers}) == [0.8, 0.9, 0.95, 0.98]
     assert picture.caption.endswith("Left out: sparsity 50 %.")
-    assert len(picture_of("accuracy", runs).numbers) == 5
+    assert len(picture_of("accuracy", runs).numbers) == 4 and len(picture_of("cost", runs).numbers) == 5
 
 
 def test_titles_and_captions_hold_nothing_from_records() -> None:
@@ -346,7 +347,7 @@ def test_an_edited_svg_with_a_fitting_seal_is_found_by_drawing_it_again(files: P
     data = path.read_bytes()
     body = data[: -len(draw.make_end(b"", "0" * 64))]
     path.write_bytes(draw.seal(body.replace(b"#d55e00", b"#009e73")))
-    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 1) draws"]
+    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 2) draws"]
 
 
 def test_another_matplotlibs_picture_is_held_to_its_digest_alone(files: Path) -> None:
@@ -366,7 +367,7 @@ def test_changed_records_missing_files_and_superfluous_ones_are_named(
     runs[1]["accuracy_pct"]["last_epoch"] += 0.01
     stale = [f"picture page.1.{k}.{form} does not match the records" for k in ("accuracy", "cost") for form in FORMS]
     assert faults(files, runs) == stale
-    monkeypatch.setattr(draw, "DRAWING", 2)
+    monkeypatch.setattr(draw, "DRAWING", 3)
     assert faults(files)[0] == "picture page.1.accuracy.svg was drawn by another version of the drawing code"
     monkeypatch.undo()
     (files / "page.1.time.png").unlink()
@@ -433,6 +434,48 @@ def test_no_text_is_cut_off_and_none_lies_on_another(runs: list[dict[str, Any]],
             width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
             allowed = 2.0 if turned == 90.0 else 0.5  # points; the box of standing letters has room for accents
             assert min(width, height) <= allowed, (picture.kind, one, two)
+
+
+def legend_of(kind: str, runs: list[dict[str, Any]]) -> list[str]:
+    figure = make_figure(picture_of(kind, runs))
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_of_many_methods_those_on_a_front_are_told_apart_and_the_others_counted() -> None:
+    few = [make_dense(), *(make(f"method_{number:02}", 0.9, accuracy=80.0 + number) for number in range(11))]
+    assert len(legend_of("cost", few)) == 13  # all twelve, and the front
+    assert legend_of("cost", [*few, make("method_11", 0.9, accuracy=79.0)]) == [
+        "dense",
+        "method_10",
+        "11 other methods",
+        "Pareto front",
+    ]
+    captions = [picture_of("cost", runs).caption for runs in (few, [*few, make("method_11", 0.9)])]
+    assert ["have a colour" in caption for caption in captions] == [False, True]
+
+
+def test_a_method_has_the_same_colour_in_every_picture_of_a_page() -> None:
+    runs = crowded()
+    labels = {point.label for point in picture_of("accuracy", runs).numbers if isinstance(point, AccuracyPoint)}
+    styles = draw_style.styles_of(labels)
+    for line in make_figure(picture_of("cost", runs)).legends[0].get_lines():
+        label = line.get_label()
+        assert label not in labels or line.get_color() == styles[label].colour
+
+
+def test_methods_are_listed_by_their_mean_at_the_highest_sparsity_which_they_have() -> None:
+    means = {"low": (95.0, 80.0), "high": (91.0, 90.0), "middle": (93.0, 85.0)}
+    runs = [make(label, (0.9, 0.98)[n], accuracy=pair[n]) for label, pair in means.items() for n in (0, 1)]
+    figure = make_figure(picture_of("accuracy", [*runs, make("alone", 0.9, accuracy=96.0), make_dense()]))
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names[::-1] == ["high", "middle", "low", "alone"]  # from the top
+    assert [axes.get_title("left") for axes in figure.axes] == ["sparsity 90 %", "sparsity 98 %"]
+
+
+def test_a_legend_has_as_many_columns_as_its_entries_leave_room_for() -> None:
+    assert [draw_style.columns_of([1.0] * count) for count in (1, 3, 7)] == [1, 3, 5]
+    assert draw_style.columns_of([4.0, 4.0, 1.0, 1.0, 1.0, 1.0]) == 5  # 4 + 1 + 1 + 1 + 1
+    assert draw_style.columns_of([4.2, 1.0, 4.2, 1.0, 4.2, 1.0]) == 1 and draw_style.columns_of([9.0, 9.0]) == 1
 
 
 def test_digests_are_those_of_the_numbers_to_ten_digits() -> None:
