@@ -6,9 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import matplotlib
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Affine2D
 
 from leaderboard.drawing.pictures import (
     MOST_COLOURED,
@@ -27,8 +31,11 @@ from leaderboard.drawing.style import (
     DASHED,
     DOTTED,
     HEADS,
+    LEFT,
+    RIGHT,
     ROW,
     SOLID,
+    WIDTH,
     Style,
     accuracy_limits,
     drawable,
@@ -46,6 +53,8 @@ from leaderboard.drawing.style import (
 )
 
 FRONT = "#c4c4c4"
+SCALE = 0.45  # inches for a scale of colours
+LEAST_DENSITY = 0.001  # all below has one colour
 OTHER = Style("#b8b8b8", "o", SOLID, hollow=True)  # methods that are not told apart
 CURVES = {
     "density": "density, %",
@@ -157,36 +166,48 @@ def draw_front(panel: Any, front: Sequence[tuple[float, float]], end: float) -> 
 
 
 def draw_layers(picture: Picture) -> Figure:
-    """Return the density of each layer: a panel for each sparsity, layers across."""
+    """Return the density of each layer as a colour: a panel for each sparsity, methods down, layers across."""
     lines = [line for line in picture.numbers if isinstance(line, LayerLine)]
     sparsities = sorted({line.sparsity for line in lines})
-    styles = styles_of(line.label for line in lines)
     labels = list(dict.fromkeys(line.label for line in lines))
-    names = shorten_names(lines[0].layers)
-    below = max(text_width(name) for name in names) + 0.36
-    figure, panels = start(picture, (len(sparsities), 1), 2.1, (HEADS, below), make_keys(styles, labels))
-    every = math.ceil(len(names) / 52)  # names of nine points need room
+    methods, layers = [drawable(label) for label in labels], shorten_names(lines[0].layers)
+    left, below = max([LEFT, *(text_width(name) + 0.28 for name in methods)]), max(map(text_width, layers)) + 0.16
+    shape, height = (len(sparsities), 1), ROW * len(labels)
+    figure, panels = start(picture, shape, height, (HEADS, below + SCALE), (), left, sharex=True, sharey=True)
+    least = min((density for line in lines for density in line.densities if density), default=1.0)
+    shades = min(max(least, LEAST_DENSITY), 0.5), 1.0
+    drawn = {"norm": LogNorm(*shades, clip=True), "cmap": matplotlib.colormaps["viridis"].resampled(64)}
+    # marks are smaller in a file than cells of a mesh
+    wide, high = 72 * (WIDTH - left - RIGHT) / len(layers), 72 * ROW
+    drawn |= {"marker": Path.unit_rectangle().transformed(Affine2D().translate(-0.5, -0.5).scale(wide, high))}
+    drawn |= {"s": (0.96 * max(wide, high)) ** 2, "linewidths": 0}
     for panel, sparsity in zip(panels[:, 0], sparsities, strict=True):
         shown = {line.label: line for line in lines if line.sparsity == sparsity}
-        turns = turns_of({label: line.densities for label, line in shown.items()})
-        for line in shown.values():
-            densities = [density or math.nan for density in line.densities]
-            panel.plot(densities, **look(styles[line.label]), markevery=turns[line.label])
+        cells = [
+            (x, labels.index(label), density)
+            for label, line in shown.items()
+            for x, density in enumerate(line.densities)
+            if density
+        ]
+        xs, ys, colours = ([cell[part] for cell in cells] for part in range(3))
+        marks = panel.scatter(xs, ys, c=colours, **drawn)
+        for label, line in shown.items():
             empty = [place for place, count in enumerate(line.empty) if count]
-            heights = [0.03 + 0.05 * (labels.index(line.label) % 8)] * len(empty)
-            if not empty:
-                continue
-            crosses = {"color": styles[line.label].colour, "marker": "x", "ls": "", "ms": 5, "mew": 1.5}
-            panel.plot(empty, heights, transform=panel.get_xaxis_transform(), clip_on=False, **crosses)
-        limits = share_limits(density or 0.0 for line in shown.values() for density in line.densities)
-        set_log_axis(panel.yaxis, limits, 6, factor=100)
+            panel.plot(empty, [labels.index(label)] * len(empty), "x", color=FALL, ms=5, mew=1.5)
         panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
-        panel.set(ylabel="density, %", xlim=(-0.6, len(names) - 0.4), xticks=[])
-        grid = {"color": "#e3e3e3", "linewidth": 0.6, "zorder": 0.5}  # at once; a tick for each layer takes long
-        panel.vlines(range(0, len(names), every), 0, 1, transform=panel.get_xaxis_transform(), **grid)
-    panels[-1, 0].set_xticks(range(0, len(names), every), names[::every], rotation=90)
-    panels[-1, 0].grid(axis="x", visible=False)
-    panels[-1, 0].set(xlabel="prunable layer, in network order")
+        panel.grid(visible=False)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    every = math.ceil(len(layers) / int((WIDTH - left) / 0.14))  # names of nine points need room
+    panel.set_xticks(range(0, len(layers), every), layers[::every], rotation=90)
+    panel.set_yticks(range(len(labels)), methods)
+    panel.set(xlim=(-0.5, len(layers) - 0.5), ylim=(len(labels) - 0.5, -0.5))
+    total = figure.get_figheight()
+    scale = figure.add_axes((left / WIDTH, 0.3 / total, 1 - (left + 2 * RIGHT) / WIDTH, 0.1 / total))
+    bar = figure.colorbar(marks, cax=scale, orientation="horizontal")
+    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # there since it is drawn
+    figure.text((left - 0.1) / WIDTH, 0.35 / total, "density, %", ha="right", va="center", size=9)
+    set_log_axis(scale.xaxis, shades, 8, factor=100)
     return figure
 
 

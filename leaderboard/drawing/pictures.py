@@ -44,9 +44,9 @@ COST = (
     "cost{grey}. A triangle below the picture's edge marks a mean that lies lower{nil}."
 )
 LAYERS = (
-    "Share of each prunable layer's weights that is active at the end, in network order, mean over seeds. A cross near "
-    "the lower edge marks a layer that is empty in some seed. Methods with the same densities share a line and mark it "
-    "in turn. Dense and narrower networks are left out."
+    "Share of each prunable layer's weights that is active at the end, layers in network order, mean over seeds; 0.1 % "
+    "and less has one colour. A cross marks a layer that is empty in some seed, on white in all. Dense and narrower "
+    "networks are left out."
 )
 TIME = (
     "Density of the prunable weights, and training FLOPs up to each epoch as a multiple of the dense network's up to "

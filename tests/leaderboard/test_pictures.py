@@ -472,6 +472,17 @@ def test_methods_are_listed_by_their_mean_at_the_highest_sparsity_which_they_hav
     assert [axes.get_title("left") for axes in figure.axes] == ["sparsity 90 %", "sparsity 98 %"]
 
 
+def test_layers_empty_in_every_seed_are_crossed_and_have_no_colour() -> None:
+    runs = [make("snip", 0.9), make("set", 0.9)]
+    for layer in runs[0]["layers"]:
+        layer["active"] = 0
+    for shown, filled in ((runs, 2), (runs[:1], 0)):
+        panel = make_figure(picture_of("layers", shown)).axes[0]
+        assert len(panel.collections[0].get_offsets()) == filled
+        crosses = {(*line.get_xdata(), *line.get_ydata()) for line in panel.lines if len(line.get_xdata())}
+        assert crosses == {(0, 1, len(shown) - 1, len(shown) - 1)}  # both layers; snip is the table's last row
+
+
 def test_a_legend_has_as_many_columns_as_its_entries_leave_room_for() -> None:
     assert [draw_style.columns_of([1.0] * count) for count in (1, 3, 7)] == [1, 3, 5]
     assert draw_style.columns_of([4.0, 4.0, 1.0, 1.0, 1.0, 1.0]) == 5  # 4 + 1 + 1 + 1 + 1
