@@ -44,7 +44,7 @@ SCALES = {
     "paper": Scale("cifar10_resnet20", "", (0.0625, 0.25, 0.4375, 0.5625, 0.6875, 0.8125, 0.9375), None, 30),
     # the same shape in 20 minutes on two cores: learning rates drop after half and three quarters of the epochs
     "small": Scale("digits_resnet20", "epochs=16", (0.25, 0.4375, 0.625, 0.875), (0.4375, 0.625, 0.875), 3),
-    # on both sides of both drops, after 6 and 9 of 12 epochs: 3, 5 | 7, 8 | 10; two core hours for three seeds
+    # on both sides of both drops, after 6 and 9 of 12 epochs: 3, 5 | 7, 8 | 10; 2.6 core hours for three seeds
     "photographs": Scale(
         "cifar10jpeg_resnet20_5k", "", (3 / 12, 5 / 12, 7 / 12, 8 / 12, 10 / 12), (5 / 12, 8 / 12, 10 / 12), 3
     ),
