@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Affine2D
 
 from leaderboard.drawing.pictures import (
+    LEAST_DENSITY,
     MOST_COLOURED,
     AccuracyPoint,
     CostPoint,
@@ -42,6 +43,7 @@ from leaderboard.drawing.style import (
     look,
     make_keys,
     mark_lower,
+    names_width,
     set_accuracy_axis,
     set_log_axis,
     share_limits,
@@ -51,10 +53,10 @@ from leaderboard.drawing.style import (
     text_width,
     turns_of,
 )
+from leaderboard.tables.table import percent
 
 FRONT = "#c4c4c4"
 SCALE = 0.45  # inches for a scale of colours
-LEAST_DENSITY = 0.001  # all below has one colour
 OTHER = Style("#b8b8b8", "o", SOLID, hollow=True)  # methods that are not told apart
 CURVES = {
     "density": "density, %",
@@ -79,8 +81,8 @@ def draw_accuracy(picture: Picture) -> Figure:
         reached.setdefault(point.label, {})[point.sparsity] = point.accuracy_pct
     order = sorted(reached, key=lambda label: [reached[label].get(s, -math.inf) for s in reversed(sparsities)])
     names = [drawable(label) for label in order]
-    keys = make_keys(styles, (p.label for p in dense), {p.label for p in dense})
-    left = max(map(text_width, names)) + 0.28  # ticks too
+    keys = make_keys(styles, (point.label for point in dense), markers=False)
+    left = names_width(names)
     shape, height = (1, len(sparsities)), ROW * (len(names) + 1)
     figure, panels = start(picture, shape, height, (HEADS, AXIS), keys, left, sharey=True)
     for panel, sparsity in zip(panels[0], sparsities, strict=True):
@@ -101,8 +103,8 @@ def draw_accuracy(picture: Picture) -> Figure:
             panel.plot([point.accuracy_pct], [line], **look(style))
             if point.accuracy_pct < limits[0]:
                 mark_lower(panel, [line], style, "left")
-        set_accuracy_axis(panel, limits, "x", 6 if len(sparsities) < 3 else 4)
-        panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
+        set_accuracy_axis(panel.xaxis, limits, 6 if len(sparsities) < 3 else 4)
+        panel.set_title(f"sparsity {percent(sparsity)}", loc="left")
         panel.set(xlabel="accuracy, %")
     panels[0, 0].set_ylim(-0.8, len(names) - 0.2)
     panels[0, 0].set_yticks(range(len(names)), names)
@@ -154,7 +156,7 @@ def draw_cost(picture: Picture) -> Figure:
             mark_lower(panel, (x for x, y in zip(xs, ys, strict=True) if y < limits[0]), style)
         set_log_axis(panel.xaxis, costs[part], 7)
         panel.set(xlabel=f"{part} FLOPs, multiple of dense")
-    set_accuracy_axis(panels[0, 0], limits)
+    set_accuracy_axis(panels[0, 0].yaxis, limits)
     panels[0, 0].set(ylabel="accuracy, %")
     return figure
 
@@ -171,7 +173,7 @@ def draw_layers(picture: Picture) -> Figure:
     sparsities = sorted({line.sparsity for line in lines})
     labels = list(dict.fromkeys(line.label for line in lines))
     methods, layers = [drawable(label) for label in labels], shorten_names(lines[0].layers)
-    left, below = max([LEFT, *(text_width(name) + 0.28 for name in methods)]), max(map(text_width, layers)) + 0.16
+    left, below = max(LEFT, names_width(methods)), max(map(text_width, layers)) + 0.16
     shape, height = (len(sparsities), 1), ROW * len(labels)
     figure, panels = start(picture, shape, height, (HEADS, below + SCALE), (), left, sharex=True, sharey=True)
     least = min((density for line in lines for density in line.densities if density), default=1.0)
@@ -194,11 +196,12 @@ def draw_layers(picture: Picture) -> Figure:
         for label, line in shown.items():
             empty = [place for place, count in enumerate(line.empty) if count]
             panel.plot(empty, [labels.index(label)] * len(empty), "x", color=FALL, ms=5, mew=1.5)
-        panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
+        panel.set_title(f"sparsity {percent(sparsity)}", loc="left")
         panel.grid(visible=False)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     every = math.ceil(len(layers) / int((WIDTH - left) / 0.14))  # names of nine points need room
+    panel = panels[-1, 0]
     panel.set_xticks(range(0, len(layers), every), layers[::every], rotation=90)
     panel.set_yticks(range(len(labels)), methods)
     panel.set(xlim=(-0.5, len(layers) - 0.5), ylim=(len(labels) - 0.5, -0.5))
@@ -237,7 +240,7 @@ def draw_curves(picture: Picture) -> Figure:
             limits = share_limits(value for curve in found if curve.column == column for value in curve.values)
             set_log_axis(across[0].yaxis, limits, 6, factor=100 if column == "density" else 1)
     for panel, sparsity in zip(panels[0], sparsities, strict=True):
-        panel.set_title(f"sparsity {100 * sparsity:.10g} %", loc="left")
+        panel.set_title(f"sparsity {percent(sparsity)}", loc="left")
     for panel in panels[-1]:
         panel.set(xlabel="epoch")
     return figure
@@ -272,7 +275,7 @@ def draw_pruning(picture: Picture) -> Figure:
     ends = [v + sign * s for line in lines for v, s in zip(line.values, line.spreads, strict=True) for sign in (-1, 1)]
     set_points_axis(panels[0, 0], ends)
     for panel, sparsity in zip(panels[0], sparsities, strict=True):
-        panel.set_title(f"sparsity {100 * sparsity:.10g} %" if sparsity else "dense", loc="left")
+        panel.set_title(f"sparsity {percent(sparsity)}" if sparsity else "dense", loc="left")
     for panel in panels[-1]:
         panel.set(xlabel="pruned at epoch", xlim=(0, schedule.epochs or None))
         panel.xaxis.set_major_locator(MaxNLocator(max(4, 10 // len(sparsities)), integer=True, steps=[1, 2, 4, 5, 10]))

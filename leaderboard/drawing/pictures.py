@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from leaderboard.store.kinds import parse_time
 from leaderboard.store.records import curves
 from leaderboard.store.schema import Record
 from leaderboard.tables.table import Row, make_rows, percent
@@ -30,6 +29,7 @@ TITLES = {
 }
 MOST_PANELS = 4  # sparsities with a panel of their own; more would be too small to read
 MOST_COLOURED = 12  # methods that a picture of accuracy against cost tells apart
+LEAST_DENSITY = 0.001  # of a layer; all below has one colour
 MOST_POINTS = 60  # of a curve; a panel is at most 800 pixels wide
 
 ACCURACY = (
@@ -44,9 +44,9 @@ COST = (
     "cost{grey}. A triangle below the picture's edge marks a mean that lies lower{nil}."
 )
 LAYERS = (
-    "Share of each prunable layer's weights that is active at the end, layers in network order, mean over seeds; 0.1 % "
-    "and less has one colour. A cross marks a layer that is empty in some seed, on white in all. Dense and narrower "
-    "networks are left out."
+    "Share of each prunable layer's weights that is active at the end, layers in network order, mean over seeds; "
+    f"{percent(LEAST_DENSITY)} and less has one colour. A cross marks a layer that is empty in some seed, on white in "
+    "all. Dense and narrower networks are left out."
 )
 TIME = (
     "Density of the prunable weights, and training FLOPs up to each epoch as a multiple of the dense network's up to "
@@ -225,9 +225,11 @@ def make_series(runs: list[Record]) -> list[Series]:
     Without controls made from another run, and rows that a newer version of their file replaces.
     """
     rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in row.counted)]
-    rows = [row for row in rows if not any(replaces(other, row) for other in rows)]
+    kept = [row for row in rows if not any(replaces(other, row) for other in rows)]
+    if len(kept) < len(rows):  # the versions that told them apart leave their names
+        kept = make_rows([run for row in kept for run in row.counted])
     series = []
-    for row, label in zip(rows, name_rows(rows), strict=True):
+    for row, label in zip(kept, name_rows(kept), strict=True):
         cells = {sparsity: cell.finished for sparsity, cell in row.cells.items() if cell.finished}
         if cells:
             series.append(Series(label, row.dense, row.narrow, cells))
@@ -240,21 +242,16 @@ def replaces(newer: Row, older: Row) -> bool:
     one, other = newer.method, older.method
     if any(one[part] != other[part] for part in ("name", "source", "group")) or newer.settings != older.settings:
         return False
-    last, before = (max(parse_time(run["finished"]) for run in row.counted) for row in (newer, older))
+    later = newer.last_finished[0] > older.last_finished[0]
     enough = all(s in newer.cells and len(newer.cells[s].finished) >= len(older.cells[s].finished) for s in older.cells)
-    return bool(one["sha256"] != other["sha256"] and last > before and enough)
+    return bool(one["sha256"] != other["sha256"] and later and enough)
 
 
 def name_rows(rows: Sequence[Row]) -> list[str]:
-    """Return a unique label for each row: with its file's version only where two versions are shown.
-
-    Rows of two groups may share even that.
-    """
-    bare = [row.name.removesuffix(f" (file {row.method['sha256'][:8]})") for row in rows]
+    """Return a unique label for each row; rows of two groups may share a name."""
     names: list[str] = []
-    for row, short in zip(rows, bare, strict=True):
-        name = short if bare.count(short) == 1 else row.name
-        names.append(name if name not in names else f"{name} {len(names)}")
+    for row in rows:
+        names.append(row.name if row.name not in names else f"{row.name} {len(names)}")
     return names
 
 

@@ -162,14 +162,14 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: -math.ceil(len(ticks) / most)][::-1]  # the highest stays
 
 
-def turns_of(lines: Mapping[str, Sequence[float | None]], least: int = 1) -> dict[str, tuple[int, int]]:
+def turns_of(lines: Mapping[str, Sequence[float]], least: int) -> dict[str, tuple[int, int]]:
     """Return which points of each line are marked, as (first, step): coinciding lines take turns.
 
     Invariant: no two lines that coincide mark the same point; `least` is the smallest step.
     """
     same: dict[tuple[str, ...], list[str]] = {}
     for label, values in lines.items():
-        same.setdefault(tuple(f"{value or 0:.3g}" for value in values), []).append(label)
+        same.setdefault(tuple(f"{value:.3g}" for value in values), []).append(label)
     turns = {}
     for labels in same.values():
         step = max(len(labels), least)
@@ -198,6 +198,11 @@ def text_width(text: str) -> float:
     """Return the width in inches of a text in the legend."""
     font = FontProperties(family="DejaVu Sans", size=9)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+
+
+def names_width(names: Iterable[str]) -> float:
+    """Return the inches that the names of rows take beside a panel, with their ticks."""
+    return max(map(text_width, names)) + 0.28
 
 
 def columns_of(widths: Sequence[float]) -> int:
@@ -263,11 +268,11 @@ def look(style: Style) -> dict[str, Any]:
     }
 
 
-def make_keys(styles: dict[str, Style], labels: Iterable[str], dense: Iterable[str] = ()) -> list[Line2D]:
-    """Return an entry of the legend for each method; `dense` are those drawn as a line without markers."""
+def make_keys(styles: dict[str, Style], labels: Iterable[str], markers: bool = True) -> list[Line2D]:
+    """Return an entry of the legend for each method, as it is drawn: with markers or as a line alone."""
+    plain = {} if markers else {"marker": ""}
     return [
-        Line2D([], [], label=drawable(label), **{**look(styles[label]), **({"marker": ""} if label in dense else {})})
-        for label in dict.fromkeys(labels)
+        Line2D([], [], label=drawable(label), **{**look(styles[label]), **plain}) for label in dict.fromkeys(labels)
     ]
 
 
@@ -280,11 +285,10 @@ def set_log_axis(axis: Any, limits: tuple[float, float], most: int, factor: floa
     axis.set_minor_locator(NullLocator())
 
 
-def set_accuracy_axis(panel: Any, limits: tuple[float, float], name: str = "y", most: int = 6) -> None:
+def set_accuracy_axis(axis: Any, limits: tuple[float, float], most: int = 6) -> None:
     """Set the limits of an axis of accuracies; no tick lies above 100 %."""
     ticks = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(*limits)
-    panel.set(**{f"{name}lim": limits})
-    axis = getattr(panel, f"{name}axis")
+    axis.axes.set(**{f"{axis.axis_name}lim": limits})
     axis.set_major_locator(FixedLocator([t for t in ticks if limits[0] <= t <= min(limits[1], 100.0)]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
 

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from leaderboard.paper.published import Tables
 from leaderboard.results.caveats import NEAR_CEILING
 from leaderboard.results.scope import Section, dense_mean
-from leaderboard.store.records import finish_key
 from leaderboard.tables.comparisons import certain, grain
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Row, line, percent
@@ -61,7 +60,7 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
     Nothing competes where the newest diverged.
     """
     found: dict[tuple[str, ...], tuple[Row, Point]] = {}
-    for row in sorted((row for row in section.rows if competes(row, tables)), key=last_finished):
+    for row in sorted((row for row in section.rows if competes(row, tables)), key=lambda row: row.last_finished):
         method = row.method
         for sparsity, entry in row.cells.items():
             key = (method["name"], method["source"], json.dumps(row.settings, sort_keys=True), str(sparsity))
@@ -98,11 +97,6 @@ def competes(row: Row, tables: Tables) -> bool:
     matches = (match for part in parts for paper_row in part.rows for match in paper_row.ours)
     named = any((match.method, match.changed) == (method["name"], dict(row.settings)) for match in matches)
     return named or not row.settings
-
-
-def last_finished(row: Row) -> tuple[Any, ...]:
-    """Return what sorts rows by their last run."""
-    return max(map(finish_key, row.counted))
 
 
 class Answer(NamedTuple):

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from leaderboard.claims.claim import show_p
-from leaderboard.results.best import last_finished
 from leaderboard.results.scope import Section
 from leaderboard.store.kinds import is_whole
 from leaderboard.store.schema import Record
@@ -108,7 +107,9 @@ def find_lines(section: Section) -> list[Line]:
     """
     allowed = {PLAIN: {"update_every"}, WITHIN: {"update_every"}, RANDOM: set[str]()}
     rows: dict[str, list[Row]] = {}
-    for row in sorted((row for row in section.rows if not row.dense and not row.made_from), key=last_finished):
+    for row in sorted(
+        (row for row in section.rows if not row.dense and not row.made_from), key=lambda row: row.last_finished
+    ):
         name, source = row.method["name"], row.method["source"]
         if name in allowed and source == f"methods/{name}.py" and set(row.settings) <= allowed[name]:
             rows.setdefault(name, []).append(row)

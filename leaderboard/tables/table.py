@@ -171,6 +171,11 @@ class Row:
         found: dict[str, Any] = self.counted[0]["method"]
         return found
 
+    @property
+    def last_finished(self) -> tuple[Any, ...]:
+        """What sorts rows by their last run: its time first."""
+        return max(map(finish_key, self.counted))
+
 
 def sparsities_of(rows: list[Row]) -> list[float]:
     """Return the sparsities at which any sparse row has runs, in ascending order."""
