@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,10 +26,12 @@ from leaderboard.drawing.pictures import (
     Picture,
     PruningLine,
     Schedule,
+    are_many,
     pareto_front,
 )
 from leaderboard.drawing.style import (
     AXIS,
+    BETWEEN,
     DASH_DOT,
     DASHED,
     DOTTED,
@@ -205,13 +209,19 @@ def draw_layers(picture: Picture) -> Figure:
     panel.set_xticks(range(0, len(layers), every), layers[::every], rotation=90)
     panel.set_yticks(range(len(labels)), methods)
     panel.set(xlim=(-0.5, len(layers) - 0.5), ylim=(len(labels) - 0.5, -0.5))
-    total = figure.get_figheight()
-    scale = figure.add_axes((left / WIDTH, 0.3 / total, 1 - (left + 2 * RIGHT) / WIDTH, 0.1 / total))
-    bar = figure.colorbar(marks, cax=scale, orientation="horizontal")
-    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # there since it is drawn
-    figure.text((left - 0.1) / WIDTH, 0.35 / total, "density, %", ha="right", va="center", size=9)
+    scale = add_scale(figure, left, WIDTH - left - 2 * RIGHT, marks)
+    figure.text((left - 0.1) / WIDTH, 0.35 / figure.get_figheight(), "density, %", ha="right", va="center", size=9)
     set_log_axis(scale.xaxis, shades, 8, factor=100)
     return figure
+
+
+def add_scale(figure: Figure, start: float, width: float, colours: ScalarMappable) -> Any:
+    """Return the axes of a scale of colours at the bottom of a figure; where it starts and its width in inches."""
+    total = figure.get_figheight()
+    scale = figure.add_axes((start / WIDTH, 0.3 / total, width / WIDTH, 0.1 / total))
+    bar = figure.colorbar(colours, cax=scale, orientation="horizontal")
+    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]  # there since it is drawn
+    return scale
 
 
 def draw_curves(picture: Picture) -> Figure:
@@ -219,6 +229,8 @@ def draw_curves(picture: Picture) -> Figure:
     found = [curve for curve in picture.numbers if isinstance(curve, Curve)]
     columns = [column for column in CURVES if any(curve.column == column for curve in found)]
     sparsities = sorted({curve.sparsity for curve in found})
+    if are_many(found):
+        return draw_maps(picture, found, columns, sparsities)
     styles = styles_of(curve.label for curve in found)
     keys = make_keys(styles, (curve.label for curve in found))
     shape = (len(columns), len(sparsities))
@@ -244,6 +256,55 @@ def draw_curves(picture: Picture) -> Figure:
     for panel in panels[-1]:
         panel.set(xlabel="epoch")
     return figure
+
+
+def draw_maps(picture: Picture, found: list[Curve], columns: list[str], sparsities: list[float]) -> Figure:
+    """Return curves of many methods as strips of colours: sparsities down, columns of the history across."""
+    ends = {(c.sparsity, c.label): c.values[-1] for c in found if c.column == columns[-1]}
+    last = {c.label: [round(ends.get((s, c.label), 0.0), 9) for s in reversed(sparsities)] for c in found}
+    labels = sorted(last, key=lambda label: (last[label], label))
+    methods = [drawable(label) for label in labels]
+    left = names_width(methods)
+    shape, height = (len(sparsities), len(columns)), ROW * len(labels)
+    figure, panels = start(picture, shape, height, (HEADS, AXIS + SCALE), (), left, sharex=True, sharey=True)
+    palette = matplotlib.colormaps["viridis"].resampled(64)
+    for place, column in enumerate(columns):
+        shown = [curve for curve in found if curve.column == column]
+        low, high = share_limits(value for curve in shown for value in curve.values)
+        norm = LogNorm(low, high) if column == "train_share" else LogNorm(min(max(low, LEAST_DENSITY), 0.5), 1.0)
+        norm.clip = True
+        colours = ScalarMappable(norm, palette)
+        for panel, sparsity in zip(panels[:, place], sparsities, strict=True):
+            for curve in shown:
+                if curve.sparsity == sparsity:
+                    draw_strip(panel, labels.index(curve.label), curve, colours)
+            panel.set_title(f"sparsity {percent(sparsity)}" if place == 0 else "", loc="left")
+            panel.grid(visible=False)
+            panel.tick_params(length=0)
+            panel.spines[:].set_visible(False)
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        panels[-1, place].set(xlabel="epoch")
+        panels[-1, place].xaxis.set_label_coords(0.5, (0.17 - AXIS) / height)
+        box = panels[-1, place].get_position()
+        scale = add_scale(figure, box.x0 * WIDTH, box.width * WIDTH - BETWEEN, colours)
+        title = CURVES[column].replace("\n", " ")
+        figure.text(box.x0, 0.44 / figure.get_figheight(), title, va="bottom", size=9)
+        set_log_axis(scale.xaxis, colours.get_clim(), 6, factor=1 if column == "train_share" else 100)
+    panels[0, 0].set(xlim=(0, max(curve.epochs[-1] for curve in found)), ylim=(len(labels) - 0.5, -0.5))
+    panels[0, 0].set_yticks(range(len(labels)), methods)
+    return figure
+
+
+def draw_strip(panel: Any, line: int, curve: Curve, colours: ScalarMappable) -> None:
+    """Draw a curve as a strip of colours: each value from the epoch before it to its own, equal neighbours as one."""
+    shades = [tuple(shade) for shade in colours.to_rgba(curve.values)]  # type: ignore[arg-type]  # makes an array
+    begins = [0.0, *curve.epochs]
+    last = [place for place, shade in enumerate(shades) if shades[place + 1 : place + 2] != [shade]]
+    first = [0, *(place + 1 for place in last[:-1])]
+    parts = [[(begins[a], line), (begins[b + 1], line)] for a, b in zip(first, last, strict=True)]
+    strip = LineCollection(parts, colors=[shades[place] for place in last], linewidths=72 * ROW * 0.9)
+    strip.set_capstyle("butt")
+    panel.add_collection(strip, autolim=False)
 
 
 def draw_pruning(picture: Picture) -> Figure:

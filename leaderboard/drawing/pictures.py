@@ -50,14 +50,15 @@ LAYERS = (
 )
 TIME = (
     "Density of the prunable weights, and training FLOPs up to each epoch as a multiple of the dense network's up to "
-    "the same epoch, scoring passes included; mean over seeds. Lines that coincide are marked in turn. Dense and "
+    "the same epoch, scoring passes included; mean over seeds. {look} Dense and "
     "narrower networks are left out."
 )
 EXPLORATION = (
     "Share of the prunable weights that have ever been active (R_s of Liu et al., 2021, arXiv:2102.02887), mean over "
-    "the seeds whose records have it. Lines that coincide are marked in turn. Dense and narrower "
-    "networks are left out."
+    "the seeds whose records have it. {look} Dense and narrower networks are left out."
 )
+LINES = "Lines that coincide are marked in turn."
+STRIPS = "Each method is a strip of colours; methods are in the order of their last values at the highest sparsity{of}."
 
 ROUNDS = " Of a method that trains in rounds the last round is drawn, after the cost of all."
 EVERYWHERE = (
@@ -196,15 +197,27 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     )
     in_rounds = any("rounds" in run for one in series for runs in one.cells.values() for run in runs)
     over = (ROUNDS if in_rounds else "") + rest
+    time = [*curves_of(series, "density", shown), *curves_of(series, "train_share", shown)]
+    explored = curves_of(series, "explored", shown)
     found: list[tuple[str, str, Sequence[Numbers]]] = [
         ("accuracy", ACCURACY + rest, accuracy_points(series, shown)),
         ("cost", COST.format(grey=grey, nil=nil) + EVERYWHERE, costs),
         ("layers", LAYERS + rest, layer_densities(series, shown)),
-        ("time", TIME + over, [*curves_of(series, "density", shown), *curves_of(series, "train_share", shown)]),
-        ("exploration", EXPLORATION + over, curves_of(series, "explored", shown)),
+        ("time", TIME.format(look=look_of(time, " (of training FLOPs)")) + over, time),
+        ("exploration", EXPLORATION.format(look=look_of(explored)) + over, explored),
     ]
     page = min(str(run["page"]["title"]) for run in runs)
     return [Picture(kind, TITLES[kind], caption, page, numbers) for kind, caption, numbers in found if numbers]
+
+
+def are_many(curves: Iterable[Curve]) -> bool:
+    """Return whether curves are of so many methods that lines would not tell them apart."""
+    return len({curve.label for curve in curves}) > MOST_COLOURED
+
+
+def look_of(curves: Iterable[Curve], of: str = "") -> str:
+    """Return what a caption says of how curves are drawn."""
+    return STRIPS.format(of=of) if are_many(curves) else LINES
 
 
 def name_pictures(section: str, runs: list[Record]) -> dict[str, Picture]:

@@ -347,7 +347,7 @@ def test_an_edited_svg_with_a_fitting_seal_is_found_by_drawing_it_again(files: P
     data = path.read_bytes()
     body = data[: -len(draw.make_end(b"", "0" * 64))]
     path.write_bytes(draw.seal(body.replace(b"#d55e00", b"#009e73")))
-    assert faults(files) == ["picture page.1.cost.svg is not what the drawing code (version 2) draws"]
+    assert faults(files) == [f"picture page.1.cost.svg is not what the drawing code (version {draw.DRAWING}) draws"]
 
 
 def test_another_matplotlibs_picture_is_held_to_its_digest_alone(files: Path) -> None:
@@ -367,7 +367,7 @@ def test_changed_records_missing_files_and_superfluous_ones_are_named(
     runs[1]["accuracy_pct"]["last_epoch"] += 0.01
     stale = [f"picture page.1.{k}.{form} does not match the records" for k in ("accuracy", "cost") for form in FORMS]
     assert faults(files, runs) == stale
-    monkeypatch.setattr(draw, "DRAWING", 3)
+    monkeypatch.setattr(draw, "DRAWING", draw.DRAWING + 1)
     assert faults(files)[0] == "picture page.1.accuracy.svg was drawn by another version of the drawing code"
     monkeypatch.undo()
     (files / "page.1.time.png").unlink()
@@ -481,6 +481,26 @@ def test_layers_empty_in_every_seed_are_crossed_and_have_no_colour() -> None:
         assert len(panel.collections[0].get_offsets()) == filled
         crosses = {(*line.get_xdata(), *line.get_ydata()) for line in panel.lines if len(line.get_xdata())}
         assert crosses == {(0, 1, len(shown) - 1, len(shown) - 1)}  # both layers; snip is the table's last row
+
+
+def test_of_many_methods_each_is_a_strip_with_the_colours_of_its_values_and_the_cheapest_is_first() -> None:
+    labels = [f"method_{number:02}" for number in range(13)]
+    runs = [make(label, 0.9, macs={"train_share": 0.1 + 0.01 * n}) for n, label in enumerate(reversed(labels))]
+    for run in runs:
+        explored = [0.2, 0.2, 0.6] if run["method"]["label"] == "method_04" else [0.3, 0.3, 0.3]
+        run["history"] = [{**make_epoch(epoch + 1, 92.5), "explored": share} for epoch, share in enumerate(explored)]
+    assert len(make_figure(picture_of("exploration", runs[:12])).axes[0].lines) == 12
+    picture = picture_of("exploration", runs)
+    assert ["strip" in p.caption for p in (picture_of("exploration", runs[:12]), picture)] == [False, True]
+    panel, scale = make_figure(picture).axes
+    names = [text.get_text() for text in panel.get_yticklabels()]
+    assert names == [*(label for label in labels if label != "method_04"), "method_04"]  # 0.6 comes last
+    strips = [strip.get_segments() for strip in panel.collections]
+    parts = {names[round(parts[0][0][1])]: [(*part[:, 0],) for part in parts] for parts in strips}
+    assert parts == {**{label: [(0.0, 3.0)] for label in labels}, "method_04": [(0.0, 2.0), (2.0, 3.0)]}
+    assert scale.get_xlim()[1] == 1.0
+    time = make_figure(picture_of("time", runs)).axes[:2]
+    assert [len(panel.collections) for panel in time] == [13, 13]
 
 
 def test_a_legend_has_as_many_columns_as_its_entries_leave_room_for() -> None:
