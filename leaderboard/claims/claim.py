@@ -26,7 +26,7 @@ def make_claims(
     """Return whether row `a` or row `b` is better, at each sparsity asked (`0.9,0.98`; empty: all that both have).
 
     `a` and `b` are rows of the leaderboard, as it names them or as `granet:start_sparsity=0`; `task` is a page, see
-    `leaderboard.claims.lookup.pose`. Paired by seed, corrected over the sparsities. Raises ClaimError for a question
+    `leaderboard.claims.lookup.pose`. Welch's tests, corrected over the sparsities. Raises ClaimError for a question
     that cannot be answered. Invariant: the order of the records is irrelevant.
     """
     if metric not in METRICS:
@@ -62,7 +62,7 @@ def render_claims(claims: list[Claim]) -> str:
         f"A: {first.a}",
         f"B: {first.b}",
         f"{first.section} ({first.about})",
-        f"{METRICS[first.metric]}, % of the test images; differences in points, paired by seed",
+        f"{METRICS[first.metric]}, % of the test images; differences in points, Welch's test",
         "",
         *align([["", *(f"sparsity {percent(claim.sparsity)}" for claim in claims)], *table_rows(claims)]),
     ]
@@ -87,14 +87,15 @@ def table_rows(claims: list[Claim]) -> list[list[str]]:
     several = len(claims) > 1
     alone = ", uncorrected" if several else ""
     rows: dict[str, Callable[[Claim], str]] = {
-        "accuracy, A": lambda claim: show_score(claim.score_a, claim.difference.n),
-        "accuracy, B": lambda claim: show_score(claim.score_b, claim.difference.n),
+        "accuracy, A": lambda claim: show_score(claim.score_a, len(claim.seeds[0])),
+        "accuracy, B": lambda claim: show_score(claim.score_b, len(claim.seeds[1])),
         "difference, A - B": lambda claim: BLANK if claim.difference.mean is None else signed(claim.difference.mean),
         f"95 % interval{alone}": lambda claim: show_interval(claim.difference),
         f"p{alone}": lambda claim: show_p(claim.difference.p),
         **({f"p, Holm over {len(claims)} sparsities": lambda claim: show_p(claim.adjusted_p)} if several else {}),
         f"smallest detectable difference{alone}": lambda claim: show(claim.difference.detectable, "{:.2f}"),
-        "seeds used": lambda claim: ", ".join(map(str, claim.used)) or BLANK,
+        "seeds, A": lambda claim: ", ".join(map(str, claim.seeds[0])) or BLANK,
+        "seeds, B": lambda claim: ", ".join(map(str, claim.seeds[1])) or BLANK,
         "inference FLOPs, A": lambda claim: show_share(claim.score_a.inference_share),
         "inference FLOPs, B": lambda claim: show_share(claim.score_b.inference_share),
         "training FLOPs, A": lambda claim: show_share(claim.score_a.train_share),
@@ -105,7 +106,7 @@ def table_rows(claims: list[Claim]) -> list[list[str]]:
 
 
 def show_score(score: Score, n: int) -> str:
-    """Return `93.10 ± 0.21 (n=3)`: mean and sample standard deviation (ddof = 1) over the seeds compared."""
+    """Return `93.10 ± 0.21 (n=3)`: mean and sample standard deviation (ddof = 1) over seeds."""
     std = "" if score.std is None else f" ± {score.std:.2f}"
     return f"{show(score.mean, '{:.2f}')}{std} (n={n})"
 
@@ -153,7 +154,7 @@ NO_DIFFERENCE, NOT_DECIDED = "no difference shown", "not decided"
 
 @dataclass(frozen=True)
 class Score:
-    """A row over the seeds compared: accuracy in percent (std with ddof = 1), costs as multiples of dense."""
+    """A row over its seeds: accuracy in percent (std with ddof = 1), costs as multiples of dense."""
 
     mean: float | None
     std: float | None
@@ -165,8 +166,9 @@ class Score:
 class Claim:
     """The answer at one sparsity; `adjusted_p` is Holm's over all sparsities asked.
 
-    `about` identifies the section, `left_out` has the seeds that do not count and why. Invariant: a verdict that names
-    a winner rests on an adjusted p of at most 0.05, at least three common seeds, and runs that all finished.
+    `about` identifies the section, `seeds` are those of A and of B, `left_out` has those that do not count and why.
+    Invariant: a verdict that names a winner rests on an adjusted p of at most 0.05, at least three seeds of each row,
+    and runs that all finished.
     """
 
     a: str
@@ -179,11 +181,22 @@ class Claim:
     score_b: Score
     difference: Difference
     adjusted_p: float | None
-    used: tuple[int, ...]
+    seeds: tuple[tuple[int, ...], tuple[int, ...]]
     left_out: tuple[str, ...]
     verdict: str
     reasons: tuple[str, ...]
     advice: tuple[str, ...]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of seeds of A and of B."""
+        return len(self.seeds[0]), len(self.seeds[1])
+
+    def spreads(self, grain: float) -> tuple[float, float]:
+        """Return the standard deviations of A and of B as the test uses them, rounding included."""
+        from leaderboard.tables.stats import widen
+
+        return float(widen(self.score_a.std or 0.0, grain, 1)), float(widen(self.score_b.std or 0.0, grain, 1))
 
 
 @dataclass(frozen=True)
@@ -200,10 +213,6 @@ class Pairing:
         known = ((run["seed"], run["accuracy_pct"][self.metric]) for run in self.cells[which].finished)
         return {seed: float(value) for seed, value in known if value is not None}
 
-    def used(self) -> list[int]:
-        """Return the seeds for which both rows have an accuracy."""
-        return sorted(self.accuracies(0).keys() & self.accuracies(1).keys())
-
     @property
     def grain(self) -> float:
         """What one test image is worth, in points."""
@@ -216,9 +225,9 @@ class Pairing:
 
 def compare(pairing: Pairing, section: str, about: str) -> Claim:
     """Return the numbers of a claim, without correction and verdict."""
-    from leaderboard.tables.stats import paired_difference
+    from leaderboard.tables.stats import difference_of_means
 
-    used = pairing.used()
+    a, b = pairing.accuracies(0), pairing.accuracies(1)
     return Claim(
         a=pairing.sides[0].name,
         b=pairing.sides[1].name,
@@ -226,43 +235,38 @@ def compare(pairing: Pairing, section: str, about: str) -> Claim:
         about=about,
         metric=pairing.metric,
         sparsity=pairing.sparsity,
-        score_a=score(pairing, 0, used),
-        score_b=score(pairing, 1, used),
-        difference=paired_difference(pairing.accuracies(0), pairing.accuracies(1), pairing.grain),
+        score_a=score(pairing, 0),
+        score_b=score(pairing, 1),
+        difference=difference_of_means(a.values(), b.values(), pairing.grain),
         adjusted_p=None,
-        used=tuple(used),
-        left_out=tuple(left_out(pairing, used)),
+        seeds=(tuple(sorted(a)), tuple(sorted(b))),
+        left_out=tuple(left_out(pairing)),
         verdict=NOT_DECIDED,
         reasons=(),
         advice=(),
     )
 
 
-def score(pairing: Pairing, which: int, used: list[int]) -> Score:
-    """Return the accuracy and costs of a row over the seeds compared."""
+def score(pairing: Pairing, which: int) -> Score:
+    """Return the accuracy and costs of a row over its seeds."""
     from leaderboard.tables.stats import mean_std
 
     accuracies, runs = pairing.accuracies(which), pairing.runs(which)
     shares = [
-        statistics.fmean(runs[seed]["macs"][part] for seed in used) if used else None
+        statistics.fmean(runs[seed]["macs"][part] for seed in accuracies) if accuracies else None
         for part in ("inference_share", "train_share")
     ]
-    return Score(*mean_std(accuracies[seed] for seed in used), *shares)
+    return Score(*mean_std(accuracies.values()), *shares)
 
 
-def left_out(pairing: Pairing, used: list[int]) -> Iterator[str]:
-    """Yield each seed that does not count, and why."""
-    for seed in sorted((pairing.runs(0).keys() | pairing.runs(1).keys()) - set(used)):
-        why = []
-        for which, side in enumerate(pairing.sides):
-            run = pairing.runs(which).get(seed)
-            if run is None:
-                why.append(f"{side.name} has no run")
-            elif run["status"] != "ok":
-                why.append(f"{side.name} diverged")
+def left_out(pairing: Pairing) -> Iterator[str]:
+    """Yield each run that does not count, and why."""
+    for which, side in enumerate(pairing.sides):
+        for seed, run in sorted(pairing.runs(which).items()):
+            if run["status"] != "ok":
+                yield f"{side.name}, seed {seed}: diverged"
             elif seed not in pairing.accuracies(which):
-                why.append(f"{side.name} has no {METRICS[pairing.metric]}")
-        yield f"seed {seed}: {', '.join(why)}"
+                yield f"{side.name}, seed {seed}: no {METRICS[pairing.metric]}"
 
 
 def judge(claim: Claim, pairing: Pairing, family: int) -> Claim:
@@ -270,9 +274,9 @@ def judge(claim: Claim, pairing: Pairing, family: int) -> Claim:
     from leaderboard.tables.stats import ALPHA
 
     found, p = claim.difference, claim.adjusted_p
-    against = list(dict.fromkeys(objections(pairing, claim.used)))
+    against = list(dict.fromkeys(objections(pairing)))
     if p is None and not against:
-        against = [("the differences have no spread to judge them by", "make runs of more seeds")]
+        against = [("the accuracies have no spread to judge their difference by", "make runs of more seeds")]
     advice = [way for _, way in against]
     if against:
         verdict, reasons = NOT_DECIDED, [reason for reason, _ in against]
@@ -281,7 +285,7 @@ def judge(claim: Claim, pairing: Pairing, family: int) -> Claim:
         reasons = [f"p is {show_p(p)}{corrected(family)}, at most {ALPHA:g}"]
     else:
         verdict, reasons = NO_DIFFERENCE, list(unseen(claim, pairing, family))
-    if (p is None or p > ALPHA) and claim.a != claim.b and len(claim.used) > 1:
+    if (p is None or p > ALPHA) and claim.a != claim.b and min(claim.counts) > 1:
         advice.append(more_seeds(claim, pairing, family))
     return replace(claim, verdict=verdict, reasons=tuple(reasons), advice=tuple(advice))
 
@@ -299,32 +303,25 @@ def unseen(claim: Claim, pairing: Pairing, family: int) -> Iterator[str]:
     if found.p is not None and found.p <= ALPHA:
         yield f"p is {show_p(found.p)} alone, but {show_p(claim.adjusted_p)}{corrected(family)}"
     # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
-    least = smallest_detectable(found.n, spread(claim, pairing), ALPHA / family)
+    least = smallest_detectable(claim.spreads(pairing.grain), claim.counts, ALPHA / family)
     yield (
         f"a difference of {show(least, '{:.2f}')} points or more would have been found in 4 of 5 such comparisons"
         f"{corrected(family)}; a smaller one may be there"
     )
 
 
-def spread(claim: Claim, pairing: Pairing) -> float:
-    """Return the standard deviation of the differences as the test uses it, rounding included."""
-    from leaderboard.tables.stats import widen
-
-    return float(widen(claim.difference.sd or 0.0, pairing.grain, 2))
-
-
-def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+def objections(pairing: Pairing) -> Iterator[tuple[str, str]]:
     """Yield why the runs cannot carry a winner, each reason with what would help."""
     one, other = pairing.sides
     if one.name == other.name:
         yield "A and B are the same row", "name two rows"
         return
-    if len(used) < LEAST_SEEDS:
-        lacking = LEAST_SEEDS - len(used)
-        yield (
-            f"{amount(len(used), 'common seed')}, at least {LEAST_SEEDS} are needed",
-            f"make runs of {lacking} more:{make_commands(pairing, lacking)}",
-        )
+    for which, side in enumerate(pairing.sides):
+        if (count := len(pairing.accuracies(which))) < LEAST_SEEDS:
+            yield (
+                f"{amount(count, 'seed')} of {side.name}, at least {LEAST_SEEDS} are needed",
+                f"make runs of {LEAST_SEEDS - count} more:{make_command(pairing, which, LEAST_SEEDS)}",
+            )
     for side, entry in zip(pairing.sides, pairing.cells, strict=True):
         if bad := [str(run["seed"]) for run in entry.counted if run["status"] != "ok"]:
             yield (
@@ -335,13 +332,22 @@ def objections(pairing: Pairing, used: tuple[int, ...]) -> Iterator[tuple[str, s
         if len(versions) > 1:
             names = " or ".join(f"'{side.name} (file {plain(version[:8])})'" for version in versions)
             yield f"{side.name} has runs of {len(versions)} versions of its method's file", f"name one: {names}"
-    for seed in used:
-        places = [device(pairing.runs(which)[seed]) for which in (0, 1)]
-        if places[0] != places[1]:
-            yield (
-                f"the runs of a seed were made on different devices: {places[0]} for A, {places[1]} for B",
-                "make the runs of both rows on one device",
-            )
+    shares = [share_devices(pairing, which) for which in (0, 1)]
+    if all(shares) and shares[0] != shares[1]:
+        places = [" and ".join(sorted(share)) for share in shares]
+        yield (
+            f"the runs were made on different devices: {places[0]} for A, {places[1]} for B"
+            if places[0] != places[1]
+            else f"A and B have different shares of their runs on {places[0]}",
+            "make the runs of both rows on one device",
+        )
+
+
+def share_devices(pairing: Pairing, which: int) -> dict[str, float]:
+    """Return the share of a row's seeds that was run on each device."""
+    runs = pairing.runs(which)
+    devices = [device(runs[seed]) for seed in pairing.accuracies(which)]
+    return {name: devices.count(name) / len(devices) for name in devices}
 
 
 def device(run: Record) -> str:
@@ -356,40 +362,33 @@ def more_seeds(claim: Claim, pairing: Pairing, family: int) -> str:
     from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed
 
     seen = abs(claim.difference.mean or 0.0)
-    needed = seeds_needed(seen, spread(claim, pairing), ALPHA / family)
+    needed = seeds_needed(seen, claim.spreads(pairing.grain), ALPHA / family)
     if needed is None:
         return (
             f"more seeds would hardly help: the observed difference, {seen:.2f} points, needs over {MOST_SEEDS} of them"
         )
-    more = max(1, needed - claim.difference.n)
+    wanted = max(needed, min(claim.counts) + 1)
+    commands = "".join(make_command(pairing, which, wanted) for which in (0, 1))
     return (
-        f"about {needed} seeds, {more} more, would find a difference as large as the observed one ({seen:.2f} points) "
-        f"in 4 of 5 comparisons (run them all before asking again: stopping at the first p below {ALPHA:g} finds "
-        f"differences that do not exist):{make_commands(pairing, more)}"
+        f"about {needed} seeds of each would find a difference as large as the observed one ({seen:.2f} points) in "
+        f"4 of 5 comparisons (run them all before asking again: stopping at the first p below {ALPHA:g} finds "
+        f"differences that do not exist):{commands}"
     )
 
 
-def make_commands(pairing: Pairing, more: int) -> str:
-    """Return the commands, a line each, that give both rows `more` common seeds.
+def make_command(pairing: Pairing, which: int, wanted: int) -> str:
+    """Return the command, on a line of its own, that gives a row as many seeds as `wanted`; nothing if it has them.
 
-    A seed whose counted run has no accuracy is skipped: running it again makes a repeat, which does not count.
+    The first seeds it has no run of: one whose run has no accuracy is skipped, since running it again makes a repeat,
+    which does not count.
     """
-    if more > LONGEST_LIST:
-        return f" SEED={','.join(map(str, next_seeds(pairing, 3)))}, … ({more} in all)"
-    seeds = next_seeds(pairing, more)
-    lines = []
-    for which, side in enumerate(pairing.sides):
-        if lacking := [seed for seed in seeds if seed not in pairing.runs(which)]:
-            lines.append(f"\n      {side.command(pairing.sparsity, lacking)}")
-    return "".join(lines)
-
-
-def next_seeds(pairing: Pairing, more: int) -> list[int]:
-    """Return the first `more` seeds that can still become common ones."""
-    spent = set(pairing.used())
-    for which in (0, 1):
-        spent |= pairing.runs(which).keys() - pairing.accuracies(which).keys()
-    return list(itertools.islice((seed for seed in itertools.count() if seed not in spent), more))
+    more = wanted - len(pairing.accuracies(which))
+    free = (seed for seed in itertools.count() if seed not in pairing.runs(which))
+    seeds = list(itertools.islice(free, more if 0 < more <= LONGEST_LIST else 3 if more > 0 else 0))
+    if not seeds:
+        return ""
+    rest = f", … ({more} seeds in all)" if more > len(seeds) else ""
+    return f"\n      {pairing.sides[which].command(pairing.sparsity, seeds)}{rest}"
 
 
 def show(value: float | None, how: str) -> str:

@@ -68,6 +68,12 @@ def find_findings(study: Study) -> list[Finding]:
     return [judge(replace(finding, adjusted_p=adjusted[number])) for number, finding in enumerate(found)]
 
 
+def by_share(study: Study, kind: str, claim: str) -> dict[float, Difference]:
+    """Return the effect of a claim among the cells of each share pruned, uncorrected; none for a claim on the share."""
+    shares = sorted({cell.rate for cell in study.values[kind]}) if claim != "mild" else []
+    return {share: weigh(study, kind, claim, share).difference for share in shares}
+
+
 def make_sides(study: Study, claim: str) -> tuple[Side, str]:
     """Return which cells a claim compares, as a function and in words, such as the mildest and the harshest rate."""
     cells = [cell for values in study.values.values() for cell in values]
@@ -93,14 +99,14 @@ def make_sides(study: Study, claim: str) -> tuple[Side, str]:
     return by_lr, f"epochs at learning rate {fast:g} and at {slow:g}"
 
 
-def weigh(study: Study, kind: str, claim: str) -> Finding:
-    """Return the difference between the two sides of a claim, paired by seed.
+def weigh(study: Study, kind: str, claim: str, pruned: float | None = None) -> Finding:
+    """Return the difference between the two sides of a claim, paired by seed; of cells with a share `pruned`, if given.
 
     A seed counts where it has every cell that any seed has; a cell of which a branch diverged counts for no seed.
     """
     from leaderboard.tables.stats import paired_difference
 
-    values = study.values[kind]
+    values = {cell: known for cell, known in study.values[kind].items() if pruned in (None, cell.rate)}
     whole = {cell: known for cell, by_seed in values.items() if (known := finished(by_seed)) is not None}
     seeds = [seed for seed in study.seeds(kind) if all(seed in by_seed for by_seed in whole.values())]
     side, words = make_sides(study, claim)

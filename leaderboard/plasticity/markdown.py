@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from leaderboard.claims.claim import show_p
@@ -17,14 +18,18 @@ from leaderboard.plasticity.findings import (
     PLASTICITY,
     Finding,
     Study,
+    by_share,
     find_findings,
     make_studies,
 )
 from leaderboard.store.records import Problem, file_stem
 from leaderboard.store.schema import Record
-from leaderboard.tables.comparisons import show_interval, signed
+from leaderboard.tables.comparisons import show_bounds, show_interval, signed
 from leaderboard.tables.sections import amount, skipped_files
 from leaderboard.tables.table import BLANK, escape, line, mean_and_std, percent
+
+if TYPE_CHECKING:
+    from leaderboard.tables.stats import Difference
 
 INTRODUCTION = """\
 # Pruning plasticity
@@ -49,6 +54,10 @@ How well networks recover from pruning while they train: Liu et al., 2021, arXiv
   on plasticity holds in part because networks learn more early on, and in the final gap what is pruned earlier has
   longer to recover."""
 
+SHARES = (
+    "Effects among the branches of one share pruned, with 95 % intervals over seeds, uncorrected; bold where they "
+    "exclude zero. What the first claim shows at the mildest pruning is mostly no recovery: networks learn on."
+)
 NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
 
 
@@ -82,6 +91,8 @@ def section(study: Study, title: str, folder: str) -> list[str]:
         f"{epochs(study)}.",
         "",
         *findings_table(find_findings(study)),
+        "",
+        *shares_table(study),
     ]
     lines += embed(list_pruning_pictures([study]), folder)
     for kind in (PLASTICITY, GAP):
@@ -124,6 +135,29 @@ def findings_table(findings: list[Finding]) -> list[str]:
             )
         )
     return lines
+
+
+def shares_table(study: Study) -> list[str]:
+    """Return the table of effects among the branches of each share pruned, nothing if there is one share."""
+    kinds = [kind for kind in (PLASTICITY, GAP) if study.values[kind]]
+    effects = {(claim, kind): by_share(study, kind, claim) for kind in kinds for claim in CLAIMS if claim != "mild"}
+    shares = sorted({share for found in effects.values() for share in found})
+    if len(shares) < 2:
+        return []
+    head = ["claim, by share pruned", "measured by", *(f"{percent(share)} pruned" for share in shares)]
+    lines = [line(head), line(["---", "---"] + ["---:"] * len(shares))]
+    for (claim, kind), found in effects.items():
+        shown = [show_effect(found[share]) if share in found else BLANK for share in shares]
+        lines.append(line([CLAIMS[claim], NAMES[kind], *shown]))
+    return [*lines, "", SHARES]
+
+
+def show_effect(found: Difference) -> str:
+    """Return `+3.71 [+1.10, +6.32]`, bold where the interval excludes zero."""
+    if found.mean is None:
+        return BLANK
+    text = f"{signed(found.mean)}{show_bounds(found)}"
+    return f"**{text}**" if (found.low or 0.0) > 0 or (found.high or 0.0) < 0 else text
 
 
 def values_table(study: Study, kind: str) -> list[str]:

@@ -29,10 +29,10 @@ VERDICTS = (AGREES, REVERSED, UNCLEAR, AGREES_ALONE, REVERSED_ALONE, NOT_SHOWN, 
 class Weighed:
     """One statement at one sparsity: what the paper prints and what our runs show.
 
-    `difference` is first less second in points; `alone_p` is Holm's over the sparsities of this pair, as in `make
-    claim`, `adjusted_p` over all comparisons of the section that can be decided. Invariant: AGREES and REVERSED need a
-    claim that may name a winner, an adjusted p of at most 0.05 and a direction in the paper; "asked alone", `alone_p`
-    of at most 0.05.
+    `difference` is first less second in points, `counts` their numbers of seeds; `alone_p` is Holm's over the
+    sparsities of this pair, as in `make claim`, `adjusted_p` over all comparisons of the section that can be decided.
+    Invariant: AGREES and REVERSED need a claim that may name a winner, an adjusted p of at most 0.05 and a direction in
+    the paper; "asked alone", `alone_p` of at most 0.05.
     """
 
     a: str
@@ -44,6 +44,7 @@ class Weighed:
     verdict: str
     reason: str = ""
     alone_p: float | None = None
+    counts: tuple[int, int] = (0, 0)
 
 
 def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
@@ -104,26 +105,38 @@ def p_of(claim: Claim) -> float | None:
 
 def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: float) -> Weighed:
     """Return a statement with its verdict; `p` is corrected over `family` comparisons, `step` is one test image."""
-    from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed, smallest_detectable, widen
+    from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed, smallest_detectable
 
-    tested = replace(tested, difference=claim.difference, adjusted_p=p, alone_p=claim.adjusted_p)
+    tested = replace(tested, difference=claim.difference, counts=claim.counts, adjusted_p=p, alone_p=claim.adjusted_p)
     if p is None:
-        few = len(claim.used) < LEAST_SEEDS and len(claim.reasons) == 1  # else there is a graver reason
+        few = 0 < len(claim.reasons) <= sum(count < LEAST_SEEDS for count in claim.counts)  # else there is a graver one
         return replace(tested, verdict=TOO_FEW if few else NOT_DECIDED, reason=plain("; ".join(claim.reasons)))
     agreed = ((claim.difference.mean or 0.0) > 0) == (tested.printed.direction > 0)
+    unlike = compare_sizes(claim.difference, tested.printed)
     if p <= ALPHA:
         verdict = UNCLEAR if tested.printed.direction == 0 else AGREES if agreed else REVERSED
-        return replace(tested, verdict=verdict)
+        return replace(tested, verdict=verdict, reason=unlike if agreed else "")
     if claim.adjusted_p is not None and claim.adjusted_p <= ALPHA and tested.printed.direction:
-        return replace(tested, verdict=AGREES_ALONE if agreed else REVERSED_ALONE)
-    spread = float(widen(claim.difference.sd or 0.0, step, 2))
+        return replace(tested, verdict=AGREES_ALONE if agreed else REVERSED_ALONE, reason=unlike if agreed else "")
     # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
-    least = smallest_detectable(claim.difference.n, spread, ALPHA / family)
+    spreads = claim.spreads(step)
+    least = smallest_detectable(spreads, claim.counts, ALPHA / family)
     reason = "" if least is None else f"detectable: {least:.2f}"
-    if reason and tested.printed.direction and tested.printed.middle is not None:
-        seeds = seeds_needed(tested.printed.middle, spread, ALPHA / family)
+    if reason and unlike:
+        reason += f"; {unlike}"
+    elif reason and tested.printed.direction and tested.printed.middle is not None:
+        seeds = seeds_needed(tested.printed.middle, spreads, ALPHA / family)
         reason += f"; the paper's takes {f'over {MOST_SEEDS:,}' if seeds is None else f'≈ {seeds}'} seeds"
     return replace(tested, verdict=NOT_SHOWN, reason=reason)
+
+
+def compare_sizes(found: Difference, printed: Printed) -> str:
+    """Return whether an interval excludes the paper's median on one side, in words, or nothing."""
+    if not printed.direction or printed.middle is None or found.low is None or found.high is None:
+        return ""
+    low, high = sorted((printed.direction * found.low, printed.direction * found.high))
+    size = abs(printed.middle)
+    return "less than the paper's" if high < size else "more than the paper's" if low > size else ""
 
 
 # Methods at their defaults, first less second. Few, because p is corrected over all pairs: each one more makes the

@@ -9,12 +9,12 @@ from typing import Any
 from leaderboard.paper.cells import NOT_IN_SUITE, SAME_PAGE, TableView
 from leaderboard.paper.published import Tables
 from leaderboard.results.agreement import TABLES
-from leaderboard.results.scope import Section, count_machines, dense_mean, epochs_of, span
+from leaderboard.results.scope import Section, at_chance, count_machines, dense_mean, epochs_of, span
 from leaderboard.store.kinds import is_number
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import grain
 from leaderboard.tables.sections import amount
-from leaderboard.tables.table import escape
+from leaderboard.tables.table import escape, percent
 
 NEAR_CEILING = 2.0  # points of error of the dense network, up to which methods can hardly differ
 MAIN = ("data", "model", "epochs", "image size", "batch size", "training images")  # the first to tell pages apart
@@ -23,6 +23,8 @@ MOST = 6  # pages named in a sentence; more are only counted
 
 ALWAYS = (
     "Costs are counted multiplications, not times: sparse networks were trained in dense kernels.",
+    "Tests do not know of looks: where seeds were added because the first ones left a question open, more than one in "
+    "twenty may be found by chance.",
     "Intervals and tests are over seeds. They say nothing of other data, recipes or test images.",
     "*Not shown* is no proof that two rows are equal, and *as in the paper* is a sign, no reproduced number.",
     "Settings are the papers' and were not tuned to these pages: what loses here may win with others.",
@@ -78,11 +80,11 @@ def about_jpeg(sections: list[Section], tables: Tables) -> str:
     found = [section for section in sections if is_jpeg_copy(section.runs[0])]
     if not found:
         return ""
-    text = f"The images of {name_pages(found)} are JPEG copies: accuracies are a little lower than on the originals."
+    text = f"The images of {name_pages(found)} are JPEG copies: accuracies are not those of the originals."
     least = min(tables.pages[page].settings["image_size"] for page in compared_pages(tables))
     sizes = [section.runs[0]["page"]["settings"].get("image_size") for section in found]
     if small := [size for size in sizes if is_number(size) and size < least]:
-        text += f" They were read at {span(small, '{:g}')} pixels a side, not at the paper's {least}: lower still."
+        text += f" They were read at {span(small, '{:g}')} pixels a side, not at the paper's {least}."
     return text
 
 
@@ -117,10 +119,7 @@ def about_seeds(sections: list[Section]) -> str:
     counts = [len(cell.counted) for section in sections for row in section.rows for cell in row.cells.values()]
     if not counts:
         return ""
-    return (
-        f"A cell has {span(counts, '{}')} seeds. With so few, differences show only where they are several times their "
-        "spread."
-    )
+    return f"A cell has {span(counts, '{}')} seeds. With so few, small differences do not show."
 
 
 def about_machines(sections: list[Section]) -> str:
@@ -135,7 +134,7 @@ def about_machines(sections: list[Section]) -> str:
 
 
 def about_code(sections: list[Section]) -> str:
-    """Return how many runs used code that is in no commit, and how many diverged."""
+    """Return how many runs used code that is in no commit, how many diverged, and which ended at chance."""
     runs = [run for section in sections for run in section.runs]
     loose, lost = sum(run["git"]["dirty"] is not False for run in runs), sum(run["status"] != "ok" for run in runs)
     parts = []
@@ -143,6 +142,14 @@ def about_code(sections: list[Section]) -> str:
         parts.append(f"{amount(loose, 'run')} ran with code that is in no commit, or unknown: nobody can run it again.")
     if lost:
         parts.append(f"{amount(lost, 'run')} diverged and enter no mean: their rows are never called better.")
+    for section in sections:
+        for row in section.rows:
+            for sparsity, cell in row.cells.items():
+                if count := sum(map(at_chance, cell.finished)):
+                    parts.append(
+                        f"On {section.title} {count} of {amount(len(cell.finished), 'run')} of {row.label} at "
+                        f"{percent(sparsity)} ended no better than chance."
+                    )
     return " ".join(parts)
 
 

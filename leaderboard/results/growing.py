@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leaderboard.claims.claim import show_p
 from leaderboard.results.scope import Section
@@ -27,10 +27,10 @@ Two reasons why `{PLAIN}` may fall at high sparsity. Batch norm magnifies the gr
 weight, which may draw growth by gradient magnitude to such filters; `{WITHIN}` ranks each gradient within its filter
 and is otherwise the same. Or updates are too frequent: ΔT, the steps between two, is how long a new weight trains
 before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Each seed gives one
-difference, in points: the mean over those pairs of lines that differ only in what is compared for which it has both.
-Where lines have more seeds than others, these were added after a look at the first, which p does not know. p has Holm's
-correction over a page's comparisons at a sparsity, bold where at most 0.05, with {LEAST_SEEDS} seeds or more; intervals
-are uncorrected."""
+difference, in points: the mean over those pairs of lines that differ only in what is compared, for seeds that all of
+them have. Seeds that one ΔT alone has were added after a look at the others; they are compared by themselves, as a
+repetition. p has Holm's correction over a page's comparisons at a sparsity, bold where at most 0.05, with {LEAST_SEEDS}
+seeds or more; intervals are uncorrected."""
 LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
 TESTED = ("accuracy", "dead filters")
 PAIRS = ("compared", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
@@ -134,26 +134,46 @@ def interval_of(run: Record) -> int:
     return interval if is_whole(interval) else 0
 
 
-def list_contrasts(lines: list[Line]) -> list[tuple[str, list[tuple[Line, Line]]]]:
-    """Return what is compared among the lines of a sparsity, in words, and its pairs: growth within filters with growth
-    over the layer, the longest interval with the shortest, and each method with random masks."""
+class Contrast(NamedTuple):
+    """What is compared in words, the pairs of lines that differ in it alone, and the seeds left out."""
+
+    words: str
+    pairs: list[tuple[Line, Line]]
+    without: frozenset[int] = frozenset()
+
+
+def list_contrasts(lines: list[Line]) -> list[Contrast]:
+    """Return what is compared among the lines of a sparsity: growth within filters with growth over the layer, the
+    longest interval with the shortest, and each method with random masks."""
     known = {(one.method, one.interval): one for one in lines}
     own = {name: [one for one in lines if one.method == name] for name in (PLAIN, WITHIN)}
     growth = [(one, known[PLAIN, one.interval]) for one in own[WITHIN] if (PLAIN, one.interval) in known]
-    found = [(f"{WITHIN} − {PLAIN}{tell_mean(growth)}", growth)]
+    found = split_seeds(f"{WITHIN} − {PLAIN}", growth)
     ends = {(of[-1].interval, of[0].interval) for of in own.values() if len(of) > 1}
     for last, first in sorted(ends):
         pairs = [(of[-1], of[0]) for of in own.values() if (of[-1].interval, of[0].interval) == (last, first)]
-        found.append((f"ΔT = {last} − ΔT = {first}, {' and '.join(pair[0].method for pair in pairs)}", pairs))
+        names = " and ".join(pair[0].method for pair in pairs)
+        found.append(Contrast(f"ΔT = {last} − ΔT = {first}, {names}", pairs))
     if (RANDOM, 0) in known:
         chance = known[RANDOM, 0]
-        found += [(f"{name} − {RANDOM}{tell_mean(of)}", [(one, chance) for one in of]) for name, of in own.items()]
-    return [(words, pairs) for words, pairs in found if pairs]
+        found += [
+            one for name, of in own.items() for one in split_seeds(f"{name} − {RANDOM}", [(o, chance) for o in of])
+        ]
+    return [contrast for contrast in found if contrast.pairs]
 
 
-def tell_mean(compared: Sized) -> str:
-    """Return `, mean over ΔT` if there are several intervals to compare."""
-    return ", mean over ΔT" if len(compared) > 1 else ""
+def split_seeds(words: str, pairs: list[tuple[Line, Line]]) -> list[Contrast]:
+    """Return the comparison of all intervals over the seeds that all have, and of each with enough seeds of its own."""
+    if len(pairs) < 2:
+        return [Contrast(words, pairs)]
+    seeds = [certain(one.entry).keys() & certain(other.entry).keys() for one, other in pairs]
+    shared = frozenset.intersection(*map(frozenset, seeds))
+    more = [
+        Contrast(f"{words}, ΔT = {pair[0].interval}, other seeds", [pair], shared)
+        for pair, of in zip(pairs, seeds, strict=True)
+        if len(of - shared) >= LEAST_SEEDS
+    ]
+    return [Contrast(f"{words}, mean over ΔT", pairs), *more]
 
 
 def compare_lines(lines: list[Line], step: float) -> list[Compared]:
@@ -161,12 +181,11 @@ def compare_lines(lines: list[Line], step: float) -> list[Compared]:
     from leaderboard.tables.stats import holm, paired_difference  # here, because scipy takes a second
 
     found = []
-    for words, pairs in list_contrasts(lines):
-        accuracy = paired_difference(
-            *average([(certain(one.entry), certain(other.entry)) for one, other in pairs]), step
-        )
-        dead = paired_difference(*average([(one.dead(), other.dead()) for one, other in pairs]))
-        found.append(Compared(words, lines[0].sparsity, (accuracy, dead)))
+    for words, pairs, without in list_contrasts(lines):
+        reached = [(certain(one.entry), certain(other.entry)) for one, other in pairs]
+        dead = [(one.dead(), other.dead()) for one, other in pairs]
+        differences = paired_difference(*average(reached, without), step), paired_difference(*average(dead, without))
+        found.append(Compared(words, lines[0].sparsity, differences))
     every = {
         (place, number): difference.p if difference.n >= LEAST_SEEDS else None
         for place, of in enumerate(found)
@@ -176,11 +195,12 @@ def compare_lines(lines: list[Line], step: float) -> list[Compared]:
     return [replace(of, ps=tuple(adjusted[place, n] for n in range(len(TESTED)))) for place, of in enumerate(found)]
 
 
-def average(pairs: list[tuple[dict[int, float], dict[int, float]]]) -> tuple[dict[int, float], dict[int, float]]:
-    """Return the means by seed of the first and of the second values over the pairs in which both have the seed."""
-    seeds = sorted({seed for one, other in pairs for seed in one.keys() & other.keys()})
-    both = {seed: [(one[seed], other[seed]) for one, other in pairs if seed in one and seed in other] for seed in seeds}
-    first, second = ({seed: fmean(pair[n] for pair in known) for seed, known in both.items()} for n in range(2))
+def average(
+    pairs: list[tuple[dict[int, float], dict[int, float]]], without: frozenset[int]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Return the means by seed of the first and of the second values, over the seeds that all have."""
+    seeds = frozenset.intersection(*(frozenset(values) for pair in pairs for values in pair)) - without
+    first, second = ({seed: fmean(pair[n][seed] for pair in pairs) for seed in seeds} for n in range(2))
     return first, second
 
 

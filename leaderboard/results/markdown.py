@@ -29,6 +29,7 @@ from leaderboard.results.caveats import list_caveats, tell_apart
 from leaderboard.results.growing import find_grown, growing_lines, tell_growing
 from leaderboard.results.scope import (
     Section,
+    at_chance,
     branch_sections,
     cost_table,
     diverged_list,
@@ -52,7 +53,7 @@ row, [PAPER.md](PAPER.md) every cell of the paper's tables. The paper: {paper}."
 
 LEGEND = """\
 The paper's statements are tested on the methods of `methods/` at their defaults: accuracy after the last epoch (the
-paper's is that of the best test epoch), first row less second, in points, paired by seed. **Paper**: in how many cells
+paper's is that of the best test epoch), first row less second, in points; Welch's tests. **Paper**: in how many cells
 of its Table 2 (Table 3 where that lacks a row) at this sparsity, or at all of them where it has not this one, the first
 row is above the second, and the median difference. **p** is corrected by Holm's rule: *alone* over the sparsities of
 this pair, as `make claim` does it, *of all* over all comparisons of the table.
@@ -61,8 +62,9 @@ this pair, as `make claim` does it, *of all* over all comparisons of the table.
   *{unclear}*: significant, where the paper's cells lean to neither row.
 - *{agrees_alone}*, *{reversed_alone}*: significant for who came with this one question (p alone ≤ {alpha:g}), not among
   all that are asked here: of twenty pairs that do not differ one comes out so by chance.
-- *not shown*: not significant; in brackets the true difference that so many seeds find in 4 of 5 such cases, and about
-  how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
+- *not shown*: not significant; in brackets the true difference that so many seeds find in 4 of 5 such cases, at most,
+  and about how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
+- *less*, *more than the paper's*: the interval excludes the paper's median, which was found in other training.
 - *too few seeds*, *not decided*, *not run*: the runs cannot carry a verdict, with the reason.
 - *cited*: the paper copied one of the rows, or both, from another paper, with another dense network."""
 
@@ -146,7 +148,8 @@ def summary(every: list[Section], tested: list[Weighed], studies: list[tuple[Stu
     numbers = ((len(runs) - made, "run", "runs"), (made, "branch", "branches"))
     ran = " and ".join(f"{number:,} {one if number == 1 else many}" for number, one, many in numbers if number)
     diverged = sum(run["status"] != "ok" for run in runs)
-    text = f"**{ran}**, {show_hours(runs)} of training, {diverged} diverged."
+    text = f"**{ran}**, {show_hours(runs)} of training, {diverged} diverged"
+    text += f", {lost} ended no better than chance." if (lost := sum(map(at_chance, runs))) else "."
     if tested:
         text += f" Of {amount(len(tested), 'comparison')} with the paper: {count(found.verdict for found in tested)}."
     if studies:
@@ -199,13 +202,18 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
             f"{escape(tested.a)} − {escape(tested.b)}",
             percent(tested.sparsity),
             show_printed(tested.printed, tables),
-            BLANK if found is None or found.mean is None else f"{signed(found.mean)} (n={found.n})",
+            BLANK if found is None or found.mean is None else f"{signed(found.mean)} ({show_counts(tested.counts)})",
             BLANK if found is None else show_interval(found),
             show_p(tested.alone_p),
             show_p(tested.adjusted_p),
-            f"{verdict} ({escape(tested.reason)})" if tested.reason else verdict,
+            f"{verdict} ({escape(tested.reason)})".replace(") (", "; ", 1) if tested.reason else verdict,
         ]
     )
+
+
+def show_counts(counts: tuple[int, int]) -> str:
+    """Return `n=5`, or `n=5 and 10` where the first row has fewer seeds than the second."""
+    return f"n={' and '.join(map(str, dict.fromkeys(counts)))}"
 
 
 def show_printed(printed: Printed, tables: Tables) -> str:
@@ -254,7 +262,10 @@ def own_tables(views: list[TableView]) -> str:
     for view in views:
         verdicts = [found.verdict for found in view.distinct() if found.verdict in (*TESTED, TOO_FEW, NOT_DECIDED)]
         parts.append(f"Table {view.table.number}: {done_of(view)}" + (f" ({count(verdicts)})" if verdicts else ""))
-    return f"{'; '.join(parts)}. [PAPER.md](PAPER.md) holds each beside the printed number."
+    return (
+        f"{'; '.join(parts)}. A printed row that can be read in two ways counts as two. [PAPER.md](PAPER.md) holds "
+        "each beside the printed number."
+    )
 
 
 def repeat_lines(records: list[Record], branches: list[Record]) -> list[str]:

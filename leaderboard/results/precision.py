@@ -40,7 +40,7 @@ batch in fp32, of the same batch under bf16 autocast, and of the batch after it 
 weights that the method's own rule would make active. *Of fp32's*: the share of what fp32 grows that the other gradient
 grows, too; *Jaccard*: what both grow in per cent of what either grows. Both are over all layers and updates of a run,
 mean ± sample standard deviation over seeds. The difference, bf16 less another batch, is of the shares of fp32's, paired
-by seed, in points: the t-test of `make claim`, with Holm's correction over the rows.
+by seed, in points: a t-test, with Holm's correction over the rows.
 
 {checked}
 """
@@ -263,9 +263,9 @@ def tell_accuracy(rows: list[Compared]) -> Iterator[str]:
     lowest = min(found.low for found in decided if found.low is not None)
     so = "bf16 costs accuracy in the rows marked worse" if LESS in verdicts else "a failure in bf16 is not seen here"
     yield (
-        f"**So {so}.** Mean differences are {signed(min(means))} to {signed(max(means))} points; the lowest bound of a "
-        f"95 % interval, uncorrected, is {signed(lowest)}. This holds for these networks and fp32 weights and scores, "
-        "not for weights that are themselves bf16."
+        f"**So {so}.** In the rows with {LEAST_SEEDS} seeds or more mean differences are {signed(min(means))} to "
+        f"{signed(max(means))} points; the lowest bound of a 95 % interval, uncorrected, is {signed(lowest)}. "
+        "This holds for these networks and fp32 weights and scores, not for weights that are themselves bf16."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -52,6 +53,14 @@ def branch_sections(branches: Iterable[Record]) -> list[Section]:
         rows = make_rows([run for run in runs if "branch" not in run])
         found.append(Section(f"Branches: {escape(runs[0]['page']['title'])}", runs, rows))
     return found
+
+
+def at_chance(run: Record) -> bool:
+    """Return whether a finished run, no branch, ended no more than three standard errors above guessing a class."""
+    guess, images = 1 / run["data"]["classes"], run["data"]["test"]
+    if run["status"] != "ok" or "branch" in run or not images:
+        return False
+    return bool(run["accuracy_pct"]["last_epoch"] / 100 <= guess + 3 * math.sqrt(guess * (1 - guess) / images))
 
 
 def ran_table(sections: list[Section]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from leaderboard.paper.published import Tables
-from leaderboard.plasticity.findings import SUPPORTED, Finding, Study
+from leaderboard.plasticity.findings import SUPPORTED, Finding, Study, by_share
 from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
@@ -32,12 +32,12 @@ WORDS = {
     NOT_SHOWN: "not shown",
 }
 LEGEND = """\
-First row less second, in points of accuracy after the last epoch, over common seeds. *yes*: as in the paper, and
-significant among all comparisons on the page; *uncorrected*: only if nothing else had been asked; *opposite*: the other
-way round; *differ*: where the paper has it neither way; *not shown*: no difference found, which is no proof of none.
+First row less second, in points of accuracy after the last epoch. *yes*: as in the paper, and significant among all
+comparisons on the page; *uncorrected*: only if nothing else had been asked; *opposite*: the other way round; *differ*:
+where the paper has it neither way; *not shown*: no difference found, which is no proof of none.
 [Tests, intervals, what could have been found](#what-agrees-with-the-paper-and-what-does-not), and how sure the paper's
 numbers are."""
-EXCEPT = " In the paper the first is the better one, except for {names}."
+EXCEPT = " By the median of the paper's cells the first is the better one, except for {names}."
 NOTHING = "No page has two rows to compare yet."
 
 
@@ -111,9 +111,14 @@ def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]
     if not verdicts:
         return []
     held = sum(verdict == SUPPORTED for verdict in verdicts)
+    gains = [by_share(study, kind, "regrow") for study, _ in every for kind in study.values]
+    shares = sorted({share for found in gains for share in found})
+    shown = [share for share in shares if any((found[share].low or 0.0) > 0 for found in gains if share in found)]
+    unseen = [percent(share) for share in shares if share not in shown]
+    only = f"; at {' and '.join(unseen)} pruned alone regeneration helps in none" if unseen and shown else ""
     return [
         "**Pruning plasticity**: that it falls as the learning rate falls, that milder pruning recovers better, and "
-        f"that regeneration helps (it leaves more weights) is supported in {held} of {amount(len(verdicts), 'test')}, "
-        f"by up to two measures in {'one study' if len(every) == 1 else f'{len(every)} studies'}: "
-        "[PLASTICITY.md](PLASTICITY.md)."
+        f"that regeneration helps (it leaves more weights) is supported in {held} of {amount(len(verdicts), 'test')} "
+        f"over all shares pruned, by up to two measures in "
+        f"{'one study' if len(every) == 1 else f'{len(every)} studies'}{only} ([PLASTICITY.md](PLASTICITY.md))."
     ]

@@ -1,7 +1,7 @@
 """Comparisons of a section's rows: ranks that the seeds support, gains over controls, detectable differences.
 
-Gains are paired by seed: runs of one seed share initial weights and batches, so their difference has less noise than
-either accuracy. Ranks are not, see `find_better`.
+Gains are paired by seed: a control made from a run shares its masks or densities, and with its seed its initial weights
+and batches. Ranks are not, see `find_better`.
 """
 
 from __future__ import annotations
@@ -210,21 +210,16 @@ def gains_table(rows: list[Row]) -> list[str]:
 
 
 def blind_spot(rows: list[Row], sparsity: float) -> str:
-    """Return the smallest difference the seeds can detect at a sparsity; empty if no pair shares two seeds."""
-    from leaderboard.tables.stats import smallest_detectable, widen
+    """Return the difference that half of the pairs of rows can detect at a sparsity; empty without two seeds of two."""
+    from leaderboard.tables.stats import difference_of_means
 
-    spreads = []
-    counts = []
-    for one, other in combinations(compared(rows, sparsity).values(), 2):
-        a, b = accuracies(one), accuracies(other)
-        differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-        if len(differences) > 1:
-            spreads.append(float(widen(statistics.stdev(differences), grain(one.counted[0]), 2)))
-            counts.append(len(differences))
-    if not spreads:
-        return ""
-    smallest = smallest_detectable(int(statistics.median_low(counts)), statistics.median(spreads))
-    return "" if smallest is None else f"{smallest:.1f} points at {percent(sparsity)}"
+    entries = compared(rows, sparsity).values()
+    tests = (
+        difference_of_means(accuracies(one).values(), accuracies(other).values(), grain(one.counted[0]))
+        for one, other in combinations(entries, 2)
+    )
+    found = [test.detectable for test in tests if test.detectable is not None]
+    return f"{statistics.median(found):.1f} points at {percent(sparsity)}" if found else ""
 
 
 def blind_spots(rows: list[Row]) -> str:

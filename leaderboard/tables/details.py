@@ -71,13 +71,14 @@ def details_table(rows: list[Row], folder: str) -> list[str]:
 
 
 def dead_shares(runs: list[Record]) -> str:
-    """Return `12.0 %, 3.4 %`: the mean shares of filters and of active weights that are dead; BLANK for none known."""
+    """Return `12.0 %, 3.4 %`: the mean shares of filters and of active weights that are dead; n if not all know."""
     told = [run for run in runs if "dead" in run]
     parts = [
         [100 * run["dead"]["filters"] / run["dead"]["of"] for run in told],
         [100 * run["dead"]["weights"] / max(1, run["weights"]["active"]) for run in told if "weights" in run["dead"]],
     ]
-    return ", ".join(mean(shares, "{:.1f} %".format) for shares in parts if shares) or BLANK
+    shown = ", ".join(mean(shares, "{:.1f} %".format) for shares in parts if shares)
+    return f"{shown} (n={len(told)})" if 0 < len(told) < len(runs) else shown or BLANK
 
 
 def detail_cells(entry: Entry, folder: str, name_devices: bool) -> list[str]:

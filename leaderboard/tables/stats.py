@@ -1,13 +1,15 @@
-"""Statistics of comparisons: paired by seed, with 95 % intervals, corrected for multiplicity and rounding.
+"""Statistics of comparisons: Welch's and paired t-tests, with 95 % intervals, corrected for multiplicity and rounding.
 
-Accuracies are in percent, differences in points. Everything rests on the t distribution, since three seeds are too few
-to resample. The tests check the calibration by simulation.
+Rows of a table are compared by Welch's test: pairing by seed would halve the degrees of freedom, and runs of one seed
+share little. Paired are a run and the control made from it, or two branches of it. Accuracies are in percent,
+differences in points. Everything rests on the t distribution, since three seeds are too few to resample. The tests
+check the calibration by simulation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 ALPHA = 0.05  # two-sided; of a single comparison, and of a family after Holm's correction
 POWER = 0.8  # with which a smallest detectable difference is found
 NO_SPREAD = 1e-9  # points; the difference of two equal percentages is off by 1e-14 in double precision
+ROUNDING = 1e-9  # of degrees of freedom
 MOST_SEEDS = 1000  # above which nobody asks how many are needed
 
 K = TypeVar("K")
@@ -25,12 +28,12 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Difference:
-    """What n pairs say about a difference a - b, in points.
+    """What values say about a difference a - b, in points; `n` is the number of pairs, or of the smaller side's values.
 
-    `sd` is the raw standard deviation of the differences (ddof = 1); `low` and `high` bound the 95 % interval; `p` is
-    two-sided; `detectable` is the true difference that n such pairs find with 80 % power (70 to 80 % for three runs
-    against three published ones, by the ratio of their spreads). All are None without a pair, all but the mean if
-    n < 2; interval, p and detectable also without spread. Invariant: p < 0.05 exactly if the interval excludes zero.
+    `sd` is the raw standard deviation of a difference of two values (ddof = 1); `low` and `high` bound the 95 %
+    interval; `p` is two-sided; `detectable` is the true difference that so many values find with 80 % power (70 to 80 %
+    for three against three). All are None if n = 0, all but the mean if n < 2; interval, p and
+    detectable also without spread. Invariant: p < 0.05 exactly if the interval excludes zero.
     """
 
     n: int
@@ -98,6 +101,25 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], grain: flo
     return conclude(n, mean, sd, float(widen(sd, grain, 2)) / math.sqrt(n), n - 1)
 
 
+def difference_of_means(a: Iterable[float], b: Iterable[float], grain: float = 0.0) -> Difference:
+    """Return mean(a) - mean(b) of two independent samples, whatever their spreads: Welch's two-sided t-test, with the
+    degrees of freedom of `cautious_error`.
+
+    `grain` as in `paired_difference`. Seeds that two rows share make them a little alike, so the test errs on the safe
+    side. Raises ValueError for a value that is None or NaN. Source: Welch, Biometrika 34 (1947).
+    """
+    check_grain(grain)
+    samples = check_values(a), check_values(b)
+    (mean_a, sd_a), (mean_b, sd_b) = map(mean_std, samples)
+    counts = len(samples[0]), len(samples[1])
+    mean = None if mean_a is None or mean_b is None else mean_a - mean_b
+    if mean is None or sd_a is None or sd_b is None:
+        return Difference(min(counts), mean, None, None, None, None, None)
+    squares = np.square(widen(np.array([sd_a, sd_b]), grain, 1)) / counts
+    error, freedom = cautious_error(squares[0], squares[1], *counts)
+    return conclude(min(counts), mean, math.hypot(sd_a, sd_b), float(error), float(freedom))
+
+
 def difference_from_published(
     ours: Sequence[float], mean: float, std: float | None, n: int = 3, grain: float = 0.0
 ) -> Difference:
@@ -105,11 +127,8 @@ def difference_from_published(
 
     `std` counts as a sample standard deviation (ddof = 1); a paper that divided by n states it too small, at three runs
     by a factor of 0.82. If it is None or n < 2, the published mean is taken as exact, so the interval is of our mean
-    alone and too narrow for the difference: say so beside it.
-
-    Three runs against three cover the true difference in 94 to 97 % at any ratio of spreads. At unequal numbers Welch's
-    degrees of freedom are rounded down: 2 against 3 and 10 against 3 would cover 91 and 92.7 % at worst, so 93 to 98 %.
-    Raises ValueError for a value that is not finite, or a negative std. Source: Welch, Biometrika 34 (1947).
+    alone and too narrow for the difference: say so beside it. Raises ValueError for a value that is not finite, or a
+    negative std.
     """
     check_grain(grain)
     average, sd = mean_std(ours)
@@ -121,13 +140,31 @@ def difference_from_published(
     of_ours = float(widen(sd, grain, 1)) ** 2 / len(ours)
     if std is None or n < 2:
         return conclude(len(ours), average - mean, sd, math.sqrt(of_ours), len(ours) - 1)
-    of_theirs = float(widen(std, grain, 1)) ** 2 / n
-    error = math.sqrt(of_ours + of_theirs)
-    raw = math.hypot(sd, std)
-    if error <= NO_SPREAD:
-        return conclude(len(ours), average - mean, raw, 0.0, 1)
-    freedom = (of_ours + of_theirs) ** 2 / (of_ours**2 / (len(ours) - 1) + of_theirs**2 / (n - 1))
-    return conclude(len(ours), average - mean, raw, error, freedom if len(ours) == n else math.floor(freedom))
+    error, freedom = welch_error(of_ours, float(widen(std, grain, 1)) ** 2 / n, len(ours), n)
+    return conclude(len(ours), average - mean, math.hypot(sd, std), float(error), float(freedom))
+
+
+def welch_error(square_a: Any, square_b: Any, n_a: Any, n_b: Any) -> tuple[Any, Any]:
+    """Return standard error and degrees of freedom of a difference of means; squared errors and counts of both.
+
+    Numbers or arrays. At equal numbers the interval covers the true difference in 94 to 97 % at any ratio of spreads.
+    At unequal ones the degrees of freedom are rounded down: 2 against 3 and 10 against 3 would cover 91 and 92.7 % at
+    worst, so 93 to 98 %.
+    """
+    total, parts = square_a + square_b, square_a**2 / (n_a - 1) + square_b**2 / (n_b - 1)
+    freedom = np.divide(total**2, parts, out=np.ones(np.shape(parts)), where=np.asarray(parts) > 0)
+    return np.sqrt(total), np.where(np.equal(n_a, n_b), freedom, np.floor(freedom + ROUNDING))
+
+
+def cautious_error(square_a: Any, square_b: Any, n_a: Any, n_b: Any) -> tuple[Any, Any]:
+    """Return what `welch_error` does, with degrees of freedom halfway to those of the smaller sample alone.
+
+    Corrected for dozens of comparisons, a test needs the far tail of the t distribution, where Welch's degrees of
+    freedom are too many: of 20 rows of three seeds, one with a fifth of the others' spread, 9 to 14 % of tables would
+    lose the best row and not 5 %. Those of the smaller sample are always enough, and wasteful where spreads are alike.
+    """
+    error, freedom = welch_error(square_a, square_b, n_a, n_b)
+    return error, (freedom + np.minimum(n_a, n_b) - 1) / 2
 
 
 def conclude(n: int, mean: float, sd: float, error: float, freedom: float) -> Difference:
@@ -160,25 +197,28 @@ def shift(freedom: float, alpha: float) -> float:
     return float(nctdtrinc(freedom, 1 - POWER, quantile(freedom, alpha)))
 
 
-def smallest_detectable(n: int, sd: float, alpha: float = ALPHA) -> float | None:
-    """Return the true difference that a paired t-test of n pairs finds with 80 % power, two-sided at `alpha`.
+def smallest_detectable(sds: tuple[float, float], counts: tuple[int, int], alpha: float = ALPHA) -> float | None:
+    """Return the true difference of two means that Welch's test finds with 80 % power, two-sided at `alpha`.
 
-    `sd` is the standard deviation of the differences, in points. None if n < 2 or the spread is zero.
+    `sds` are the standard deviations of both samples, in points, `counts` their sizes. None if one has fewer than two
+    values, or neither has a spread.
     """
-    if n < 2 or sd <= NO_SPREAD:
+    if min(counts) < 2 or max(sds) <= NO_SPREAD:
         return None
-    return shift(n - 1, alpha) * sd / math.sqrt(n)
+    squares = np.square(sds) / counts
+    error, freedom = cautious_error(squares[0], squares[1], *counts)
+    return shift(float(freedom), alpha) * float(error)
 
 
-def seeds_needed(difference: float, sd: float, alpha: float = ALPHA) -> int | None:
-    """Return the fewest seeds that find a true `difference` with 80 % power; None above MOST_SEEDS or without spread.
+def seeds_needed(difference: float, sds: tuple[float, float], alpha: float = ALPHA) -> int | None:
+    """Return the fewest seeds of both rows that find a true `difference` with 80 % power; `sds` are their spreads.
 
-    An estimate: an `sd` from three seeds is easily off by a factor of two, and the number grows with its square.
+    None above MOST_SEEDS or without spread. An estimate: an sd from three seeds is easily off by a factor of two, and
+    the number grows with its square.
     """
-    if sd <= NO_SPREAD:
-        return None
     for n in range(2, MOST_SEEDS + 1):
-        if shift(n - 1, alpha) * sd / math.sqrt(n) <= abs(difference):
+        least = smallest_detectable(sds, (n, n), alpha)
+        if least is not None and least <= abs(difference):
             return n
     return None
 
@@ -224,26 +264,52 @@ def find_better(
     """Return group, better row and worse row of every pair in a group that is told apart.
 
     Welch's t-tests of all pairs, with Holm's correction over all groups; a row of fewer than `least` seeds differs from
-    none. Not paired by seed: that would halve the degrees of freedom, which count most where hundreds of pairs are
-    corrected, and seeds that share little repay little. Invariant: all pairs returned differ in truth in at least 95 %
-    of such tables, whatever the spreads of the rows; the better row has the higher mean. Raises ValueError for a value
-    that is None or NaN. Source: Welch, Biometrika 34 (1947).
+    none. Invariant: all pairs returned differ in truth in at least 95 % of such tables, whatever the spreads of the
+    rows; the better row has the higher mean. Raises ValueError for a value that is None or NaN.
     """
-    check_grain(grain)
     pairs: dict[tuple[K, str, str], float] = {}  # better row, worse row: p
+    for key, names, mean, error, freedom in compare_all(groups, grain, least):
+        one, other = np.triu_indices(len(names), k=1)
+        tested = error[one, other] > NO_SPREAD
+        one, other = one[tested], other[tested]
+        ps = p_value(mean[one] - mean[other], error[one, other], freedom[one, other])
+        for first, second, p in zip(one.tolist(), other.tolist(), ps.tolist(), strict=True):
+            upper, lower = (first, second) if mean[first] > mean[second] else (second, first)
+            pairs[key, names[upper], names[lower]] = p
+    return {pair for pair, adjusted in holm(pairs).items() if adjusted is not None and adjusted <= ALPHA}
+
+
+def may_be_best(
+    groups: Mapping[K, Mapping[str, Mapping[int, float]]], grain: float = 0.0, least: int = 2
+) -> dict[K, set[str]]:
+    """Return the rows of each group that cannot be ruled out as the best one.
+
+    Ruled out is a row that another is above in a one-sided Welch's test, at 5 % divided by the number of other rows and
+    of groups. That is all it takes: whichever row is the best one, it is left out only if one of the others passes
+    above it by chance. A row of fewer than `least` seeds stays. Invariant: in at least 95 % of such tables the best row
+    of every group is in (of several equally good ones, any given one). Raises ValueError for a value that is None or
+    NaN. Source: subset selection by multiple comparisons with the best: Hsu, Annals of Statistics 9 (1981).
+    """
+    asked = sum(len(rows) > 1 for rows in groups.values())
+    found = {key: set(rows) for key, rows in groups.items()}
+    for key, names, mean, error, freedom in compare_all(groups, grain, least):
+        above = mean[:, None] - mean[None, :]  # of the row over the column
+        ps = stdtr(freedom, -above / np.maximum(error, NO_SPREAD))
+        sure = (ps * (len(names) - 1) * asked <= ALPHA) & (above > 0) & (error > NO_SPREAD)
+        found[key] -= {name for name, out in zip(names, sure.any(axis=0), strict=True) if out}
+    return found
+
+
+def compare_all(
+    groups: Mapping[K, Mapping[str, Mapping[int, float]]], grain: float, least: int
+) -> Iterator[tuple[K, list[str], Any, Any, Any]]:
+    """Yield each group with the names and means of the rows that can be tested, and the standard errors and degrees of
+    freedom of all differences of their means, as square arrays."""
+    check_grain(grain)
     for key, accuracies in groups.items():
         rows = {name: check_values(of_row.values()) for name, of_row in accuracies.items()}
         names = [name for name, values in rows.items() if len(values) >= max(least, 2)]
         n = np.array([len(rows[name]) for name in names])
         mean = np.array([np.mean(rows[name]) for name in names])
         square = np.array([widen(np.std(rows[name], ddof=1), grain, 1) ** 2 for name in names]) / n
-        one, other = np.triu_indices(len(names), k=1)
-        error = np.sqrt(square[one] + square[other])
-        tested = error > NO_SPREAD
-        one, other, error = one[tested], other[tested], error[tested]
-        freedom = error**4 / (square[one] ** 2 / (n[one] - 1) + square[other] ** 2 / (n[other] - 1))
-        ps = p_value(mean[one] - mean[other], error, freedom)
-        for first, second, p in zip(one.tolist(), other.tolist(), ps.tolist(), strict=True):
-            upper, lower = (first, second) if mean[first] > mean[second] else (second, first)
-            pairs[key, names[upper], names[lower]] = p
-    return {pair for pair, adjusted in holm(pairs).items() if adjusted is not None and adjusted <= ALPHA}
+        yield key, names, mean, *cautious_error(square[:, None], square[None, :], n[:, None], n[None, :])

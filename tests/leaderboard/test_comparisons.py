@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from leaderboard.tables import stats
 from leaderboard.tables.comparisons import accuracies, blind_spots, gains_table, make_ranks
 from leaderboard.tables.table import make_rows
 from tests.harness.record_factory import make_record, make_runs, row, show, table
@@ -167,8 +168,8 @@ def test_the_order_of_runs_does_not_matter() -> None:
 def test_the_smallest_difference_the_seeds_could_find_is_told() -> None:
     runs = runs_of("granet", 90.0, 92.0, 94.0) + runs_of("set", 90.0, 91.0, 92.0)
     found = blind_spots(make_rows(runs))
-    # differences 0, 1, 2: sd 1; at n = 3 the paired t-test has 80 % power at a true difference of about 3.3 sd
-    assert "3.3 points at 90 %" in found and found in show(*runs)
+    # spreads 2 and 1: error sqrt(5 / 3), Welch's degrees of freedom 25/9 / (16/18 + 1/18) = 2.94, with 2 halved 2.47
+    assert f"{stats.shift(2.4705882, 0.05) * (5 / 3) ** 0.5:.1f} points at 90 %" in found and found in show(*runs)
 
 
 @pytest.mark.parametrize("runs", [runs_of("granet", 90.0, 91.0), runs_of("granet", 90.0) + runs_of("set", 91.0)])

@@ -31,6 +31,7 @@ from leaderboard.plasticity.findings import (
     PLASTICITY,
     SUPPORTED,
     Pruning,
+    by_share,
     find_findings,
     is_pruning,
     make_studies,
@@ -77,6 +78,25 @@ def test_findings_that_hold_are_supported_with_the_effects_worked_by_hand():
     for run in (fine := make_grid(as_the_paper)):
         run["data"] = {**run["data"], "test": 4000}
     assert [finding.verdict for finding in find_findings(make_studies(fine)[0])] == [SUPPORTED] * 3
+
+
+def test_effects_are_shown_by_the_share_pruned_and_bold_only_where_they_are_sure():
+    """Regeneration that helps where 98 % are pruned and harms where 20 % are: the mean over both would hide it."""
+
+    def points(seed: int, cell: Pruning) -> float:
+        return (6.0 if cell.rate == 0.98 else -1.0) * cell.regrow + 0.1 * seed * cell.regrow
+
+    runs = fine_grid(points)
+    (study,) = make_studies(runs)
+    effects = by_share(study, PLASTICITY, "regrow")
+    assert {share: round(found.mean, 9) for share, found in effects.items()} == {0.2: -0.9, 0.98: 6.1}
+    assert by_share(study, PLASTICITY, "mild") == {}
+    lines = render_plasticity(runs, []).splitlines()
+    row = [text for text in lines if text.startswith("| regeneration helps | plasticity |")][-1]
+    cells = [text.strip() for text in row.split("|")[3:5]]
+    assert [text.split(" [")[0] for text in cells] == ["**−0.90", "**+6.10"]
+    (finding,) = [found for found in find_findings(study) if found.claim == "regrow"]
+    assert finding.difference.mean == pytest.approx((6.1 - 0.9) / 2)
 
 
 def fine_grid(points: Any, **more: Any) -> list[dict[str, Any]]:

@@ -130,18 +130,13 @@ def test_the_sentence_tells_the_best_beside_the_dense_network() -> None:
     one = section(make_runs("granet", HIGH), make_runs("set", LOW), make_runs("gmp", WIDE), dense)
     assert tell_best(one, find_best(one, TABLES)) == (
         "**ResNet-20 on digits** (dense 99.00, near the ceiling): at 90 % `granet` has the highest mean, 93.17, "
-        "5.83 below dense (1 of 2 others cannot be ruled out)."
+        "for 0.28× the FLOPs of dense training, 5.83 below dense (1 of 2 others cannot be ruled out)."
     )
     one = section(make_runs("granet", HIGH, method={"reference": "this suite's variant of X"}), make_runs("set", LOW))
     assert tell_best(one, find_best(one, TABLES)) == (
-        "**ResNet-20 on digits**: at 90 % `granet` (ours) has the highest mean, 93.17 (above the one other)."
+        "**ResNet-20 on digits**: at 90 % `granet` (ours) has the highest mean, 93.17, for 0.28× the FLOPs of dense "
+        "training (above the one other)."
     )
-
-
-def test_seeds_that_most_rows_lack_do_not_count() -> None:
-    more = make_runs("granet", (*LOW, 99.0, 99.1))
-    found = find_best(section(more, make_runs("set", LOW), make_runs("gmp", LOW)), TABLES)["sparsity", 0.9]
-    assert {point.name: len(point.accuracies) for point in found.points} == {"granet": 3, "set": 3, "gmp": 3}
 
 
 def test_pages_stand_side_by_side_four_to_a_table() -> None:
@@ -200,17 +195,22 @@ def test_growth_interval_and_random_masks_are_compared_apart() -> None:
     assert one.compared[0].sure(0) and one.compared[0].sure(1) and not one.compared[1].sure(0)
 
 
-def test_a_seed_gives_one_difference_the_mean_over_the_intervals_that_both_methods_have() -> None:
+def test_the_mean_over_intervals_is_of_seeds_that_all_have_and_enough_others_are_compared_by_themselves() -> None:
     runs = [
-        *grow("rigl_itop", 140, (90.0, 90.0, 90.0), (1, 1, 1)),
+        *grow("rigl_itop", 140, (90.0,) * 5, (1,) * 5),
         *grow("rigl_itop", 50, (90.0, 80.0), (1, 1)),
-        *grow("rigl_itop_filter", 140, (91.0, 92.0, 93.0), (1, 1, 1)),
+        *grow("rigl_itop_filter", 140, (91.0, 92.0, 93.0, 94.0, 95.0), (1, 2, 3, 4, 6)),
         *grow("rigl_itop_filter", 50, (93.0, 92.0), (1, 1)),
     ]
     (one,) = find_grown([section(runs)])
-    # seed 0: 1 and 3; seed 1: 2 and 12; seed 2: 3 alone
-    assert one.compared[0].differences[0].mean == pytest.approx((2 + 7 + 3) / 3)
-    assert one.compared[1].words == "ΔT = 140 − ΔT = 50, rigl_itop and rigl_itop_filter"
+    both, alone, interval = one.compared
+    assert both.words == "rigl_itop_filter − rigl_itop, mean over ΔT"
+    assert (both.differences[0].n, both.differences[0].mean) == (2, pytest.approx((2 + 7) / 2))  # 1 and 3; 2 and 12
+    assert alone.words == "rigl_itop_filter − rigl_itop, ΔT = 140, other seeds"
+    assert [(found.n, found.mean) for found in alone.differences] == [(3, 4.0), (3, pytest.approx(10 / 3))]
+    assert interval.words == "ΔT = 140 − ΔT = 50, rigl_itop and rigl_itop_filter"
+    few = [run for run in runs if run["seed"] < 4]
+    assert [found.words for found in find_grown([section(few)])[0].compared] == [both.words, interval.words]
 
 
 def test_p_is_corrected_over_the_comparisons_at_a_sparsity() -> None:
