@@ -215,7 +215,7 @@ def watch(trial: Trial) -> None:
         if module.training and run.step > 0:
             trial.batches.append(hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest())
             if run.step - 1 in run.timeline.round_ends:
-                trial.rewound[run.step] = clone(module.state_dict())
+                trial.rewound[run.step] = clone({**module.state_dict(), **run.trained_beside()})
         poisoned = module.training and run.step in trial.setting.poison
         return (images * float("inf") if poisoned else images,)
 

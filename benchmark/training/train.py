@@ -109,22 +109,23 @@ def make_up(run: Training) -> None:
 def go_back(run: Training, epoch: int) -> None:
     """Keep the network that further rounds go back to, and go back to it where one begins.
 
-    The weights that the masks leave get the very bits they had, batch statistics too; the optimiser starts anew, and so
-    does the average. Where the method keeps its weights, only the learning rate goes back.
+    The weights that the masks leave get the very bits they had, batch statistics, stored weights and learned parameters
+    too; the optimiser starts anew, and so does the average. Where the method keeps its weights, only the learning rate
+    goes back.
     """
     rounds, epochs = run.method_state.rounds, run.page.epochs
     if rounds.count == 1:
         return
     if epoch == rounds.back_to:
-        run.method_state.origin = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        run.keep_origin()
     if epoch >= epochs and (epoch - epochs) % (epochs - rounds.back_to) == 0:
         if not rounds.keep_weights:
-            assert run.method_state.origin is not None, "it was kept in the first round"
-            run.model.load_state_dict(run.method_state.origin)
-            run.maskset.load_effective()
+            run.load_origin()
         forget(run)
         if run.average is not None:
             run.average.set(run.model)
+            if run.maskset.stored is not None:
+                run.maskset.stored.begin_average()
 
 
 def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:
