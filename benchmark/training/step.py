@@ -32,6 +32,7 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
     finish_gradients(run)
+    active = maskset.active_gradients(copied=clip_norm > 0) if due else None  # clipping is in place
 
     # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
     parameters = [p for p in (*run.parameters, *run.method_state.learned.values()) if p.grad is not None]
@@ -43,7 +44,6 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     if finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
-        active = maskset.active_gradients() if due else None
         buffers = run.buffers if run.saved else []  # a loop of one's own saves none
         with nullcontext() if run.waits else stepping_where(fine, run.optimizer, buffers, run.saved):
             if not (due and run.method.replaces_step):
