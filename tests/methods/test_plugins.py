@@ -20,7 +20,7 @@ from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, digest, find_method, method_names
 from benchmark.grids.grid import tell_unchecked
-from benchmark.training.rehearsal import rehearse
+from benchmark.training.rehearsal import check_timeline, rehearse
 from methods.core import Timeline
 from tests.harness.benches import ask
 from tests.harness.disagreement import in_rounds
@@ -212,6 +212,33 @@ def test_a_run_that_would_end_short_of_its_target_is_refused():
     page = load_page("cifar10_vgg19")
     with pytest.raises(UserError, match=r"ends at sparsity 0.5 instead of 0.9 in a run of 1500 steps"):
         rehearse(find_method("granet").build(page, 0.9, {}), "granet", Timeline(1500, 100))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "steps", "end"),
+    [
+        ("gmp", {"update_every": 200}, 100, ": lower it with ARGS=update_every=N, or train longer with ARGS=epochs=N"),
+        ("gmp", {"update_every": 1, "prune_end": 0.0}, 100, "such as ARGS=prune_end=0.5"),
+        ("granet", {"update_every": 1, "prune_end": 0.0}, 100, "such as ARGS=prune_end=0.5"),
+        ("mest", {"soft": 0.05, "update_every": 1, "update_end": 1.0}, 100,
+         "such as ARGS=update_end=0.75, or change soft, which is 0.05, such as ARGS=soft=0"),
+        ("ac_dc", {}, 15, "makes no update in a run of 15 steps: train longer with ARGS=epochs=N"),
+        ("set", {}, 10, "of 10 steps: update more often with ARGS=update_every=N, or train longer with ARGS=epochs=N"),
+    ],
+)  # fmt: skip
+def test_every_way_out_of_a_plan_that_misses_its_target_is_one(name, settings, steps, end):
+    with pytest.raises(UserError) as refused:
+        check_timeline(find_method(name).cls(sparsity=0.9, **settings), name, Timeline(steps, steps))
+    assert str(refused.value).endswith(end)
+
+
+def test_a_plan_that_no_setting_mends_is_the_methods_to_mend():
+    class Half(find_method("gmp").cls):
+        def planned_sparsity(self, step, timeline):
+            return 0.5
+
+    with pytest.raises(UserError, match=r"update_every is 5\): update_steps\(\) must plan an update, and planned_sp"):
+        check_timeline(Half(sparsity=0.9, update_every=5), "half", Timeline(100, 10))
 
 
 def test_the_digest_is_that_of_the_code_not_of_its_comments(tmp_path):

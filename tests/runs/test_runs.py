@@ -146,7 +146,10 @@ def test_on_a_gpu_a_run_that_broke_off_goes_on_to_the_same_bits(bench, tmp_path_
         ({"arguments": "methods.rigl=3"}, "methods must be a map of settings"),
         ({"arguments": "methods.rigll.update_every=3"}, "unknown method 'rigll': did you mean 'rigl'"),
         ({"arguments": "methods.rigl.update_evry=3"}, "has no setting 'update_evry': did you mean 'update_every'"),
-        ({"methods": "set", "arguments": "epochs=1"}, "it updates once per epoch: train longer with ARGS=epochs=N"),
+        (
+            {"methods": "set", "arguments": "epochs=1"},
+            "update more often with ARGS=update_every=N, or train longer with ARGS=epochs=N",
+        ),
         ({"arguments": "std=[.nan]"}, "std must be above 0"),
         ({"arguments": "lr=2e30"}, "'lr' must be within ±1e+30, as numbers of records are, got 2e+30"),
         ({"methods": "grasp", "arguments": "temperature=inf"}, "'temperature' must be finite"),
