@@ -152,7 +152,7 @@ def test_on_a_gpu_a_run_that_broke_off_goes_on_to_the_same_bits(bench, tmp_path_
         ),
         ({"arguments": "std=[.nan]"}, "std must be above 0"),
         ({"arguments": "lr=2e30"}, "'lr' must be within ±1e+30, as numbers of records are, got 2e+30"),
-        ({"methods": "grasp", "arguments": "temperature=inf"}, "'temperature' must be finite"),
+        ({"methods": "grasp", "arguments": "temperature=inf"}, "'grasp': temperature must be a finite number, got inf"),
         ({"arguments": "ema_decay=1"}, "ema_decay must be below 1"),
         ({"arguments": "model=resnetv2_50x1_bit image_size=32"}, "computes with another weight than it stores"),
         ({"device": "tpu"}, "DEVICE must be auto, cpu or cuda"),
