@@ -191,7 +191,7 @@ def finish(trial: Trial, first: Callable[[], None] | None = None) -> Trial:
     except UserError as error:
         trial.error = str(error)
     except (Exception, SystemExit) as error:  # a plugin or a broken engine may raise anything at all
-        trial.error = describe_failure(error)
+        trial.error = describe_failure(error, type(trial.cell.method))
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

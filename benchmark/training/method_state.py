@@ -79,7 +79,9 @@ def ask_weigh(method: Method, name: str, weight: str, stored: Tensor, learned: M
     try:
         used = method.weigh(weight, stored, learned)
     except Exception as error:  # a plugin may raise anything at all
-        raise UserError(f"method '{name}' fails in weigh('{weight}'): {describe_failure(error)}") from error
+        raise UserError(
+            f"method '{name}' fails in weigh('{weight}'): {describe_failure(error, type(method))}"
+        ) from error
     if not isinstance(used, Tensor) or used.shape != stored.shape:
         shape = tuple(used.shape) if isinstance(used, Tensor) else type(used).__name__
         raise UserError(f"method '{name}': weigh('{weight}') must have shape {tuple(stored.shape)}, got {shape}")

@@ -149,7 +149,7 @@ def rehearse(method: Method, name: str, timeline: Timeline, longer: str = "ARGS=
     except UserError:
         raise
     except Exception as error:  # a plugin may raise anything at all, in its plans as well
-        raise UserError(f"method '{name}' fails in rehearsal: {describe_failure(error)}") from error
+        raise UserError(f"method '{name}' fails in rehearsal: {describe_failure(error, type(method))}") from error
 
 
 def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:

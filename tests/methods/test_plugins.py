@@ -148,6 +148,13 @@ def test_a_file_that_is_no_method_is_refused_with_its_fault(tmp_path, text, mess
         find_method(write(tmp_path, text))
 
 
+def test_a_failure_within_a_library_names_the_line_of_the_file_that_called_it(tmp_path, monkeypatch):
+    write(tmp_path, f"import json\n\njson.loads('[')\n{GOOD}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"does not import: JSONDecodeError: .* \(line 3 of .*mine\.py\)"):
+        find_method("mine.py")
+
+
 def test_a_missing_file_is_refused():
     with pytest.raises(UserError, match="does not exist; `make new-method NAME=foo`"):
         find_method("no/such.py")
@@ -176,7 +183,9 @@ UPDATE = """
         ("return {n: m.flatten()[torch.randperm(m.numel())].reshape(m.shape) for n, m in view.masks.items()}",
          "torch's global random generator"),
         ("torch.manual_seed(view.step); torch.rand(1); return dict(view.masks)", "torch's global random generator"),
-        ("return view.nothing", "AttributeError.*line"),
+        ("return view.nothing", "AttributeError.*line [0-9]+ of .*mine.py"),
+        ("return grow(dict(view.masks), {}, view.masks)", "KeyError.*line [0-9]+ of [^\n]*mine.py"),
+        ("return {n: torch.cat([m, 1]) for n, m in view.masks.items()}", "TypeError.*line [0-9]+ of [^\n]*mine.py"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_breaks_its_contract_at_the_first_update_is_refused_before_training(tmp_path, update, message):
