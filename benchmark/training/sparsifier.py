@@ -37,7 +37,7 @@ from benchmark.training.rehearsal import rehearse
 from benchmark.training.report import LayerReport, Report
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
-from benchmark.training.step import step_under_masks
+from benchmark.training.step import make_up, step_under_masks
 from benchmark.training.stored import zero_outside
 from methods.core import Method, Timeline
 
@@ -204,6 +204,7 @@ class Sparsifier:
         waits, training.waits = training.waits, training.waits or scaler is not None
         finite = torch.zeros((), device=next(iter(weights.values())).device)
         step_under_masks(training, due, finite, clip_norm)
+        make_up(training)
         training.waits = waits
         training.optimizer.zero_grad(set_to_none=True)
         training.meter.step(self.batch_size, *charged)

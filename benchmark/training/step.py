@@ -17,7 +17,7 @@ from benchmark.training.method_state import ask_weigh, check_penalty, has_penalt
 from benchmark.training.moments import take_moments
 from benchmark.training.optim import Aim, is_finite, stepping_where
 from benchmark.training.sparse import SparseTraining
-from methods.core import ContractError, Update, View
+from methods.core import ContractError, DenseGrads, Update, View
 from methods.core.answers import asking_together, look
 
 
@@ -171,6 +171,20 @@ def update_masks(
     run.updates += 1
     run.usage.updates_s += time.monotonic() - began
     return True
+
+
+def make_up(run: SparseTraining) -> None:
+    """Apply a pending update at the end of a round whose last step was not finite, since no later step is the round's.
+
+    It is shown zeros as active gradients, for no step was taken. An update that reads dense gradients waits for the
+    next finite step, as ever, and is lost where none follows. A run whose weights end up not finite keeps its masks.
+    """
+    ends, maskset = run.timeline.round_ends, run.maskset
+    if not run.update_pending or run.step not in ends or run.method.dense_gradients() is not DenseGrads.NEVER:
+        return
+    if run.step < ends[-1] or all(bool(torch.isfinite(weight).all()) for weight in maskset.weights.values()):
+        update_masks(run, None, {name: torch.zeros_like(weight) for name, weight in maskset.weights.items()})
+        run.update_pending = False
 
 
 def refuse_skipped(told: list[int], skipped: int) -> None:

@@ -29,8 +29,7 @@ from benchmark.training.cuda_graphs import GraphedPasses
 from benchmark.training.optim import learning_rate, set_learning_rate
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
-from benchmark.training.step import forget, step_under_masks, update_masks
-from methods.core import DenseGrads
+from benchmark.training.step import forget, make_up, step_under_masks
 
 Hook = Callable[[Training], None]
 
@@ -59,6 +58,8 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
                 reporter.show(row, (run.epoch_seen - first) / (time.monotonic() - began))
             if after_step is not None:
                 after_step(run)
+        if run.step == run.timeline.total_steps:
+            make_up(run)
         loss, correct = (run.epoch_totals / run.epoch_seen).tolist()
         run.settle_skips()
         run.settle_clock()
@@ -93,16 +94,6 @@ def begin_epoch(run: Training, epoch: int) -> None:
         set_random_state(run.random_state, run.device)
     run.model.train()
     run.clock = time.monotonic()
-
-
-def make_up(run: Training) -> None:
-    """Apply a pending update before the next round rewinds the network: the round's last step was not finite.
-
-    One that reads gradients comes at the next finite step, as ever.
-    """
-    if run.update_pending and run.step in run.timeline.round_ends and run.method.dense_gradients() is DenseGrads.NEVER:
-        update_masks(run, None, None)
-        run.update_pending = False
 
 
 @torch.no_grad()
