@@ -170,7 +170,10 @@ def compute_gradients(
 
 
 def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
-    """Evaluate where the page asks for it and append the epoch's line to the history."""
+    """Evaluate where the page asks for it and append the epoch's line to the history.
+
+    An update at the epoch's last step has been applied: density and accuracies are those of its masks, still untrained.
+    """
     started = time.monotonic()
     validation = test = None
     if run.epoch % run.page.eval_every == 0 or run.step in run.timeline.round_ends:
