@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import traceback
 from collections.abc import Iterable
 
@@ -51,7 +52,16 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def describe_failure(error: BaseException) -> str:
-    """Return what a plugin's own code raised, and where: `TypeError: reason (line 3 of my_method.py)`."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} (line {where.lineno} of {where.filename})"
+def describe_failure(error: BaseException, plugin: type | str = "") -> str:
+    """Return what a plugin's own code raised, and where: `TypeError: reason (line 3 of my_method.py)`.
+
+    `plugin`: its class or its file, whose last line on the way to the error is named; without one, or where the error
+    never came by it, the line that raised it, in whatever library.
+    """
+    try:
+        file = plugin if isinstance(plugin, str) else inspect.getfile(plugin)
+    except (TypeError, OSError):  # defined in a shell
+        file = ""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [frame for frame in frames if frame.filename == file][-1:] or frames[-1:]
+    return f"{type(error).__name__}: {error} (line {where[0].lineno} of {where[0].filename})"

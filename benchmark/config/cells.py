@@ -347,4 +347,6 @@ def ask_donor(cell: Cell) -> Donor | None:
     try:
         return cell.method.donor()
     except Exception as error:  # a plugin may raise anything
-        raise UserError(f"method '{cell.plugin.name}' fails in donor(): {describe_failure(error)}") from error
+        raise UserError(
+            f"method '{cell.plugin.name}' fails in donor(): {describe_failure(error, type(cell.method))}"
+        ) from error

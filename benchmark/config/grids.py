@@ -52,11 +52,6 @@ class Grid:
     items: list[Item]
 
 
-def read_grid(path: Path) -> Grid:
-    """Read a grid file and return its cells; raises what `read_yaml` and `expand_grid` raise."""
-    return expand_grid(path, read_yaml(path))
-
-
 def expand_grid(path: Path, content: dict[str, Any]) -> Grid:
     """Return the cells of a grid file's content, row by row, each row's pages outermost, its controls after it.
 
@@ -70,11 +65,6 @@ def expand_grid(path: Path, content: dict[str, Any]) -> Grid:
         listed = "\n".join(f"  {path}, {fault}" for fault in reader.faults)
         raise UserError(f"{path} has {number} fault{'' if number == 1 else 's'}, and nothing was run:\n{listed}")
     return Grid(str(path), str(content.get("title", path.stem)), items)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a grid file; raises what `read_text` and `parse_grid` raise."""
-    return parse_grid(read_text(path), path)
 
 
 def read_text(path: Path) -> str:

@@ -155,7 +155,7 @@ def find_method(name: str) -> Plugin:
         return load_file(Path(name))
     if name in built_in_names():
         file = METHODS / f"{name}.py"
-        module = importing(f"methods.{name}", lambda: importlib.import_module(f"methods.{name}"))
+        module = importing(f"methods.{name}", lambda: importlib.import_module(f"methods.{name}"), str(file))
         return Plugin(name, only_method(module, f"methods/{name}.py"), f"methods/{name}.py", digest(file))
     entries = installed_entry_points()
     if name in entries:
@@ -187,16 +187,16 @@ def load_file(path: Path) -> Plugin:
         loader.exec_module(module)
         return module
 
-    importing(str(path), execute)
+    importing(str(path), execute, str(spec.origin))
     return Plugin(path.stem, only_method(module, str(given)), str(given), sha256)
 
 
-def importing(what: str, load: Any) -> Any:
-    """Run `load` and turn any failure of the plugin's own code into a UserError that shows its last line."""
+def importing(what: str, load: Any, file: str = "") -> Any:
+    """Run `load` and turn any failure of the plugin's own code into a UserError that shows its last line in `file`."""
     try:
         return load()
     except (Exception, SystemExit) as error:  # a plugin may raise anything while it is imported
-        raise UserError(f"method {what} does not import: {describe_failure(error)}") from error
+        raise UserError(f"method {what} does not import: {describe_failure(error, file)}") from error
 
 
 def only_method(module: ModuleType, source: str) -> type[Method]:

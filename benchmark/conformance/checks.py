@@ -68,7 +68,7 @@ def run_check(kit: Kit, name: str) -> Result:
         return Result(chosen, "FAIL", str(error))
     except (Exception, SystemExit) as error:  # a plugin may raise anything at all
         broken = next((trial.error for trial in kit.used if trial.error), "")
-        return Result(chosen, NOT_REACHED if broken else "FAIL", broken or describe_failure(error))
+        return Result(chosen, NOT_REACHED if broken else "FAIL", broken or describe_failure(error, kit.plugin.cls))
     if outcome.ok is False:
         return Result(chosen, "FAIL", outcome.seen)
     broken = next((trial.error for trial in kit.used if trial.error), "")

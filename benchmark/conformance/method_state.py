@@ -107,19 +107,21 @@ def check_state(kit: Kit) -> Outcome:
 
 @check("rounds", ENGINE)
 def check_rounds(kit: Kit) -> Outcome:
-    """A further round begins with the very bits that the network had, batch statistics too, under the masks of now."""
+    """A further round begins with the very bits of its origin, in the network and beside it, under the masks of now."""
     trial = kit.trial()
     rounds = trial.run.method_state.rounds
     if rounds.count == 1:
         return Outcome(None, "one round")
     states = trial.states()
     back = rounds.back_to * trial.run.timeline.steps_per_epoch
-    for step, model in trial.rewound.items():
-        masks = states[step - 1].masks
-        origin = states[step - 1].model if rounds.keep_weights else states[back].model if back else trial.start
-        for name, tensor in model.items():
-            expected = torch.where(masks[name], origin[name], 0.0) if name in masks else origin[name]
-            if not same_bits(tensor, expected):
+    follow = weighs(trial.run.method)  # weights from the stored ones, by what the method learned
+    for step, begun in trial.rewound.items():
+        origin, masks = states[step - 1 if rounds.keep_weights else back], states[step - 1].masks
+        network = origin.model if rounds.keep_weights or back else trial.start
+        kept = {**network, **origin.beside, **beside_in(origin, "stored")}
+        for name, tensor in begun.items():
+            expected = torch.where(masks[name], kept[name], 0.0) if name in masks else kept[name]
+            if not (follow and name in masks) and not same_bits(tensor, expected):
                 return Outcome(False, f"step {step}: {name} does not begin as it was after epoch {rounds.back_to}")
     wanted = rounds.count - 1
     return Outcome(len(trial.rewound) == wanted or bool(trial.error), f"{len(trial.rewound)} of {wanted} rewound")

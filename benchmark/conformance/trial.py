@@ -191,7 +191,7 @@ def finish(trial: Trial, first: Callable[[], None] | None = None) -> Trial:
     except UserError as error:
         trial.error = str(error)
     except (Exception, SystemExit) as error:  # a plugin or a broken engine may raise anything at all
-        trial.error = describe_failure(error)
+        trial.error = describe_failure(error, type(trial.cell.method))
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
@@ -215,7 +215,7 @@ def watch(trial: Trial) -> None:
         if module.training and run.step > 0:
             trial.batches.append(hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest())
             if run.step - 1 in run.timeline.round_ends:
-                trial.rewound[run.step] = clone(module.state_dict())
+                trial.rewound[run.step] = clone({**module.state_dict(), **run.trained_beside()})
         poisoned = module.training and run.step in trial.setting.poison
         return (images * float("inf") if poisoned else images,)
 

@@ -56,7 +56,7 @@ class Networks:
         key = self.key(cell)
         if key not in self.kept:
             built = build(cell, data)
-            maskset = MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name)
+            maskset = MaskSet(prunable_weights(built.model, built.layers), built.last)
             self.kept[key] = Network(built, maskset, cell.seed)
         return self.kept[key]
 

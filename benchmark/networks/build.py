@@ -24,7 +24,7 @@ from benchmark.networks.costs import Costs, count_costs
 from benchmark.networks.narrow import find_width, narrow_arguments
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights, tell_unmasked
 from benchmark.networks.start import load_start
-from benchmark.networks.witness import Witness, recount, watch
+from benchmark.networks.witness import Witness, find_last, recount, watch
 from methods.core import count_kept
 
 # Arguments of timm.create_model that load weights. Networks of foreign records are rebuilt too: none may open a file.
@@ -36,7 +36,8 @@ class Built:
     """A network with its layers and costs; `reference` and the dense counts are those of the full-width network.
 
     remarks: what the user should know about the network before training. start_sha256: of the weights that the page
-    starts from, see `load_start`; empty where the seed draws them.
+    starts from, see `load_start`; empty where the seed draws them. last: the layer whose outputs are the classes; by
+    default the one that is registered last.
     """
 
     model: nn.Module
@@ -49,6 +50,11 @@ class Built:
     channels_last: bool = False
     remarks: tuple[str, ...] = ()
     start_sha256: str = ""
+    last: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.last:
+            object.__setattr__(self, "last", self.layers[-1].name)
 
 
 class ImageFacts(Protocol):
@@ -248,8 +254,12 @@ def build(cell: Cell, data: Data) -> Built:
         model = draw_network(page, arguments, cell.seed)
         layers = find_layers(model, page)
         costs = count_costs(model, layers, shape)
-        confirm(costs, recount(model, shape))
-    return Built(model, layers, costs, reference, *sizes, width, remarks=tuple(remarks), start_sha256=started)
+        seen = recount(model, shape)
+        confirm(costs, seen)
+    last = find_last(seen, [layer.name for layer in layers])
+    return Built(
+        model, layers, costs, reference, *sizes, width, remarks=tuple(remarks), start_sha256=started, last=last
+    )
 
 
 def place(built: Built, page: Page, device: torch.device) -> Built:

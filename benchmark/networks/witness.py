@@ -66,9 +66,10 @@ class Witness(TorchDispatchMode):
     """Counts the multiply-adds of everything that runs inside it.
 
     total: all of them. weights: by parameter, where the parameter itself is a factor; parts: likewise by its part, the
-    place and the number of its elements. factors: parameters that are a factor or were used to compute one. Invariant:
-    a tensor is followed only while it depends on parameters and constants alone; one that also depends on the image is
-    a feature map.
+    place and the number of its elements. factors: parameters that are a factor or were used to compute one. ending:
+    the parameters of `weights` in the order of their products, up to the last that the outputs depend on. Invariant: a
+    tensor is followed only while it depends on parameters and constants alone; one that also depends on the image is a
+    feature map.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,6 +78,8 @@ class Witness(TorchDispatchMode):
         self.weights: Counter[str] = Counter()
         self.parts: defaultdict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
         self.factors: set[str] = set()
+        self.ending: list[str] = []
+        self.reached: dict[int, int] = {}  # by storage address: how many of these products a tensor may depend on
         self.sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         # By storage address (views share it): the storage, kept alive so that its address is not reused, and the
         # parameters that the tensor was computed from.
@@ -102,10 +105,17 @@ class Witness(TorchDispatchMode):
         out = func(*args, **kwargs)
         name = func._overloadpacket.__name__
         count = attend if name.startswith("_scaled_dot_product") else PRODUCTS.get(name)
+        inputs, before = tensors((args, kwargs)), len(self.ending)
         if count is not None:
             self.charge(*count(out, *args, **kwargs))
-        self.trace(tensors((args, kwargs)), tensors(out))
+        depth = len(self.ending) if len(self.ending) > before else self.depth(inputs)
+        self.trace(inputs, tensors(out))
+        self.reached.update((address(output), depth) for output in tensors(out))
         return out
+
+    def depth(self, found: Iterable[Tensor]) -> int:
+        """Return how many products lead to the last one that these tensors depend on; 0 where there is none."""
+        return max((self.reached.get(address(tensor), 0) for tensor in found), default=0)
 
     def forward(self, counts: Mapping[str, int]) -> int:
         """Return the multiply-adds of the pass when `counts[name]` weights are active in each of these parameters."""
@@ -120,6 +130,7 @@ class Witness(TorchDispatchMode):
         for place, factor in {address(factor): factor for factor in factors}.items():
             if place in self.parameters:
                 self.weights[self.parameters[place]] += macs
+                self.ending.append(self.parameters[place])
                 self.parts[self.parameters[place]][int(factor.storage_offset()), factor.numel()] += macs
         if None in origins:  # otherwise only weights go in, such as the position biases that an MLP computes
             self.factors.update(*(names for names in origins if names))
@@ -166,7 +177,19 @@ def without_fast_path() -> Iterator[None]:
 def watch(model: nn.Module, images: Tensor) -> tuple[Any, Witness]:
     """Return the outputs of `model` for these images, in its current mode, and the count of that pass."""
     with without_fast_path(), Witness(model) as witness:
-        return model(images), witness
+        outputs = model(images)
+    if found := tensors(outputs):  # none where they are packed in an object of the network's own
+        del witness.ending[witness.depth(found) :]
+    return outputs, witness
+
+
+def find_last(seen: Witness, names: Iterable[str]) -> str:
+    """Return the layer, of those whose weights have these names, whose product gives a pass its outputs: the classes.
+
+    The last one computed that they depend on, wherever it is registered; the last name where a pass shows none.
+    """
+    known = list(names)
+    return next((name for name in reversed(seen.ending) if name in known), known[-1])
 
 
 def recount(model: nn.Module, shape: tuple[int, ...]) -> Witness:

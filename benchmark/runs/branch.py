@@ -18,7 +18,7 @@ from benchmark.runs.checkpoints import read_snapshot, restore, snapshot_path
 from benchmark.runs.parents import Parent
 from benchmark.runs.run import Start, Warn, refuse_rounds, set_up_masks
 from benchmark.training.contract import planned_count
-from benchmark.training.method_state import MethodState
+from benchmark.training.method_state import MethodState, ask_rounds
 from benchmark.training.optim import learning_rate
 from benchmark.training.state import Training
 from benchmark.training.train import accuracy_pct
@@ -100,7 +100,7 @@ def make_branch(
     goes_on = (plugin.name, plugin.sha256) == (cell.plugin.name, cell.plugin.sha256)
     asked = choose_sparsity(cell, plugin, sparsity)
     built = plugin.build(page, asked, {**(cell.method_settings() if goes_on else {}), **own})
-    check_method(cell, plugin, built)
+    check_method(cell, plugin, built, page.epochs)
     end = find_end(parent, page, epoch, hold_lr, more)
     default = load_page(cell.page_name)
     usual = plugin.defaults(default)
@@ -143,12 +143,17 @@ def choose_sparsity(cell: Cell, plugin: Plugin, text: str) -> float:
     return 0.0
 
 
-def check_method(cell: Cell, plugin: Plugin, built: Method) -> None:
-    """Raise UserError for a method that cannot start from a snapshot of the parent."""
+def check_method(cell: Cell, plugin: Plugin, built: Method, epochs: int) -> None:
+    """Raise UserError for a method that cannot start from a snapshot of the parent, on a page of so many epochs."""
     if plugin.cls.narrows_network or cell.method.narrows_network:
         raise UserError(f"method '{plugin.name}' cannot be part of a branch: its network is narrower than the page's")
     if built.donor() is not None:
         raise UserError(f"method '{plugin.name}' starts from a donor, but a branch starts from its parent")
+    if (rounds := ask_rounds(built, plugin.name, epochs).count) > 1:
+        raise UserError(
+            f"method '{plugin.name}' trains in {rounds} rounds, but a branch trains its epochs once: choose another "
+            "with --method, or run it from the start (sparse-bench run)"
+        )
 
 
 def change_page(cell: Cell, changes: dict[str, Any]) -> Page:

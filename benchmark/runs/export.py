@@ -136,11 +136,3 @@ def read_network(name: str, runs: Path) -> tuple[dict[str, Tensor], dict[str, Te
         return read_interrupted(folder / "checkpoint")
     there = sorted(path.parent.name for pattern in (WEIGHTS, "checkpoint") for path in runs.glob(f"*/{pattern}"))
     raise UserError(f"no run '{name}' in {runs}; there is: {', '.join(dict.fromkeys(there)) or 'none'}")
-
-
-def export_run(name: str, runs: Path, target: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Write a run's network to `target` as two safetensors files; return the masks and the metadata."""
-    state, masks, about = read_network(name, runs)
-    target.mkdir(parents=True, exist_ok=True)
-    export_network(state, masks, target, about)
-    return masks, about

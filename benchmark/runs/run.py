@@ -292,7 +292,7 @@ def prepare(cell: Cell, built: Built, data: Data, device: torch.device) -> Train
     """Return the run before its first step, every weight still active."""
     optimizer = make_optimizer(cell.page, built.model)
     meter = Meter(built.costs, built.reference)
-    maskset = MaskSet(prunable_weights(built.model, built.layers), built.layers[-1].name)
+    maskset = MaskSet(prunable_weights(built.model, built.layers), built.last)
     maskset.listeners.append(meter.on_commit)
     return Training(
         page=cell.page,

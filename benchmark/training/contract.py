@@ -57,7 +57,7 @@ def propose(method: Method, name: str, view: View) -> Update:
     except RefusedError as error:
         raise UserError(f"method '{name}': {error}") from error
     except (Exception, SystemExit) as error:  # a plugin may raise anything at all
-        raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error)}") from error
+        raise UserError(f"method '{name}' fails in {moment}: {describe_failure(error, type(method))}") from error
     return proposal
 
 

@@ -263,9 +263,13 @@ class MaskSet:
             for name, w in self.weights.items()
         }
 
-    def active_gradients(self) -> dict[str, Tensor]:
-        """Return the gradients of the trained weights as they are now, zero elsewhere."""
-        return {n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in self.weights.items()}
+    def active_gradients(self, copied: bool = False) -> dict[str, Tensor]:
+        """Return the gradients of the trained weights as they are now, zero elsewhere.
+
+        `copied`: for good, whatever is done to the gradients; else until they change.
+        """
+        found = {n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in self.weights.items()}
+        return {name: gradient.clone() for name, gradient in found.items()} if copied else found
 
     def packed(self) -> dict[str, Tensor]:
         """Return the masks as bits, eight to a byte."""

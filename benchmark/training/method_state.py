@@ -21,12 +21,14 @@ class MethodState:
     state: dict[str, Tensor] = field(default_factory=dict)
     learned: dict[str, nn.Parameter] = field(default_factory=dict)
     origin: dict[str, Tensor] | None = None  # the network's state_dict after `rounds.back_to` epochs
+    origin_beside: dict[str, Tensor] = field(default_factory=dict)  # and the values that were stored or learned then
     reached: float | None = None  # the density that learned thresholds had led to when masks took their place
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
         learned = {name: parameter.detach().clone() for name, parameter in self.learned.items()}
-        return {"state": dict(self.state), "learned": learned, "origin": self.origin, "reached": self.reached}
+        origins = {"origin": self.origin, "origin_beside": self.origin_beside}
+        return {"state": dict(self.state), "learned": learned, **origins, "reached": self.reached}
 
 
 def ask_rounds(method: Method, name: str, epochs: int) -> Rounds:
@@ -77,7 +79,9 @@ def ask_weigh(method: Method, name: str, weight: str, stored: Tensor, learned: M
     try:
         used = method.weigh(weight, stored, learned)
     except Exception as error:  # a plugin may raise anything at all
-        raise UserError(f"method '{name}' fails in weigh('{weight}'): {describe_failure(error)}") from error
+        raise UserError(
+            f"method '{name}' fails in weigh('{weight}'): {describe_failure(error, type(method))}"
+        ) from error
     if not isinstance(used, Tensor) or used.shape != stored.shape:
         shape = tuple(used.shape) if isinstance(used, Tensor) else type(used).__name__
         raise UserError(f"method '{name}': weigh('{weight}') must have shape {tuple(stored.shape)}, got {shape}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,15 +36,11 @@ def check_timeline(method: Method, name: str, timeline: Timeline, longer: str = 
 
     `longer`: how the user asks for a longer run.
     """
-    steps = method.update_steps(timeline)
-    has_updates = type(method).update is not Method.update
-    every = getattr(method, "update_every", None)
-    setting = "ARGS=update_every=N" if "ARGS" in longer else "update_every=N"
-    mend = f"lower it with {setting}" if every else "it updates once per epoch"
-    way = ", or" if every else ":"
-    length = f"a run of {timeline.total_steps} steps (update_every is {every})"
-    if has_updates and len(steps) == 0:
-        raise UserError(f"method '{name}' makes no update in {length}: {mend}{way} train longer with {longer}")
+    steps, missed = method.update_steps(timeline), miss_target(method, timeline)
+    every = getattr(method, "update_every", 0)
+    length = f"a run of {timeline.total_steps} steps" + (f" (update_every is {every})" if every else "")
+    if missed and len(steps) == 0:
+        raise UserError(f"method '{name}' {missed} in {length}: {find_ways_out(method, timeline, longer)}")
     if len(steps) and not 1 <= steps[0] <= steps[-1] <= timeline.total_steps:
         raise UserError(f"method '{name}' plans updates outside the run's steps 1..{timeline.total_steps}: {steps}")
     if method.dense_gradients() is DenseGrads.EVERY_STEP and len(steps) + 1 < timeline.total_steps:
@@ -51,13 +49,61 @@ def check_timeline(method: Method, name: str, timeline: Timeline, longer: str = 
             f"{timeline.total_steps} steps, though gradients are shown to update() alone: return every step from "
             "update_steps() (an Update without masks commits nothing), or declare DenseGrads.AT_UPDATES"
         )
-    last = steps[-1] if len(steps) else 0
-    end = method.planned_sparsity(last, timeline)
-    if method.promised_budget() is Budget.EXACT and end != method.sparsity:
-        raise UserError(
-            f"method '{name}' ends at sparsity {end:g} instead of {method.sparsity:g} in {length}: "
-            f"{mend}{way} train longer with {longer}"
-        )
+    if missed:
+        raise UserError(f"method '{name}' {missed} in {length}: {find_ways_out(method, timeline, longer)}")
+
+
+def miss_target(method: Method, timeline: Timeline) -> str:
+    """Return what a method misses by its own plans, an update or its sparsity; empty where it misses nothing."""
+    steps = method.update_steps(timeline)
+    if type(method).update is not Method.update and len(steps) == 0:
+        return "makes no update"
+    end = method.planned_sparsity(steps[-1] if len(steps) else 0, timeline)
+    missed = method.promised_budget() is Budget.EXACT and end != method.sparsity
+    return f"ends at sparsity {end:g} instead of {method.sparsity:g}" if missed else ""
+
+
+MANY = 10**6  # steps: the longest run that is tried as a way out
+
+
+def find_ways_out(method: Method, timeline: Timeline, longer: str) -> str:
+    """Return in words which changes let the method reach its target, each tried on its plans: one alone, or else two.
+
+    Tried are an update at every step, the defaults of settings that have other values, first of those that say when
+    (`prune_end`), and longer runs. Where none helps, the method's plans are to blame.
+    """
+    prefix, total = "ARGS=" if "ARGS" in longer else "", timeline.total_steps
+    ways: list[tuple[str, dict[str, Any], int]] = []
+    fields = {field.name: field.default for field in dataclasses.fields(method) if field.name != "sparsity"}
+    every = getattr(method, "update_every", None)
+    if every != 1 and "update_every" in fields:
+        words = "lower it" if every else "update more often"
+        ways.append((f"{words} with {prefix}update_every=N", {"update_every": 1}, 1))
+    others = {key: value for key, value in fields.items() if key != "update_every" and getattr(method, key) != value}
+    for key in sorted(others, key=lambda key: not key.endswith(("_end", "_at", "_start"))):
+        if isinstance(others[key], int | float):
+            words = f"change {key}, which is {getattr(method, key):g}, such as {prefix}{key}={others[key]:g}"
+            ways.append((words, {key: others[key]}, 1))
+    ways += [(f"train longer with {longer}", {}, by) for by in (10, 100, 1000) if by == 10 or by * total <= MANY]
+    for count in (1, 2):
+        found: list[str] = []
+        for chosen in itertools.combinations(ways, count):
+            changes = {key: value for _, changed, _ in chosen for key, value in changed.items()}
+            if reaches(method, changes, timeline, max(by for *_, by in chosen)):
+                found.append(" and ".join(dict.fromkeys(words for words, *_ in chosen)))
+        if found:
+            return ", or ".join(dict.fromkeys(found))
+    return "update_steps() must plan an update, and planned_sparsity() be the sparsity asked from the last one on"
+
+
+def reaches(method: Method, changes: dict[str, Any], timeline: Timeline, by: int) -> bool:
+    """Return whether a method with these changes reaches its target in a run `by` times as long."""
+    ends = tuple(end * by for end in timeline.round_ends)
+    try:
+        changed = dataclasses.replace(method, **changes)
+        return not miss_target(changed, Timeline(by * timeline.total_steps, timeline.steps_per_epoch, ends))
+    except Exception:  # of settings that do not go together, or of a plugin
+        return False
 
 
 def stand_in_donor(method: Method, weights: Mapping[str, Tensor]) -> DonorRun | None:
@@ -103,7 +149,7 @@ def rehearse(method: Method, name: str, timeline: Timeline, longer: str = "ARGS=
     except UserError:
         raise
     except Exception as error:  # a plugin may raise anything at all, in its plans as well
-        raise UserError(f"method '{name}' fails in rehearsal: {describe_failure(error)}") from error
+        raise UserError(f"method '{name}' fails in rehearsal: {describe_failure(error, type(method))}") from error
 
 
 def rehearse_updates(method: Method, name: str, timeline: Timeline) -> None:

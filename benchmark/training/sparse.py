@@ -79,12 +79,31 @@ class SparseTraining:
 
     def beside(self) -> dict[str, Tensor]:
         """Return the tensors that the method has beside the network, for ranks to compare."""
+        return {f"{name} (state)": tensor for name, tensor in self.method_state.state.items()} | self.trained_beside()
+
+    def trained_beside(self) -> dict[str, Tensor]:
+        """Return the tensors beside the network that are trained: learned parameters and stored weights."""
         stored = self.maskset.stored
         return {
-            **{f"{name} (state)": tensor for name, tensor in self.method_state.state.items()},
             **{f"{name} (learned)": tensor for name, tensor in self.method_state.learned.items()},
             **{f"{name} (stored)": tensor for name, tensor in (stored.values if stored is not None else {}).items()},
         }
+
+    def keep_origin(self) -> None:
+        """Keep the network, with what is trained beside it, for further rounds to go back to."""
+        own = self.method_state
+        own.origin = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        own.origin_beside = {name: tensor.detach().clone() for name, tensor in self.trained_beside().items()}
+
+    @torch.no_grad()
+    def load_origin(self) -> None:
+        """Go back to what `keep_origin` kept, under the masks of now; the method's own state stays."""
+        own = self.method_state
+        assert own.origin is not None, "it was kept in the first round"
+        self.model.load_state_dict(own.origin)
+        for name, tensor in self.trained_beside().items():
+            tensor.copy_(own.origin_beside[name])
+        self.maskset.load_effective()
 
     def begin_method_state(self, learned: Mapping[str, Tensor]) -> None:
         """Give the run what its method keeps: stored weights, and learned parameters, which the optimiser steps too."""
@@ -147,6 +166,7 @@ class SparseTraining:
             device = next(iter(maskset.weights.values())).device
             self.method_state.state = {name: tensor.to(device) for name, tensor in own["state"].items()}
             self.method_state.origin = own["origin"]
+            self.method_state.origin_beside = own.get("origin_beside", {})
             self.method_state.reached = own.get("reached")
         if stored is None:
             maskset.stored = None

@@ -30,13 +30,14 @@ from benchmark.data.images import Samples
 from benchmark.data.loader import LoaderImages
 from benchmark.networks.costs import Costs, Meter, count_costs
 from benchmark.networks.prunable import Layer, find_layers, prunable_weights
+from benchmark.networks.witness import find_last, recount
 from benchmark.training.masks import MaskSet
 from benchmark.training.method_state import MethodState, ask_rounds
 from benchmark.training.rehearsal import rehearse
 from benchmark.training.report import LayerReport, Report
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
-from benchmark.training.step import step_under_masks
+from benchmark.training.step import make_up, step_under_masks
 from benchmark.training.stored import zero_outside
 from methods.core import Method, Timeline
 
@@ -115,8 +116,8 @@ class Sparsifier:
     zero at the end, in [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the
     schedule is laid out; steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for
     methods that look at batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too.
-    seed: of what the method draws. example: a batch of inputs as a step sees it, to count FLOPs by. settings: of the
-    method, by name.
+    seed: of what the method draws. example: a batch of inputs as a step sees it, to count FLOPs by, and to see which
+    layer gives the classes; without it that is the layer registered last. settings: of the method, by name.
 
     Build it after the optimiser and before a learning-rate scheduler; the first masks are applied at once. Raises
     UserError, naming what is wrong and the way out, before anything is changed. Invariant: outside the masks weights
@@ -148,10 +149,12 @@ class Sparsifier:
         timeline = make_timeline(chosen, plugin.name, total_steps, steps_per_epoch)
         refuse_more_than_a_loop(chosen, plugin.name, timeline)
         rehearse(chosen, plugin.name, timeline, "a larger total_steps")
-        last = network.get_parameter(layers[-1].name)
-        samples = take_samples(chosen, plugin.name, data, last.shape[int(layers[-1].transposed)], example)
-        meter = Meter(*[count(network, layers, example)] * 2)
-        maskset = MaskSet(weights, layers[-1].name)
+        costs = count(network, layers, example)
+        last = find_classifier(network, layers, example)
+        classes = network.get_parameter(last.name).shape[int(last.transposed)]
+        samples = take_samples(chosen, plugin.name, data, classes, example)
+        meter = Meter(costs, costs)
+        maskset = MaskSet(weights, last.name)
         maskset.listeners.append(meter.on_commit)
         self.plugin, self.counted = plugin, example is not None
         self.batch_size = 1 if example is None else len(example)
@@ -201,6 +204,7 @@ class Sparsifier:
         waits, training.waits = training.waits, training.waits or scaler is not None
         finite = torch.zeros((), device=next(iter(weights.values())).device)
         step_under_masks(training, due, finite, clip_norm)
+        make_up(training)
         training.waits = waits
         training.optimizer.zero_grad(set_to_none=True)
         training.meter.step(self.batch_size, *charged)
@@ -451,6 +455,14 @@ def count(network: nn.Module, layers: list[Layer], example: Tensor | None) -> Co
     if example is not None:
         return count_costs(network, layers, tuple(example.shape[1:]))
     return Costs({layer.name: 0 for layer in layers if layer.prunable}, {}, 0, 0, {}, {})
+
+
+def find_classifier(network: nn.Module, layers: list[Layer], example: Tensor | None) -> Layer:
+    """Return the layer whose outputs are the classes: seen in a pass, or, without an example, registered last."""
+    if example is None:
+        return layers[-1]
+    name = find_last(recount(network, tuple(example.shape[1:])), [layer.name for layer in layers])
+    return next(layer for layer in layers if layer.name == name)
 
 
 def waits_for(optimizer: Optimizer, weight: Tensor) -> bool:

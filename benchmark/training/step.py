@@ -17,7 +17,7 @@ from benchmark.training.method_state import ask_weigh, check_penalty, has_penalt
 from benchmark.training.moments import take_moments
 from benchmark.training.optim import Aim, is_finite, stepping_where
 from benchmark.training.sparse import SparseTraining
-from methods.core import ContractError, Update, View
+from methods.core import ContractError, DenseGrads, Update, View
 from methods.core.answers import asking_together, look
 
 
@@ -32,6 +32,7 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
     finish_gradients(run)
+    active = maskset.active_gradients(copied=clip_norm > 0) if due else None  # clipping is in place
 
     # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
     parameters = [p for p in (*run.parameters, *run.method_state.learned.values()) if p.grad is not None]
@@ -43,7 +44,6 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     if finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
-        active = maskset.active_gradients() if due else None
         buffers = run.buffers if run.saved else []  # a loop of one's own saves none
         with nullcontext() if run.waits else stepping_where(fine, run.optimizer, buffers, run.saved):
             if not (due and run.method.replaces_step):
@@ -171,6 +171,20 @@ def update_masks(
     run.updates += 1
     run.usage.updates_s += time.monotonic() - began
     return True
+
+
+def make_up(run: SparseTraining) -> None:
+    """Apply a pending update at the end of a round whose last step was not finite, since no later step is the round's.
+
+    It is shown zeros as active gradients, for no step was taken. An update that reads dense gradients waits for the
+    next finite step, as ever, and is lost where none follows. A run whose weights end up not finite keeps its masks.
+    """
+    ends, maskset = run.timeline.round_ends, run.maskset
+    if not run.update_pending or run.step not in ends or run.method.dense_gradients() is not DenseGrads.NEVER:
+        return
+    if run.step < ends[-1] or all(bool(torch.isfinite(weight).all()) for weight in maskset.weights.values()):
+        update_masks(run, None, {name: torch.zeros_like(weight) for name, weight in maskset.weights.items()})
+        run.update_pending = False
 
 
 def refuse_skipped(told: list[int], skipped: int) -> None:

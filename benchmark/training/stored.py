@@ -26,7 +26,9 @@ class Stored:
     def __init__(self, weights: Mapping[str, nn.Parameter], trains: Trains, averaged: bool) -> None:
         self.weights = weights
         self.values = {name: weight.detach().clone() for name, weight in weights.items()}
-        self.average = {name: value.clone() for name, value in self.values.items()} if averaged else {}
+        self.average: dict[str, Tensor] = {}
+        if averaged:
+            self.begin_average()
         self.all = trains is Trains.ALL
         self.trained: dict[str, Tensor] | None = None
         self.factors: list[Tensor] = []  # of the gradients, where not all are trained
@@ -54,6 +56,10 @@ class Stored:
         for name, weight in self.weights.items():
             mine = self.values[name]
             mine.copy_(weight if self.trained is None else torch.where(self.trained[name], weight, mine))
+
+    def begin_average(self) -> None:
+        """Start the average anew, from the values of now."""
+        self.average = {name: value.clone() for name, value in self.values.items()}
 
     @torch.no_grad()
     def follow(self, decay: float, fine: Tensor | None = None) -> None:

@@ -29,8 +29,7 @@ from benchmark.training.cuda_graphs import GraphedPasses
 from benchmark.training.optim import learning_rate, set_learning_rate
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
-from benchmark.training.step import forget, step_under_masks, update_masks
-from methods.core import DenseGrads
+from benchmark.training.step import forget, make_up, step_under_masks
 
 Hook = Callable[[Training], None]
 
@@ -59,6 +58,8 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
                 reporter.show(row, (run.epoch_seen - first) / (time.monotonic() - began))
             if after_step is not None:
                 after_step(run)
+        if run.step == run.timeline.total_steps:
+            make_up(run)
         loss, correct = (run.epoch_totals / run.epoch_seen).tolist()
         run.settle_skips()
         run.settle_clock()
@@ -95,36 +96,27 @@ def begin_epoch(run: Training, epoch: int) -> None:
     run.clock = time.monotonic()
 
 
-def make_up(run: Training) -> None:
-    """Apply a pending update before the next round rewinds the network: the round's last step was not finite.
-
-    One that reads gradients comes at the next finite step, as ever.
-    """
-    if run.update_pending and run.step in run.timeline.round_ends and run.method.dense_gradients() is DenseGrads.NEVER:
-        update_masks(run, None, None)
-        run.update_pending = False
-
-
 @torch.no_grad()
 def go_back(run: Training, epoch: int) -> None:
     """Keep the network that further rounds go back to, and go back to it where one begins.
 
-    The weights that the masks leave get the very bits they had, batch statistics too; the optimiser starts anew, and so
-    does the average. Where the method keeps its weights, only the learning rate goes back.
+    The weights that the masks leave get the very bits they had, batch statistics, stored weights and learned parameters
+    too; the optimiser starts anew, and so does the average. Where the method keeps its weights, only the learning rate
+    goes back.
     """
     rounds, epochs = run.method_state.rounds, run.page.epochs
     if rounds.count == 1:
         return
     if epoch == rounds.back_to:
-        run.method_state.origin = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        run.keep_origin()
     if epoch >= epochs and (epoch - epochs) % (epochs - rounds.back_to) == 0:
         if not rounds.keep_weights:
-            assert run.method_state.origin is not None, "it was kept in the first round"
-            run.model.load_state_dict(run.method_state.origin)
-            run.maskset.load_effective()
+            run.load_origin()
         forget(run)
         if run.average is not None:
             run.average.set(run.model)
+            if run.maskset.stored is not None:
+                run.maskset.stored.begin_average()
 
 
 def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Module, due: bool) -> Tensor:
@@ -178,7 +170,10 @@ def compute_gradients(
 
 
 def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
-    """Evaluate where the page asks for it and append the epoch's line to the history."""
+    """Evaluate where the page asks for it and append the epoch's line to the history.
+
+    An update at the epoch's last step has been applied: density and accuracies are those of its masks, still untrained.
+    """
     started = time.monotonic()
     validation = test = None
     if run.epoch % run.page.eval_every == 0 or run.step in run.timeline.round_ends:

@@ -64,7 +64,8 @@ class Method(ABC):
     def validate(self) -> None:  # noqa: B027 (most methods have nothing to add)
         """Raise ValueError, naming the setting, its rule and its value, where hyper-parameters make no sense together.
 
-        The standard ones (`prune_rate`, `update_every`, `prune_end`, `distribution` ...) are checked before this call.
+        The standard ones (`prune_rate`, `update_every`, `prune_end`, `distribution` ...), and that numbers are finite,
+        are checked before this call.
         """
 
     def leaderboard_group(self) -> Group:

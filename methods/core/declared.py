@@ -146,6 +146,7 @@ class Moments:
 class Rounds:
     """The page's training, repeated: each further round goes back to where the network was after `back_to` epochs.
 
+    So do values that are stored and parameters that are learned; masks and the method's own state stay.
     `back_to` 0 is the initial network (lottery tickets; Frankle & Carbin, 2019, arXiv:1803.03635), a later epoch is
     late rewinding (Frankle et al., 2020, arXiv:1912.05671). `keep_weights`: only the schedule goes back (learning-rate
     rewinding; Renda et al., 2020, arXiv:2003.02389). Raises ContractError for less than one round or a negative epoch.

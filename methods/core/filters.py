@@ -48,7 +48,7 @@ def refuse_crowded(view: View, sparsity: float) -> None:
             f"whole filters cannot reach sparsity {sparsity:g} here: the last layer '{view.last}' keeps its outputs, "
             f"the classes, and its {whole:,} weights are more than the {view.count(sparsity):,} that stay: ask "
             f"SPARSITY={math.floor(1e4 * (1 - whole / total)) / 1e4:g} or less, or leave it out with "
-            "ARGS=keep_dense=[last]"
+            f"ARGS=keep_dense=[{view.last}]"
         )
 
 

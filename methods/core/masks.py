@@ -25,19 +25,11 @@ def count_active(masks: Mapping[str, Tensor]) -> int:
     return sum(count_each(masks.values()))
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
-    """Return a bool vector that is True at the k largest of a vector of scores.
-
-    Equal scores are taken in order of position, so the answer is that of a stable descending sort, on every device,
-    for any thread count. Raises ContractError for a score that is not finite and for k outside [0, len(scores)].
-    """
-    return choose([scores], k, [None])[0]
-
-
 def keep_top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     """Return a mask of exactly k True: the k largest scores, among the positions where `among` is True.
 
-    scores: any shape; among: bool of the same shape, default everywhere. Ties go to the lower row-major index.
+    scores: any shape; among: bool of the same shape, default everywhere. Ties go to the lower row-major index, on every
+    device, for any thread count. Raises ContractError for a score that is not finite and for k outside [0, candidates].
     """
     return choose([scores], k, [among])[0]
 

@@ -24,8 +24,11 @@ def geometric(sparsity: float, progress: float) -> float:
 
 
 def cosine(start: float, end: float, progress: float) -> float:
-    """Return the value annealed from `start` to `end` by half a cosine, progress in [0, 1]."""
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    """Return the value annealed from `start` to `end` by half a cosine, progress in [0, 1]; `end` from 1 on.
+
+    An update that makes up for a skipped one may come after the end of the schedule.
+    """
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 ROUNDING = 1e-9  # a share of a run that is a whole step may be off by the last bits: 0.56 x 25 = 14.000000000000002

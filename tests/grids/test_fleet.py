@@ -17,7 +17,6 @@ from torch import nn
 from benchmark.base.errors import UserError
 from benchmark.base.files import Places
 from benchmark.config.cells import plan_cells
-from benchmark.config.grids import read_grid
 from benchmark.config.pages import Page
 from benchmark.data.sets import Data
 from benchmark.data.standin import stand_in
@@ -29,6 +28,7 @@ from benchmark.networks.build import Built
 from benchmark.networks.costs import count_costs
 from benchmark.networks.prunable import find_layers
 from methods.dense import Dense
+from tests.harness.benches import read_grid
 from tests.harness.small import make_page, make_training
 
 ROOT = Path(__file__).resolve().parents[2]

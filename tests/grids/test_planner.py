@@ -15,7 +15,6 @@ from benchmark.base.console import format_time
 from benchmark.base.files import Places
 from benchmark.base.system import describe_environment
 from benchmark.config.cells import PROTOCOL, Cell, Item, plan_cells
-from benchmark.config.grids import read_grid
 from benchmark.config.pages import load_page
 from benchmark.data.sets import Data, load_data
 from benchmark.data.standin import Counted, stand_in
@@ -27,6 +26,7 @@ from benchmark.grids.times import pace_of_records
 from benchmark.runs.run import Options, make_timeline, run_cell
 from leaderboard import read_records
 from methods.core import DISTRIBUTIONS
+from tests.harness.benches import read_grid
 from tests.harness.images import write_folder
 from tests.harness.record_factory import make_record
 

@@ -21,11 +21,10 @@ import benchmark.runs.donors
 import benchmark.runs.run
 import benchmark.training.train
 from benchmark.base.errors import UserError
-from benchmark.config.grids import read_grid
 from benchmark.grids.states import LOCK
 from benchmark.runs.export import export_network, read_export
 from leaderboard import write_record
-from tests.harness.benches import BROKEN, CONTROLS, DENSE, HEAD, NARROW, PLACES, SET, SHORT, ask, start
+from tests.harness.benches import BROKEN, CONTROLS, DENSE, HEAD, NARROW, PLACES, SET, SHORT, ask, read_grid, start
 
 
 def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(grid, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+import benchmark.config.grids
 import benchmark.runs.run
 from benchmark.base.files import Places
 from benchmark.base.system import choose_device
@@ -33,6 +34,11 @@ NARROW = "batch_size=400 model_args.width=0.1"  # an epoch of the digits is 4 st
 TINY = f"epochs=2 update_every=2 ema_decay=0.9 {NARROW}"
 CPU = choose_device("cpu")
 PLACES = ["--records", "records", "--leaderboard", "L.md", "--runs", "runs", "--data", "data"]
+
+
+def read_grid(path: Path) -> benchmark.config.grids.Grid:
+    """Return the cells of a grid file, as `sparse-bench sweep` reads them."""
+    return Source.ask(path, {}, "", has_gpu=False).grid()
 
 
 def run_cells(folder: Path, **changes: Any) -> int:

@@ -38,7 +38,7 @@ import benchmark.workers.local
 import leaderboard.board.build
 import leaderboard.paper.markdown
 import leaderboard.paper.published
-from benchmark.config.grids import read_grid
+from benchmark.config.grids import Source
 from benchmark.runs.checkpoints import FINISHED
 from tests.harness.forks import Forks, Nursery, be_reaper, fork, list_children, save_every, serve, warm
 from tests.harness.plants import PLANTS
@@ -109,7 +109,7 @@ def prepare() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_grids(Path(folder))
         for name in FILES:
-            read_grid(Path(folder) / f"{name}.yaml")
+            Source.ask(Path(folder) / f"{name}.yaml", {}, "", has_gpu=False).grid()
 
 
 def once(function: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:

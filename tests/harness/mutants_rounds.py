@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from methods.core import Masks, View, keep_top_evenly, keep_top_global, magnitude
+from methods.core import Inactive, Masks, Trains, View, keep_top_evenly, keep_top_global, magnitude
 from methods.force import FORCE
 from methods.imp import IMP
 from methods.synflow import SynFlow
@@ -53,6 +54,14 @@ class TwoRounds(IMP):
     prune_rate: float = 0.9
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredTwoRounds(TwoRounds):
+    """Keeps and trains all weights; nothing is wrong with it."""
+
+    inactive: ClassVar[Inactive] = Inactive.STORED
+    trains: ClassVar[Trains] = Trains.ALL
+
+
 def go_on_with(statistics_alone: bool):
     """Return a fault: a round begins with what was trained, or with its batch statistics alone."""
 
@@ -68,6 +77,19 @@ def go_on_with(statistics_alone: bool):
     return make
 
 
+def go_on_with_stored(original):
+    """Return a fault: a round begins with the stored weights that were trained."""
+
+    def go_back(run, epoch):
+        kept = {name: value.clone() for name, value in run.maskset.stored.values.items()}
+        original(run, epoch)
+        for name, value in run.maskset.stored.values.items():
+            value.copy_(kept[name])
+        run.maskset.load_effective()
+
+    return go_back
+
+
 METHODS = [
     ("SynFlow linear", "as many weights in each round", "oracle:synflow", SynFlowLinear),
     ("FORCE of masked weights", "no weight comes back", "oracle:force", ForceByMaskedWeights),
@@ -76,4 +98,5 @@ METHODS = [
 ENGINE = [
     ("weights not rewound", "a round begins from the trained weights", "rounds", TwoRounds, go_on_with(False)),
     ("statistics not rewound", "a round begins with trained batch statistics", "rounds", TwoRounds, go_on_with(True)),
+    ("stored not rewound", "a round begins from trained stored weights", "rounds", StoredTwoRounds, go_on_with_stored),
 ]

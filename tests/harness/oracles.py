@@ -47,7 +47,7 @@ def best_of_all(scores, count, among, select=best):
 
 def cosine(start, end, progress):
     """Return the cosine annealing from `start` to `end` (Dettmers & Zettlemoyer 2019; RigL, Sec. 3 with end 0)."""
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2  # an update may come late
 
 
 def cubic(start, end, progress):

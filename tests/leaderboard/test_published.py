@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from benchmark.config.cells import NOT_PROTOCOL, Cell, plan_cells
-from benchmark.config.grids import read_grid
 from benchmark.config.pages import Page, load_page, page_names
 from benchmark.config.plugins import built_in_names, find_method
 from leaderboard.paper.cells import SAME_PAGE
 from leaderboard.paper.published import FILE, FROM_PAGE, Match, PublishedError, load_tables
 from leaderboard.tables.table import LEAST_SEEDS
+from tests.harness.benches import read_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = load_tables()

@@ -78,6 +78,7 @@ def test_cosine_by_hand():
     assert cosine(0.5, 0.005, 0.0) == pytest.approx(0.5)
     assert cosine(0.5, 0.005, 1.0) == pytest.approx(0.005)
     assert cosine(0.3, 0.0, 0.5) == pytest.approx(0.15)
+    assert cosine(0.3, 0.0, 1.5) == 0.0  # of an update that comes late, after the end
 
 
 def test_random_numbers_are_pinned_across_processes_and_versions():

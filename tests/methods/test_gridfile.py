@@ -11,9 +11,10 @@ import yaml
 
 from benchmark.base.errors import UserError
 from benchmark.config.cells import plan_cells, split_methods
-from benchmark.config.grids import Grid, Source, narrow, read_grid
+from benchmark.config.grids import Grid, Source, narrow
 from benchmark.config.plugins import method_names
 from leaderboard.paper.published import FILE
+from tests.harness.benches import read_grid
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -20,7 +20,7 @@ from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import built_in_names, digest, find_method, method_names
 from benchmark.grids.grid import tell_unchecked
-from benchmark.training.rehearsal import rehearse
+from benchmark.training.rehearsal import check_timeline, rehearse
 from methods.core import Timeline
 from tests.harness.benches import ask
 from tests.harness.disagreement import in_rounds
@@ -148,6 +148,13 @@ def test_a_file_that_is_no_method_is_refused_with_its_fault(tmp_path, text, mess
         find_method(write(tmp_path, text))
 
 
+def test_a_failure_within_a_library_names_the_line_of_the_file_that_called_it(tmp_path, monkeypatch):
+    write(tmp_path, f"import json\n\njson.loads('[')\n{GOOD}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"does not import: JSONDecodeError: .* \(line 3 of .*mine\.py\)"):
+        find_method("mine.py")
+
+
 def test_a_missing_file_is_refused():
     with pytest.raises(UserError, match="does not exist; `make new-method NAME=foo`"):
         find_method("no/such.py")
@@ -176,7 +183,9 @@ UPDATE = """
         ("return {n: m.flatten()[torch.randperm(m.numel())].reshape(m.shape) for n, m in view.masks.items()}",
          "torch's global random generator"),
         ("torch.manual_seed(view.step); torch.rand(1); return dict(view.masks)", "torch's global random generator"),
-        ("return view.nothing", "AttributeError.*line"),
+        ("return view.nothing", "AttributeError.*line [0-9]+ of .*mine.py"),
+        ("return grow(dict(view.masks), {}, view.masks)", "KeyError.*line [0-9]+ of [^\n]*mine.py"),
+        ("return {n: torch.cat([m, 1]) for n, m in view.masks.items()}", "TypeError.*line [0-9]+ of [^\n]*mine.py"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_breaks_its_contract_at_the_first_update_is_refused_before_training(tmp_path, update, message):
@@ -212,6 +221,33 @@ def test_a_run_that_would_end_short_of_its_target_is_refused():
     page = load_page("cifar10_vgg19")
     with pytest.raises(UserError, match=r"ends at sparsity 0.5 instead of 0.9 in a run of 1500 steps"):
         rehearse(find_method("granet").build(page, 0.9, {}), "granet", Timeline(1500, 100))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "steps", "end"),
+    [
+        ("gmp", {"update_every": 200}, 100, ": lower it with ARGS=update_every=N, or train longer with ARGS=epochs=N"),
+        ("gmp", {"update_every": 1, "prune_end": 0.0}, 100, "such as ARGS=prune_end=0.5"),
+        ("granet", {"update_every": 1, "prune_end": 0.0}, 100, "such as ARGS=prune_end=0.5"),
+        ("mest", {"soft": 0.05, "update_every": 1, "update_end": 1.0}, 100,
+         "such as ARGS=update_end=0.75, or change soft, which is 0.05, such as ARGS=soft=0"),
+        ("ac_dc", {}, 15, "makes no update in a run of 15 steps: train longer with ARGS=epochs=N"),
+        ("set", {}, 10, "of 10 steps: update more often with ARGS=update_every=N, or train longer with ARGS=epochs=N"),
+    ],
+)  # fmt: skip
+def test_every_way_out_of_a_plan_that_misses_its_target_is_one(name, settings, steps, end):
+    with pytest.raises(UserError) as refused:
+        check_timeline(find_method(name).cls(sparsity=0.9, **settings), name, Timeline(steps, steps))
+    assert str(refused.value).endswith(end)
+
+
+def test_a_plan_that_no_setting_mends_is_the_methods_to_mend():
+    class Half(find_method("gmp").cls):
+        def planned_sparsity(self, step, timeline):
+            return 0.5
+
+    with pytest.raises(UserError, match=r"update_every is 5\): update_steps\(\) must plan an update, and planned_sp"):
+        check_timeline(Half(sparsity=0.9, update_every=5), "half", Timeline(100, 10))
 
 
 def test_the_digest_is_that_of_the_code_not_of_its_comments(tmp_path):

@@ -191,7 +191,7 @@ def total_weights(shapes):
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-# --- top_k, keep_top, keep_top_global ------------------------------------------------------------------------------
+# --- keep_top, keep_top_global -------------------------------------------------------------------------------------
 
 
 @for_all(case=layered(), share=SHARE)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 import pytest
@@ -11,19 +15,23 @@ import torch
 from torch import Tensor
 
 import benchmark.training.train as loop
+from benchmark import Sparsifier
 from benchmark.base.errors import UserError
 from benchmark.config.cells import Cell
 from benchmark.config.plugins import find_method
 from benchmark.grids.times import epochs_of
 from benchmark.runs.record import describe_accuracy, describe_rounds, last_round
 from benchmark.runs.run import ask_rounds, refuse_rounds
+from benchmark.training.setup import begin_masks
 from benchmark.training.state import Training
 from benchmark.training.train import go_back
 from leaderboard import find_faults
 from leaderboard.drawing.pictures import list_pictures, mean_curve
 from leaderboard.web.rows import run_values
-from methods.core import Method, Rounds, Timeline, View, geometric
+from methods.core import Budget, Method, Rounds, Timeline, Update, View, geometric, keep_top_global, magnitude
+from methods.gmp import GMP
 from tests.harness import oracles_rounds, small
+from tests.harness.mutants_rounds import StoredTwoRounds
 from tests.harness.record_factory import make_epoch, make_record, named, show
 
 OLD = torch.tensor([4.0, -3.0, 2.0, -1.0])
@@ -145,6 +153,48 @@ def test_a_round_begins_as_it_is_asked_to(epoch, keep):
     assert last_round(run) == 3 and describe_rounds(run)["rounds"]["count"] == 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thresholds(StoredTwoRounds):
+    """A learned threshold beside what it stores; two rounds."""
+
+    budget: ClassVar[Budget] = Budget.OUTCOME
+
+    def update_steps(self, timeline: Timeline) -> range:
+        return range(0)
+
+    def learned(self, view: View) -> dict[str, Tensor]:
+        return {"threshold": torch.tensor(0.1)}
+
+    def weigh(self, name: str, stored: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+        return stored.sign() * (stored.abs() - learned["threshold"]).relu()
+
+    def setup(self, view: View) -> Update:
+        return Update()
+
+
+@pytest.mark.parametrize(("epoch", "keep"), [(0, False), (1, False), (1, True)])
+@pytest.mark.parametrize("kind", [StoredTwoRounds, Thresholds])
+def test_what_is_stored_or_learned_goes_back_with_the_network(kind, epoch, keep):
+    """Every stored value, those outside the masks as well; the average begins anew from them."""
+    run = small.make_training(kind(sparsity=0.9, rewind_epoch=epoch, keep_weights=keep), epochs=2, ema_decay=0.9)
+    begin_masks(run, None, str)
+    seen: list[dict[str, Tensor]] = []
+
+    def watch(run: Training, number: int) -> None:
+        trained = {name: tensor.detach().clone() for name, tensor in run.trained_beside().items()}
+        go_back(run, number)
+        seen.append({name: tensor.detach().clone() for name, tensor in run.trained_beside().items()})
+        if number == 2:
+            stored, expected = run.maskset.stored, trained if keep else seen[epoch]
+            assert all(torch.equal(value, expected[name]) for name, value in seen[2].items())
+            assert not any(torch.equal(trained[name], value) for name, value in seen[epoch].items())
+            assert all(torch.equal(stored.average[name], value) for name, value in stored.values.items())
+
+    with mock.patch.object(loop, "go_back", watch):
+        small.finish(run)
+    assert len(seen) == 4 - epoch and len(seen[0]) == 3 + (kind is Thresholds)
+
+
 def test_a_pruning_whose_step_is_not_finite_is_made_before_the_weights_are_rewound():
     run = small.make_run("imp", 0.7, changes={"prune_rate": 0.7}, epochs=2)
     left: dict[int, int] = {}  # active weights when an epoch's network is arranged for
@@ -158,6 +208,48 @@ def test_a_pruning_whose_step_is_not_finite_is_made_before_the_weights_are_rewou
     kept = round(0.3 * small.PRUNABLE)
     assert left == {0: small.PRUNABLE, 1: small.PRUNABLE, 2: kept, 3: kept}
     assert (run.skipped_steps, run.updates, run.update_pending) == (1, 1, False)
+
+
+class EndsLate(GMP):
+    """Prunes once, at the run's last step."""
+
+    def update_steps(self, timeline: Timeline) -> tuple[int]:
+        return (timeline.total_steps,)
+
+    def planned_sparsity(self, step: int, timeline: Timeline) -> float:
+        return self.sparsity if step == timeline.total_steps else 0.0
+
+    def update(self, view: View) -> dict[str, Tensor]:
+        gradients = view.active_gradients  # zeros, where the step was skipped
+        scores = {name: size + gradients[name].abs() for name, size in magnitude(view).items()}
+        return keep_top_global(scores, view.count(self.sparsity))
+
+
+@pytest.mark.parametrize("loop", ["the runner's", "one's own"])
+def test_an_update_due_at_the_last_step_of_all_is_made_although_that_is_not_finite(loop):
+    method = EndsLate(sparsity=0.75)
+    run = small.make_training(method, epochs=1)
+    if loop == "the runner's":
+        begin_masks(run, None, str)
+        small.finish(small.poison(run, {run.timeline.total_steps}))
+        assert run.history[-1]["density"] == 0.25
+    else:
+        sparse = Sparsifier(run.model, torch.optim.SGD(run.model.parameters(), lr=0.1), method, total_steps=2)
+        for factor in (1.0, math.inf):
+            (run.model(run.data.train.images).square().mean() * factor).backward()
+            sparse.step()
+        run = sparse.training
+    assert run.maskset.active() == round(0.25 * small.PRUNABLE)
+    assert (run.skipped_steps, run.updates, run.update_pending) == (1, 1, False)
+
+
+def test_a_run_that_ends_with_weights_that_are_not_finite_keeps_its_masks():
+    run = small.make_training(EndsLate(sparsity=0.75), epochs=1)
+    begin_masks(run, None, str)
+    with torch.no_grad():
+        run.model.fc.weight.fill_(math.inf)
+    small.finish(run)
+    assert run.maskset.active() == small.PRUNABLE and run.history[-1]["loss"] is None
 
 
 def test_accuracies_are_of_the_last_round():

@@ -26,7 +26,7 @@ from benchmark import Sparsifier
 from benchmark.base.console import print_result
 from benchmark.cli.app import app
 from benchmark.config.cells import parse_seed, parse_sparsity, plan_cells
-from benchmark.config.grids import read_yaml
+from benchmark.config.grids import parse_grid, read_text
 from benchmark.config.listing import GROUPS
 from benchmark.config.pages import SETTINGS, Page, page_names
 from benchmark.config.plugins import built_in_names, expand_name, find_method
@@ -91,7 +91,7 @@ KNOWN: dict[str, Callable[[str], object]] = {
     "TASK": lambda name: name == "auto" or page_names().index(name),
     "SPARSITY": parse_sparsity,
     "SEED": parse_seed,
-    "GRID": lambda name: read_yaml(ROOT / name),
+    "GRID": lambda name: parse_grid(read_text(ROOT / name), ROOT / name),
     "RUN": lambda name: (ROOT / "leaderboard" / "records" / f"{name}.json").read_text(),
     "A": lambda name: find_method(name.partition(":")[0]),
     "B": lambda name: find_method(name.partition(":")[0]),

@@ -26,7 +26,6 @@ from benchmark.base.tracking import Tracker
 from benchmark.cli import shell as cli
 from benchmark.config import cells as cells_module
 from benchmark.config.cells import parse_arguments, parse_seed, plan_cells
-from benchmark.config.grids import read_grid
 from benchmark.config.pages import load_page, merge_settings
 from benchmark.config.plugins import find_method
 from benchmark.data.sets import load_data
@@ -34,13 +33,14 @@ from benchmark.grids.states import holding
 from benchmark.networks.build import create_network
 from benchmark.runs.checkpoints import MAGIC, load_checkpoint
 from benchmark.runs.donors import has_masks
-from benchmark.runs.export import MASKS, WEIGHTS, export_network, export_run, read_export
+from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export, read_network
 from benchmark.runs.record import rebuild_network
 from benchmark.runs.run import Options, run_cell
 from benchmark.runs.verify import stay_home, verify_record
 from leaderboard import RecordError, read_record, write_record
 from leaderboard.store.privacy import hide_secrets
 from leaderboard.store.records import file_stem
+from tests.harness.benches import read_grid
 from tests.harness.record_factory import make_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ def test_a_run_s_name_never_leads_out_of_the_folder_of_runs(name, tmp_path):
     with pytest.raises(UserError, match="must be the name of a folder of"):
         run_folder(tmp_path, name)
     with pytest.raises(UserError, match="must be the name of a folder of"):
-        export_run(name, tmp_path, tmp_path / "out")
+        read_network(name, tmp_path)
     record = make_record(run=name or "x")
     assert not has_masks(record, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -432,7 +432,7 @@ def test_a_checkpoint_of_something_else_ends_in_a_message_and_the_run_can_start_
     with pytest.raises(UserError, match=r"checkpoint .*(FRESH=1|continue as it began)"):
         run_cell(cell, data, options, QUIET)
     with pytest.raises(UserError, match="checkpoint"):
-        export_run(cell.identity, places.runs, tmp_path / "out")
+        read_network(cell.identity, places.runs)
     assert path.exists() and not list((tmp_path / "records").glob("*")), "nothing was lost and nothing made of it"
     record = run_cell(cell, data, dataclasses.replace(options, fresh=True), QUIET)[0]
     assert record["status"] == "ok"

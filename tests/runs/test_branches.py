@@ -211,6 +211,11 @@ def test_a_course_other_than_the_records_is_refused_and_leaves_no_snapshot(copie
         ({"epoch": 2, "method": "dense", "sparsity": "0.5"}, "method 'dense' prunes nothing"),
         ({"epoch": 2, "method": "static", "arguments": "masks=granet"}, "starts from a donor"),
         ({"epoch": 2, "method": "small_dense"}, "narrower"),
+        (
+            {"epoch": 2, "method": "imp"},
+            "'imp' trains in 9 rounds, but a branch trains its epochs once: choose another",
+        ),
+        ({"epoch": 2, "method": "sis", "hold_lr": True, "more": 1}, "'sis' trains in [0-9]+ rounds"),
         ({"epoch": 2, "more": 1, "arguments": "prune_end=1.0"}, "asks for [0-9,]+: train longer"),
     ],
 )

@@ -14,12 +14,13 @@ import timm
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import benchmark.networks.costs
 import benchmark.runs.run
 from benchmark.base.console import print_result
 from benchmark.base.errors import UserError
-from benchmark.runs.export import MASKS, WEIGHTS, export_run, read_export, read_tensors
+from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export, read_network, read_tensors
 from benchmark.runs.record import count_nonzero, describe_accuracy
 from benchmark.runs.verify import NOT_RECORDED, verify_record
 from benchmark.training.masks import hash_masks
@@ -192,10 +193,18 @@ def test_files_that_are_damaged_or_do_not_belong_together_are_refused_by_name(do
         read_export(folder)
 
 
+def export(name: str, runs: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Write a run's network to a folder as two files; return the masks and the metadata."""
+    state, masks, about = read_network(name, runs)
+    folder.mkdir()
+    export_network(state, masks, folder, about)
+    return masks, about
+
+
 def test_an_exported_run_loads_strictly_into_plain_timm_and_holds_its_budget(done, tmp_path):
     record, runs, _ = places(done, "granet")
     folder = tmp_path / "out"
-    masks, about = export_run(record.stem, runs, folder)
+    masks, about = export(record.stem, runs, folder)
     assert about == {"model": "cifar_resnet20", "run": record.stem}
     model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1, width=0.5)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
@@ -209,7 +218,7 @@ def test_an_interrupted_run_is_exported_as_it_stands(tmp_path):
     Bench(tmp_path).break_off("export_network", "static", arguments=TINY)
     (folder,) = (tmp_path / "runs").iterdir()
     assert not (folder / WEIGHTS).exists()
-    masks, about = export_run(folder.name, tmp_path / "runs", tmp_path / "out")
+    masks, about = export(folder.name, tmp_path / "runs", tmp_path / "out")
     assert int(about["interrupted_at_step"]) > 0
     weights, again = read_export(tmp_path / "out")
     assert hash_masks(masks) == hash_masks(again)
@@ -219,7 +228,7 @@ def test_an_interrupted_run_is_exported_as_it_stands(tmp_path):
 
 def test_a_run_that_is_not_there_is_told_with_those_that_are(done):
     with pytest.raises(UserError, match=r"no run 'nosuch' in .*; there is: .*digits_resnet20.granet"):
-        export_run("nosuch", done.folder / "runs", done.folder / "out")
+        read_network("nosuch", done.folder / "runs")
 
 
 def test_fresh_publishes_what_had_finished_before_it_starts_over(tmp_path):

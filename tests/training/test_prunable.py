@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from benchmark import Sparsifier
 from benchmark.base.errors import UserError
 from benchmark.config.cells import plan_cells
-from benchmark.networks.build import confirm, refuse_transposed
+from benchmark.data.sets import Data
+from benchmark.networks.build import build, confirm, refuse_transposed
 from benchmark.networks.costs import count_costs
 from benchmark.networks.prunable import find_layers, prunable_weights, suggest, tell_unmasked
-from benchmark.networks.witness import recount
+from benchmark.networks.witness import find_last, recount
+from benchmark.runs.run import prepare
 from methods.core import erk
 from tests.harness import small
 from tests.harness.small import SmallNet, make_page
@@ -249,3 +252,46 @@ def test_what_the_page_keeps_dense_is_told_and_never_refused():
     assert tell(model) == []
     (told,) = tell(model, keep_dense=["1.weight"])
     assert told.startswith("1.weight (810 weights, 86.8% of all parameters) stay dense because the page")
+
+
+class HeadFirst(nn.Module):
+    """Its classifier is registered first; the layer registered last feeds it, or is computed after it for nobody."""
+
+    def __init__(self, unread: bool = False) -> None:
+        super().__init__()
+        self.unread = unread
+        self.head = nn.Linear(8, 3)
+        self.conv1, self.conv2 = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.project = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv2(self.conv1(x).relu()).relu().mean((2, 3))
+        scores = self.head(features if self.unread else self.project(features))
+        self.projected = self.project(features) if self.unread else None
+        return scores - scores.logsumexp(1, keepdim=True)
+
+
+def test_the_last_layer_is_the_one_that_gives_the_classes_wherever_it_is_registered(monkeypatch):
+    monkeypatch.setattr("benchmark.networks.build.create_network", lambda page, arguments: HeadFirst())
+    (cell,) = plan_cells("gmp_structured", "0.5", "digits_resnet20", "0", "update_every=1 epochs=1")
+    images = small.SmallImages()
+    data = Data("small", ("a", "b", "c"), 2, small.SIZE, images, None, images, "0")
+    run = prepare(cell, build(cell, data), data, torch.device("cpu"))
+    assert run.maskset.last == "head.weight"
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_whole_filters_are_pruned_and_the_classes_stay_where_an_example_shows_which_these_are(unread):
+    model = HeadFirst(unread)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    example = torch.zeros(1, 2, 6, 6)
+    sparse = Sparsifier(model, optimizer, "one_shot", 0.7, total_steps=1, pattern="filters", example=example)
+    assert bool(sparse.masks["head.weight"].all()) and not bool(sparse.masks["project.weight"].all())
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_vgg19_bn", "cifar_resnet50", "cifar_wrn22_2"])
+def test_it_is_the_one_registered_last_in_the_suites_networks(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    names = [layer.name for layer in find_layers(model, make_page())]
+    assert find_last(recount(model, (3, 32, 32)), names) == names[-1] == "classifier.weight"

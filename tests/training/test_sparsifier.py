@@ -261,6 +261,13 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"start_sparsity": 0.9}, "lower it (start_sparsity=0) or raise sparsity"),
     ({"total_steps": 12.5}, "must be a whole number"),
     ({"prune_rat": 0.3}, "has no setting 'prune_rat': did you mean 'prune_rate'"),
+    ({"method": "deep_r", "noise": float("nan")}, "method 'deep_r': noise must be a finite number, got nan"),
+    (
+        {"method": "sr_ste", "sparsity": 0.5, "sparse_decay": float("inf")},
+        "sparse_decay must be a finite number, got inf",
+    ),
+    ({"method": "top_kast", "extra": float("inf")}, "method 'top_kast': extra must be a finite number, got inf"),
+    ({"method": "grasp", "temperature": float("nan")}, "method 'grasp': temperature must be a finite number, got nan"),
     ({"net": nn.Sequential(nn.ReLU())}, "has no convolution and no linear layer"),
     ({"keep_dense": ["stem.*"]}, "'stem.*' matches no weight"),
     ({"optimizer": torch.optim.SGD(SmallNet().parameters(), lr=0.1)}, "the optimiser does not hold conv1.weight"),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmark import Sparsifier
 from benchmark.conformance.trial import snapshot
 from benchmark.data.mixing import mix
 from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
+from benchmark.training.setup import begin_masks
 from benchmark.training.state import Training
 from benchmark.training.train import compute_gradients, train, train_step
-from tests.harness.small import BATCH, Silent, finish, make_page, make_run
+from methods.core import Masks, View
+from methods.rigl_itop import RigLITOP
+from tests.harness.small import BATCH, Silent, finish, make_page, make_run, make_training
 
 
 def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +58,39 @@ def test_a_run_that_mixes_goes_on_to_the_same_bits(tmp_path):
     assert snapshot(again).differences(snapshot(whole)) == []
     plain = finish(make_run("rigl_itop", epochs=2))
     assert plain.history[-1]["loss"] != whole.history[-1]["loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads(RigLITOP):
+    """Holds the gradients of trained weights that its updates are shown against those of all weights."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def update(self, view: View) -> Masks:
+        pairs = [(view.active_gradients[name], g * view.trained[name]) for name, g in view.gradients.items()]
+        if "conv1.weight" in view.weights:  # else it is rehearsed
+            self.seen.append(all(torch.equal(active, masked) for active, masked in pairs))
+        return super().update(view)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-3])
+@pytest.mark.parametrize("loop", ["the runner's", "one's own", "one's own, under a scaler"])
+def test_an_update_is_shown_the_gradients_of_trained_weights_before_clipping(loop, clip_norm):
+    """Those of all weights are copied first of all, and divided by a scaler's scale, so they are the oracle."""
+    Reads.seen.clear()
+    method = Reads(sparsity=0.8, update_every=2)
+    run = make_training(method, clip_norm=clip_norm, epochs=1)
+    if loop == "the runner's":
+        begin_masks(run, None, str)
+        finish(run)
+    else:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled="scaler" in loop)
+        sparse = Sparsifier(run.model, torch.optim.SGD(run.model.parameters(), lr=0.1), method, total_steps=6)
+        for images, labels in run.data.train.epoch(0, 0, BATCH, True, None):
+            scaler.scale(functional.cross_entropy(run.model(images), labels)).backward()
+            sparse.step(scaler, clip_norm)
+            scaler.update()
+    assert Reads.seen == [True, True]
 
 
 def test_where_images_are_mixed_the_larger_share_counts_as_right():
