@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -21,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 import methods
 from benchmark.base.errors import UserError, describe_failure, nearest, unknown
 from benchmark.base.files import expand
+from benchmark.config.digests import identify
 from benchmark.config.pages import EVERY_METHOD, Page, read_settings
 from methods.core import Budget, DenseGrads, Group, Inactive, Method, Trains
 
@@ -246,14 +245,10 @@ def check_class(cls: Any, source: str) -> type[Method]:
 def digest(path: Path) -> str:
     """Return the SHA-256 of the code in a Python file, without comments, docstrings and layout.
 
-    So a reworded comment leaves a method the same, and a changed line makes it another.
+    So a reworded comment leaves a method the same, and a changed line makes it another. Raises UserError for a file
+    that does not parse.
     """
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        return identify(path.read_bytes(), str(path))
     except (SyntaxError, ValueError) as error:
         raise UserError(f"method file {path} does not parse: {error}") from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            has_docstring = ast.get_docstring(node, clean=False) is not None
-            node.body = node.body[has_docstring:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()

@@ -18,7 +18,7 @@ from benchmark.base.system import describe_git
 from benchmark.config.cells import plan_cells
 from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
-from benchmark.config.plugins import built_in_names, digest, find_method, method_names
+from benchmark.config.plugins import built_in_names, find_method, method_names
 from benchmark.grids.grid import tell_unchecked
 from benchmark.training.rehearsal import check_timeline, rehearse
 from methods.core import Timeline
@@ -248,13 +248,6 @@ def test_a_plan_that_no_setting_mends_is_the_methods_to_mend():
 
     with pytest.raises(UserError, match=r"update_every is 5\): update_steps\(\) must plan an update, and planned_sp"):
         check_timeline(Half(sparsity=0.9, update_every=5), "half", Timeline(100, 10))
-
-
-def test_the_digest_is_that_of_the_code_not_of_its_comments(tmp_path):
-    one = Path(write(tmp_path, '"""Doc."""\nx = 1  # why\n', "a.py"))
-    two = Path(write(tmp_path, "x = 1\n\n\n# other\n", "b.py"))
-    three = Path(write(tmp_path, "x = 2\n", "c.py"))
-    assert digest(one) == digest(two) != digest(three)
 
 
 def test_a_page_gives_every_method_that_asks_it_a_setting_and_its_table_keeps_its_name():
