@@ -41,7 +41,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Plugin:
-    """A method class and its source. `sha256` is its file's, so an edited method is another method."""
+    """A method class and its source. `sha256` is its file's alone: an edited file is another method."""
 
     name: str
     cls: type[Method]
