@@ -176,7 +176,7 @@ def train_then_rebuild(
     places = attempt(lambda: find_places(records, leaderboard))
     folder, page = places.records, places.leaderboard
     store = expand(store) if store else folder
-    before = guarded(lambda: set(list_files(store)))
+    before = guarded(lambda: list_before(store))
     try:
         failed = attempt(action)
     except KeyboardInterrupt:
@@ -189,6 +189,16 @@ def train_then_rebuild(
         rebuild_all(folder, page)
     if failed:
         raise typer.Exit(1)
+
+
+def list_before(store: Path) -> set[Path]:
+    """Return the files of records there are; raises UserError for a folder that is a file, or lies in one."""
+    from leaderboard.store.records import list_files
+
+    try:
+        return set(list_files(store))
+    except NotADirectoryError as error:
+        raise UserError(f"cannot write to {store}: it is not a folder; name another one, nothing was run") from error
 
 
 def rebuild_all(records: Path, page: Path) -> None:

@@ -174,6 +174,8 @@ def test_every_command_in_the_grids_exists_and_the_readme_has_every_page():
         for line in re.findall(r"^ +(make .*)", text, re.M):
             check(shlex.split(line))
     assert [name for name in committed_in("configs") if name in page_names() and f"`{name}`" not in README] == []
+    grids = [f"`{name}.yaml`" for name in committed_in("configs/grids")]
+    assert [name for name in grids if name not in TEXTS["docs/many_runs.md"]] == []
 
 
 def committed_in(folder: str) -> set[str]:
@@ -329,10 +331,15 @@ def test_the_first_screen_of_the_readme_has_the_two_commands_and_ci_runs_them():
 
 
 def test_what_the_readme_shows_is_what_the_record_prints():
-    """The sample output is the table of a committed record: no number in it is typed."""
+    """The sample output is the table of a committed record, with the time and the memory of a repeat."""
     name = re.search(r"record +│ leaderboard/records/(\S+)", README)
     assert name, "README shows no record"
     record = json.loads((ROOT / "leaderboard" / "records" / name[1]).read_text())
+    clock = re.search(r"│ ([\d.]+) s \(([\d,]+) images.*\n.*│ ([\d.]+) s in .*\n.*│ process ([\d.]+) MiB ", README)
+    assert clock, "README shows no time, mask updates and peak memory"
+    total, speed, updates, peak = (float(number.replace(",", "")) for number in clock.groups())
+    record["time"] |= {"total_s": total, "images_per_s": speed, "updates_s": updates}
+    record["usage"] = {"process_peak_bytes": peak * 2**20}
     out = io.StringIO()
     places = f"leaderboard/records/{name[1]}", "leaderboard/LEADERBOARD.md"
     print_result(Console(file=out, width=120), record, *places)

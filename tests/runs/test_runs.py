@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import typer
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -197,6 +198,16 @@ def test_a_place_that_is_a_file_is_refused(bench, tmp_path):
     (tmp_path / "records").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot write to .*records"):
         bench()
+
+
+def test_records_that_are_a_file_are_refused_before_anything_is_run(tmp_path, monkeypatch):
+    told, ran = [], []
+    monkeypatch.setattr(shell, "tell", lambda message: told.append(str(message)))
+    (tmp_path / "records").write_text("not a folder")
+    with pytest.raises(typer.Exit) as ended:
+        shell.train_then_rebuild(lambda: ran.append(1) or 0, tmp_path / "records", tmp_path / "LEADERBOARD.md")
+    assert ended.value.exit_code == 2 and ran == []
+    assert told == [f"cannot write to {tmp_path}/records: it is not a folder; name another one, nothing was run"]
 
 
 def test_a_disk_without_room_is_refused_before_training(bench, monkeypatch):
