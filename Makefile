@@ -115,7 +115,7 @@ slim: ## RUN=name: write the smaller network of a structured run, count and time
 site: ## write the leaderboard for a browser, one HTML file
 submit: ## whether the records that this checkout adds can be merged; measures again where their weights are at hand
 perf-sheets: ## time and memory of all sheets from 10,000 records
-deviations: ## rebuild methods/DEVIATIONS.md from the methods' docstrings
+deviations: ## rebuild methods/DEVIATIONS.md from the methods' docstrings and the pages
 flops: ## rebuild docs/flops.md, the FLOPs that the paper's ImageNet table prints, recounted without ImageNet
 check-method: ## METHOD=name-or-path: test every promise of the interface, in under a minute
 mutants: ## plant every known fault and show which check catches it

@@ -1,12 +1,15 @@
-"""`python -m benchmark.recount.deviations`: rebuild or check the sheet of deviations, made from methods' docstrings."""
+"""`python -m benchmark.recount.deviations`: rebuild or check the sheet of deviations, from docstrings and pages."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from benchmark.base.errors import UserError
+from benchmark.config.pages import EVERY_METHOD, load_page, page_names
 from benchmark.config.plugins import METHODS, built_in_names, find_method
 from benchmark.recount.sheets import run_sheet
 
@@ -22,9 +25,10 @@ INTRODUCTION = """\
 For each method: what its paper says, what its authors' code does, what this suite does, and why. Points on which all
 agree are listed where codes often differ. "Not stated": the paper does not say. Of the authors' code a row says what it
 does, or where it was looked for. Data and recipe belong to the page (`configs/*.yaml`) and are the same for every
-method on it.
+method on it, but for what a page sets for single methods, by its `methods`. That is listed below each method, since
+labels on the leaderboard do not show it; comments in the pages' files give reasons.
 
-Made from the docstrings of `methods/*.py` by `make deviations`; do not edit."""
+Made from the docstrings of `methods/*.py` and from `configs/*.yaml` by `make deviations`; do not edit."""
 
 
 def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
@@ -84,19 +88,34 @@ def split_row(text: str, place: str) -> tuple[str, ...]:
 
 
 def make_section(name: str) -> str:
-    """Return the part of the sheet on the built-in method `name`: reference, link to its file, table."""
+    """Return the part of the sheet on the built-in method `name`: reference, link to its file, table, pages."""
     file = f"{name}.py"
-    head = f"## {name}\n\n{find_method(name).cls.reference} ([methods/{file}]({file}))\n\n"
+    parts = [f"## {name}", f"{find_method(name).cls.reference} ([methods/{file}]({file}))"]
     rows = read_rows((METHODS / file).read_text(encoding="utf-8"), f"methods/{file}")
-    if not rows:
-        return f"{head}No deviations."
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-    return head + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines) if rows else "No deviations.")
+    return "\n\n".join([*parts, *tell_pages(name, "Set by pages")])
+
+
+def tell_pages(name: str, head: str) -> list[str]:
+    """Return one line on the settings that pages give a method, or none: a page is named with a link to its file."""
+    told = []
+    for page, of_methods in read_pages().items():
+        words = ", ".join(f"{setting}={value}" for setting, value in of_methods.get(name, {}).items())
+        told += [f"[{page}](../configs/{page}.yaml) ({words})"] if words else []
+    return [f"{head}: {'; '.join(told)}."] if told else []
+
+
+@functools.cache
+def read_pages() -> dict[str, dict[str, Any]]:
+    """Return the `methods` of every page, by name."""
+    return {name: load_page(name).methods for name in page_names()}
 
 
 def make_sheet() -> str:
-    """Return the sheet of all built-in methods, in Markdown: a pure function of the files in `methods/`."""
-    return "\n\n".join([INTRODUCTION, *(make_section(name) for name in built_in_names())]) + "\n"
+    """Return the sheet of all built-in methods, in Markdown: a pure function of the files in `methods/`, `configs/`."""
+    usual = tell_pages(EVERY_METHOD, "Set by pages for every method that takes the page's value")
+    return "\n\n".join([INTRODUCTION, *usual, *(make_section(name) for name in built_in_names())]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
