@@ -113,7 +113,7 @@ class Page:
     allow_dense: list[str] = field(default_factory=list)  # patterns of parameters that may compute under no mask
     distribution: str = "erk"  # of layer densities where a method draws masks at random
     prune_end: float = 0.5  # t_f as a share of the run: when gradual pruning reaches its target
-    allow_empty_layers: bool = False  # whether a sparsity may leave a layer without weights
+    allow_empty_layers: bool = False  # whether a layer may have no weights at the start
     methods: dict[str, Any] = field(default_factory=dict)  # settings of named methods on this page; all: see below
 
     # evaluation

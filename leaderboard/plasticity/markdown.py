@@ -56,7 +56,7 @@ How well networks recover from pruning while they train: Liu et al., 2021, arXiv
 
 SHARES = (
     "Effects among the branches of one share pruned, with 95 % intervals over seeds, uncorrected; bold where they "
-    "exclude zero. What the first claim shows at the mildest pruning is mostly no recovery: networks learn on."
+    "exclude zero. What a falling learning rate costs at the mildest pruning is mostly no recovery: networks learn on."
 )
 NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
 
