@@ -159,7 +159,7 @@ def test_pages_show_dead_filters_and_weights_only_where_a_record_tells_them():
     assert "dead" not in render([put(0)], []).lower()
     told = {**put(0), "dead": {"filters": 3, "of": 12, "weights": 25}}
     both = render([told, put(1)], [])
-    assert "| dead filters, dead weights |" in both and "| 25.0 %, 25.0 % |" in both
+    assert "| dead filters, dead weights |" in both and "| 25.0 %, 25.0 % (n=1) |" in both
     assert "- **Dead filters** in the details" in both
     assert "| 25.0 % |" in render([{**told, "dead": {"filters": 3, "of": 12}}], [])
     assert find_faults(make_record(dead={"filters": 13, "of": 12})) == ["dead.filters is 13, more than there are (12)"]
