@@ -87,8 +87,8 @@ def table_rows(claims: list[Claim]) -> list[list[str]]:
     several = len(claims) > 1
     alone = ", uncorrected" if several else ""
     rows: dict[str, Callable[[Claim], str]] = {
-        "accuracy, A": lambda claim: show_score(claim.score_a, len(claim.seeds[0])),
-        "accuracy, B": lambda claim: show_score(claim.score_b, len(claim.seeds[1])),
+        "accuracy, A": lambda claim: show_score(claim.score_a, claim.counts[0]),
+        "accuracy, B": lambda claim: show_score(claim.score_b, claim.counts[1]),
         "difference, A - B": lambda claim: BLANK if claim.difference.mean is None else signed(claim.difference.mean),
         f"95 % interval{alone}": lambda claim: show_interval(claim.difference),
         f"p{alone}": lambda claim: show_p(claim.difference.p),

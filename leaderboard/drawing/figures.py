@@ -201,9 +201,7 @@ def draw_layers(picture: Picture) -> Figure:
             empty = [place for place, count in enumerate(line.empty) if count]
             panel.plot(empty, [labels.index(label)] * len(empty), "x", color=FALL, ms=5, mew=1.5)
         panel.set_title(f"sparsity {percent(sparsity)}", loc="left")
-        panel.grid(visible=False)
-        panel.tick_params(length=0)
-        panel.spines[:].set_visible(False)
+        leave_bare(panel)
     every = math.ceil(len(layers) / int((WIDTH - left) / 0.14))  # names of nine points need room
     panel = panels[-1, 0]
     panel.set_xticks(range(0, len(layers), every), layers[::every], rotation=90)
@@ -213,6 +211,13 @@ def draw_layers(picture: Picture) -> Figure:
     figure.text((left - 0.1) / WIDTH, 0.35 / figure.get_figheight(), "density, %", ha="right", va="center", size=9)
     set_log_axis(scale.xaxis, shades, 8, factor=100)
     return figure
+
+
+def leave_bare(panel: Any) -> None:
+    """Take grid, ticks and frame from a panel that colours fill."""
+    panel.grid(visible=False)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
 
 
 def add_scale(figure: Figure, start: float, width: float, colours: ScalarMappable) -> Any:
@@ -279,9 +284,7 @@ def draw_maps(picture: Picture, found: list[Curve], columns: list[str], sparsiti
                 if curve.sparsity == sparsity:
                     draw_strip(panel, labels.index(curve.label), curve, colours)
             panel.set_title(f"sparsity {percent(sparsity)}" if place == 0 else "", loc="left")
-            panel.grid(visible=False)
-            panel.tick_params(length=0)
-            panel.spines[:].set_visible(False)
+            leave_bare(panel)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         panels[-1, place].set(xlabel="epoch")
         panels[-1, place].xaxis.set_label_coords(0.5, (0.17 - AXIS) / height)

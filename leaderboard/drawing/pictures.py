@@ -50,8 +50,8 @@ LAYERS = (
 )
 TIME = (
     "Density of the prunable weights, and training FLOPs up to each epoch as a multiple of the dense network's up to "
-    "the same epoch, scoring passes included; mean over seeds. {look} Dense and "
-    "narrower networks are left out."
+    "the same epoch, scoring passes included; mean over seeds. {look} Dense and narrower networks are left "
+    "out."
 )
 EXPLORATION = (
     "Share of the prunable weights that have ever been active (R_s of Liu et al., 2021, arXiv:2102.02887), mean over "

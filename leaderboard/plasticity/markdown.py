@@ -140,7 +140,8 @@ def findings_table(findings: list[Finding]) -> list[str]:
 def shares_table(study: Study) -> list[str]:
     """Return the table of effects among the branches of each share pruned, nothing if there is one share."""
     kinds = [kind for kind in (PLASTICITY, GAP) if study.values[kind]]
-    effects = {(claim, kind): by_share(study, kind, claim) for kind in kinds for claim in CLAIMS if claim != "mild"}
+    effects = {(claim, kind): by_share(study, kind, claim) for kind in kinds for claim in CLAIMS}
+    effects = {key: found for key, found in effects.items() if found}  # a claim on the share itself has none
     shares = sorted({share for found in effects.values() for share in found})
     if len(shares) < 2:
         return []
