@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import re
 import sys
@@ -74,6 +75,7 @@ def read_device_peak(device: torch.device) -> int | None:
 def forget_device_peak(device: torch.device) -> None:
     """Let the peak of the device's memory begin now, without what earlier runs of this process left in the cache."""
     if read_device_peak(device) is not None:
+        gc.collect()  # a run before this one may be in a cycle, and would hold its memory
         ask_allocator(device, "empty_cache")
         ask_allocator(device, "reset_peak_memory_stats", device)
 

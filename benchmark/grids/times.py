@@ -93,7 +93,7 @@ def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pac
     The network built for planning and the global random state are left as they were.
     """
     page = cell.page
-    set_determinism(page)
+    set_determinism(page, device)
     affordable = max(LEAST_BATCH, int(STEP_MACS / (3 * built.costs.dense)))
     batch = page.batch_size if device.type != "cpu" else min(affordable, page.batch_size)
     with torch.random.fork_rng(devices=[]):

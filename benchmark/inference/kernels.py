@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
+from benchmark.base.system import exact_fp32
 from benchmark.inference.csr import convert_layers, find_winners
 from benchmark.inference.onnx_graph import OnnxPass, has_packages
 from benchmark.inference.passes import PLAIN, Clock, Mode, Pass, modes_of
@@ -184,17 +184,6 @@ def check(kernel: Kernel, network: nn.Module, images: Tensor) -> tuple[str, floa
     if not timed <= allowed:
         return f"its outputs in {kernel.mode} differ by {timed:.1e} of the largest, more than {allowed:.1e}", None
     return "", error
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """Keep a GPU from rounding fp32 products to TensorFloat-32."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
 
 
 def time_kernels(kernels: list[Kernel], images: Tensor, clock: Clock) -> tuple[int, dict[str, list[float]]]:

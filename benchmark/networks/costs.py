@@ -70,11 +70,12 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, ...]) -
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
     """Return fvcore's counts by operator and by module, and its calls of operators that it cannot count."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, first = model.training, next(model.parameters())
     model.eval()
     unfused = unfuse_attention(model)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    analysis = FlopCountAnalysis(model, torch.zeros(1, *shape, device=device)).set_op_handle(**HANDLES)
+    image = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
+    analysis = FlopCountAnalysis(model, image).set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     try:
         with warnings.catch_warnings(), torch.no_grad(), without_fast_path():

@@ -22,10 +22,9 @@ from benchmark.data.arrays import Arrays, DecodedSet
 from benchmark.data.sets import Data, hold
 from benchmark.networks.build import build, place
 from benchmark.runs.run import prepare, set_up_masks
-from benchmark.training.cuda_graphs import GraphedPasses
 from benchmark.training.precision import set_determinism
 from benchmark.training.state import Training
-from benchmark.training.train import begin_epoch, compute_gradients, train, train_step
+from benchmark.training.train import begin_epoch, compute_gradients, make_graphed, train, train_step
 
 ROUND_S = 0.15  # of one variant in one round
 Hook = Callable[[Training], None]
@@ -91,7 +90,7 @@ class Bench:
     def begin(self, method: str = "granet", graphs: bool = False, masks: bool = True, **changes: Any) -> Training:
         """Return a run before its first step; without `masks` nothing has been pruned, as a continued run begins."""
         cell = self.make_cell(method, 0.9, **changes)
-        set_determinism(cell.page)
+        set_determinism(cell.page, self.device)
         built = place(dataclasses.replace(self.built, model=copy.deepcopy(self.built.model)), cell.page, self.device)
         run = prepare(cell, built, self.data, self.device)
         run.graphs = graphs
@@ -114,8 +113,7 @@ class Steps:
         batches = run.data.train.epoch(run.seed, 0, run.page.batch_size, True, run.device)
         self.images, self.labels = next(iter(batches))
         if run.graphs:
-            passes = partial(compute_gradients, run, self.criterion, 1.0)
-            run.graphed = GraphedPasses(passes, run.parameters, run.buffers)
+            run.graphed = make_graphed(run, self.criterion)
         begin_epoch(run, 0)
 
     def __call__(self) -> None:

@@ -107,7 +107,7 @@ def begin_small(plugin: Plugin, device: torch.device, seen: Choices | None = Non
     donor = stand_in_donor(method, weights)
     watched = method if seen is None else compared(method, seen)
     cell = Cell("kit", page, {}, plugin, watched, {}, method.sparsity, 0, donor)
-    set_determinism(page)
+    set_determinism(page, device)
     built = place(Built(model, layers, costs, costs, *sizes, 1.0), page, device)
     run = prepare(cell, built, make_data(page), device)
     if masks:

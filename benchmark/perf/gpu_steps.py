@@ -13,6 +13,7 @@ from benchmark.base.errors import reason
 from benchmark.base.timing import median_ratio, milliseconds
 from benchmark.perf.gpu_claims import NotHereError, Sheet
 from benchmark.perf.gpu_runs import LARGE, R20, VGG, Bench, Net, Steps, has_graphs, nets, time_on, train_for
+from benchmark.perf.gpu_same import differences
 from benchmark.perf.peers import Peer
 from benchmark.training.precision import set_determinism
 from benchmark.training.state import Training
@@ -137,7 +138,7 @@ def check_modes(sheet: Sheet, device: torch.device) -> None:
 
 def set_arithmetic(run: Training, tf32: bool) -> None:
     """Set what torch keeps for the whole process: TF32, and which kernels may be used."""
-    set_determinism(run.page)
+    set_determinism(run.page, run.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
@@ -164,6 +165,9 @@ def check_vit(sheet: Sheet, device: torch.device) -> None:
         alive += sum(int((tensor[~run.maskset.masks[name]] != 0).sum()) for tensor in tensors)
     facts = {"updates": run.updates, "skipped steps": run.skipped_steps, "batch": run.page.batch_size}
     sheet.tell("ViT", "values outside the masks that are not zero", alive, "", facts)
+    sheet.do("training again")
+    changed = differences(run, train_for(bench.begin(), 12))
+    sheet.tell("ViT", "tensors that differ between two runs", len(changed), "", {"first": changed[:5]})
     sheet.do("timing its step")
     times = time_on(device, {"dense": Steps(bench.dense()), "masked": Steps(bench.begin())}, sheet.quick)
     ratio = median_ratio(times["masked"], times["dense"])

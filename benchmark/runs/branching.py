@@ -161,7 +161,7 @@ def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, con
 def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, options: Options, console: Console) -> None:
     """Train the cell up to the last of `epochs`, keeping snapshots; the caller holds the run's lock."""
     use_device(options.device)
-    set_determinism(cell.page)
+    set_determinism(cell.page, options.device)
     built = place(build(cell, data), cell.page, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     checkpoint = parent.folder / FOLDER / "checkpoint"

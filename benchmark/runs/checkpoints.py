@@ -16,6 +16,7 @@ import torch
 
 from benchmark.base.errors import UserError
 from benchmark.base.stopping import obey, stop_asked
+from benchmark.base.system import name_device
 from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.training.state import Training
 from leaderboard import Record, RecordError, UnreadableError, read_record
@@ -191,7 +192,8 @@ class Saver:
         if run.epoch_step:
             run.settle_clock()
         try:
-            save_checkpoint(self.path, {**run.state(), **surroundings(run), **self.facts})
+            about = {**surroundings(run), "device_name": name_device(run.device)}
+            save_checkpoint(self.path, {**run.state(), **about, **self.facts})
         except OSError as error:
             raise UserError(f"cannot save the checkpoint {self.path}: {error.strerror or error}") from error
         self.last = run.clock = time.monotonic()

@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmark.base.console import Reporter
 from benchmark.base.errors import RunningError, UserError
 from benchmark.base.files import Places, refuse_links, run_folder, sweep
-from benchmark.base.system import use_device
+from benchmark.base.system import name_device, use_device
 from benchmark.base.tracking import Tracker
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data
@@ -224,7 +224,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     """Build, set up or resume, train, export and verify; return the record, which only rank 0 has."""
     started = datetime.now(timezone.utc)
     use_device(options.device)
-    set_determinism(cell.page)
+    set_determinism(cell.page, options.device)
     built = start.build(cell, data, options.device)
     tell(built.remarks, options, console)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
@@ -240,7 +240,7 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
         begun = start.begin(cell, run, warner(console))
     else:
         started, begun = restore(run, state, checkpoint), start.recall(state)
-        console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
+        tell_continued(cell, run, state, console)
     warn_slow(run, options.told, warner(console))
     tracker = start_tracker(cell, run, options, folder, started, console)
     shown = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}", run.last_epoch(), run.timeline.steps_per_epoch
@@ -270,6 +270,14 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     finally:
         tracker.finish(summary)  # or the next run of a grid would be logged into this one
     return record
+
+
+def tell_continued(cell: Cell, run: Training, state: dict[str, Any], console: Console) -> None:
+    """Say where a run goes on, and whether on another model of processor or accelerator."""
+    console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
+    now = name_device(run.device)
+    if (before := state.get("device_name", now)) != now:  # old checkpoints do not say
+        warner(console)(f"it began on {before} and goes on on {now}, which may round to other last bits")
 
 
 def start_tracker(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmark.base.console import Reporter
 from benchmark.base.errors import UserError
-from benchmark.base.system import choose_device, describe_environment, describe_git
+from benchmark.base.system import choose_device, describe_environment, describe_git, exact_fp32
 from benchmark.config.cells import Cell, plan_cells, split_list
 from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import own_share
@@ -81,7 +81,8 @@ class Watch:
         run.keep_buffers()
         run.optimizer.zero_grad(set_to_none=True)
         run.precision = precision
-        compute_gradients(run, self.criterion, 1.0, *batch)
+        with exact_fp32():
+            compute_gradients(run, self.criterion, 1.0, *batch)
         run.precision = own
         dense = run.maskset.dense_gradients()
         run.optimizer.zero_grad(set_to_none=True)
@@ -150,7 +151,7 @@ def watch(cell: Cell, data: Data, device: torch.device, command: str, reporter: 
     if method.dense_gradients() is not DenseGrads.AT_UPDATES or method.inactive is not Inactive.ZERO:
         raise UserError(f"method '{cell.plugin.name}' grows by no dense gradient: take one such as granet or rigl_itop")
     started = datetime.now(timezone.utc)
-    set_determinism(cell.page)
+    set_determinism(cell.page, device)
     built = place(build(cell, data), cell.page, device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, device)
     run = prepare(cell, built, data, device)

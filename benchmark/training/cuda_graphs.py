@@ -118,6 +118,6 @@ def record_on_gpu(compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[T
             compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may pin memory meanwhile
         logits, loss = compute()
     return (logits.detach(), loss.detach()), graph.replay

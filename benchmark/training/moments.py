@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError
+from benchmark.base.system import exact_fp32
 from benchmark.data.images import Samples
 from benchmark.networks.prunable import TRANSPOSED
 from benchmark.training.scoring import scoring_pieces
@@ -40,7 +41,7 @@ def take_moments(
             rows[name] += seen.shape[1]
 
     device, images = next(model.parameters()).device, 0
-    with watching(model, weights, add):
+    with watching(model, weights, add), exact_fp32():
         for pixels, _, _ in scoring_pieces(train, Scoring(batches=wanted.batches), batch_size, seed, device):
             model(pixels)
             images += len(pixels)

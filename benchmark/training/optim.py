@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from benchmark.base.errors import UserError
 from benchmark.config.pages import Page
+from benchmark.training.buffers import KeptBuffers
 from leaderboard.store.repeat import drop_epochs
 
 
@@ -77,13 +78,11 @@ def is_finite(norm: Tensor, loss: Tensor) -> Tensor:
 
 
 @contextmanager
-def stepping_where(
-    fine: Tensor, optimizer: Optimizer, buffers: Sequence[Tensor], saved: Sequence[Tensor]
-) -> Iterator[None]:
-    """Have the optimiser step, and keep the new buffers, where `fine` is true; else weights, state, buffers stay.
+def stepping_where(fine: Tensor, optimizer: Optimizer, kept: KeptBuffers | None) -> Iterator[None]:
+    """Have the optimiser step, and leave the new buffers, where `fine` is true; else weights, state, buffers stay.
 
     The host does not wait: torch's fused optimisers read from the device whether to step, as under a gradient scaler.
-    Invariant: the same bits as to ask `bool(fine)` first, and then to step or to put the saved buffers back.
+    Invariant: the same bits as to ask `bool(fine)` first, and then to step or to put the kept buffers back.
     """
     fill_momentum(optimizer)
     optimizer.found_inf = (~fine).float()  # type: ignore[attr-defined]
@@ -91,8 +90,8 @@ def stepping_where(
         yield
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
-    for buffer, before in zip(buffers, saved, strict=True):
-        buffer.copy_(torch.where(fine, buffer, before))
+    if kept is not None:
+        kept.put_back(unless=fine)
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,16 @@ def supports_bf16(device: torch.device) -> bool:
     return bool(ask is not None and ask())
 
 
-def set_determinism(page: Page) -> None:
+def set_determinism(page: Page, device: torch.device) -> None:
     """Make torch repeatable where the page asks for it.
 
     Operators without a repeatable version on a GPU still run (torch warns): a page decides, not a crash half-way.
     """
+    # Asked only to warn, torch takes fused attention's backward pass on a card as it comes, in no fixed order.
+    fused = device.type != "cuda" or not page.deterministic
+    torch.backends.cuda.enable_flash_sdp(fused)  # a CPU's kernel heeds this too, and is repeatable
+    torch.backends.cuda.enable_mem_efficient_sdp(fused)
+    torch.backends.cuda.enable_cudnn_sdp(fused)
     torch.use_deterministic_algorithms(page.deterministic, warn_only=True)
     # Torch would then fill all new memory with NaN, a fifth of a small network's time, lest an operator read it unset.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

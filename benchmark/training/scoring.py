@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
 from benchmark.base.seeds import derive
+from benchmark.base.system import exact_fp32
 from benchmark.data.images import Samples
 from benchmark.networks.costs import fuse_attention, unfuse_attention
 from benchmark.training.stored import zero_outside
@@ -45,7 +46,7 @@ def score(
     `seed` and `round` where the method asks for fresh ones.
     """
     images_seed = seed if round == 0 or not wanted.fresh else derive(seed, "scoring round", round)
-    with masked(weights, masks):
+    with masked(weights, masks), exact_fp32():
         if wanted.flow:
             return score_flow(model, weights, train)
         return score_loss(model, weights, train, wanted, batch_size, images_seed)

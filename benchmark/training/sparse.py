@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from benchmark.base.meters import Usage
 from benchmark.data.images import Samples
 from benchmark.networks.costs import Meter
+from benchmark.training.buffers import KeptBuffers
 from benchmark.training.masks import MaskSet, pack_all
 from benchmark.training.method_state import MethodState, check_learned, check_storage, weighs
 from methods.core import DenseGrads, Inactive, Method, Timeline, View
@@ -41,7 +42,7 @@ class SparseTraining:
     step: int = 0
     updates: int = 0
     update_pending: bool = False
-    saved: list[Tensor] = field(default_factory=list)  # buffers before the step
+    kept: KeptBuffers | None = None  # before the step; a loop of one's own keeps none
     unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
     skipped_steps: int = 0
     waits: bool = True  # for the device to say whether a step is finite; else only updates ask it
@@ -122,7 +123,8 @@ class SparseTraining:
             self.optimizer.add_param_group({"params": params, **as_weights})
         if weighs(method):
             assert maskset.stored is not None, "check_learned asked for stored weights"
-            maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, self.method_state.learned)
+            own = self.method_state  # not self: run and masks would keep each other, and a card's memory with them
+            maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, own.learned)
 
     @cached_property
     def buffers(self) -> list[Tensor]:
@@ -131,15 +133,15 @@ class SparseTraining:
 
     def keep_buffers(self) -> None:
         """Remember the buffers (batch statistics), which a forward pass changes before its loss is known."""
-        if not self.saved:
-            self.saved = [buffer.clone() for buffer in self.buffers]
-        elif self.buffers:
-            torch._foreach_copy_(self.saved, self.buffers)
+        if self.kept is None:
+            self.kept = KeptBuffers(self.buffers)
+        else:
+            self.kept.keep()
 
     def restore_buffers(self) -> None:
         """Put the remembered buffers back: skip non-finite steps without side effects."""
-        if self.saved:
-            torch._foreach_copy_(self.buffers, self.saved)
+        if self.kept is not None:
+            self.kept.put_back()
 
     def settle_skips(self) -> None:
         """Count the skipped steps that the host has not yet heard of; waits for the device."""

@@ -44,8 +44,7 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     if finite:
         # 5 optimiser step; weights that are not trained have zero gradient and zero state, so they stay as they are
-        buffers = run.buffers if run.saved else []  # a loop of one's own saves none
-        with nullcontext() if run.waits else stepping_where(fine, run.optimizer, buffers, run.saved):
+        with nullcontext() if run.waits else stepping_where(fine, run.optimizer, run.kept):
             if not (due and run.method.replaces_step):
                 step_weights(run)
         # 6 the method proposes, the engine commits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -43,7 +44,7 @@ def train(run: Training, reporter: Reporter, after_epoch: Hook, after_step: Hook
     criterion = nn.CrossEntropyLoss(label_smoothing=run.page.label_smoothing)
     check_shares(len(run.data.train), run.page.batch_size, run.page.drop_last)
     if run.graphs:
-        run.graphed = GraphedPasses(partial(compute_gradients, run, criterion, 1.0), run.parameters, run.buffers)
+        run.graphed = make_graphed(run, criterion)
     for epoch in range(run.epoch, run.last_epoch()):
         begin_epoch(run, epoch)
         began, first = time.monotonic(), run.epoch_seen
@@ -144,6 +145,11 @@ def train_step(run: Training, images: Tensor, labels: Tensor, criterion: nn.Modu
     # 8 charge the step
     run.meter.step(batch, *charged, repeat_round=run.epoch >= run.page.epochs)
     return totals
+
+
+def make_graphed(run: Training, criterion: nn.Module) -> GraphedPasses:
+    """Return the run's passes, to be recorded; they do not keep the run alive, which keeps them."""
+    return GraphedPasses(partial(compute_gradients, weakref.proxy(run), criterion, 1.0), run.parameters, run.buffers)
 
 
 def compute_gradients(

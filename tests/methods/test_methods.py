@@ -10,8 +10,9 @@ from benchmark.config.pages import load_page
 from benchmark.config.plugins import find_method
 from benchmark.training.contract import commit, propose
 from benchmark.training.masks import MaskSet
+from benchmark.training.moments import take_moments
 from benchmark.training.scoring import score, scoring_chunks
-from methods.core import ContractError, Scoring, Timeline, View, cubic
+from methods.core import ContractError, Moments, Scoring, Timeline, View, cubic
 from tests.harness.small import SmallImages, SmallNet, finish, make_run
 
 LINE = Timeline(100, 10)
@@ -402,6 +403,16 @@ def test_scoring_leaves_the_network_as_it_was():
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert modes == [module.training for module in model.modules()]
+
+
+def test_scores_and_moments_are_of_full_fp32_on_a_card_too(monkeypatch):
+    """TensorFloat-32, a card's default in convolutions, has ten bits of mantissa."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, seen = SmallNet(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    score(model, {"w": model.fc.weight}, SmallImages(), Scoring(), 8, seed=0)
+    take_moments(model, {"w": model.fc.weight}, SmallImages(), Moments(), 8, seed=0)
+    assert len(seen) >= 2 and not any(seen) and torch.backends.cudnn.allow_tf32
 
 
 def test_scored_in_inference_mode_an_untrained_network_has_no_batch_norm():

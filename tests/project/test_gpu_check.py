@@ -189,7 +189,7 @@ def test_verdicts_follow_from_what_was_measured(tmp_path):
     assert verdicts["waits of the host in an ordinary step"][1] == "not measured: part waits was not run"
     text = paths[0].read_text()
     assert text == render(gather(read_parts(tmp_path), list(gpu.PARTS)))
-    assert "1 pass, 1 short, 24 not measured." in text
+    assert "1 pass, 1 short, 25 not measured." in text
     assert "| G3 | ResNet-50: a mask update / an eager step | ≤ 2× | 3× | **short** |" in text
     assert "- VGG-19: a mask update: **9 ms**" in text
 

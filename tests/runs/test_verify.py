@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -240,6 +241,13 @@ def test_fresh_publishes_what_had_finished_before_it_starts_over(tmp_path):
     assert bench("static", arguments=TINY) == 0
     assert len(bench.records()) == 2
     assert "continuing" in bench.shown.getvalue()
+
+
+def test_a_run_that_goes_on_on_another_processor_says_so(bench, monkeypatch):
+    bench.break_off("export_network", "static", arguments=TINY)
+    monkeypatch.setattr(benchmark.runs.run, "name_device", lambda device: "another")
+    assert bench("static", arguments=TINY) == 0
+    assert re.search("warning: it began on .+ and goes on on another", " ".join(bench.shown.getvalue().split()))
 
 
 def test_a_fresh_run_killed_at_once_does_not_go_on_from_the_old_checkpoint(tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmark.training.train as loop
 from benchmark.base.errors import UserError
@@ -20,6 +23,7 @@ from benchmark.networks.build import build, place
 from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
 from benchmark.runs.run import prepare, set_up_masks
 from benchmark.training import cuda_graphs
+from benchmark.training.buffers import KeptBuffers
 from benchmark.training.optim import learning_rate, make_optimizer
 from benchmark.training.precision import set_determinism
 from benchmark.training.state import Training
@@ -157,6 +161,21 @@ def test_asking_is_refused_where_there_can_be_no_recording(monkeypatch):
         cuda_graphs.wants_graphs(make_page(), cuda)
 
 
+@pytest.mark.parametrize(("name", "recorded"), [("granet", True), ("str", False)])
+def test_a_run_that_is_left_gives_its_memory_back_at_once(name, recorded, by_hand):
+    """The one after its end, the other before, while thresholds weigh its weights."""
+    run = start(name, recorded, epochs=1)
+    if recorded:
+        finish(run)
+    model = weakref.ref(run.model)
+    gc.disable()  # no cycle is found by chance
+    try:
+        del run
+        assert model() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not cuda_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["granet", "rigl"])
@@ -167,7 +186,7 @@ def test_on_a_gpu_a_real_graph_gives_the_same_bits(name, monkeypatch, tmp_path):
     runs = []
     for asked in ("", "1"):
         monkeypatch.setenv(cuda_graphs.ASKED, asked)
-        set_determinism(page)
+        set_determinism(page, device)
         plugin = find_method(name)
         cell = Cell("digits_resnet20", page, {}, plugin, plugin.build(page, 0.9, {}), {}, 0.9, 0)
         run = prepare(cell, place(build(cell, data), cell.page, device), data, device)
@@ -247,6 +266,47 @@ def test_without_waiting_the_host_asks_the_device_for_nothing_between_updates(mo
     monkeypatch.setattr(loop, "train_step", counted)
     finish(run)
     assert set(asked) == {3}
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that compute something."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "split" not in str(func)  # a view is no launch
+        return func(*args, **(kwargs or {}))
+
+
+def test_buffers_are_kept_and_put_back_to_the_bit_in_as_few_launches_as_there_are_dtypes():
+    old = [torch.tensor([1.0, math.nan]), torch.tensor(3), torch.ones(2, 3, 2, 2), torch.tensor([True, False])]
+    old[2] = old[2].to(memory_format=torch.channels_last)
+    old += [torch.full((5,), float(number)) for number in range(100)]
+    buffers = [buffer.clone() for buffer in old]
+    kept = KeptBuffers(buffers)
+    for fine in (None, torch.tensor(False), torch.tensor(True)):
+        with Launches() as launches:
+            kept.keep()
+        assert launches.count == 4  # float32, int64, bool, and what is channels last
+        new = [buffer.fill_(math.inf) if buffer.is_floating_point() else buffer.zero_() for buffer in buffers]
+        new = [buffer.clone() for buffer in new]
+        with Launches() as launches:
+            kept.put_back(unless=fine)
+        assert launches.count <= 3 * 4
+        expected = new if fine is not None and fine else old
+        for buffer, other in zip(buffers, expected, strict=True):
+            assert torch.equal(buffer.nan_to_num(), other.nan_to_num())
+            assert torch.equal(buffer.isnan(), other.isnan()) and buffer.stride() == other.stride()
+
+
+def test_on_a_card_attention_is_computed_repeatably_where_the_page_asks_for_it():
+    ways = ("flash_sdp", "mem_efficient_sdp", "cudnn_sdp")
+    try:
+        for page, kind, fused in (({}, "cuda", False), ({"deterministic": False}, "cuda", True), ({}, "cpu", True)):
+            set_determinism(make_page(**page), torch.device(kind))
+            assert [getattr(torch.backends.cuda, f"{way}_enabled")() for way in ways] == [fused] * 3
+    finally:
+        set_determinism(make_page(), torch.device("cpu"))
 
 
 # --- masking the gradients once a step: all else that could be masked stays what it is --------------------------------

@@ -254,6 +254,12 @@ def test_the_report_counts_layers_and_flops() -> None:
     assert torch.equal(average.conv1.weight != 0, sparse.masks["conv1.weight"])
 
 
+def test_a_network_of_another_precision_is_counted_too() -> None:
+    images = batches()[0][0]
+    sparse = build("static", net=SmallNet().bfloat16(), example=images.bfloat16())[1]
+    assert sparse.report().inference_share == build("static", example=images)[1].report().inference_share
+
+
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"method": "grannet"}, "unknown method 'grannet': did you mean 'granet'"),
     ({"sparsity": 90}, "sparsity must be in"),
