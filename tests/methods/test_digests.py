@@ -154,4 +154,4 @@ def hash_as_text(source: str) -> str:
 def test_committed_records_name_methods_by_recorded_hashes():
     files = [path for folder in ("records", "branches") for path in (ROOT / "leaderboard" / folder).glob("*.json")]
     named = {json.loads(path.read_text())["method"]["sha256"] for path in files}
-    assert len(named & set(RECORDED.values())) == 25
+    assert len(named & set(RECORDED.values())) >= 25  # records are added, never removed
