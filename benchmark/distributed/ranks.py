@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
 from benchmark.base.system import keep_random_state
@@ -143,8 +144,7 @@ def average_gradients(model: nn.Module, images: Tensor) -> DistributedDataParall
     count. Invariant: the model, its buffers and the random state are left as they were, and which gradients are
     summed together depends on the network alone, so that a run which is continued has the bits of one that was not.
     """
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    training = model.training
+    buffers, training = KeptBuffers(list(model.buffers())), model.training
     model.train()
     with keep_random_state(images.device):
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -156,8 +156,7 @@ def average_gradients(model: nn.Module, images: Tensor) -> DistributedDataParall
         replica(images).sum().backward()
         model.zero_grad(set_to_none=True)
     model.train(training)
-    if buffers:
-        torch._foreach_copy_(list(model.buffers()), buffers)
+    buffers.put_back()
     return replica
 
 

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError, reason
 from benchmark.base.system import keep_random_state
 from benchmark.config.pages import Page
@@ -89,7 +90,7 @@ class GraphedPasses:
     def start(self, images: Tensor, labels: Tensor) -> Recording:
         """Warm up and record, without a trace in the network; raises UserError for one that cannot be recorded."""
         images, labels = images.clone(memory_format=torch.preserve_format), labels.clone()
-        saved = [buffer.clone() for buffer in self.buffers]
+        kept = KeptBuffers(self.buffers)
         with keep_random_state(images.device):
             try:
                 (logits, loss), replay = self.record(partial(self.fresh, images, labels))
@@ -98,8 +99,7 @@ class GraphedPasses:
                     f"this network can't be recorded as a CUDA graph ({reason(error)}): unset {ASKED}"
                 ) from error
         gradients = [parameter.grad for parameter in self.parameters]
-        for buffer, before in zip(self.buffers, saved, strict=True):
-            buffer.copy_(before)
+        kept.put_back()
         return Recording(images, labels, logits, loss, gradients, replay)
 
     def fresh(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError
 from benchmark.config.pages import Page
-from benchmark.training.buffers import KeptBuffers
 from leaderboard.store.repeat import drop_epochs
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError, reason
 from benchmark.base.seeds import derive
 from benchmark.base.system import exact_fp32
@@ -96,7 +97,7 @@ def score_loss(
 ) -> ScoringGradients:
     """Return the gradients of the loss, and the Hessian-gradient product where it is asked for."""
     device = next(model.parameters()).device
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = KeptBuffers(list(model.buffers()))
     modes = {module: module.training for module in model.modules()}
     unfused = unfuse_attention(model)  # fused attention has no second derivative
     set_mode(model, wanted)
@@ -111,9 +112,7 @@ def score_loss(
         product = [torch.zeros_like(weight) for weight in parameters]
         for images, labels, share in pieces:
             add_hessian_product(product, total, loss(model, images, labels, share, wanted), parameters)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    buffers.put_back()
     fuse_attention(unfused)
     for module, training in modes.items():
         module.training = training

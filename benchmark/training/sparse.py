@@ -12,10 +12,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmark.base.buffers import KeptBuffers
 from benchmark.base.meters import Usage
 from benchmark.data.images import Samples
 from benchmark.networks.costs import Meter
-from benchmark.training.buffers import KeptBuffers
 from benchmark.training.masks import MaskSet, pack_all
 from benchmark.training.method_state import MethodState, check_learned, check_storage, weighs
 from methods.core import DenseGrads, Inactive, Method, Timeline, View

@@ -127,7 +127,8 @@ def test_curves_end_at_the_tables_costs_and_densities() -> None:
             run["weights"]["active"] / run["weights"]["prunable"] for run in ended[curve.label, curve.sparsity]
         ]
         assert curve.values[-1] == pytest.approx(sum(densities) / len(densities), rel=1e-12)
-        assert curve.values[-1] == pytest.approx(1 - curve.sparsity, abs=0.005)  # filters, and outcomes, are coarser
+        near = 0.005 if curve.label.startswith("srigl") or "_structured" in curve.label else 1e-5  # of whole filters
+        assert curve.values[-1] == pytest.approx(1 - curve.sparsity, abs=near)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import benchmark.training.train as loop
+from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError
 from benchmark.base.system import cuda_available
 from benchmark.config.cells import Cell
@@ -23,7 +24,6 @@ from benchmark.networks.build import build, place
 from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
 from benchmark.runs.run import prepare, set_up_masks
 from benchmark.training import cuda_graphs
-from benchmark.training.buffers import KeptBuffers
 from benchmark.training.optim import learning_rate, make_optimizer
 from benchmark.training.precision import set_determinism
 from benchmark.training.state import Training
