@@ -4,12 +4,12 @@
 # MAKEFLAGS, knows which target reads what, and refuses every other variable before anything runs.
 override GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
 $(foreach name,$(GIVEN),$(eval unexport $$(name)))
-override export ASKED_PYTHON := $(or $(value PYTHON),python3)
-override export ASKED_GOALS := $(MAKECMDGOALS)
+override ASKED_PYTHON := $(or $(value PYTHON),python3)
+override ASKED_GOALS := $(MAKECMDGOALS)
+export ASKED_PYTHON ASKED_GOALS
 override PY     := .venv/bin/python
 override READY  := .venv/.installed
 override TARGET := $(PY) -m benchmark.cli.targets
-
 # each a command of benchmark/cli/targets.py
 override COMMANDS := bench sweep table1 table2 table3 plasticity test test-slow format-check lint types leaderboard \
     verify claim latency slim site submit perf-sheets deviations flops check-method mutants perf gpu-check faults \
@@ -46,19 +46,19 @@ help: ## this text
 #:   PLAN=1           print runs, training FLOPs, memory and an estimated time, and run nothing
 #:   GPUS=64          with PLAN=1: the time on so many devices; PER_GPU=4: with four runs on each
 #:
-#: of make plasticity (TASK, SEED, ARGS, JOBS and PLAN as above; SEED=0,1,2 where not given):
+#: of make plasticity (TASK, SEED=0,1,2, ARGS, PRECISION, DEVICE, DATA, JOBS and PLAN as above):
 #:   SCALE=small      paper, small or photographs; EPOCHS=4,7: after which to prune; MORE=3: those of recovery
 #:   SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters
-#: of make precision-study: METHOD, SPARSITY, TASK, SEED, ARGS, DEVICE and DATA as above, on the embedded digits
-#: of make claim (TASK and SPARSITY as above): A=granet B=gmp, two rows; settings as in A=granet:start_sparsity=0
-#: of make latency and make slim (DEVICE and DATA as above):
+#: of make precision-study (METHOD=granet,rigl_itop SPARSITY=0.9,0.98 TASK=digits_resnet20 SEED=0,1,2, ARGS, DEVICE, DATA)
+#: of make claim: A=granet B=gmp, two rows, settings as in A=granet:start_sparsity=0; TASK=page, SPARSITY=0.9
+#: of make latency and make slim (DEVICE as above; for slim also DATA):
 #:   RUN=name         a finished run: the name of its record, without .json
 #:   BATCH=1,64       images at once; THREADS=1: threads of torch; TO=folder: where slim writes
 #: of make gpu-check (DEVICE and FRESH as above; TO=folder of its report):
 #:   PARTS=masks,bits what to measure, names from its report; a list; MINUTES=8: most that it takes
 #:   QUICK=1          tiny sizes, as always on a CPU: does it run at all, in about 2 minutes
+#: of make perf: QUICK=1, fewer rounds; KEEP=1, write the table of goals
 #: of make check-method (METHOD as above): ONLY=resume, the checks to run by their names in its table; a list
-#:
 #: A variable that a target does not read is an error. PYTHON=python3.12: what .venv is made with.
 
 # Before all else, `make -n` included: does a goal read each variable of the command line?
@@ -74,7 +74,7 @@ asked:
 $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	    echo "installing into .venv with uv (first call only, some minutes)"; \
-	    uv venv --quiet --allow-existing --python "$$ASKED_PYTHON" .venv && \
+	    uv venv --quiet --seed --allow-existing --python "$$ASKED_PYTHON" .venv && \
 	    uv pip install --quiet --python $(PY) -c constraints.txt -e '.[dev]'; \
 	else \
 	    echo "installing into .venv with pip (first call only, some minutes)"; \

@@ -43,6 +43,11 @@ def expand(path: Path) -> Path:
         raise UserError(f"{plain(str(path))}: there is no home of user '{name}' here: write the path out") from None
 
 
+def expand_run(name: str) -> str:
+    """Return what a user typed for a run, its leading `~` expanded if it is a path from there."""
+    return str(expand(Path(name))) if name.startswith("~") else name
+
+
 def run_folder(runs: Path, run: str) -> Path:
     """Return the folder of a run. Raises UserError for a name that leads elsewhere or that no folder can have.
 

@@ -171,13 +171,14 @@ def describe_git(root: Path = ROOT) -> dict[str, Any]:
     """Return the commit and whether the code differs from it; nulls if git cannot tell.
 
     Only a checkout of its own counts: the commit of a repository around a copy says nothing about the copy. New files
-    among methods, configs and benchmark count; records, the leaderboard and tests do not, since no run uses them.
+    among methods, configs, benchmark and leaderboard/store (which has the epochs of drops) count; records, sheets and
+    tests do not, since no run uses them.
     """
     try:
         top, commit = ask_git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
         if not Path(top).samefile(root):
             return {"commit": None, "dirty": None}
-        paths = ["methods", "benchmark", "configs"]
+        paths = ["methods", "benchmark", "configs", "leaderboard/store"]
         changes = ask_git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths)
     except (OSError, ValueError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}

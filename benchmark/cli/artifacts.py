@@ -69,12 +69,16 @@ def slim(
 
 Branches = Annotated[Path | None, typer.Option(help="folder of the records of branches")]
 Run = Annotated[str, typer.Argument(help="a run: the name of a folder of runs/, or of its record")]
+MethodFile = Annotated[
+    Path | None, typer.Option("--file", help="the Python file of the run's method, if it is not built in")
+]
 
 
 @app.command()
 def snapshot(
     run: Run,
     epochs: Annotated[str, typer.Option(help="epochs after which to keep a snapshot, such as 5,10")],
+    file: MethodFile = None,
     device: Device = "auto",
     data: DataRoot = Path("data"),
     records: Records = None,
@@ -88,7 +92,7 @@ def snapshot(
     def action() -> None:
         stores = Stores(records, branches)
         options = make_options(device, stores, runs, None, checkpoint_s, "")
-        for path in take_snapshots(run, epochs, data, stores.both, options, console):
+        for path in take_snapshots(run, epochs, data, stores.both, options, console, file):
             console.print(f"snapshot: {path}", highlight=False, markup=False, soft_wrap=True)
 
     guarded(action)
@@ -99,6 +103,7 @@ def branch(
     run: Run,
     epoch: Annotated[int, typer.Option(help="the epoch after which to branch; its snapshot must exist")],
     method: Annotated[str, typer.Option(help="another method; it sees the snapshot's weights and masks")] = "",
+    file: MethodFile = None,
     sparsity: Annotated[str, typer.Option(help="another sparsity, in [0, 1)")] = "",
     args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
     hold_lr: Annotated[bool, typer.Option(help="keep the learning rate of that epoch")] = False,
@@ -125,6 +130,7 @@ def branch(
             make_options(device, stores, runs, leaderboard, checkpoint_s, command, fresh),
             data,
             console,
+            file,
             epoch=epoch,
             method=method,
             sparsity=sparsity,

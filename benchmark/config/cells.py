@@ -243,7 +243,7 @@ def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments:
     appears once per seed, whatever sparsities are listed. Of `all`, methods that do not take a sparsity at their
     defaults (N:M masks) are left out at that one.
     """
-    everything = ALL in methods.split(",")
+    everything = ALL in split_list(methods, "METHOD")
     changes = parse_arguments(arguments)
     plugins = [find_method(name) for name in split_methods(methods)]
     of_methods = {name for plugin in plugins for name in plugin.settings()}

@@ -54,7 +54,7 @@ class Page:
 
     title: str
     data: str  # digits, cifar10, cifar100, imagenet, or folder (train/CLASS/*, test or val/CLASS/*)
-    model: str  # any name of timm.create_model, or cifar_resnet20, cifar_vgg19_bn, cifar_resnet50
+    model: str  # any name of timm.create_model, or cifar_resnet20, cifar_vgg19_bn, cifar_resnet50, cifar_wrn22_2
     epochs: int
     lr: float
     update_every: int  # ΔT in steps, for methods that take the page's
@@ -114,7 +114,7 @@ class Page:
     distribution: str = "erk"  # of layer densities where a method draws masks at random
     prune_end: float = 0.5  # t_f as a share of the run: when gradual pruning reaches its target
     allow_empty_layers: bool = False  # whether a layer may have no weights at the start
-    methods: dict[str, Any] = field(default_factory=dict)  # settings of named methods on this page; all: see below
+    methods: dict[str, Any] = field(default_factory=dict)  # settings of named methods on this page; all: EVERY_METHOD
 
     # evaluation
     eval_every: int = 1  # epochs between evaluations; the last epoch is always evaluated

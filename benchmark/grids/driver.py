@@ -70,10 +70,12 @@ class Driver:
 
     def watch(self, states: dict[int, Status]) -> bool:
         """Update the state of workers and cells, replace lost workers; return whether to continue."""
-        for number, status in states.items():
-            if status.state == LOST and number not in self.lost:
-                self.lost.add(number)
-                self.replace(number, status)
+        lost = {number: status for number, status in states.items() if status.state == LOST}
+        due = [number for number, status in lost.items() if number not in self.lost and self.mourn(number, status)]
+        self.lost |= lost.keys()
+        if due:  # together, for those of one job may share a job again
+            self.started += len(due)
+            self.workers.start(self.order, range(self.started - len(due) + 1, self.started + 1))
         self.look()
         running = sum(status.state == RUNNING for status in states.values())
         queued = sum(status.state == QUEUED for status in states.values())
@@ -81,15 +83,13 @@ class Driver:
         alive = running + queued + (self.started - len(states))
         return bool(self.tally.left) and alive > 0
 
-    def replace(self, number: int, status: Status) -> None:
-        """Report a lost worker and start another in its place, unless several in a row never began a cell."""
+    def mourn(self, number: int, status: Status) -> bool:
+        """Report a lost worker; return whether another takes its place: not if several in a row never began a cell."""
         began = (self.book.folder / f"worker-{number}.began").exists()
         self.fruitless = 0 if began else self.fruitless + 1
         why = "" if began else f": {last_lines(self.book.log(number))}"
         self.board.say(f"worker {number} was lost ({status.detail}){why}")
-        if self.tally.left and self.fruitless <= self.book.retries:
-            self.started += 1
-            self.workers.start(self.order, [self.started])
+        return bool(self.tally.left) and self.fruitless <= self.book.retries
 
     def look(self) -> None:
         """Read what became of cells since the last look."""

@@ -17,7 +17,7 @@ from benchmark.config.pages import FOLDERS
 from benchmark.data.sets import Data
 from benchmark.runs.checkpoints import FINISHED, load_checkpoint
 from benchmark.runs.donors import attach, has_masks
-from benchmark.training.precision import choose_precision
+from benchmark.training.precision import possible_precisions
 from leaderboard import Record, RecordError, UnreadableError, read_record
 from leaderboard.store.records import list_run
 from leaderboard.store.repeat import arithmetic
@@ -80,14 +80,14 @@ class Ledger:
         Its run may be named by its data or, by an earlier version, without them: see `Cell.names`. Where `data` is a
         stand-in without a fingerprint, its name and the sizes of its parts are compared instead.
         """
-        precision = choose_precision(cell.page, self.device)
+        precisions = possible_precisions(cell.page, self.device)
         unknown = cell.page.data in FOLDERS and not data.fingerprint
         names = [head(cell.identity)] if unknown else cell.names(data.fingerprint)
         found = [
             record
             for name in names
             for record in self.records(name)
-            if record["protocol"] == PROTOCOL and arithmetic(record) == precision and is_same_data(record, data)
+            if record["protocol"] == PROTOCOL and arithmetic(record) in precisions and is_same_data(record, data)
             if record["run"] in cell.names(record["data"]["fingerprint"])
         ]
         return gather(found).counted[0] if found else None

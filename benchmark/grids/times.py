@@ -52,6 +52,12 @@ def images_per_epoch(data: Data) -> float:
     return len(data.train) + FORWARD_SHARE * (len(data.test) + len(data.validation or ()))
 
 
+def images_of(record: Record) -> float:
+    """Return an epoch's images of a record, weighed alike."""
+    data = record["data"]
+    return float(data["train"] + FORWARD_SHARE * (data["test"] + data["validation"]))
+
+
 def records_like(
     cell: Cell, records: Iterable[Record], device: torch.device, settings: Iterable[str], environment: Iterable[str]
 ) -> list[Record]:
@@ -72,8 +78,9 @@ def records_like(
 def pace_of_records(cell: Cell, data: Data, records: Iterable[Record], device: torch.device) -> Pace | None:
     """Return the median pace of the records of the cell's page on this device, or None where there are none."""
     speeds = [
-        epochs_of(record) * images_per_epoch(data) / record["time"]["total_s"]
+        epochs_of(record) * images_of(record) / record["time"]["total_s"]
         for record in records_like(cell, records, device, SPEED, ("device", "device_name", "precision"))
+        if record["time"]["total_s"]
     ]
     if not speeds:
         return None
@@ -81,7 +88,9 @@ def pace_of_records(cell: Cell, data: Data, records: Iterable[Record], device: t
 
 
 def epochs_of(record: Record) -> int:
-    """Return how many epochs a run trained, those of all its rounds."""
+    """Return how many epochs a run trained: those of all its rounds, or of a branch its own."""
+    if "branch" in record:
+        return int(record["branch"]["last_epoch"] - record["branch"]["epoch"])
     epochs: int = record["page"]["settings"]["epochs"]
     rounds: dict[str, int] = record.get("rounds", {"last_begins": 0, "back_to": 0})
     return rounds["last_begins"] + epochs - rounds["back_to"]

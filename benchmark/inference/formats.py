@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from benchmark.base.errors import UserError, reason
-from benchmark.base.files import Places, refuse_links, run_folder
+from benchmark.base.files import Places, expand_run, refuse_links, run_folder
 from benchmark.inference.kernels import TOLERANCE
 from benchmark.inference.onnx_graph import INPUT, OPSET, OUTPUT, OnnxPass, read_weights
 from benchmark.inference.passes import PLAIN
@@ -86,7 +86,7 @@ def export_as(
     """
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     network = take_network(name, places, needs_subject=bool({ONNX, CSR} & set(asked)))
-    folder = target or run_folder(Path("export"), network.run)
+    folder = Path(expand_run(str(target))) if target else run_folder(Path("export"), network.run)
     if target is None:
         refuse_links(folder, folder.parent)
     before = read_report(folder, network)
@@ -110,6 +110,7 @@ def take_network(name: str, places: Places, needs_subject: bool) -> Network:
         subject = load_subject(name, places.records, places.runs)
         about = {"run": str(subject.record["run"]), "model": str(subject.record["page"]["settings"]["model"])}
         return Network(about["run"], subject.network.state_dict(), subject.masks, about, subject)
+    name = expand_run(name)
     if (Path(name) / RECORD).is_file():
         return Network(str(load_record(Path(name) / RECORD)["run"]), *read_files(Path(name)))
     run = str(load_record(Path(name))["run"]) if name.endswith(".json") else Path(name).name

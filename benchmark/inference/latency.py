@@ -143,7 +143,7 @@ def print_measurement(console: Console, measurement: Measurement) -> None:
     machine = f"{measurement['hardware']}, {amount(measurement['threads'], 'thread')}, {measurement['clock']}"
     title = f"{measurement['run']}: one forward pass on {machine}, load {measurement.get('load', 0):.1f}"
     table = Table(title=escape(printable(title)), title_justify="left")
-    for column in ("batch", "engine", "ms", "quartiles", "speed-up", "mode", "what it is"):
+    for column in ("batch", "kernel", "ms", "quartiles", "speed-up", "mode", "what it is"):
         right = column in ("batch", "ms", "quartiles", "speed-up")
         table.add_column(column, overflow="fold", justify="right" if right else "left")
     for entry in measurement["batches"]:

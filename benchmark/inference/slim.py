@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import benchmark.networks.cifar  # noqa: F401 (registers the paper's CIFAR networks in timm)
 from benchmark.base.errors import UserError, reason
-from benchmark.base.files import Places, refuse_links, run_folder
+from benchmark.base.files import Places, expand, refuse_links, run_folder
 from benchmark.base.system import describe_environment
 from benchmark.config.pages import Page, merge_settings
 from benchmark.data.sets import load_data
@@ -47,7 +47,7 @@ def slim_run(
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     subject = load_subject(name, places.records, places.runs)
     home = run_folder(places.runs, str(subject.record["run"]))
-    folder = target or home / "slim"
+    folder = expand(target) if target else home / "slim"
     if target is None:
         refuse_links(folder, home)
     slim = slim_down(subject, take_images(subject, data))
@@ -70,7 +70,7 @@ def take_images(subject: Subject, root: Path) -> Tensor:
     if data.fingerprint != subject.record["data"]["fingerprint"]:
         raise UserError(
             f"the data in {root} are not those of run {subject.record['run']}, on whose test images outputs are "
-            "compared: name the folder with --data"
+            "compared: name the folder of data sets (DATA, or --data)"
         )
     images, _ = next(iter(data.test.batches(COMPARED, torch.device("cpu"))))
     return images

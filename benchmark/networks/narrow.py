@@ -1,4 +1,4 @@
-"""Narrower networks for the control "small-dense": the same backbone with every hidden width multiplied by one factor.
+"""Narrower networks for the control `small_dense`: the same backbone with every hidden width multiplied by one factor.
 
 Which argument of `timm.create_model` does that depends on the family. A backbone that its arguments shrink only in part
 is refused, since that would be another architecture; `narrow_resnet` documents the one exception.
@@ -169,8 +169,8 @@ RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
 def refusal(name: str, reason: str) -> UserError:
     """Return the error for backbone `name` that cannot be narrowed."""
     return UserError(
-        f"backbone '{name}' cannot be narrowed: {reason}; small-dense can narrow {FAMILIES}: "
-        "choose one of these or leave small-dense out"
+        f"backbone '{name}' cannot be narrowed: {reason}; small_dense can narrow {FAMILIES}: "
+        "choose one of these or leave small_dense out"
     )
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from benchmark.base import ROOT
 from benchmark.base.errors import UserError, nearest, reason
+from benchmark.base.files import expand
 from benchmark.base.system import choose_device, describe_environment, describe_git, name_device, use_device
 from benchmark.perf.gpu_claims import ABSENT, DONE, FAILED, LATE, RUNNING, NotHereError, Sheet
 from benchmark.perf.gpu_epochs import check_epochs, check_memory, check_waits
@@ -214,7 +215,7 @@ def limit_of(name: str, waiting: list[str], left: float, quick: bool) -> float:
 
 def check_all(asked: argparse.Namespace, console: Console) -> None:
     """Do the parts one after the other and write the report after each."""
-    device, folder = choose_device(asked.device), asked.to.resolve()
+    device, folder = choose_device(asked.device), expand(asked.to).resolve()
     quick, names = asked.quick or device.type == "cpu", choose_parts(asked.parts)
     about, ends = describe(device, quick), time.monotonic() + 60 * asked.minutes
     before = {

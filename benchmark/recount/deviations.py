@@ -45,7 +45,7 @@ def read_rows(source: str, file: str) -> list[tuple[str, ...]]:
     if HEADER not in lines:
         raise UserError(
             f"{file}, line {first + len(lines) - 1}: the module docstring must end with a section that starts with "
-            f"the line '{HEADER}' (methods/README.md, \"Recipe\")"
+            f"the line '{HEADER}' (methods/README.md, \"From file to leaderboard\")"
         )
     start = lines.index(HEADER) + 1
     written = [(number, line) for number, line in enumerate(lines[start:], first + start) if line.strip()]

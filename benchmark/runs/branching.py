@@ -22,8 +22,8 @@ from benchmark.runs.checkpoints import (
     FOLDER,
     Saver,
     keep_snapshot,
-    load_checkpoint,
     parse_epochs,
+    read_checkpoint,
     read_snapshot,
     restore,
     snapshot_path,
@@ -31,7 +31,7 @@ from benchmark.runs.checkpoints import (
 from benchmark.runs.donors import resolve_donors
 from benchmark.runs.parents import Parent, find_parent
 from benchmark.runs.record import describe_start
-from benchmark.runs.run import Options, about, make_timeline, prepare, refuse_rounds, run_cell, set_up_masks
+from benchmark.runs.run import Options, about, make_timeline, prepare, refuse_rounds, run_cell, set_up_masks, warner
 from benchmark.training.precision import set_determinism
 from benchmark.training.rehearsal import rehearse
 from benchmark.training.speed import probe_precision, use_processor
@@ -76,13 +76,19 @@ def make_options(
 
 
 def run_branch(
-    name: str, stores: Stores, options: Options, data_root: Path, console: Console, **asked: Any
+    name: str,
+    stores: Stores,
+    options: Options,
+    data_root: Path,
+    console: Console,
+    file: Path | None = None,
+    **asked: Any,
 ) -> tuple[Record, Path]:
     """Branch the run `name` as `asked`, see `make_branch`; print its table, return the record and its file.
 
-    Raises UserError before the first batch where possible.
+    file: of the run's method, see `find_parent`. Raises UserError before the first batch where possible.
     """
-    parent = find_parent(name, stores.both, options.places.runs)
+    parent = find_parent(name, stores.both, options.places.runs, file)
     cell = make_branch(parent, **asked)
     read_snapshot(parent.folder, cell.epoch)
     check_places(options.places)
@@ -114,13 +120,20 @@ def describe(record: Record) -> str:
 
 
 def take_snapshots(
-    name: str, epochs: str, data_root: Path, stores: list[Path], options: Options, console: Console
+    name: str,
+    epochs: str,
+    data_root: Path,
+    stores: list[Path],
+    options: Options,
+    console: Console,
+    file: Path | None = None,
 ) -> list[Path]:
     """Make the missing snapshots of run `name` at `epochs`; return the files of all.
 
-    Raises UserError for an unknown run or epoch, and for a run that cannot be reproduced, see `retrace`.
+    file: of the run's method, see `find_parent`. Raises UserError for an unknown run or epoch, and for a run that
+    cannot be reproduced, see `retrace`.
     """
-    parent = find_parent(name, stores, options.places.runs)
+    parent = find_parent(name, stores, options.places.runs, file)
     refuse_rounds(parent.cell, f"run {parent.name}")
     wanted = parse_epochs(epochs, parent.cell.page.epochs, "--epochs")
     if not wanted:
@@ -165,7 +178,7 @@ def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, option
     built = place(build(cell, data), cell.page, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
     checkpoint = parent.folder / FOLDER / "checkpoint"
-    state = load_checkpoint(checkpoint) if checkpoint.exists() else None
+    state = read_checkpoint(checkpoint, warner(console))
     run = prepare(cell, built, data, options.device)
     if state is not None and state["counters"][1] >= min(epochs):
         state = None  # it is past a wanted epoch

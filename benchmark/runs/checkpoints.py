@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
-START_OVER = "start the run over with FRESH=1 (sparse-bench run --fresh), or delete the file"
+START_OVER = "start the run over with `make bench` and FRESH=1 (sparse-bench run --fresh), or delete the file"
 
 
 def load_checkpoint(path: Path, way_out: str = START_OVER) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def check_same(state: dict[str, Any], run: Training, checkpoint: Path) -> None:
     for key, now in surroundings(run).items():
         if (then := state.get(key, "1" if key == "ranks" else None)) != now:  # no ranks: it was made by one process
             raise UserError(
-                f"checkpoint {checkpoint} was made with {key} {then}, now it is {now}: continue as it began, or start "
-                "over with FRESH=1 (sparse-bench run --fresh)"
+                f"checkpoint {checkpoint} was made with {key} {then}, now it is {now}: continue as it began, or "
+                f"{START_OVER}"
             )
 
 
@@ -154,10 +154,7 @@ def restore(run: Training, state: dict[str, Any], checkpoint: Path) -> datetime:
         return datetime.fromisoformat(state["started"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = plain(f"{type(error).__name__}: {error}")
-        raise UserError(
-            f"checkpoint {checkpoint} does not fit this run ({reason}): start over with FRESH=1 (sparse-bench run "
-            "--fresh), or delete the file"
-        ) from error
+        raise UserError(f"checkpoint {checkpoint} does not fit this run ({reason}): {START_OVER}") from error
 
 
 class Saver:

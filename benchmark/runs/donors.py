@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmark.base.errors import UserError, nearest
-from benchmark.base.files import Places, run_folder
+from benchmark.base.files import Places, expand_run, run_folder
 from benchmark.config.cells import PROTOCOL, Cell, DonorRun, ask_donor
 from benchmark.config.plugins import method_names
 from benchmark.data.sets import Data
@@ -22,7 +22,7 @@ from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.runs.export import MASKS, WEIGHTS, read_export, read_tensors
 from benchmark.runs.finished import RECORD
 from benchmark.training.masks import hash_masks, pack_all
-from benchmark.training.precision import choose_precision
+from benchmark.training.precision import possible_precisions
 from leaderboard import Record, RecordError, read_record
 from leaderboard.claims.lookup import match, name_rows
 from leaderboard.store.records import load_store
@@ -74,7 +74,7 @@ def find_donors(
         if page not in shapes:
             shapes[page] = find_shapes(cell, loaded[cell.page_name])
         found, shares = shapes[page]
-        own = name_arithmetic(choose_precision(cell.page, device), shares) if device is not None else None
+        own = None if device is None else {name_arithmetic(p, shares) for p in possible_precisions(cell.page, device)}
         search = Search(cell, wanted, records, places, loaded[cell.page_name].fingerprint, own)
         record, name = search.find() if known is None else (known, wanted.run)
         check_fits(record, search, found)
@@ -96,7 +96,7 @@ def find_published(wanted: Donor) -> Path | None:
 
     A folder that has the name of a method is written `./granet`: the name alone is the row.
     """
-    folder = Path(wanted.run)
+    folder = Path(expand_run(wanted.run))
     is_one = wanted.run not in method_names() and os.path.isfile(folder / RECORD)  # noqa: PTH113 (as in `find`)
     return folder if is_one else None
 
@@ -201,7 +201,7 @@ class Search:
     records: list[Record]
     places: Places
     fingerprint: str
-    arithmetic: str | None
+    arithmetics: set[str] | None
 
     def fault(self, reason: str) -> UserError:
         """Return the error that names method, donor and reason."""
@@ -209,7 +209,7 @@ class Search:
 
     def find(self) -> tuple[Record, str]:
         """Return the donor's record and its name: the row's if a row was given, otherwise the run's."""
-        asked = self.wanted.run
+        asked = expand_run(self.wanted.run)
         is_path = asked.endswith(".json") or "/" in asked
         folder = self.places.records
         published = find_published(self.wanted)
@@ -243,8 +243,8 @@ class Search:
         if name is None:
             raise self.missing(sorted(rows))
         runs = rows[name].runs
-        if len({run["method"]["sha256"] for run in runs}) > 1:
-            versions = sorted(row for row in rows if row.startswith(f"{name} (file "))
+        if rows[name].parts:
+            versions = sorted(part.name for part in rows[name].parts)
             raise self.fault(f"{page} has several rows of this name: choose {' or '.join(versions)}")
         for run in gather([run for run in runs if run["sparsity"] == cell.sparsity]).counted:
             if run["seed"] == cell.seed:
@@ -265,7 +265,7 @@ class Search:
         page = record["page"]
         place = record["protocol"], page["name"], page["variant"], record["data"]["fingerprint"]
         here = PROTOCOL, self.cell.page_name, self.cell.variant, self.fingerprint
-        return place == here and self.arithmetic in (None, arithmetic(record))
+        return place == here and (self.arithmetics is None or arithmetic(record) in self.arithmetics)
 
     def missing(self, rows: list[str]) -> UserError:
         """Return the error for a missing row, with the command that makes it or the nearest name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmark.base.errors import UserError, nearest
-from benchmark.base.files import run_folder
+from benchmark.base.files import expand_run, run_folder
 from benchmark.config.pages import Page
 from benchmark.runs.export import MASKS, WEIGHTS, read_export
 from benchmark.training.masks import hash_masks
@@ -62,6 +62,7 @@ def find_finished(name: str, records: Path, runs: Path) -> Finished:
 
     Raises UserError for an unknown run, a run without exported files, and files of another run.
     """
+    name = expand_run(name)
     published = (Path(name) / RECORD).is_file()
     candidates = [(Path(name) / RECORD, load_record(Path(name) / RECORD))] if published else find_records(name, records)
     run = str(candidates[-1][1]["run"])
@@ -69,8 +70,8 @@ def find_finished(name: str, records: Path, runs: Path) -> Finished:
     missing = [file for file in (WEIGHTS, MASKS) if not (folder / file).exists()]
     if missing:
         raise UserError(
-            f"run {run} has a record but no {' and no '.join(missing)} in {folder}, which is what is read: name "
-            "the folder of runs with --runs, or run it again"
+            f"run {run} has a record but no {' and no '.join(missing)} in {folder}, which is what is read: run it "
+            "again, or name the folder of its files (sparse-bench: --runs)"
         )
     weights, masks = read_export(folder)
     digest = hash_masks(masks)
@@ -79,7 +80,8 @@ def find_finished(name: str, records: Path, runs: Path) -> Finished:
             return Finished(path, record, folder, weights, masks)
     raise UserError(
         f"{folder}: its masks ({digest[:16]}) are not those of run {run}'s record "
-        f"({candidates[-1][1]['masks_sha256'][:16]}): run it again, or name the folder of its files with --runs"
+        f"({candidates[-1][1]['masks_sha256'][:16]}): run it again, or name the folder of its "
+        "files (sparse-bench: --runs)"
     )
 
 
@@ -97,6 +99,6 @@ def find_records(name: str, records: Path) -> list[tuple[Path, Record]]:
         where = f"{records}" if known else f"{records}, which holds no record"
         raise UserError(
             f"no record of a run '{name}' in {where}{nearest(name, known) or ';'} a run has the name of its record, "
-            "without .json; name the folder with --records"
+            "without .json; records elsewhere: sparse-bench, --records"
         )
     return of_run

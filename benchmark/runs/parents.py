@@ -11,7 +11,7 @@ from benchmark.base.errors import UserError
 from benchmark.base.files import run_folder
 from benchmark.config.cells import PROTOCOL, Cell
 from benchmark.config.pages import changed_settings, load_page, merge_settings
-from benchmark.config.plugins import digest, find_method
+from benchmark.config.plugins import digest, find_method, is_method
 from benchmark.runs.checkpoints import list_snapshots, load_checkpoint, read_snapshot
 from leaderboard import Record, RecordError, UnreadableError, read_record
 from leaderboard.store.records import file_stem, list_files
@@ -39,11 +39,12 @@ class Parent:
         return self.folder.name
 
 
-def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
+def find_parent(name: str, stores: Iterable[Path], runs: Path, file: Path | None = None) -> Parent:
     """Return the run called `name`, from the first of the `stores` of records that has it, or from its files in `runs`.
 
-    name: a run's name, or the path or file name of its record. Raises UserError for a run that is missing, diverged, a
-    branch, of another protocol or page, or whose method's file has changed.
+    name: a run's name, or the path or file name of its record. file: that of its method, where it is not built in: no
+    file is run because a record names it. Raises UserError for a run that is missing, diverged, a branch, of another
+    protocol or page, or whose method's file has changed.
     """
     run = Path(name).name.removesuffix(".json")
     record = find_record(name, run, stores)
@@ -60,7 +61,7 @@ def find_parent(name: str, stores: Iterable[Path], runs: Path) -> Parent:
         if "branch" in about:
             parent = plain(about["branch"]["parent"])
             raise UserError(f"run {run} is a branch of {parent} and cannot be branched itself: branch {parent}")
-        return Parent(rebuild_cell(about, fingerprint), folder, record, history, fingerprint)
+        return Parent(rebuild_cell(about, fingerprint, file), folder, record, history, fingerprint)
     except (LookupError, TypeError, AttributeError) as error:  # a foreign checkpoint
         raise UserError(f"run {run}: its checkpoint does not say what the run was asked to do: {error!r}") from error
 
@@ -111,11 +112,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return read_snapshot(folder, snapshots[-1])
 
 
-def rebuild_cell(about: dict[str, Any], fingerprint: str) -> Cell:
+def rebuild_cell(about: dict[str, Any], fingerprint: str, file: Path | None = None) -> Cell:
     """Return the cell of a record, or of the description that `describe_start` returned, without its donor.
 
-    fingerprint: of the data; it may be part of the name. Raises UserError unless protocol, page, settings and the
-    method's file are the same.
+    fingerprint: of the data; it may be part of the name. file: as in `find_parent`. Raises UserError unless protocol,
+    page, settings and the method's file are the same.
     """
     run, name = about["run"], about["page"]["name"]
     if about["protocol"] != PROTOCOL:
@@ -128,9 +129,16 @@ def rebuild_cell(about: dict[str, Any], fingerprint: str) -> Cell:
     method = about["method"]
     # the rule for naming a method that is neither built in nor installed
     called = repeat_words({**about, "environment": {"device": ""}})[1]
-    if called.endswith(".py") and (not Path(called).is_file() or digest(Path(called)) != method["sha256"]):
-        raise UserError(f"run {run}: the file of its method, {plain(called)}, is gone or has changed")
-    plugin = find_method(called)  # safe to execute: the file is the one that ran before
+    if not is_method(called):  # whoever wrote the record wrote its hash as well, and may have left a file of this name
+        if file is None:
+            raise UserError(
+                f"run {run}: its method is a file, {plain(called)}, and none is run because a record names it: name it "
+                "yourself, with --file"
+            )
+        if not file.is_file() or digest(file) != method["sha256"]:
+            raise UserError(f"run {run}: {file} is not the file of its method as it ran, which is gone or has changed")
+        called = str(file)
+    plugin = find_method(called)
     if plugin.sha256 != method["sha256"]:
         raise UserError(f"run {run}: the file of its method, {plugin.source}, has changed since; run it again")
     settings = {key: value for key, value in method["settings"].items() if key in plugin.settings()}

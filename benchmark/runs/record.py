@@ -112,7 +112,7 @@ def refuse_invalid(record: Record, folder: Path) -> None:
     if faults:
         raise UserError(
             f"run {record['run']} ended, but its record is not valid and was not published: {'; '.join(faults[:3])}. "
-            f"Its network is in {folder}; start over with FRESH=1 (sparse-bench run --fresh)"
+            f"Its network is in {folder}; start it over with `make bench` and FRESH=1 (sparse-bench run --fresh)"
         )
 
 

@@ -51,6 +51,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     Only the settings of page and method and the history are taken from the record. Raises UserError when record or
     files cannot be read, or the weights do not fit the backbone.
     """
+    path = expand(path)
     published = path.is_dir()
     record = load_record(path / RECORD if published else path)
     page = stay_home(merge_settings(record["page"]["settings"], f"record {path}"))
@@ -221,7 +222,10 @@ def compare_costs(
         *compare_slim(macs.get("inference_slim"), model, shape, masks),
         same("training macs, dense", macs["train_dense"], 3 * dense * images_trained(page, data)),
         same("training share", macs["train_share"], macs["train"] / macs["train_dense"]),
-        same("training share, last epoch", macs["train_share"], record["history"][-1]["train_share"]),
+        *(
+            same("training share, last epoch", macs["train_share"], row["train_share"])
+            for row in record["history"][-1:]
+        ),
     ]
 
 
@@ -249,11 +253,14 @@ def compare_accuracy(record: Record, model: nn.Module, data: Data) -> list[Findi
     found = measure_accuracy(model, data.test, cpu, make_autocast(cpu, environment["precision"]), channels_last)
     recorded = record["accuracy_pct"]["last_epoch"]
     near = recorded is not None and abs(found - recorded) <= max(POINTS, 100 / len(data.test)) + 1e-9
+    at_end = ("test accuracy, last epoch (%)", recorded, found, near)
+    if not record["history"]:  # it diverged in its first epoch
+        return [at_end]
     chosen = record["selected"]
     begun = record.get("rounds", {"last_begins": 0})["last_begins"]
     again = describe_accuracy(record["history"], chosen.get("ties", "first"), begun)
     return [
-        ("test accuracy, last epoch (%)", recorded, found, near),
+        at_end,
         *(
             same(f"accuracy by its history, {kind}", record["accuracy_pct"][kind], value)
             for kind, value in again["accuracy_pct"].items()

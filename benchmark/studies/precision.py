@@ -162,7 +162,7 @@ def watch(cell: Cell, data: Data, device: torch.device, command: str, reporter: 
         "schema": SCHEMA,
         "run": cell.with_data(data.fingerprint).identity,
         "masks_sha256": run.maskset.sha256(),
-        "page": {"name": cell.page_name, "title": cell.page.title},
+        "page": {"name": cell.page_name, "title": cell.page.title, "changed": dict(cell.page_changes)},
         "method": {"label": cell.label, "sha256": cell.plugin.sha256},
         "sparsity": cell.sparsity,
         "seed": cell.seed,

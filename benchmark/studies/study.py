@@ -91,8 +91,7 @@ def run_study(
     study: Study, data_root: Path, options: Options, console: Console, tell: Callable[[object], None], jobs: str = "1"
 ) -> int:
     """Make a study's runs with so many workers; return how many failed. Raises UserError as `run_sweep` does."""
-    device = options.device.type
-    return run_sweep(study, options, Pool(jobs=jobs), device, data_root, console, tell, StudySweep)
+    return run_sweep(study, options, Pool(jobs=jobs), str(options.device), data_root, console, tell, StudySweep)
 
 
 def work_on_study(spec: Path, number: int, console: Console, tell: Callable[[object], None]) -> None:

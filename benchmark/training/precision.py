@@ -58,6 +58,11 @@ def choose_precision(page: Page, device: torch.device) -> str:
     return "bf16" if supports_bf16(device) else "fp32"
 
 
+def possible_precisions(page: Page, device: torch.device) -> tuple[str, ...]:
+    """Return what a finished run of the page may have been computed in: either, where a probe chooses."""
+    return ("fp32", "bf16") if page.precision == "fastest" else (choose_precision(page, device),)
+
+
 def supports_bf16(device: torch.device) -> bool:
     """Return whether torch says of an accelerator that it takes bf16; False for a CPU, which need not be fast in it."""
     ask = getattr(torch.get_device_module(device), "is_bf16_supported", None) if device.type != "cpu" else None

@@ -12,7 +12,7 @@ from leaderboard.board.build import BRANCHES, BuildError, load_branches
 from leaderboard.store.records import load_store
 from leaderboard.store.schema import AUTHOR, SCHEMA, Record
 from leaderboard.tables.sections import amount
-from leaderboard.tables.table import percent, plain
+from leaderboard.tables.table import percent, plain, printable
 
 BASES = ("origin/main", "HEAD")  # what others have, where git knows it; else what was committed last
 
@@ -104,7 +104,7 @@ def verify_again(added: Iterable[tuple[Path, Record]], runs: Path, data: Path) -
     for path, record in added:
         words = ["verify", str(path), "--runs", str(runs), "--data", str(data)]
         if not (runs / record["run"] / "weights.safetensors").is_file():
-            yield f"not at hand: {runs / record['run']}; with these files, sparse-bench verify {path.name}", True
+            yield f"not at hand: {runs / record['run']}; with these files, sparse-bench verify {path}", True
             continue
         done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True)
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
@@ -129,10 +129,10 @@ def submit(records: Path, base: str, runs: Path, data: Path, rebuild: Callable[[
     else:
         rebuild()
         for line, well in verify_again(found.added, runs, data):
-            print(f"  {line}")
+            print(f"  {printable(line)}")
             faults += [] if well else [line]
     for fault in faults:
-        print(f"fault: {fault}", file=sys.stderr)
+        print(f"fault: {printable(fault)}", file=sys.stderr)
     if not faults:
         print(
             "all of it is fit to be submitted: commit records and sheets, and open a pull request (docs/submitting.md)"

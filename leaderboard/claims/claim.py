@@ -328,10 +328,14 @@ def objections(pairing: Pairing) -> Iterator[tuple[str, str]]:
                 f"{side.name} diverged at seed {', '.join(bad)}, and its other seeds alone would flatter it",
                 f"find settings under which {side.name} finishes at every seed",
             )
-        versions = sorted({run["method"]["sha256"] for run in [*entry.counted, *entry.repeats]})
-        if len(versions) > 1:
-            names = " or ".join(f"'{side.name} (file {plain(version[:8])})'" for version in versions)
-            yield f"{side.name} has runs of {len(versions)} versions of its method's file", f"name one: {names}"
+        there = {id(run) for run in [*entry.counted, *entry.repeats]}
+        parts = [part.name for part in side.parts if any(id(run) in there for run in part.runs)]
+        if len(parts) > 1:
+            names = " or ".join(f"'{name}'" for name in sorted(parts))
+            yield (
+                f"{side.name} is the name of {len(parts)} rows, of versions of its file or settings",
+                f"name one: {names}",
+            )
     shares = [share_devices(pairing, which) for which in (0, 1)]
     if all(shares) and shares[0] != shares[1]:
         places = [" and ".join(sorted(share)) for share in shares]

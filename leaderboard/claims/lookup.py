@@ -23,11 +23,15 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Side:
-    """A row of the section: its name as plain text, its runs, and the settings that make more of them."""
+    """A row of the section: its name as plain text, its runs, and the settings that make more of them.
+
+    parts: the rows of the table that share the name, if there are several.
+    """
 
     name: str
     runs: list[Record]
     settings: Mapping[str, Any]
+    parts: tuple[Side, ...] = ()
 
     @property
     def dense(self) -> bool:
@@ -65,24 +69,24 @@ class Question:
 def name_rows(runs: list[Record]) -> dict[str, Side]:
     """Return the rows of a section by name.
 
-    If a label has rows of several versions of its method's file, it stands for all of their runs, and
-    `label (file 1a2b3c4d)` for those of one.
+    If a label has several rows, of versions of its method's file or of settings that are written alike, it stands for
+    all of their runs, and `label (file 1a2b3c4d)` or `label (settings 1a2b3c4d)` for those of one.
     """
     rows: dict[str, Side] = {}
     for row in split_rows(runs):
         label = plain(row.label)
-        known = rows[label].runs if label in rows else []
-        rows[label] = Side(label, [*known, *row.runs], row.settings)
+        part = Side(f"{label} {plain(row.version)}".rstrip(), row.runs, row.settings)
+        rows[part.name] = part
         if row.version:
-            name = f"{label} {plain(row.version)}"
-            rows[name] = Side(name, row.runs, row.settings)
+            known = rows.get(label, Side(label, [], row.settings))
+            rows[label] = Side(label, [*known.runs, *row.runs], row.settings, (*known.parts, part))
     return rows
 
 
 def normalise(name: str) -> tuple[str, ...]:
     """Return the same for all spellings of a row: `granet (start_sparsity=0.0)`, `granet:start_sparsity=0`."""
     text, version = plain(name), ""
-    if found := re.fullmatch(r"(.*?) ?\(file ([0-9a-f]+)\)", text):
+    if found := re.fullmatch(r"(.*?) ?(\((?:file|settings) [0-9a-f]+\).*)", text):
         text, version = found.groups()
     found = re.fullmatch(r"([^(:]*[^(: ]) *(?:\((.*)\)|:(.*))?", text)
     if found is None:

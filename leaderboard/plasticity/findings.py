@@ -243,7 +243,11 @@ def make_studies(records: Iterable[Record]) -> list[Study]:
         if is_pruning(record) and kind_of(record) is not None:
             groups.setdefault(key_of(record), []).append(record)
     ordered = [sorted(group, key=order_of) for _, group in sorted(groups.items())]
-    return [make_study(group, more) for group in ordered for more in lengths_of(group)]
+    return [
+        make_study(group, more, with_gap=more == lengths_of(group)[0])
+        for group in ordered
+        for more in lengths_of(group)
+    ]
 
 
 def key_of(record: Record) -> tuple[Any, ...]:
@@ -264,20 +268,24 @@ def lengths_of(group: list[Record]) -> list[int]:
     return sorted({branch["last_epoch"] - branch["epoch"] for branch in held}) or [0]
 
 
-def make_study(group: list[Record], more: int) -> Study:
-    """Return the study of branches, which come in the order in which they finished."""
+def make_study(group: list[Record], more: int, with_gap: bool) -> Study:
+    """Return the study of branches, which come in the order in which they finished.
+
+    with_gap: whether those that end with the page's epochs are its own too, as of one length of recovery.
+    """
     values: dict[str, Values] = {PLASTICITY: {}, GAP: {}}
     rates = {}
     runs = 0
     for record in group:
         branch, kind = record["branch"], kind_of(record)
-        if kind is None or (kind == PLASTICITY and branch["last_epoch"] - branch["epoch"] != more):
+        if kind is None or (branch["last_epoch"] - branch["epoch"] != more if kind == PLASTICITY else not with_gap):
             continue
         settings = record["method"]["settings"]
         cell = Pruning(branch["parent_sparsity"], float(settings["rate"]), settings["regrow"], branch["epoch"])
-        values[kind].setdefault(cell, {}).setdefault(record["seed"], value_of(record, kind))
+        by_seed = values[kind].setdefault(cell, {})
+        runs += record["seed"] not in by_seed
+        by_seed.setdefault(record["seed"], value_of(record, kind))
         rates[branch["epoch"]] = float(branch["lr"])
-        runs += 1
     first = group[0]
     settings, method = first["page"]["settings"], first["method"]
     return Study(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from leaderboard.claims.claim import show, show_p
+from leaderboard.paper.cells import SAME_PAGE
 from leaderboard.store.growth import OTHERS, REFERENCE, Growth
 from leaderboard.store.records import Problem, finish_key
 from leaderboard.store.schema import Record
@@ -64,7 +66,7 @@ that so many seeds find in four of five cases, uncorrected.
 
 BF16, ANOTHER = OTHERS
 LESS, MORE, SAME, OPEN = "below", "above", "no difference shown", "not decided"
-NOT_PROTOCOL = ("precision", "title", "methods", "workers")
+NOT_PROTOCOL = {"precision", *SAME_PAGE}
 PLACE = ["page", "method", "sparsity"]
 TESTED = ["difference", "95 % interval", "p (Holm)", "seeds"]
 
@@ -135,15 +137,32 @@ def compare_growth(growths: list[Growth]) -> list[Compared]:
 
     groups: dict[str, dict[int, Growth]] = {}
     for growth in sorted(growths, key=lambda growth: str(growth["run"])):
-        key = json.dumps([growth[part] for part in ("page", "data", "method", "sparsity")], sort_keys=True)
-        groups.setdefault(key, {})[growth["seed"]] = growth
+        groups.setdefault(what_was_measured(growth), {}).setdefault(growth["seed"], growth)
     rows = []
     for by_seed in groups.values():
         one, other = ({seed: share([growth], name) for seed, growth in by_seed.items()} for name in OTHERS)
         first = next(iter(by_seed.values()))
-        place = escape(first["page"]["title"]), escape(first["method"]["label"]), first["sparsity"]
+        place = title_of(first), escape(first["method"]["label"]), first["sparsity"]
         rows.append(Compared(place, one, other, list(by_seed.values()), paired_difference(one, other)))
     return conclude(rows)
+
+
+def changes_of(growth: Growth) -> dict[str, Any]:
+    """Return the settings of a measurement's page that were changed and make another protocol."""
+    return {key: value for key, value in growth["page"].get("changed", {}).items() if key not in NOT_PROTOCOL}
+
+
+def what_was_measured(growth: Growth) -> str:
+    """Return what the measurements of a row share; older ones do not tell the page's settings, but steps and layers."""
+    page, steps = growth["page"], [growth["steps"], *(update["step"] for update in growth["updates"])]
+    about = [page["name"], page["title"], changes_of(growth), steps, growth["layers"]]
+    return json.dumps([about, *(growth[part] for part in ("data", "method", "sparsity"))], sort_keys=True)
+
+
+def title_of(growth: Growth) -> str:
+    """Return the escaped title of a measurement's page, with its changed settings."""
+    told = [escape(f"{name} = {json.dumps(value)}") for name, value in sorted(changes_of(growth).items())]
+    return escape(growth["page"]["title"]) + (f", with {', '.join(told)}" if told else "")
 
 
 def compare_accuracy(records: list[Record]) -> list[Compared]:
@@ -178,7 +197,7 @@ def without_precision(record: Record) -> str:
 def agree(one: Record, other: Record) -> bool:
     """Return whether two pages agree in every setting but precision that both have: older records lack later ones."""
     mine, theirs = one["page"]["settings"], other["page"]["settings"]
-    return all(mine[key] == theirs[key] for key in (mine.keys() & theirs.keys()) - set(NOT_PROTOCOL))
+    return all(mine[key] == theirs[key] for key in (mine.keys() & theirs.keys()) - NOT_PROTOCOL)
 
 
 def total(growths: list[Growth], name: str, what: str, axis: int = 0, number: int | None = None) -> int:
@@ -294,15 +313,22 @@ def matrices(rows: list[Compared], axis: int, what: str) -> Iterator[str]:
     for page in dict.fromkeys(row.place[0] for row in rows):
         own = [row for row in rows if row.place[0] == page]
         head = [what, *(f"{row.place[1]}, {percent(row.place[2])}" for row in own)]
-        first = own[0].members[0]
-        names = first["layers"] if axis else [f"step {update['step']}" for update in first["updates"]]
+        places = [list_places(row.members[0], axis) for row in own]
+        every = dict.fromkeys(chain(*places)) if axis else sorted({*chain(*places)})
         yield from ("", page, "", line(head), line("---" for _ in head))
-        for number, name in enumerate(names):
+        for place in every:
             entries = []
-            for row in own:
-                shown = " / ".join(f"{share(row.members, other, axis, number):.1f}" for other in OTHERS)
-                entries.append(shown if total(row.members, REFERENCE, "grown", axis, number) else BLANK)
-            yield line([escape(name), *entries])
+            for row, known in zip(own, places, strict=True):
+                number = known.index(place) if place in known else None
+                grown = 0 if number is None else total(row.members, REFERENCE, "grown", axis, number)
+                shown = (f"{share(row.members, other, axis, number):.1f}" for other in OTHERS)
+                entries.append(" / ".join(shown) if grown else BLANK)
+            yield line([escape(place if axis else f"step {place}"), *entries])
+
+
+def list_places(growth: Growth, axis: int) -> list[Any]:
+    """Return the steps of a measurement's updates (axis 0) or its layers (axis 1)."""
+    return list(growth["layers"]) if axis else [update["step"] for update in growth["updates"]]
 
 
 def ties_table(rows: list[Compared]) -> list[str]:

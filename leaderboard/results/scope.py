@@ -12,7 +12,7 @@ from functools import lru_cache
 from statistics import fmean
 
 from leaderboard.store.kinds import is_number, is_whole
-from leaderboard.store.records import stable_key
+from leaderboard.store.records import finish_key, stable_key
 from leaderboard.store.repeat import arithmetic, ranks_of, repeat_words, write_command
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import accuracies
@@ -50,7 +50,11 @@ def branch_sections(branches: Iterable[Record]) -> list[Section]:
         groups.setdefault((-record["protocol"], page, data, arithmetic(record)), []).append(record)
     found = []
     for _, runs in sorted(groups.items()):
-        rows = make_rows([run for run in runs if "branch" not in run])
+        parents: dict[str, list[Record]] = {}
+        for run in runs:
+            if "branch" not in run:
+                parents.setdefault(run["page"]["variant"], []).append(run)
+        rows = [row for group in parents.values() for row in make_rows(group)]
         found.append(Section(f"Branches: {escape(runs[0]['page']['title'])}", runs, rows))
     return found
 
@@ -204,9 +208,10 @@ def show_hours(runs: list[Record]) -> str:
 
 
 def dense_mean(rows: list[Row]) -> float | None:
-    """Return the mean accuracy of the first dense row with a finished run, None without one."""
-    known = [accuracies(cell) for row in rows if row.dense for cell in row.cells.values()]
-    return next((fmean(found.values()) for found in known if found), None)
+    """Return the mean accuracy of the dense row that was run last and has a finished run, None without one."""
+    known = [cell for row in rows if row.dense for cell in row.cells.values() if accuracies(cell)]
+    newest = max(known, key=lambda cell: max(map(finish_key, cell.counted)), default=None)
+    return None if newest is None else fmean(accuracies(newest).values())
 
 
 def dense_accuracy(rows: list[Row]) -> str:
@@ -222,7 +227,8 @@ def dense_accuracy(rows: list[Row]) -> str:
 MOST_COMMANDS = 12  # commands shown
 SAFE = re.compile(r"[A-Za-z0-9_.,:/=+[\]-]+")  # in a word: no meaning to a shell, make or Markdown
 SHOWN = re.compile(r"[A-Za-z0-9_.,:/=+[\]\" -]+")  # in a command
-HOW = ("--jobs", "--retries", "--engine", "--engine-args", "--per-gpu", "--device", "--data", "--wandb")  # not what
+HOW = ("--jobs", "--retries", "--workers", "--workers-args", "--per-gpu", "--device", "--data", "--wandb", "--engine",
+       "--engine-args")  # not what; the last two as they were once called  # fmt: skip
 NARROW = ("--method", "--sparsity", "--task", "--seed")
 STUDY = ("--task", "--scale", "--epochs", "--seed", "--more", "--scope", "--pattern")
 

@@ -24,7 +24,7 @@ from leaderboard.store.kinds import (
     or_null,
     type_faults,
 )
-from leaderboard.store.records import Problem, list_faults, list_files, publish_sealed, read_json
+from leaderboard.store.records import Problem, file_key, list_faults, list_files, publish_sealed, read_json
 from leaderboard.store.schema import BROKEN, RecordError, seal_of
 
 Growth = dict[str, Any]
@@ -46,8 +46,8 @@ FIELDS: dict[str, Any] = {
     "seal?": DIGEST,
     "run": NAME,  # in fp32, whose weights these are
     "masks_sha256": TEXT,  # at its end
-    "page": {"name": NAME, "title": TEXT},
-    "method": {"label": TEXT, "sha256": TEXT},
+    "page": {"name": NAME, "title": TEXT, "changed?": OBJECT},
+    "method": {"label": TEXT, "sha256": DIGEST},
     "sparsity": AT_LEAST_0,
     "seed": WHOLE,
     "data": {"name": TEXT, "fingerprint": TEXT},
@@ -83,7 +83,7 @@ def load_growth(folder: Path) -> tuple[list[Growth], list[Problem]]:
     """Return the first measurement of each run in `folder`, by name, and a Problem for each file that is damaged."""
     found: dict[str, Growth] = {}
     problems = []
-    for path in list_files(folder):
+    for path in sorted(list_files(folder), key=lambda path: file_key(path.name)):
         try:
             growth = read_json(path)[1]
             faults = find_faults(growth)

@@ -11,6 +11,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+DEEPEST = 20  # levels of lists and objects in a part whose content is free
 LARGEST = 10**30  # of a whole number; training an ImageNet network takes 1e18 to 1e20 multiply-adds
 INFINITY = math.inf
 
@@ -65,6 +66,17 @@ def is_time(value: Any) -> bool:
 def is_text(value: Any) -> bool:
     """Return whether `value` is a text that is not blank."""
     return isinstance(value, str) and value.strip() != ""
+
+
+def is_shallow(value: Any) -> bool:
+    """Return whether lists and objects are nested in each other at most DEEPEST deep: what writes them recurses."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [
+            entry.values() if isinstance(entry, dict) else entry for entry in level if isinstance(entry, dict | list)
+        ]
+        level = list(chain.from_iterable(inner))
+    return not any(isinstance(entry, dict | list) for entry in level)
 
 
 def numbers(rule: str, low: float, high: float = INFINITY, whole: bool = False) -> Kind:
@@ -131,7 +143,8 @@ SHARE = numbers("a number in [0, 1]", 0, 1)
 SPARSITY = Kind("a number in [0, 1)", lambda value: is_number(value) and 0 <= value < 1)
 PERCENT = numbers("a number in [0, 100]", 0, 100)
 TIME = Kind("an ISO-8601 time in UTC such as 2025-01-31T12:00:00+00:00", is_time)
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+OBJECT = Kind(f"an object, nested at most {DEEPEST} deep", lambda value: isinstance(value, dict) and is_shallow(value))
+CLASSES = numbers("a whole number from 1 to 1,000,000", 1, 10**6, whole=True)
 
 # Nested rules: a Kind is a value, a dict an object with these keys (more are allowed), a list of one dict a list of
 # such objects. A key that ends in "?" may be absent.

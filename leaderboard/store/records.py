@@ -363,7 +363,7 @@ class Sharing:
         columns = {name: self.part(column) for name, column in record["curves"].items()}
         try:
             parts = {sys.intern(key): self.part(value) for key, value in record.items() if key != "curves"}
-        except RecursionError:  # settings nested hundreds deep are valid; such a record shares nothing
+        except (RecursionError, ValueError):  # what a record need not have may be nested deep; it shares nothing then
             parts = record
         return {**parts, "curves": columns}
 

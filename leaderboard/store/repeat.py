@@ -13,6 +13,8 @@ from typing import Any
 from leaderboard.store.schema import Record
 
 RANKS = "RANKS="  # no setting is in capitals
+PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.*/-]*")  # text in a list that YAML reads as text, but for these words
+NO_TEXT = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -42,11 +44,17 @@ def repeat_words(run: Record, settings: Mapping[str, Any] = NOTHING) -> tuple[st
 
 def setting_value(value: Any) -> str:
     """Return a value as `ARGS` reads it."""
+    return value if isinstance(value, str) else inner_value(value)
+
+
+def inner_value(value: Any) -> str:
+    """Return a value as it stands in a list or an object; text that YAML would read as something else is in quotes."""
     if isinstance(value, list):
-        return f"[{','.join(setting_value(entry) for entry in value)}]"
+        return f"[{','.join(map(inner_value, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{name}: {setting_value(entry)}' for name, entry in value.items())}}}"
-    return value if isinstance(value, str) else json.dumps(value)
+        return f"{{{','.join(f'{inner_value(name)}: {inner_value(entry)}' for name, entry in value.items())}}}"
+    is_plain = isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in NO_TEXT
+    return value if is_plain else json.dumps(value)
 
 
 def write_command(page: str, method: str, sparsity: str, device: str, *changes: str, seeds: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from leaderboard.store.kinds import (
     ABOVE_0,
     AT_LEAST_0,
     BOOL,
+    CLASSES,
     DIGEST,
     NAME,
     NUMBER,
@@ -76,7 +77,7 @@ FIELDS: dict[str, Any] = {
         "changed": OBJECT,
         "settings": OBJECT,
         "source": TEXT,
-        "sha256": TEXT,
+        "sha256": DIGEST,
         # Of a control made from another run: that run, what was taken from it, and the masks it ended with.
         "donor?": {
             "run": NAME,
@@ -91,7 +92,8 @@ FIELDS: dict[str, Any] = {
     "seed": WHOLE,
     "data": {
         **dict.fromkeys(("name", "fingerprint"), TEXT),
-        **dict.fromkeys(("classes", "train", "validation", "test"), WHOLE),
+        "classes": CLASSES,
+        **dict.fromkeys(("train", "validation", "test"), WHOLE),
         "test_in_train?": WHOLE,  # test images that are training images too
     },
     "accuracy_pct": dict.fromkeys(("last_epoch", "validation_selected", "best_on_test"), or_null(PERCENT)),
@@ -225,6 +227,8 @@ def find_rule_faults(record: Any) -> list[str]:
     faults = [*count_faults(record), *budget_faults(record), *cost_faults(record), *history_faults(record)]
     faults += branch_faults(record) if "branch" in record else []
     faults += round_faults(record) if "rounds" in record else []
+    if not ABOVE_0.accepts(epochs := record["page"]["settings"].get("epochs", 1)):
+        faults.append(f"page.settings.epochs must be {ABOVE_0.rule}, got {shorten(epochs)}")
     if record["schema"] == 1 and "seal" in record:
         faults.append(f"seal must be absent in a record of schema 1, got {shorten(record['seal'])}")
     return faults

@@ -134,15 +134,18 @@ class Control:
 def donor_controls(rows: list[Row]) -> dict[str, Made]:
     """Return the counted runs of controls made from other runs, by kind and origin.
 
-    Of several versions of a control's file the one run last counts: two would be two controls.
+    Of several versions of a control's file the one run last counts for each row and sparsity: two would be two.
     """
     counted = [record for row in rows if row.made_from for entry in row.cells.values() for record in entry.counted]
     found: dict[str, Made] = {}
     for record in sorted(counted, key=finish_key):
         donor, version = record["method"]["donor"], record["method"]["sha256"]
         made = found.setdefault(donor["kind"], {})
-        if any(other["method"]["sha256"] != version for other in made.values()):
-            made.clear()
+        for key, other in list(made.items()):
+            origin = other["method"]["donor"]
+            of_row = all(origin[part] == donor[part] for part in ("label", "sparsity"))
+            if of_row and other["method"]["sha256"] != version:
+                del made[key]
         made.setdefault((donor["run"], donor["masks_sha256"], record["seed"]), record)
     return found
 

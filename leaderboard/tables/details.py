@@ -128,7 +128,6 @@ def notes(entry: Entry) -> list[str]:
     seeds: dict[str, list[str]] = {}
     for record in entry.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
-        zero = count_zeros(record)
         rounds = record.get("rounds", {"count": 1})["count"]
         zero, reached = count_zeros(record), record["density"].get("reached", record["density"]["prunable"])
         found = {

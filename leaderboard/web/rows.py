@@ -116,7 +116,7 @@ def measure(runs: list[Record], name: str) -> float | None:
     found: list[Any] = list(runs)
     for key in path:
         found = [part.get(key) if part else None for part in found]
-    machines = {(*device(run).split(", torch ")[:1], run["environment"].get("threads")) for run in runs}
+    machines = {(device(run).split(", torch ")[0], str(run["environment"].get("threads"))) for run in runs}
     return statistics.fmean(found) / unit if runs and None not in found and len(machines) == 1 else None
 
 

@@ -395,6 +395,12 @@ def test_the_pace_is_the_median_of_records_of_this_page_and_device():
         made = make_record(page={"name": "digits_resnet20", "settings": dataclasses.asdict(cell.page)})
         made["environment"] = {**made["environment"], **here, **environment}
         made["time"]["total_s"] = total_s
+        made["data"] = {
+            **made["data"],
+            "train": len(data.train),
+            "validation": len(data.validation or ()),
+            "test": len(data.test),
+        }
         return made
 
     records = [record(10), record(20), record(90), record(1, device_name="another"), record(1, device="cuda")]
@@ -403,6 +409,15 @@ def test_the_pace_is_the_median_of_records_of_this_page_and_device():
     assert pace.seconds(cell.page, data) == pytest.approx(20)
     assert pace.seconds(dataclasses.replace(cell.page, epochs=60), data) == pytest.approx(40)
     assert pace_of_records(one_cell("dense", "image_size=16"), data, records, CPU) is None
+    many, none, branch = record(200), record(0), record(1)
+    many["data"] |= {
+        name: 10 * many["data"][name] for name in ("train", "validation", "test")
+    }  # ten times the images in that time
+    branch["branch"] = {"epoch": 27, "last_epoch": 30}  # a tenth of the page's epochs
+    branch["time"]["total_s"] = 2
+    for others in ([many, none], [branch]):
+        found = pace_of_records(cell, data, others, CPU)
+        assert found is not None and found.seconds(cell.page, data) == pytest.approx(20)
 
 
 def test_the_memory_of_a_run_is_what_finished_ones_measured(tmp_path):

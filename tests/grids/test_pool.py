@@ -9,11 +9,14 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from benchmark.base.files import read_note
+from benchmark.grids.driver import Driver
 from benchmark.workers import Pool
+from benchmark.workers.base import LOST, Status
 from benchmark.workers.book import SWEEPS
 from tests.harness.benches import BROKEN, DENSE, HEAD, SET, Grid, start
 
@@ -92,6 +95,19 @@ def test_a_pool_leaves_the_records_of_a_run_alone_although_a_worker_is_killed_in
     assert not [pid for pid in worker_pids(grid.folder) if is_alive(pid)]
     threads = re.findall(r"process \d+, (\d+) thread", "".join(logs(grid.folder).values()))
     assert len(threads) >= 2 and set(threads) == {"1"}  # one that came when all was done may not have got to say so
+
+
+def test_workers_that_are_lost_together_are_replaced_together(tmp_path):
+    """Four of one job, which share its GPU, get one job again, not four."""
+    for number in range(1, 5):
+        (tmp_path / f"worker-{number}.began").touch()
+    book = mock.Mock(folder=tmp_path, retries=2)
+    driver = Driver(book, mock.Mock(), mock.Mock(), mock.Mock(items={}, left=1), mock.Mock(), jobs=4)
+    driver.started = 4
+    states = {number: Status(LOST, "the node failed") for number in range(1, 5)}
+    for _ in range(2):  # looked at twice, lost once
+        assert driver.watch(states)
+    driver.workers.start.assert_called_once_with(driver.order, range(5, 9))
 
 
 @pytest.mark.slow

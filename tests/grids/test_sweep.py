@@ -51,6 +51,16 @@ def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(gri
     assert len(grid.records()) == 3
 
 
+def test_what_a_probe_chose_is_found_again(grid, monkeypatch):
+    """Whichever precision was the faster one that day, and whatever is faster now."""
+    for chosen in ("bf16", "fp32"):
+        monkeypatch.setattr(benchmark.runs.run, "probe_precision", lambda *_, chosen=chosen: chosen)
+        assert grid(HEAD + SET.replace("epochs", "precision: fastest, epochs") + CONTROLS) == 0
+        made = "2 made, 0 finished" if chosen == "bf16" else "0 made, 2 finished already"
+        assert made in grid.shown
+    assert {record["environment"]["precision"] for record in grid.records()} == {"bf16"}
+
+
 def test_a_cell_that_fails_costs_no_other_and_is_listed_at_the_end_with_its_error(grid):
     plugin = grid.folder / "broken.py"
     plugin.write_text(BROKEN)

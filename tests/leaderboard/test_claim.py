@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leaderboard.claims.claim import add_arguments, make_claims, render_claims, run
-from leaderboard.claims.lookup import ClaimError
+from leaderboard.claims.lookup import ClaimError, name_rows
 from leaderboard.tables import stats
 from leaderboard.tables.table import plain
 from tests.harness.record_factory import make_runs as runs_of
@@ -147,10 +147,23 @@ def test_two_versions_of_a_method_carry_no_winner_but_each_can_be_named():
     records = older + newer + make_runs("rigl", (*EQUAL, 90.2))
     found = claim(records)
     assert found.verdict == "not decided"
-    assert found.reasons == ("granet has runs of 2 versions of its method's file",)
+    assert found.reasons == ("granet is the name of 2 rows, of versions of its file or settings",)
     assert "'granet (file 11111111)' or 'granet (file 22222222)'" in found.advice[0]
     named = claim(records, "granet (file 22222222)")
     assert (named.verdict, named.seeds[0]) == ("A is better", (1, 2, 3))
+
+
+def test_rows_whose_settings_are_written_alike_are_not_one_row():
+    runs = [
+        make_runs("granet", (93.0, 93.4, 93.1), method={"settings": {"x": x}, "changed": {"x": x}}) for x in (1, "1")
+    ]
+    records = [*runs[0], *runs[1], *make_runs("rigl", (*EQUAL, 90.2))]
+    names = sorted(name for name in name_rows(records) if "settings" in name)
+    assert len(names) == 2
+    label = names[0].partition(" (settings")[0]
+    found = claim(records, label)
+    assert found.verdict == "not decided" and all(f"'{name}'" in found.advice[0] for name in names)
+    assert claim(records, names[0]).verdict == "A is better"
 
 
 # Numbers

@@ -185,3 +185,13 @@ def test_of_two_versions_of_a_control_the_one_run_last_counts() -> None:
         run["method"] = {**run["method"], "sha256": "00" * 32}
     (found,) = gains(*granet, *old, *new)
     assert found["less random masks of its own layer densities"] == "+2.00 [−0.48, +4.48]"
+    other = runs_of("set", 85.0, 85.0, 85.0)  # whose control was never made again
+    ages = control_of(other, 80.0, 80.0, 80.0)
+    for run in ages:
+        run.update(finished="2025-01-31T12:00:30+00:00")
+        run["method"] = {**run["method"], "sha256": "00" * 32}
+    both = gains(*granet, *new, *other, *ages)
+    assert [gain["less random masks of its own layer densities"] for gain in both] == [
+        "+2.00 [−0.48, +4.48]",
+        "**+5.00 [+4.99, +5.01]**",
+    ]

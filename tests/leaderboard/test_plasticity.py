@@ -57,6 +57,12 @@ def test_plasticity_and_gap_are_the_differences_worked_by_hand():
     assert "| sparsity 50 % | no | 50 % pruned | −2.00 ± 0.71 (2, 1 diverged) |" in text
     assert "| sparsity 50 % | no | 50 % pruned | −4.00 (1) |" in text
     assert show_cell([-0.001]) == "0.00 (1)" and show_cell([-0.004, 0.002]) == "0.00 ± 0.00 (2)"
+    again = {**make_pruned(-9.0, seed=0), "finished": "2025-02-28T12:00:00+00:00"}  # a repeat, which does not count
+    longer = make_pruned(-1.0, seed=0)
+    longer["branch"] = {**longer["branch"], "last_epoch": 9}
+    first, second = make_studies([*runs, again, longer])
+    assert first == study and (second.more, second.runs) == (5, 1)
+    assert second.values[GAP] == {}, "what is measured at the page's end is no other thing for another length"
     pictures = list_pruning_pictures([study])
     lines = [(picture.kind, picture.numbers[0]) for picture in pictures.values()]
     assert [(kind, line.epochs, line.values, line.spreads) for kind, line in lines] == [

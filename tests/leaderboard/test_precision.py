@@ -111,6 +111,39 @@ def test_the_sheet_shows_shares_worked_out_by_hand_and_chooses_its_words(tmp_pat
     assert "too few seeds" in few and "not decided yet in 1" in few and "**So" not in few
 
 
+def test_measurements_of_other_settings_have_rows_of_their_own_and_the_first_of_a_seed_counts():
+    usual = [make_growth(seed, 80) for seed in range(3)]
+    page = {**usual[0]["page"], "changed": {"epochs": 5, "precision": "fp32", "data_dir": "x"}}
+
+    def late(seed: int, shared: int, **more: Any) -> dict[str, Any]:
+        update = {**make_growth(seed, shared)["updates"][0], "step": 12}
+        return make_growth(seed, updates=[update], run=f"other.s{seed}", **more)
+
+    other = [late(seed, 85, page=page) for seed in range(3)]
+    repeat = make_growth(0, 60, run="zz.digits")
+    text = render_precision([*usual, *other, repeat], [], [], "precision", "records")
+    assert [row[0] for row in table(text, 0)[1:]] == ["Digits", "Digits, with epochs = 5"]
+    assert [row[5] for row in table(text, 0)[1:]] == ["80.00 ± 0.00", "85.00 ± 0.00"]
+    slower = [late(seed, 70, method={"label": "rigl", "sha256": "1" * 64}) for seed in range(3)]
+    steps = table(render_precision([*usual, *slower], [], [], "precision", "records"), 1)[1:]
+    assert steps == [["step 10", "80.0 / 30.0", "·"], ["step 12", "·", "70.0 / 30.0"]]
+
+
+def test_of_a_repeated_measurement_the_first_counts(tmp_path):
+    write_growth(make_growth(0, 80), tmp_path)
+    assert write_growth(make_growth(0, 60), tmp_path).name.endswith(".2.json")
+    (growth,), problems = load_growth(tmp_path)
+    assert not problems and growth["updates"][0]["bf16"]["shared"] == [50, 30]
+
+
+def test_a_pair_whose_images_lie_elsewhere_is_a_pair():
+    fp32 = make_runs("granet", [90.0, 90.1, 90.2], environment={"precision": "fp32"})
+    page = {"variant": "other", "changed": {"data_dir": "elsewhere"}, "settings": {"data_dir": "elsewhere"}}
+    bf16 = make_runs("granet", [80.0, 80.1, 80.3], environment={"precision": "bf16"}, page=page)
+    text = render_precision([make_growth()], [*fp32, *bf16], [], "precision", "records")
+    assert table(text, 4)[1][-1] == "**worse**"
+
+
 def test_the_sheet_is_verified_and_damaged_files_are_told(tmp_path):
     page, folder = tmp_path / "LEADERBOARD.md", tmp_path / "precision"
     write_growth(make_growth(), folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from leaderboard.paper.published import load_tables
 from leaderboard.results import agreement
 from leaderboard.results.agreement import Printed, Weighed, find_printed, weigh_statements
 from leaderboard.results.markdown import NO_BRANCHES, NO_PAIR, NO_RUNS, render_results
-from leaderboard.results.scope import list_commands
+from leaderboard.results.scope import branch_sections, dense_accuracy, dense_mean, list_commands
 from leaderboard.store.records import write_record
+from leaderboard.tables.table import make_rows
 from tests.harness.prunings import as_the_paper, make_grid
 from tests.harness.record_factory import make_record, merge
 from tests.harness.record_factory import make_runs as runs_of
@@ -295,6 +297,21 @@ def test_what_depends_on_the_records_is_worked_out() -> None:
     text = caveats(*runs, *make_runs("set", (90.0, None), page=page, git={"dirty": True}))
     assert not [words for words in ("short", "GPU", "one kind of machine", "misses") if words in text]
     assert "2 runs ran with code that is in no commit" in text and "1 run diverged" in text
+
+
+def test_the_dense_network_is_that_of_the_newest_file_and_of_one_kind_of_page() -> None:
+    old = make_runs("dense", (70.0, 70.0), method={"sha256": "11" * 32}, finished="2025-01-31T12:00:30+00:00")
+    new = make_runs("dense", (95.0, 95.0), method={"sha256": "22" * 32})
+    for hashes in (("11", "22"), ("22", "11")):
+        for runs, start in zip((old, new), hashes, strict=True):
+            for run in runs:
+                run["method"] = {**run["method"], "sha256": start * 32}
+        assert dense_mean(make_rows([*old, *new])) == 95.0
+    short = make_runs("dense", (61.0, 61.2), page={"variant": "short"}, run="short")
+    (section,) = branch_sections([*new, *short])
+    assert dense_accuracy(section.rows) in (
+        f"{one}; {other}" for one, other in permutations(dense_accuracy(make_rows(runs)) for runs in (new, short))
+    )
 
 
 def test_in_what_a_page_is_not_the_papers_is_told() -> None:

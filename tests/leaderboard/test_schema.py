@@ -95,6 +95,17 @@ def test_every_key_is_required_and_typed(path: tuple[str | int, ...]) -> None:
         ({"seed": 1.0}, "seed must be a whole number of at least 0, got 1.0"),
         ({"sparsity": 1.0}, "sparsity must be a number in [0, 1), got 1.0"),
         ({"accuracy_pct": {"best_on_test": 100.5}}, "accuracy_pct.best_on_test must be a number in [0, 100], or null"),
+        ({"data": {"classes": 0}}, "data.classes must be a whole number from 1 to 1,000,000, got 0"),
+        ({"data": {"classes": 10**30}}, "data.classes must be a whole number from 1 to 1,000,000"),
+        (
+            {"page": {"settings": {"epochs": "ten"}}},
+            'page.settings.epochs must be a whole number of at least 1, got "ten"',
+        ),
+        (
+            {"page": {"changed": {"a": [[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]}}},
+            "page.changed must be an object, nested at most 20 deep",
+        ),
+        ({"method": {"sha256": "# Owned"}}, 'method.sha256 must be 64 hex digits, got "# Owned"'),
         ({"finished": "2025-01-31T12:01:00+02:00"}, "finished must be an ISO-8601 time in UTC"),
         ({"finished": "2025-01-31T11:59:59Z"}, "finished (2025-01-31T11:59:59Z) is before started"),
         ({"method": {"group": "magic"}}, "method.group must be one of dense, before training"),

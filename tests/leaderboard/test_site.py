@@ -501,7 +501,12 @@ def test_the_command_to_repeat_a_row_asks_for_the_same_cells() -> None:
     from benchmark.runs.record import describe_page
     from leaderboard.store.repeat import repeat_commands
 
-    for arguments in ("", "lr_drops=[0.5,0.7] model=resnet18 prune_rate=0.3", "title='a b' lr=1e-05"):
+    for arguments in (
+        "",
+        "lr_drops=[0.5,0.7] model=resnet18 prune_rate=0.3",
+        "title='a b' lr=1e-05",
+        """'keep_dense=["*fc*","a, b",first]' 'model_args={act: "on", width: 0.5}'""",
+    ):
         cells = plan_cells("granet", "0.95", "digits_resnet20", "0,2", arguments)
         records = [
             make_record(

@@ -54,7 +54,8 @@ def make_zoo(folder: Path) -> None:
     write_record(make_record(run="diverged", status="diverged"), folder)
     write_record(make_record(schema=1, run="old"), folder)
     for depth in (100, 450):
-        write_record(make_record(run=f"deep {depth}", page={"settings": {"nested": nest(depth)}}), folder)
+        write_record(make_record(run=f"deep {depth}", more=nest(depth)), folder)
+    (folder / "deep settings.json").write_text(lay_out(make_record(page={"settings": {"nested": nest(30)}})))
     for number, wrong in enumerate(
         [{"seed": -1}, {"schema": 3}, {"history": [1]}, {"layers": None}, {"weights": {"active": 1}}, {"seal": "x"}]
     ):
@@ -90,7 +91,7 @@ def test_the_store_says_of_every_file_what_the_plain_reader_says(
     assert load_store(tmp_path / "absent") == ([], [])
     records, problems = load_store(tmp_path)
     assert (plain(records), problems) == expect(tmp_path)
-    assert len(records) == 12 and len(problems) == 20
+    assert len(records) == 12 and len(problems) == 21
     files = {record["file"] for record in records} | {problem.file for problem in problems}
     assert files == {path.name for path in tmp_path.glob("[!.]*")}
     assert ("copy.json", "a copy of r.json") in {(problem.file, problem.reason) for problem in problems}
@@ -166,6 +167,12 @@ def test_curves_are_columns_of_the_history_from_either_form(tmp_path: Path) -> N
 
 
 # Memory
+
+
+def test_a_record_with_a_key_nested_thousands_deep_is_kept_as_it_is() -> None:
+    """Some versions of Python read it, and none can write it as bytes."""
+    record = {"more": nest(2500), "curves": {}}
+    assert store.Sharing().record(record)["more"] is record["more"]
 
 
 def test_a_key_named_curves_in_a_file_is_not_taken_for_the_history(tmp_path: Path) -> None:

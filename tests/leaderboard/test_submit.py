@@ -89,7 +89,7 @@ def test_weights_at_hand_are_measured_again_and_decide(
 ) -> None:
     path, runs = add(records, seed=2), tmp_path / "runs"
     assert submit(records, "", runs, tmp_path) == 0
-    assert f"sparse-bench verify {path.name}" in capsys.readouterr().out
+    assert f"sparse-bench verify {path}" in capsys.readouterr().out
     weights = runs / make_record(seed=2)["run"] / "weights.safetensors"
     weights.parent.mkdir(parents=True)
     weights.touch()

@@ -250,5 +250,6 @@ def test_all_is_every_method_that_takes_the_sparsity():
     names = {cell.plugin.name for cell in plan_cells("all", "0.9", PAGE, "0", "")}
     assert names == set(method_names()) - {"sr_ste"}
     assert "sr_ste" in {cell.plugin.name for cell in plan_cells("all", "0.5", PAGE, "0", "")}
+    assert {cell.plugin.name for cell in plan_cells("dense, all", "0.9", PAGE, "0", "")} == names
     with pytest.raises(UserError, match=r"sr_ste.*ask SPARSITY=0.5"):
         plan_cells("sr_ste", "0.9", PAGE, "0", "")

@@ -25,13 +25,13 @@ from benchmark.base.files import Places, check_places, refuse_links, refuse_name
 from benchmark.base.tracking import Tracker
 from benchmark.cli import shell as cli
 from benchmark.config import cells as cells_module
-from benchmark.config.cells import parse_arguments, parse_seed, plan_cells
+from benchmark.config.cells import PROTOCOL, parse_arguments, parse_seed, plan_cells
 from benchmark.config.pages import load_page, merge_settings
 from benchmark.config.plugins import find_method
 from benchmark.data.sets import load_data
 from benchmark.grids.states import holding
 from benchmark.networks.build import create_network
-from benchmark.runs.checkpoints import MAGIC, load_checkpoint
+from benchmark.runs.checkpoints import MAGIC, load_checkpoint, save_checkpoint
 from benchmark.runs.donors import has_masks
 from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export, read_network
 from benchmark.runs.record import rebuild_network
@@ -250,6 +250,29 @@ def test_a_record_of_a_wide_network_is_refused_before_it_is_built():
         record = make_record(method={"settings": {"width": width}})
         with pytest.raises(UserError, match=r"width .* must be in \(0, 1\]"):
             rebuild_network(record, page, data, full, {})
+
+
+@pytest.mark.parametrize("kept", ["record", "checkpoint"])
+def test_no_file_is_run_because_a_record_or_a_checkpoint_names_it(kept, tmp_path, monkeypatch, capsys):
+    """Whoever wrote it knows the hash of the file that lies beside it."""
+    file = tmp_path / "nice_method.py"
+    file.write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    page = {"name": "digits_resnet20", "settings": dataclasses.asdict(load_page("digits_resnet20"))}
+    method = {"name": "nice_method", "source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    record = make_record(run="foreign", protocol=PROTOCOL, page=page, method=method)
+    name = str(write_record(record, tmp_path / "records"))
+    if kept == "checkpoint":
+        name = "foreign"
+        about = {key: record[key] for key in ("run", "protocol", "page", "method", "sparsity", "seed")}
+        save_checkpoint(tmp_path / "runs" / name / "checkpoint", {"cell": about, "history": [], "data": "f"})
+        Path("records").rename("elsewhere")
+    for words in (["branch", name, "--epoch", "1"], ["snapshot", name, "--epochs", "1"]):
+        assert ask(monkeypatch, *words, "--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records")) == 2
+        assert "is a file, nice_method.py, and none is run because a record names it" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    assert not Path("ran").exists()
 
 
 # Links

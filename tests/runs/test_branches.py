@@ -268,10 +268,17 @@ def test_a_methods_file_that_has_changed_is_not_run_because_a_record_names_it(tm
     place = Place(tmp_path)
     Path(place.prune).write_text(PRUNE)
     run = place.run(method=place.prune, snapshots="1")["run"]
-    assert place.branch(run, epoch=1)["run"].startswith("digits_resnet20.prune.0.8.s0.e1.")
-    Path(place.prune).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{PRUNE}")
-    with pytest.raises(UserError, match=r"the file of its method, .*prune\.py, is gone or has changed"):
+    with pytest.raises(
+        UserError, match=r"its method is a file, .*prune\.py, and none is run because a record names it"
+    ):
         place.branch(run, epoch=1)
+    file = Path(place.prune)
+    assert place.branch(run, file=file, epoch=1)["run"].startswith("digits_resnet20.prune.0.8.s0.e1.")
+    Path(place.prune).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{PRUNE}")
+    with pytest.raises(
+        UserError, match=r"prune\.py is not the file of its method as it ran, which is gone or has changed"
+    ):
+        place.branch(run, file=file, epoch=1)
     assert not (tmp_path / "ran").exists()
 
 
@@ -300,6 +307,14 @@ def test_an_interrupted_run_is_branched_by_its_snapshots_alone(copied):
     assert record["branch"]["unpruned_acc_pct"] is None
     (place.folder / "runs" / run / "snapshots" / "epoch-1").unlink()
     assert place.snapshot(run, "1")[0].exists()
+
+
+def test_a_damaged_checkpoint_of_retracing_costs_nothing_but_its_time(copied):
+    place, run = copied
+    folder = place.folder / "runs" / run / "snapshots"
+    (folder / "epoch-1").unlink()
+    (folder / "checkpoint").write_bytes(b"cut short")
+    assert place.snapshot(run, "1")[0].exists() and (folder / "checkpoint.damaged").exists()
 
 
 def test_a_branch_is_no_parent_and_on_no_table(made):

@@ -76,6 +76,20 @@ def test_a_published_run_verifies_loads_as_its_card_says_and_starts_the_same_con
     assert "masks=FOLDER" in card and "sparse-bench verify FOLDER" in card
 
 
+def test_a_published_run_is_found_under_the_home_folder_by_every_command(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder, elsewhere = "~/shared", Places(tmp_path / "records", tmp_path / "L.md", tmp_path / "runs")
+    assert publish(bench, folder)[0] == 0 and not Path("~").exists()
+    assert all(agrees for *_, agrees in verify_record(Path(folder), elsewhere.runs, bench.folder / "data"))
+    assert resolve(bench, folder, elsewhere).donor.folder == tmp_path / "shared"
+    assert publish(bench, "~/again", run=folder)[0] == 0
+    assert ask("export", folder, "--to=~/out").exit_code == 0
+    assert not Path("~").exists() and (tmp_path / "out" / WEIGHTS).is_file()
+    with pytest.raises(UserError, match=r"~nosuchuser/shared: there is no home of user 'nosuchuser' here"):
+        resolve(bench, "~nosuchuser/shared", elsewhere)
+
+
 def swap(folder: Path) -> None:
     """Give the files other masks of the same counts, with weights that fit."""
     weights, masks = read_export(folder)
