@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from benchmark.base import ROOT
@@ -88,15 +88,35 @@ def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
+def modes_of(model: nn.Module) -> dict[nn.Module, bool]:
+    """Return which modules are in training mode, for `set_modes`: some may be frozen in evaluation mode."""
+    return {module: module.training for module in model.modules()}
+
+
+def set_modes(modes: dict[nn.Module, bool]) -> None:
+    """Put every module back into its mode."""
+    for module, training in modes.items():
+        module.training = training
+
+
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """Keep a GPU from rounding fp32 products to TensorFloat-32."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    name: str = "allow_tf32"
+    exact: bool | str = False
+    try:
+        before = [getattr(part, name) for part in parts]
+    except RuntimeError:  # somebody used torch's newer names, with which it does not mix the older ones
+        parts, name, exact = (parts[0], torch.backends.cudnn.conv), "fp32_precision", "ieee"  # type: ignore[attr-defined]
+        before = [getattr(part, name) for part in parts]
+    for part in parts:
+        setattr(part, name, exact)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
+        for part, value in zip(parts, before, strict=True):
+            setattr(part, name, value)
 
 
 def to_cpu(tree: T) -> T:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from benchmark.base.errors import UserError
 from benchmark.cli.shell import (
     CheckpointS,
     DataRoot,
@@ -101,6 +102,8 @@ def sweep(
     from benchmark.workers import Pool, check_pool
 
     def action() -> int:
+        if gpus and not plan:
+            raise UserError(f"GPUS={gpus} says for how many devices a plan tells the time: give PLAN=1 as well")
         pool = Pool(workers, jobs, per_gpu, workers_args, retries)
         check_pool(pool)
         places = find_places(records, leaderboard, runs)

@@ -132,6 +132,8 @@ def make_words(target: str, given: dict[str, str]) -> list[str]:
     asked = {name: os.environ[name] for name in variables(target) if os.environ.get(name)}
     asked = {**{name: usual for (of, name), usual in USUAL.items() if of == target}, **asked, **given}
     if asked.get("PRECISION"):
+        if re.search(r"(^|\s)['\"]?precision=", asked.get("ARGS", "")):
+            raise ValueError("PRECISION and precision= in ARGS are the same setting: give one of them")
         asked["ARGS"] = f"{asked.get('ARGS', '')} precision={shlex.quote(asked['PRECISION'])}".strip()
     for name in variables(target):
         value = asked.get(name)

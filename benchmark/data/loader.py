@@ -16,18 +16,19 @@ class LoaderImages:
     """Batches of a loader that yields (inputs, labels), as part of a data set: see `benchmark.data.images.Images`.
 
     Batches are those that the loader yields next, from its start again at its end. Where a method asks for so many of
-    every class, the first ones that the loader yields are kept; `classes`: how many there are. Invariant: nothing is
+    every class, the first ones that the loader yields are kept; `classes`: how many there are. `batches`: the most
+    that are looked at once. Invariant: nothing is
     read until it is asked for, and whether inputs are augmented is the loader's affair.
     """
 
-    def __init__(self, loader: Iterable[Any], wanted: Scoring | None, classes: int) -> None:
+    def __init__(self, loader: Iterable[Any], wanted: Scoring | None, classes: int, batches: int = 1) -> None:
         self.loader = loader
         self.passes = self.yield_batches()
         first = next(self.passes)
         self.batch_size = len(first[1])
         self.ahead = [first]
         self.kept: Tensor | None = None
-        self.labels = torch.zeros(self.batch_size * (wanted.batches if wanted else 1), dtype=torch.int64)
+        self.labels = torch.zeros(self.batch_size * batches, dtype=torch.int64)
         if wanted is not None and wanted.samples_per_class:
             self.keep_each(wanted.samples_per_class, classes)
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
-from benchmark.base.system import keep_random_state
+from benchmark.base.system import keep_random_state, modes_of, set_modes
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def announce(value: T) -> T:
     if count_ranks() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, device=torch.device("cpu"))
+    dist.broadcast_object_list(box)  # through the group's own devices: one of NCCL alone has no CPU
     return box[0]
 
 
@@ -144,7 +144,7 @@ def average_gradients(model: nn.Module, images: Tensor) -> DistributedDataParall
     count. Invariant: the model, its buffers and the random state are left as they were, and which gradients are
     summed together depends on the network alone, so that a run which is continued has the bits of one that was not.
     """
-    buffers, training = KeptBuffers(list(model.buffers())), model.training
+    buffers, modes = KeptBuffers(list(model.buffers())), modes_of(model)
     model.train()
     with keep_random_state(images.device):
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -155,7 +155,7 @@ def average_gradients(model: nn.Module, images: Tensor) -> DistributedDataParall
         # that pass made here, each step of a run has the same order, wherever the run starts or goes on.
         replica(images).sum().backward()
         model.zero_grad(set_to_none=True)
-    model.train(training)
+    set_modes(modes)
     buffers.put_back()
     return replica
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -244,7 +245,7 @@ def build(cell: Cell, data: Data) -> Built:
     model, seen = make_network(page, data, cell.seed)
     started = load_start(model, page, model_arguments(page, data))
     layers = find_layers(model, page)
-    refuse_transposed(cell, layers)
+    refuse_transposed(cell.plugin.name, cell.method_settings(), layers)
     reference = costs = count_costs(model, layers, shape)
     confirm(costs, seen)
     remarks = tell_unmasked(model, layers, seen.factors, page)
@@ -271,15 +272,14 @@ def place(built: Built, page: Page, device: torch.device) -> Built:
     return dataclasses.replace(built, model=model, channels_last=channels_last)
 
 
-def refuse_transposed(cell: Cell, layers: list[Layer]) -> None:
+def refuse_transposed(name: str, settings: Mapping[str, Any], layers: list[Layer]) -> None:
     """Raise UserError for a method that prunes by rows where the rows of a prunable weight are inputs, not filters."""
-    settings = cell.method_settings()
     rows = {"pattern": settings.get("pattern", "none"), "shuffle": settings.get("shuffle", "none")}
     chosen = [f"{key}={value}" for key, value in rows.items() if value not in ("none", "layers")]
     names = [layer.name for layer in layers if layer.prunable and layer.transposed]
     if chosen and names:
         raise UserError(
-            f"method '{cell.plugin.name}': {', '.join(chosen)} treats the rows of a weight as filters, and those of "
+            f"method '{name}': {', '.join(chosen)} treats the rows of a weight as filters, and those of "
             f"a transposed convolution are its inputs ({', '.join(names)}): keep these layers dense with "
             f"ARGS=keep_dense=[{','.join(names)}], or leave {chosen[0].partition('=')[0]} out"
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
+from benchmark.base.system import modes_of, set_modes
 from benchmark.networks.prunable import Layer
 from benchmark.networks.witness import recount, without_fast_path
 from methods.core import Scoring
@@ -70,7 +71,7 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, ...]) -
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
     """Return fvcore's counts by operator and by module, and its calls of operators that it cannot count."""
-    was_training, first = model.training, next(model.parameters())
+    first, modes = next(model.parameters()), modes_of(model)
     model.eval()
     unfused = unfuse_attention(model)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
@@ -85,7 +86,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[
         raise UserError(f"the backbone's cost on images of {shape} cannot be counted: {reason(error)}") from error
     finally:
         fuse_attention(unfused)
-        model.train(was_training)
+        set_modes(modes)
 
 
 def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, ...]) -> None:

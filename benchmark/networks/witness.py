@@ -193,10 +193,11 @@ def find_last(seen: Witness, names: Iterable[str]) -> str:
 
 
 def recount(model: nn.Module, shape: tuple[int, ...]) -> Witness:
-    """Count one input of `shape`, such as (channels, height, width), in evaluation mode; its mode is restored."""
-    training = model.training
+    """Count one input of `shape`, such as (channels, height, width), in evaluation mode; modes are restored."""
+    modes = {module: module.training for module in model.modules()}  # some may be frozen
     like = next(model.parameters())
     try:
         return watch(model.eval(), torch.zeros(1, *shape, device=like.device, dtype=like.dtype))[1]
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training

@@ -184,7 +184,7 @@ def commit(
             raise ContractError(
                 f"must keep exactly {planned} of {maskset.total} weights here, keeps {maskset.active()}"
             )
-        if stages and (update.values or weighs):  # before anything is written
+        if stages and (update.values or weighs or len(stages) > 1):  # before anything is written
             maskset.check_together(stages[-1], planned)
         if stages and weighs:
             maskset.stored = None  # the masks are fixed: the network trains on with the weights it computes with

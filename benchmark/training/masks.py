@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class MaskSet:
             return
         trained = self.trained()
         for name, weight in self.weights.items():
-            for state in optimizer.state.get(weight, {}).values():
+            for state in inner_state(optimizer).get(weight, {}).values():
                 if isinstance(state, Tensor) and state.shape == weight.shape:
                     zero_outside(trained[name], state)
 
@@ -294,6 +295,12 @@ def pack_all(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return to_cpu({name: pack(mask) for name, mask in masks.items()})
 
 
+def inner_state(optimizer: Optimizer) -> Mapping[Tensor, dict[str, Any]]:
+    """Return the state by parameter, of what timm's Lookahead steps where it wraps another optimiser."""
+    state: Mapping[Tensor, dict[str, Any]] = getattr(optimizer, "_base_optimizer", optimizer).state
+    return state
+
+
 def hash_masks(masks: Mapping[str, Tensor]) -> str:
     """Return a sha256 over the names, shapes and bits of `masks`, in their order."""
     hasher = hashlib.sha256()
@@ -317,5 +324,5 @@ def pack(mask: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     """Return the bool tensor of the given shape that `pack` was given."""
-    bits = (packed.reshape(-1, 1) & BITS) != 0
+    bits = (packed.cpu().reshape(-1, 1) & BITS) != 0
     return bits.reshape(-1)[: shape.numel()].reshape(shape)

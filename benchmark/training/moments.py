@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError
-from benchmark.base.system import exact_fp32
+from benchmark.base.system import exact_fp32, modes_of, set_modes
 from benchmark.data.images import Samples
 from benchmark.networks.prunable import TRANSPOSED
 from benchmark.training.scoring import scoring_pieces
@@ -107,7 +107,7 @@ def watching(
     look: Callable[[str, nn.Module, nn.Module, tuple[Tensor, ...]], None],
 ) -> Iterator[None]:
     """Put the model into evaluation mode for a while, and show the inputs of every layer with one of the weights."""
-    modes = {module: module.training for module in model.modules()}
+    modes = modes_of(model)
     probes = [(name, module, make_probe(module, weights[name])) for name, module in users(model, weights)]
     hooks = [module.register_forward_pre_hook(partial(look, name, probe)) for name, module, probe in probes]
     model.eval()
@@ -116,5 +116,4 @@ def watching(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
+        set_modes(modes)

@@ -58,6 +58,9 @@ def miss_target(method: Method, timeline: Timeline) -> str:
     steps = method.update_steps(timeline)
     if type(method).update is not Method.update and len(steps) == 0:
         return "makes no update"
+    asked = getattr(method, "update_every", None) if method.dense_gradients() is DenseGrads.EVERY_STEP else None
+    if asked is not None and (asked or timeline.steps_per_epoch) >= timeline.total_steps:  # it updates within its steps
+        return "changes no mask"
     end = method.planned_sparsity(steps[-1] if len(steps) else 0, timeline)
     missed = method.promised_budget() is Budget.EXACT and end != method.sparsity
     return f"ends at sparsity {end:g} instead of {method.sparsity:g}" if missed else ""
@@ -100,8 +103,8 @@ def reaches(method: Method, changes: dict[str, Any], timeline: Timeline, by: int
     """Return whether a method with these changes reaches its target in a run `by` times as long."""
     ends = tuple(end * by for end in timeline.round_ends)
     try:
-        changed = dataclasses.replace(method, **changes)
-        return not miss_target(changed, Timeline(by * timeline.total_steps, timeline.steps_per_epoch, ends))
+        changed, per_epoch = dataclasses.replace(method, **changes), vars(timeline)["steps_per_epoch"]
+        return not miss_target(changed, Timeline(by * timeline.total_steps, per_epoch, ends))
     except Exception:  # of settings that do not go together, or of a plugin
         return False
 

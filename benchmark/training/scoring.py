@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmark.base.buffers import KeptBuffers
 from benchmark.base.errors import UserError, reason
 from benchmark.base.seeds import derive
-from benchmark.base.system import exact_fp32
+from benchmark.base.system import exact_fp32, modes_of, set_modes
 from benchmark.data.images import Samples
 from benchmark.networks.costs import fuse_attention, unfuse_attention
 from benchmark.training.stored import zero_outside
@@ -98,24 +98,24 @@ def score_loss(
     """Return the gradients of the loss, and the Hessian-gradient product where it is asked for."""
     device = next(model.parameters()).device
     buffers = KeptBuffers(list(model.buffers()))
-    modes = {module: module.training for module in model.modules()}
+    modes = modes_of(model)
     unfused = unfuse_attention(model)  # fused attention has no second derivative
     set_mode(model, wanted)
     torch.manual_seed(derive(seed, "scoring"))  # dropout and drop-path, where the backbone has them
-    pieces = scoring_pieces(train, wanted, batch_size, seed, device)
     parameters = list(weights.values())
-    total = [torch.zeros_like(weight) for weight in parameters]
-    for images, labels, share in pieces:
-        add(total, torch.autograd.grad(loss(model, images, labels, share, wanted), parameters, allow_unused=True))
-    product = None
-    if wanted.order == 2:
-        product = [torch.zeros_like(weight) for weight in parameters]
+    total, product = [torch.zeros_like(weight) for weight in parameters], None
+    try:
+        pieces = scoring_pieces(train, wanted, batch_size, seed, device)
         for images, labels, share in pieces:
-            add_hessian_product(product, total, loss(model, images, labels, share, wanted), parameters)
-    buffers.put_back()
-    fuse_attention(unfused)
-    for module, training in modes.items():
-        module.training = training
+            add(total, torch.autograd.grad(loss(model, images, labels, share, wanted), parameters, allow_unused=True))
+        if wanted.order == 2:
+            product = [torch.zeros_like(weight) for weight in parameters]
+            for images, labels, share in pieces:
+                add_hessian_product(product, total, loss(model, images, labels, share, wanted), parameters)
+    finally:
+        buffers.put_back()
+        fuse_attention(unfused)
+        set_modes(modes)
     return ScoringGradients(
         dict(zip(weights, total, strict=True)),
         dict(zip(weights, product, strict=True)) if product else None,

@@ -32,7 +32,7 @@ def begin_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str
     silent = 0.0  # share of the first round's gradients that are exactly zero
     masks: Masks | None = None
     rounds = wanted.rounds if wanted else 1
-    lr = run.optimizer.param_groups[0]["lr"]
+    lr = run.weight_group()["lr"]
     for round in range(rounds):
         if wanted is not None:
             scores = score_round(run, wanted, masks, round)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.utils import ModelEmaV3
@@ -45,6 +45,7 @@ class SparseTraining:
     kept: KeptBuffers | None = None  # before the step; a loop of one's own keeps none
     unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
     skipped_steps: int = 0
+    keeps_gradients: ClassVar[bool] = True  # the optimiser leaves them as they are
     waits: bool = True  # for the device to say whether a step is finite; else only updates ask it
 
     def scored(self) -> tuple[Samples, int]:
@@ -55,6 +56,12 @@ class SparseTraining:
     def parameters(self) -> list[nn.Parameter]:
         """The network's parameters; to walk through its modules at every step would take a millisecond."""
         return list(self.model.parameters())
+
+    def weight_group(self) -> dict[str, Any]:
+        """Return the optimiser's group of the first prunable weight: its first group may be of norms and biases."""
+        first = next(iter(self.maskset.weights.values()))
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return next((group for group in groups if any(p is first for p in group["params"])), groups[0])
 
     def view(
         self, dense: dict[str, Tensor] | None = None, active: dict[str, Tensor] | None = None, **more: Any
@@ -74,7 +81,7 @@ class SparseTraining:
             "trained": maskset.trained(),
             "state": self.method_state.state,
             "learned": self.method_state.learned,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.weight_group()["lr"],
         }
         return View(**{**shown, **more})
 
@@ -116,7 +123,7 @@ class SparseTraining:
         device = next(self.model.parameters()).device
         self.method_state.learned = {n: nn.Parameter(v.detach().clone().float().to(device)) for n, v in learned.items()}
         if self.method_state.learned:
-            first = self.optimizer.param_groups[0]
+            first = self.weight_group()
             as_weights: dict[str, Any] = {key: first[key] for key in ("lr", "weight_decay") if key in first}
             learned_now = self.method_state.learned
             params = list(learned_now.items() if "param_names" in first else learned_now.values())
@@ -181,7 +188,8 @@ class SparseTraining:
     def reads_dense(self, due: bool) -> bool:
         """Return whether the method reads dense gradients at this step."""
         reads = self.method.dense_gradients()
-        return reads is DenseGrads.EVERY_STEP or (due and reads is DenseGrads.AT_UPDATES)
+        every = reads is DenseGrads.EVERY_STEP and self.step <= self.timeline.total_steps
+        return every or (due and reads is DenseGrads.AT_UPDATES)
 
     def price_step(self, due: bool) -> tuple[int | Tensor, int, int]:
         """Return an image's multiply-adds in this step: forward, weight gradients, further gradients that are read.
@@ -196,3 +204,10 @@ class SparseTraining:
     def step_optimizer(self) -> None:
         """Step the weights by their gradients."""
         self.optimizer.step()
+
+    def forget(self) -> None:
+        """Start the optimiser's state anew: momentum, moments and counts are zero."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()

@@ -9,43 +9,46 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
-from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from benchmark.base.errors import UserError
-from benchmark.config.pages import Page
-from benchmark.config.plugins import Plugin, find_method
+from benchmark.base.system import keep_random_state
 from benchmark.data.images import Samples
 from benchmark.data.loader import LoaderImages
-from benchmark.networks.costs import Costs, Meter, count_costs
-from benchmark.networks.prunable import Layer, find_layers, prunable_weights
-from benchmark.networks.witness import find_last, recount
-from benchmark.training.masks import MaskSet
-from benchmark.training.method_state import MethodState, ask_rounds
-from benchmark.training.rehearsal import rehearse
+from benchmark.networks.build import refuse_transposed
+from benchmark.networks.costs import Meter
+from benchmark.networks.prunable import find_layers, prunable_weights
+from benchmark.training.given import (
+    KEEP_ZEROS,
+    choose_method,
+    look_through,
+    make_page,
+    make_timeline,
+    refuse_more_than_a_loop,
+    refuse_optimizer,
+    rehearse_alone,
+    take_samples,
+    unwrap,
+    waits_for,
+)
+from benchmark.training.masks import MaskSet, inner_state
+from benchmark.training.method_state import MethodState
 from benchmark.training.report import LayerReport, Report
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
 from benchmark.training.step import make_up, step_under_masks
 from benchmark.training.stored import zero_outside
-from methods.core import Method, Timeline
+from methods.core import Method
 
-# With masked gradients these keep weights and state that are zero at zero; others are masked again after each step.
-KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-GUARDS: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()  # of optimisers that a Sparsifier steps
-
-WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel, ModelEmaV2, ModelEmaV3)
+GUARDED: WeakKeyDictionary[Optimizer, ref[UserTraining]] = WeakKeyDictionary()  # optimisers that a Sparsifier steps
 
 
 @dataclass(kw_only=True)
@@ -56,18 +59,23 @@ class UserTraining(SparseTraining):
     scaler: GradScaler | None = None  # of the step in progress
     inner_step: Callable[[], Any] | None = None  # the optimiser's own, where its step() was taken over
     stepping: bool = False  # the optimiser steps for the Sparsifier, not by itself
+    guard: RemovableHandle | None = None  # what refuses the optimiser's other steps; None = it was let go
+    keeps_gradients: ClassVar[bool] = False  # SGD with Nesterov momentum, for one, may add to them in place
 
     def scored(self) -> tuple[Samples, int]:
         assert self.samples is not None, "a method that asks for images was given a loader"
         return self.samples, self.samples.batch_size
 
-    @cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        """The network's parameters, and what else the optimiser steps, such as those of a loss."""
-        stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+    @property
+    def parameters(self) -> list[nn.Parameter]:  # type: ignore[override]
+        """What the optimiser steps now, those of a loss or of a group added later included; other gradients stay."""
         learned = {id(parameter) for parameter in self.method_state.learned.values()}
-        every = {id(parameter): parameter for parameter in (*self.model.parameters(), *stepped)}
-        return [parameter for own, parameter in every.items() if own not in learned]
+        groups = self.optimizer.param_groups
+        return [parameter for group in groups for parameter in group["params"] if id(parameter) not in learned]
+
+    def forget(self) -> None:
+        """Have the optimiser begin anew: of somebody's optimiser, zeros may be no beginning (MADGRAD keeps weights)."""
+        cast(dict[Tensor, Any], inner_state(self.optimizer)).clear()
 
     def begin_method_state(self, learned: Mapping[str, Tensor]) -> None:
         if learned and hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
@@ -116,8 +124,9 @@ class Sparsifier:
     zero at the end, in [0, 1), unless a Method says it. total_steps: optimiser steps of the training, on which the
     schedule is laid out; steps_per_epoch: for methods that count in epochs. data: a loader of (inputs, labels), for
     methods that look at batches. keep_dense: patterns of weight names that are not pruned; `first` and `last` too.
-    seed: of what the method draws. example: a batch of inputs as a step sees it, to count FLOPs by, and to see which
-    layer gives the classes; without it that is the layer registered last. settings: of the method, by name.
+    prune_depthwise: whether depthwise convolutions are pruned. seed: of what the method draws. example: a batch of
+    inputs as a step sees it, to count FLOPs by, and to see which layer gives the classes; without it that is the layer
+    registered last. settings: of the method, by name.
 
     Build it after the optimiser and before a learning-rate scheduler; the first masks are applied at once. Raises
     UserError, naming what is wrong and the way out, before anything is changed. Invariant: outside the masks weights
@@ -136,28 +145,28 @@ class Sparsifier:
         steps_per_epoch: int | None = None,
         data: Iterable[Any] | None = None,
         keep_dense: Sequence[str] = (),
+        prune_depthwise: bool = False,
         seed: int = 0,
         example: Tensor | None = None,
         **settings: Any,
     ) -> None:
         network = unwrap(model)
-        page = make_page(network, keep_dense)
+        page = make_page(network, keep_dense, prune_depthwise)
         plugin, chosen = choose_method(page, method, sparsity, settings)
         layers = find_layers(network, page)
         weights = prunable_weights(network, layers)
-        refuse_optimizer(optimizer, weights)
+        refuse_optimizer(optimizer, weights, chosen, plugin.name)
         timeline = make_timeline(chosen, plugin.name, total_steps, steps_per_epoch)
         refuse_more_than_a_loop(chosen, plugin.name, timeline)
-        rehearse(chosen, plugin.name, timeline, "a larger total_steps")
-        costs = count(network, layers, example)
-        last = find_classifier(network, layers, example)
+        refuse_transposed(plugin.name, dataclasses.asdict(chosen), layers)
+        rehearse_alone(chosen, plugin.name, timeline, told=steps_per_epoch is not None)
+        costs, last = look_through(network, layers, example)
         classes = network.get_parameter(last.name).shape[int(last.transposed)]
         samples = take_samples(chosen, plugin.name, data, classes, example)
         meter = Meter(costs, costs)
         maskset = MaskSet(weights, last.name)
         maskset.listeners.append(meter.on_commit)
-        self.plugin, self.counted = plugin, example is not None
-        self.batch_size = 1 if example is None else len(example)
+        self.plugin, self.counted, self.batch_size = plugin, example is not None, 1 if example is None else len(example)
         self.update_steps = chosen.update_steps(timeline)
         self.training = UserTraining(
             method=chosen,
@@ -170,9 +179,9 @@ class Sparsifier:
             meter=meter,
             method_state=MethodState(),
             samples=samples,
-            waits=waits_for(optimizer, next(iter(weights.values()))),
         )
-        begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=5))
+        with keep_random_state(next(iter(weights.values())).device):  # scoring draws, and the generator is its owner's
+            begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=5))
         guard(self.training)  # last: where anything before is refused, the optimiser stays free
         self.stored = maskset.stored  # which a method may drop at its end, and a state of before brings back
 
@@ -199,13 +208,12 @@ class Sparsifier:
             unscale(scaler, training.optimizer)
         training.step += 1
         training.scaler = scaler
+        training.waits = scaler is not None or waits_for(training.optimizer, next(iter(weights.values())))
         due = training.step in self.update_steps or training.update_pending
         charged = training.price_step(due)
-        waits, training.waits = training.waits, training.waits or scaler is not None
         finite = torch.zeros((), device=next(iter(weights.values())).device)
         step_under_masks(training, due, finite, clip_norm)
         make_up(training)
-        training.waits = waits
         training.optimizer.zero_grad(set_to_none=True)
         training.meter.step(self.batch_size, *charged)
 
@@ -220,7 +228,9 @@ class Sparsifier:
         def step(_: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             with torch.enable_grad():
                 loss = None if closure is None else closure()
-            self.step(clip_norm=clip_norm)
+            idle = loss is None and all(weight.grad is None for weight in training.maskset.weights.values())
+            if closure is None or not idle:  # Lightning skips a batch whose loss is None
+                self.step(clip_norm=clip_norm)
             return loss
 
         optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
@@ -229,10 +239,7 @@ class Sparsifier:
 
     def release(self) -> None:
         """Let go of the optimiser: its steps are its own again, and nothing keeps the masks any longer."""
-        optimizer = self.training.optimizer
-        if self.training.inner_step is not None:
-            vars(optimizer).pop("step", None)
-        GUARDS.pop(optimizer).remove()
+        let_go(self.training)
 
     def report(self) -> Report:
         """Return counts and densities of the layers, and FLOPs as shares of dense where an example was given."""
@@ -311,9 +318,23 @@ def guard(training: UserTraining) -> None:
             )
 
     optimizer = training.optimizer
-    if optimizer in GUARDS:
-        GUARDS.pop(optimizer).remove()
-    GUARDS[optimizer] = optimizer.register_step_pre_hook(refuse)
+    earlier = GUARDED[optimizer]() if optimizer in GUARDED else None
+    if earlier is not None:
+        let_go(earlier)
+    GUARDED[optimizer] = ref(training)
+    training.guard = optimizer.register_step_pre_hook(refuse)
+
+
+def let_go(training: UserTraining) -> None:
+    """Give the optimiser its own step back and take the guard from it, if it is still this training's."""
+    if training.guard is None:
+        return
+    if training.inner_step is not None:
+        training.optimizer.step = training.inner_step  # type: ignore[assignment, method-assign]
+        training.inner_step = None
+    training.guard.remove()
+    training.guard = None
+    GUARDED.pop(training.optimizer, None)
 
 
 def unscale(scaler: GradScaler, optimizer: Optimizer) -> None:
@@ -326,146 +347,3 @@ def unscale(scaler: GradScaler, optimizer: Optimizer) -> None:
 def shorten(value: Any) -> str:
     """Return a value as text, not too long for a message."""
     return f"{value!r:.80}"
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network itself, without DistributedDataParallel, torch.compile or an average around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, WRAPPERS):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def make_page(network: nn.Module, keep_dense: Sequence[str]) -> Page:
-    """Return a page that says which layers of a network are pruned; the rest of it is not used."""
-    if isinstance(keep_dense, str):
-        raise UserError(f"keep_dense must be a list of patterns, got the text '{keep_dense}': write ['{keep_dense}']")
-    name = type(network).__name__
-    return Page(
-        title=name,
-        data="folder",
-        model=name,
-        epochs=1,
-        lr=0.0,
-        update_every=1,
-        mean=[],
-        std=[],
-        keep_dense=list(keep_dense),
-    )
-
-
-def choose_method(
-    page: Page, method: str | Path | Method, sparsity: float | None, settings: dict[str, Any]
-) -> tuple[Plugin, Method]:
-    """Return the method asked for, with its defaults where there is no page; raises UserError for bad settings."""
-    if isinstance(method, Method):
-        if settings or sparsity not in (None, method.sparsity) or not 0 <= method.sparsity < 1:
-            raise UserError("a Method holds its sparsity and settings: give them to it, and not to the Sparsifier")
-        name = type(method).__name__
-        return Plugin(name, type(method), name, ""), method
-    if not isinstance(method, str | Path):
-        raise UserError(
-            f"method must be a name, the path of a method file, or a Method with its settings: got {method!r}"
-        )
-    plugin = find_method(str(method))
-    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
-        raise UserError(f"sparsity must be in [0, 1), the share of weights that is zero at the end; got {sparsity!r}")
-    defaults = {
-        f.name: f.default
-        for f in dataclasses.fields(plugin.cls)
-        if f.metadata.get("from_page") and f.default is not dataclasses.MISSING
-    }
-    return plugin, plugin.build(page, float(sparsity), {**defaults, **settings})
-
-
-def refuse_optimizer(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
-    """Raise UserError unless the optimiser steps every prunable weight, by the gradients it finds."""
-    if isinstance(optimizer, torch.optim.LBFGS) or getattr(optimizer, "is_second_order", False):
-        raise UserError(
-            f"{type(optimizer).__name__} needs more than the gradients of one backward pass, so its steps cannot be "
-            "masked: use another optimiser"
-        )
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [name for name, weight in weights.items() if id(weight) not in held]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(
-            f"the optimiser does not hold {', '.join(missing[:3])}{more}: build it over model.parameters() of this "
-            "network, after moving it to its device, or exempt weights with keep_dense=[...]"
-        )
-    sharded = [name for name, weight in weights.items() if type(weight.data) is not Tensor]
-    if sharded:
-        raise UserError(f"{sharded[0]} is a {type(weights[sharded[0]].data).__name__}: sharded weights are not masked")
-
-
-def make_timeline(method: Method, name: str, total_steps: int, steps_per_epoch: int | None) -> Timeline:
-    """Return the length of the training; raises UserError where the method counts in epochs and is told none."""
-    whole = all(isinstance(steps, Integral) for steps in (total_steps, steps_per_epoch or 1))
-    if not whole or total_steps < 1 or not (steps_per_epoch is None or 1 <= steps_per_epoch <= total_steps):
-        raise UserError(
-            "total_steps must be a whole number of at least 1, and steps_per_epoch between 1 and that many: "
-            f"got {total_steps} and {steps_per_epoch}"
-        )
-    if steps_per_epoch is None:
-        plans = [
-            [*method.update_steps(timeline), *(method.planned_sparsity(step, timeline) for step in (0, total_steps))]
-            for timeline in (Timeline(total_steps, total_steps), Timeline(total_steps, max(1, total_steps // 2)))
-        ]
-        if plans[0] != plans[1]:
-            raise UserError(
-                f"method '{name}' counts in epochs: say how many steps one has, steps_per_epoch=len(loader)"
-            )
-    return Timeline(int(total_steps), int(steps_per_epoch or total_steps))
-
-
-def refuse_more_than_a_loop(method: Method, name: str, timeline: Timeline) -> None:
-    """Raise UserError for a method that needs more than a loop: repeated training, another network, another run."""
-    rounds = ask_rounds(method, name, max(2, timeline.total_steps // timeline.steps_per_epoch)).count
-    needs = {
-        f"repeats the training {rounds} times": rounds > 1,
-        "builds a narrower network": method.narrows_network,
-        "is made from another run": method.donor() is not None,
-    }
-    for what, needed in needs.items():
-        if needed:
-            raise UserError(f"method '{name}' {what}, which no loop around it can do: use sparse-bench run")
-
-
-def take_samples(
-    method: Method, name: str, data: Iterable[Any] | None, classes: int, example: Tensor | None
-) -> LoaderImages | None:
-    """Return the images that the method asks for; raises UserError where it does and none are given."""
-    wanted = method.scoring()
-    if wanted is None and method.moments() is None:
-        return None
-    flow = wanted is not None and wanted.flow
-    if flow and example is not None:  # whose shape is all that it takes
-        data = [(example[:1], torch.zeros(1, dtype=torch.int64))]
-    if data is None:
-        what = "the shape of an input: give example=inputs" if flow else "batches: give data=loader"
-        raise UserError(f"method '{name}' asks for {what}")
-    return LoaderImages(data, wanted, classes)
-
-
-def count(network: nn.Module, layers: list[Layer], example: Tensor | None) -> Costs:
-    """Return the multiply-adds of a forward pass, by fvcore; all zero without an example."""
-    if example is not None:
-        return count_costs(network, layers, tuple(example.shape[1:]))
-    return Costs({layer.name: 0 for layer in layers if layer.prunable}, {}, 0, 0, {}, {})
-
-
-def find_classifier(network: nn.Module, layers: list[Layer], example: Tensor | None) -> Layer:
-    """Return the layer whose outputs are the classes: seen in a pass, or, without an example, registered last."""
-    if example is None:
-        return layers[-1]
-    name = find_last(recount(network, tuple(example.shape[1:])), [layer.name for layer in layers])
-    return next(layer for layer in layers if layer.name == name)
-
-
-def waits_for(optimizer: Optimizer, weight: Tensor) -> bool:
-    """Return whether a step must wait for the device to say that its gradients are finite."""
-    fused = type(optimizer) in KEEP_ZEROS and all(group.get("fused") for group in optimizer.param_groups)
-    return weight.device.type == "cpu" or not fused

@@ -32,7 +32,8 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
     finish_gradients(run)
-    active = maskset.active_gradients(copied=clip_norm > 0) if due else None  # clipping is in place
+    copied = clip_norm > 0 or not run.keeps_gradients  # clipping is in place
+    active = maskset.active_gradients(copied=copied) if due else None
 
     # 4 clip by the norm of the trained weights; a step that is not finite changes nothing
     parameters = [p for p in (*run.parameters, *run.method_state.learned.values()) if p.grad is not None]
@@ -139,14 +140,6 @@ def read_moments(run: SparseTraining) -> dict[str, Tensor] | None:
     return moments
 
 
-def forget(run: SparseTraining) -> None:
-    """Start the optimiser's state anew: momentum, moments and counts are zero."""
-    for state in run.optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()
-
-
 def update_masks(
     run: SparseTraining, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None, fine: Tensor | None = None
 ) -> bool:
@@ -203,4 +196,4 @@ def apply(run: SparseTraining, update: Update, view: View) -> None:
         run.method_state.reached = int(before) / maskset.total
     run.method_state.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
     if update.forget:
-        forget(run)
+        run.forget()

@@ -30,7 +30,7 @@ from benchmark.training.cuda_graphs import GraphedPasses
 from benchmark.training.optim import learning_rate, set_learning_rate
 from benchmark.training.precision import measure_accuracy, set_random_state
 from benchmark.training.state import Training
-from benchmark.training.step import forget, make_up, step_under_masks
+from benchmark.training.step import make_up, step_under_masks
 
 Hook = Callable[[Training], None]
 
@@ -113,7 +113,7 @@ def go_back(run: Training, epoch: int) -> None:
     if epoch >= epochs and (epoch - epochs) % (epochs - rounds.back_to) == 0:
         if not rounds.keep_weights:
             run.load_origin()
-        forget(run)
+        run.forget()
         if run.average is not None:
             run.average.set(run.model)
             if run.maskset.stored is not None:

@@ -69,6 +69,8 @@ def fill(shapes: Shapes, total: int, parts: Mapping[str, int]) -> dict[str, int]
         rest = total - sum(counts.values())
         sparse = [name for name in sizes if name not in counts]
         mass = sum(parts[name] for name in sparse)
+        if not mass:  # nothing says who should have what is left
+            parts, mass = sizes, max(1, sum(sizes[name] for name in sparse))
         over = [name for name in sparse if rest * parts[name] > sizes[name] * mass]
         if not over:
             break

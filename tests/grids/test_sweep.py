@@ -420,3 +420,5 @@ def test_faults_of_a_grid_end_with_status_2(grid, command):
     grid.write("rows: []")
     assert command("sweep", "grid.yaml") == 2
     assert command("sweep", "none.yaml") == 2
+    grid.write(HEAD + DENSE)
+    assert command("sweep", "grid.yaml", "--gpus", "8") == 2  # of a plan alone: 8 GPUs would train nothing faster

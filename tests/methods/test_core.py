@@ -16,6 +16,7 @@ from methods.core import (
     keep_top_global,
     uniform,
 )
+from methods.core.distributions import fill
 
 
 def test_global_selection_ranks_all_tensors_together_and_breaks_ties_by_tensor_order():
@@ -65,6 +66,12 @@ def test_erk_solves_again_after_a_layer_is_full():
 def test_largest_remainder_rounding_by_hand():
     # shares 1.5, 0.75, 0.75 of total 3: floors 1, 0, 0; remainders .5, .75, .75 -> the second and third get one
     assert uniform({"a": (1, 6), "b": (1, 3), "c": (1, 3)}, 3) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_nothing_is_divided_and_what_nobody_asks_for_is_divided_all_the_same():
+    assert fill({"a": (3,), "b": (2,)}, 0, {"a": 0, "b": 0}) == {"a": 0, "b": 0}
+    assert fill({"a": (3,), "b": (2,)}, 0, {"a": 1, "b": 0}) == {"a": 0, "b": 0}
+    assert fill({"a": (6,), "b": (2,), "c": (4,)}, 8, {"a": 0, "b": 0, "c": 1}) == {"a": 3, "b": 1, "c": 4}
 
 
 def test_cubic_by_hand_and_exact_at_its_ends():

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from benchmark.base.errors import UserError
+from benchmark.base.system import exact_fp32
 from benchmark.config.pages import load_page
 from benchmark.config.plugins import find_method
 from benchmark.training.contract import commit, propose
 from benchmark.training.masks import MaskSet
 from benchmark.training.moments import take_moments
 from benchmark.training.scoring import score, scoring_chunks
-from methods.core import ContractError, Moments, Scoring, Timeline, View, cubic
+from methods.core import ContractError, Moments, Scoring, Timeline, Update, View, cubic
 from tests.harness.small import SmallImages, SmallNet, finish, make_run
 
 LINE = Timeline(100, 10)
@@ -42,6 +44,16 @@ def test_granet_update_by_hand():
     # pruned globally: the six largest are 1 3 5 7 8 6. Eq. 2: rate 0.488 at progress 0.1 -> drop ceil(2.93) = 3: 6 8 7.
     # Eq. 3: among all but {1 3 5} the three largest gradients are at 0 (5), 6 (4), 8 (3): 6 and 8 were just dropped.
     assert masks.nonzero().flatten().tolist() == [0, 1, 3, 5, 6, 8]
+
+
+def test_of_masks_in_turn_none_is_applied_where_the_last_is_refused():
+    method = make("granet", 0.5, start_sparsity=0.0, update_every=10, prune_end=0.2)
+    maskset = MaskSet({"w": nn.Parameter(torch.arange(1.0, 11.0).view(1, 10))})
+    view = View(weights=maskset.weights, masks=maskset.masks, step=10, timeline=LINE, seed=0)
+    one, all_of_them = torch.arange(10).view(1, 10) == 0, torch.ones(1, 10, dtype=torch.bool)
+    with pytest.raises(UserError, match="must keep exactly"):
+        commit(method, "granet", maskset, Update(({"w": one}, {"w": one})), view)
+    assert torch.equal(maskset.masks["w"], all_of_them) and bool((maskset.weights["w"] != 0).all())
 
 
 def test_granet_restarts_what_it_pruned_globally_and_keeps_what_it_only_dropped():
@@ -413,6 +425,19 @@ def test_scores_and_moments_are_of_full_fp32_on_a_card_too(monkeypatch):
     score(model, {"w": model.fc.weight}, SmallImages(), Scoring(), 8, seed=0)
     take_moments(model, {"w": model.fc.weight}, SmallImages(), Moments(), 8, seed=0)
     assert len(seen) >= 2 and not any(seen) and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has only the older names")
+def test_full_fp32_is_had_and_given_back_under_either_of_torchs_names():
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"  # after which torch refuses to tell by the older name
+        with exact_fp32():
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_scored_in_inference_mode_an_untrained_network_has_no_batch_norm():

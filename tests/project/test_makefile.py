@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from benchmark.cli import shell
-from benchmark.cli.targets import FLAGS, OPTIONS, TARGETS, read_given, variables
+from benchmark.cli.targets import FLAGS, OPTIONS, TARGETS, make_words, read_given, variables
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "Makefile").read_text()
@@ -174,6 +174,8 @@ def test_the_environment_s_own_variables_and_make_s_are_no_mistakes(place):
 
 
 def test_only_what_was_given_is_handed_on_and_flags_are_flags(place):
+    with pytest.raises(ValueError, match="PRECISION and precision= in ARGS are the same setting"):
+        make_words("bench", {"PRECISION": "bf16", "ARGS": "epochs=2 precision=fp32"})
     words, _ = make(place, "bench", "PRECISION=bf16", "ARGS=epochs=2", "FRESH=1")
     assert words[words.index("--args") + 1] == "epochs=2 precision=bf16" and words[-1] == "--fresh"
     assert make(place, "bench", "FRESH=0")[0] == ["run"]

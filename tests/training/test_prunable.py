@@ -189,10 +189,10 @@ def test_patterns_over_the_rows_of_a_weight_are_refused_where_rows_are_inputs(me
     layers = find_layers(Upsampler(), make_page())
     if refused:
         with pytest.raises(UserError, match=r"pattern=.* its inputs \(up\.weight\): .* ARGS=keep_dense=\[up\.weight\]"):
-            refuse_transposed(cell, layers)
+            refuse_transposed(method, cell.method_settings(), layers)
     else:
-        refuse_transposed(cell, layers)
-    refuse_transposed(cell, find_layers(Upsampler(), make_page(keep_dense=["up.weight"])))
+        refuse_transposed(method, cell.method_settings(), layers)
+    refuse_transposed(method, cell.method_settings(), find_layers(Upsampler(), make_page(keep_dense=["up.weight"])))
 
 
 class Mixed(nn.Module):

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from benchmark import Sparsifier
 from benchmark.base import ROOT
 from benchmark.base.errors import UserError
 from benchmark.config.plugins import find_method
+from benchmark.distributed.ranks import announce
+from benchmark.training.given import waits_for
+from benchmark.training.masks import inner_state
 from benchmark.training.optim import learning_rate, make_optimizer, set_learning_rate
 from methods.core import Method
 from tests.harness import small
@@ -279,6 +283,16 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": torch.optim.SGD(SmallNet().parameters(), lr=0.1)}, "the optimiser does not hold conv1.weight"),
     ({"total_steps": 2}, "lower it with update_every=N, or train longer with a larger total_steps"),
     ({"method": "set", "update_every": 0}, "steps_per_epoch=len"),
+    ({"method": "snfs", "update_every": 0}, "steps_per_epoch=len"),
+    ({"method": "snfs", "update_every": 12}, "changes no mask in a run of 12 steps"),
+    (
+        {
+            "method": "one_shot",
+            "pattern": "filters",
+            "net": nn.Sequential(nn.ConvTranspose2d(2, 4, 3), nn.Conv2d(4, 3, 1)),
+        },
+        "treats the rows of a weight as filters",
+    ),
     ({"method": "snip"}, "give data=loader"),
     ({"method": "synflow"}, "give example=inputs"),
     ({"method": "snip", "data": []}, "data yields no batch"),
@@ -299,6 +313,154 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(asked: dict[str,
             **{"net": model, "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1)), *model.parameters()]), **asked}
         )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Twice(SmallNet):
+    """A network that uses a layer's weight outside the layer as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + nn.functional.conv2d(x, self.conv1.weight, padding=1)[:, :2])
+
+
+def test_a_network_that_two_counts_price_differently_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the cost of this backbone cannot be counted: .* a second count finds"):
+        build("static", net=Twice(), example=batches()[0][0])
+
+
+def test_modes_of_modules_and_the_random_state_are_left_as_they_were() -> None:
+    """Also where the scoring is refused."""
+    images, model = batches()[0][0], SmallNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.bn2.eval()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    for asked in ({"method": "static"}, {"method": "snip", "data": batches()}):
+        torch.manual_seed(7)
+        Sparsifier(model, optimizer, sparsity=0.5, total_steps=12, example=images, **asked)
+        assert torch.equal(torch.rand(1), expected)
+        assert [module.training for module in (model, model.bn1, model.bn2)] == [True, True, False]
+    pair = Pair()
+    pair.bn1.eval()
+    before = copy.deepcopy(pair.state_dict())
+    with pytest.raises(UserError, match="returns a tuple"):
+        build("snip", pair, data=batches())
+    assert not pair.bn1.training and pair.bn2.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pair.state_dict().items())
+
+
+def test_depthwise_convolutions_are_pruned_if_asked() -> None:
+    def names(**more: Any) -> list[str]:
+        net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 3, 1))
+        return list(build("static", net=net, **more)[1].masks)
+
+    assert names() == ["0.weight", "2.weight"]
+    assert names(prune_depthwise=True) == ["0.weight", "1.weight", "2.weight"]
+
+
+# Somebody's optimiser
+
+
+def test_gradients_that_the_optimiser_does_not_hold_count_for_nothing() -> None:
+    """Nobody clears them, so one infinity among them would end the training."""
+    model = SmallNet()
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
+    _, sparse = build("static", model, optimizer=optimizer, keep_dense=["conv*"])
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for number, (images, labels) in enumerate(batches()):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        scaler.scale(loss * (float("inf") if number == 3 else 1)).backward()
+        sparse.step(scaler, clip_norm=1.0)
+        scaler.update()
+    assert sparse.training.skipped_steps == 1
+    added = nn.Parameter(torch.zeros(3))
+    optimizer.add_param_group({"params": [added]})
+    assert any(parameter is added for parameter in sparse.training.parameters), "is clipped with the others"
+
+
+def test_learned_parameters_and_the_rate_are_those_of_the_weights_group() -> None:
+    """Many recipes put norms and biases first, without decay."""
+    model = SmallNet()
+    groups = [[p for p in model.parameters() if (p.dim() > 1) is large] for large in (False, True)]
+    rates = ({"lr": 0.01, "weight_decay": 0.0}, {"lr": 0.1, "weight_decay": 0.05})
+    optimizer = torch.optim.SGD([{"params": group, **rate} for group, rate in zip(groups, rates, strict=True)])
+    _, sparse = build("str", model, optimizer=optimizer)
+    assert [optimizer.param_groups[-1][key] for key in ("lr", "weight_decay")] == [0.1, 0.05]
+    assert sparse.training.view().lr == 0.1
+
+
+def test_gradients_shown_are_those_before_the_optimiser_changes_them() -> None:
+    ends = []
+    for foreach in (True, False):
+        model = SmallNet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=foreach)
+        model, sparse = build("mest", model, optimizer=optimizer, gradient_weight=1.0)
+        train(model, sparse, batches())
+        ends.append(bits(model, sparse))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_state_that_lies_inside_a_wrapper_or_holds_weights_is_minded() -> None:
+    model = SmallNet()
+    optimizer = timm.optim.create_optimizer_v2(model, "lookahead_momentum", lr=0.1, momentum=0.9)
+    model, sparse = build("rigl", model, optimizer=optimizer)
+    train(model, sparse, batches())
+    for name, weight in sparse.training.maskset.weights.items():
+        state = [value for value in inner_state(optimizer)[weight].values() if value.shape == weight.shape]
+        assert state and all(not bool(value[~sparse.masks[name]].any()) for value in state)
+    other = SmallNet()
+    madgrad = timm.optim.create_optimizer_v2(other, "madgrad", lr=0.01)
+    with pytest.raises(UserError, match="MADGRAD keeps weights in its state"):
+        build("top_kast", other, optimizer=madgrad)
+    other, sparse = build("static", other, optimizer=madgrad)
+    train(other, sparse, batches(1))
+    before = [parameter.clone() for parameter in other.parameters()]
+    sparse.training.forget()  # as zeros, the weights it began from would pull all weights there
+    for parameter in other.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sparse.step()
+    after = list(other.parameters())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(after, before, strict=True))
+
+
+def test_whether_a_step_waits_follows_what_the_optimiser_is_now() -> None:
+    away = torch.empty(1, device="meta")
+    optimizer = torch.optim.SGD(SmallNet().parameters(), lr=0.1, fused=True)
+    assert not waits_for(optimizer, away)
+    optimizer.load_state_dict(torch.optim.SGD(SmallNet().parameters(), lr=0.1).state_dict())
+    assert waits_for(optimizer, away)
+    assert waits_for(torch.optim.SGD(SmallNet().parameters(), lr=0.1, momentum=0.9, dampening=0.5, fused=True), away)
+
+
+def test_no_dense_gradient_is_charged_once_the_schedule_has_ended() -> None:
+    model, sparse = build("snfs", example=batches()[0][0])
+    train(model, sparse, batches(12))
+    assert sparse.training.price_step(due=False)[2] > 0
+    train(model, sparse, batches(1))
+    assert sparse.training.price_step(due=False)[2] == 0
+
+
+def test_as_many_batches_are_looked_at_as_a_method_of_moments_asks_for() -> None:
+    _, sparse = build("sis", fine_tune=False, score_batches=4, data=batches(4))
+    assert sparse.training.samples is not None and len(sparse.training.samples) == 4 * 8
+
+
+def test_ranks_agree_in_a_group_without_a_cpu() -> None:
+    """As `init_process_group("nccl")` makes it."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("cuda:fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with (
+            pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA")
+            if not torch.cuda.is_available()
+            else nullcontext()
+        ):
+            announce({"a": 1})
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Taking over, letting go
 
 
 def test_a_step_without_gradients_and_a_state_of_another_method_are_refused() -> None:
@@ -428,6 +590,20 @@ def test_a_step_of_the_optimiser_by_itself_is_refused_until_it_is_released() -> 
     nn.functional.cross_entropy(model(images), labels).backward()
     optimizer.step()
     assert again.training.step == 1 and not zeros_hold(again)
+    again.release()  # once more is no harm
+    model, first = build("granet")
+    optimizer = first.training.optimizer
+    first.take_over()
+    _, second = build("rigl", model, optimizer=optimizer)  # it replaces the first, which cannot step through it
+    train(model, second, [(images, labels)])
+    assert (first.training.step, second.training.step) == (0, 1) and zeros_hold(second)
+    first.release()  # of what it no longer holds
+    nn.functional.cross_entropy(model(images), labels).backward()
+    with pytest.raises(UserError, match=r"in place of optimizer.step\(\)"):
+        optimizer.step()
+    second.take_over()
+    optimizer.zero_grad()
+    assert optimizer.step(lambda: None) is None and second.training.step == 1  # a loop that skips a batch
 
 
 class Pair(SmallNet):
