@@ -99,17 +99,26 @@ def set_modes(modes: dict[nn.Module, bool]) -> None:
         module.training = training
 
 
+def uses_newer_names() -> bool:
+    """Return whether somebody set the precision of fp32 by torch's newer names, which do not mix with the older."""
+    try:
+        older = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return True
+    general = (getattr(part, "fp32_precision", "none") for part in (torch.backends, torch.backends.cudnn))
+    return bool(older) and any(precision != "none" for precision in general)
+
+
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """Keep a GPU from rounding fp32 products to TensorFloat-32."""
     parts: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     name: str = "allow_tf32"
     exact: bool | str = False
-    try:
-        before = [getattr(part, name) for part in parts]
-    except RuntimeError:  # somebody used torch's newer names, with which it does not mix the older ones
-        parts, name, exact = (parts[0], torch.backends.cudnn.conv), "fp32_precision", "ieee"  # type: ignore[attr-defined]
-        before = [getattr(part, name) for part in parts]
+    if uses_newer_names():
+        cudnn: Any = torch.backends.cudnn
+        parts, name, exact = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn), "fp32_precision", "ieee"
+    before = [getattr(part, name) for part in parts]
     for part in parts:
         setattr(part, name, exact)
     try:

@@ -52,9 +52,9 @@ def find_donors(
     A donor is given as the path of a record; as a folder in which a run was published (`find_published`); as the file
     or run name of a record in `places.records`; or as a row of the leaderboard, such as `granet`,
     `granet:start_sparsity=0.0` or the label, `granet (start_sparsity=0.0)`. A row stands for its record in the cell's
-    own table (page, variant, protocol, data and, with `device`, arithmetic), at the cell's sparsity and seed: the first
-    that finished. A record or run may differ in variant, seed or data set if its layers and sparsity fit. known: the
-    donor's record, if the caller has it already.
+    own table (page, variant, protocol, data and, with `device`, an arithmetic it may have), at the cell's sparsity and
+    seed: the first that finished. A record or run may differ in variant, seed or data set if layers and sparsity fit.
+    known: the donor's record, if the caller has it already.
 
     Raises UserError for a donor that is missing, ambiguous, diverged, dense or narrower, or whose layers or counts do
     not fit. Invariants: no file of a run is needed; cells without a donor are unchanged; settings and labels of the

@@ -185,6 +185,8 @@ def commit(
                 f"must keep exactly {planned} of {maskset.total} weights here, keeps {maskset.active()}"
             )
         if stages and (update.values or weighs or len(stages) > 1):  # before anything is written
+            for masks in stages[1:-1]:
+                maskset.check_together(masks, None)
             maskset.check_together(stages[-1], planned)
         if stages and weighs:
             maskset.stored = None  # the masks are fixed: the network trains on with the weights it computes with
@@ -216,7 +218,7 @@ def agree(update: Update, check: Callable[[], None]) -> Update:
             raise ContractError(fault)
         return update
     own = {} if fault else list_tensors(update)
-    if differing := differing_ranks(f"{fault} {list(own)} {update.forget}"):
+    if differing := differing_ranks(f"{fault} {list(own)} {update.forget} {len(list_stages(update))}"):
         raise ContractError(fault or f"must return the same Update in every process, rank {differing} returns another")
     if fault:
         raise ContractError(fault)

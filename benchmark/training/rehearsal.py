@@ -58,9 +58,6 @@ def miss_target(method: Method, timeline: Timeline) -> str:
     steps = method.update_steps(timeline)
     if type(method).update is not Method.update and len(steps) == 0:
         return "makes no update"
-    asked = getattr(method, "update_every", None) if method.dense_gradients() is DenseGrads.EVERY_STEP else None
-    if asked is not None and (asked or timeline.steps_per_epoch) >= timeline.total_steps:  # it updates within its steps
-        return "changes no mask"
     end = method.planned_sparsity(steps[-1] if len(steps) else 0, timeline)
     missed = method.promised_budget() is Budget.EXACT and end != method.sparsity
     return f"ends at sparsity {end:g} instead of {method.sparsity:g}" if missed else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -45,7 +45,6 @@ class SparseTraining:
     kept: KeptBuffers | None = None  # before the step; a loop of one's own keeps none
     unseen_skips: Tensor | None = None  # counted on the device, not yet in skipped_steps
     skipped_steps: int = 0
-    keeps_gradients: ClassVar[bool] = True  # the optimiser leaves them as they are
     waits: bool = True  # for the device to say whether a step is finite; else only updates ask it
 
     def scored(self) -> tuple[Samples, int]:
@@ -188,8 +187,9 @@ class SparseTraining:
     def reads_dense(self, due: bool) -> bool:
         """Return whether the method reads dense gradients at this step."""
         reads = self.method.dense_gradients()
-        every = reads is DenseGrads.EVERY_STEP and self.step <= self.timeline.total_steps
-        return every or (due and reads is DenseGrads.AT_UPDATES)
+        if reads is DenseGrads.EVERY_STEP:  # after the last planned step only what that has left undone
+            return due or self.step <= self.timeline.total_steps
+        return due and reads is DenseGrads.AT_UPDATES
 
     def price_step(self, due: bool) -> tuple[int | Tensor, int, int]:
         """Return an image's multiply-adds in this step: forward, weight gradients, further gradients that are read.
@@ -204,6 +204,10 @@ class SparseTraining:
     def step_optimizer(self) -> None:
         """Step the weights by their gradients."""
         self.optimizer.step()
+
+    def keeps_gradients(self) -> bool:
+        """Return whether the optimiser leaves gradients as they are."""
+        return True
 
     def forget(self) -> None:
         """Start the optimiser's state anew: momentum, moments and counts are zero."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -27,6 +27,7 @@ from benchmark.networks.build import refuse_transposed
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.training.given import (
+    KEEP_WEIGHTS,
     KEEP_ZEROS,
     choose_method,
     look_through,
@@ -60,7 +61,6 @@ class UserTraining(SparseTraining):
     inner_step: Callable[[], Any] | None = None  # the optimiser's own, where its step() was taken over
     stepping: bool = False  # the optimiser steps for the Sparsifier, not by itself
     guard: RemovableHandle | None = None  # what refuses the optimiser's other steps; None = it was let go
-    keeps_gradients: ClassVar[bool] = False  # SGD with Nesterov momentum, for one, may add to them in place
 
     def scored(self) -> tuple[Samples, int]:
         assert self.samples is not None, "a method that asks for images was given a loader"
@@ -74,8 +74,16 @@ class UserTraining(SparseTraining):
         return [parameter for group in groups for parameter in group["params"] if id(parameter) not in learned]
 
     def forget(self) -> None:
-        """Have the optimiser begin anew: of somebody's optimiser, zeros may be no beginning (MADGRAD keeps weights)."""
-        cast(dict[Tensor, Any], inner_state(self.optimizer)).clear()
+        """Have the optimiser begin anew; one that keeps weights has no state then, since zeros are no beginning."""
+        if type(self.optimizer).__name__ in KEEP_WEIGHTS:
+            cast(dict[Tensor, Any], inner_state(self.optimizer)).clear()
+        else:
+            super().forget()
+
+    def keeps_gradients(self) -> bool:
+        """Return whether the optimiser is known to leave gradients alone: Nesterov momentum may be added in place."""
+        nesterov = any(group.get("nesterov") for group in self.optimizer.param_groups)
+        return type(self.optimizer) in KEEP_ZEROS and not nesterov
 
     def begin_method_state(self, learned: Mapping[str, Tensor]) -> None:
         if learned and hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
@@ -223,6 +231,10 @@ class Sparsifier:
         Build a learning-rate scheduler after this call. Steps that a gradient scaler of the loop skips do not count.
         """
         training, optimizer = self.training, self.training.optimizer
+        if training.guard is None:
+            raise UserError(
+                "this Sparsifier has let go of its optimiser, by release() or for another one: build it anew"
+            )
         training.inner_step = training.inner_step or optimizer.step
 
         def step(_: Optimizer, closure: Callable[[], Any] | None = None) -> Any:

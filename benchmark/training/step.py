@@ -32,7 +32,7 @@ def step_under_masks(run: SparseTraining, due: bool, loss: Tensor, clip_norm: fl
 
     # 3 add what the method adds, then zero the gradients of weights that are not trained: from here on all is sparse
     finish_gradients(run)
-    copied = clip_norm > 0 or not run.keeps_gradients  # clipping is in place
+    copied = clip_norm > 0 or not run.keeps_gradients()  # clipping is in place
     active = maskset.active_gradients(copied=copied) if due else None
 
     # 4 clip by the norm of the trained weights; a step that is not finite changes nothing

@@ -333,7 +333,7 @@ def objections(pairing: Pairing) -> Iterator[tuple[str, str]]:
         if len(parts) > 1:
             names = " or ".join(f"'{name}'" for name in sorted(parts))
             yield (
-                f"{side.name} is the name of {len(parts)} rows, of versions of its file or settings",
+                f"{side.name} is the name of {len(parts)} rows, of versions of its file, settings or groups",
                 f"name one: {names}",
             )
     shares = [share_devices(pairing, which) for which in (0, 1)]

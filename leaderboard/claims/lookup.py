@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,15 +70,18 @@ class Question:
 def name_rows(runs: list[Record]) -> dict[str, Side]:
     """Return the rows of a section by name.
 
-    If a label has several rows, of versions of its method's file or of settings that are written alike, it stands for
-    all of their runs, and `label (file 1a2b3c4d)` or `label (settings 1a2b3c4d)` for those of one.
+    If a label has several rows, of versions of its method's file, of settings that are written alike or in several
+    groups, it stands for all of their runs, and `label (file 1a2b3c4d)`, `label (settings 1a2b3c4d)` or `label (group)`
+    for those of one.
     """
-    rows: dict[str, Side] = {}
-    for row in split_rows(runs):
+    found, rows = split_rows(runs), {}
+    times = Counter(plain(row.label) for row in found)
+    for row in found:
         label = plain(row.label)
-        part = Side(f"{label} {plain(row.version)}".rstrip(), row.runs, row.settings)
+        more = row.version or (f"({row.group})" if times[label] > 1 else "")
+        part = Side(f"{label} {plain(more)}".rstrip(), row.runs, row.settings)
         rows[part.name] = part
-        if row.version:
+        if times[label] > 1:
             known = rows.get(label, Side(label, [], row.settings))
             rows[label] = Side(label, [*known.runs, *row.runs], row.settings, (*known.parts, part))
     return rows

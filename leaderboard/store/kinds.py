@@ -175,7 +175,10 @@ def type_faults(value: Any, expected: Any, path: str) -> Iterator[str]:
 
 def shorten(value: Any) -> str:
     """Return `value` as JSON, cut to 60 characters."""
-    text = json.dumps(value, default=repr)
+    try:
+        text = json.dumps(value, default=repr)
+    except RecursionError:
+        text = f"{type(value).__name__} nested too deep to be shown"
     return text if len(text) <= 60 else text[:59] + "…"
 
 

@@ -54,7 +54,7 @@ def inner_value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{inner_value(name)}: {inner_value(entry)}' for name, entry in value.items())}}}"
     is_plain = isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in NO_TEXT
-    return value if is_plain else json.dumps(value)
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def write_command(page: str, method: str, sparsity: str, device: str, *changes: str, seeds: Sequence[int]) -> str:

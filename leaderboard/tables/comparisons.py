@@ -137,13 +137,16 @@ def donor_controls(rows: list[Row]) -> dict[str, Made]:
     Of several versions of a control's file the one run last counts for each row and sparsity: two would be two.
     """
     counted = [record for row in rows if row.made_from for entry in row.cells.values() for record in entry.counted]
+    rows_of = {
+        run["run"]: place for place, row in enumerate(rows) for entry in row.cells.values() for run in entry.counted
+    }
     found: dict[str, Made] = {}
     for record in sorted(counted, key=finish_key):
         donor, version = record["method"]["donor"], record["method"]["sha256"]
         made = found.setdefault(donor["kind"], {})
         for key, other in list(made.items()):
             origin = other["method"]["donor"]
-            of_row = all(origin[part] == donor[part] for part in ("label", "sparsity"))
+            of_row = rows_of.get(origin["run"]) == rows_of.get(donor["run"]) and origin["sparsity"] == donor["sparsity"]
             if of_row and other["method"]["sha256"] != version:
                 del made[key]
         made.setdefault((donor["run"], donor["masks_sha256"], record["seed"]), record)

@@ -147,7 +147,7 @@ def test_two_versions_of_a_method_carry_no_winner_but_each_can_be_named():
     records = older + newer + make_runs("rigl", (*EQUAL, 90.2))
     found = claim(records)
     assert found.verdict == "not decided"
-    assert found.reasons == ("granet is the name of 2 rows, of versions of its file or settings",)
+    assert found.reasons == ("granet is the name of 2 rows, of versions of its file, settings or groups",)
     assert "'granet (file 11111111)' or 'granet (file 22222222)'" in found.advice[0]
     named = claim(records, "granet (file 22222222)")
     assert (named.verdict, named.seeds[0]) == ("A is better", (1, 2, 3))
@@ -164,6 +164,10 @@ def test_rows_whose_settings_are_written_alike_are_not_one_row():
     found = claim(records, label)
     assert found.verdict == "not decided" and all(f"'{name}'" in found.advice[0] for name in names)
     assert claim(records, names[0]).verdict == "A is better"
+    other = make_runs("granet", (80.0, 80.1, 80.2), method={"group": "dense-to-sparse", "sha256": "22" * 32})
+    records = [*make_runs("granet", (93.0, 93.4, 93.1)), *other, *make_runs("rigl", (*EQUAL, 90.2))]
+    assert claim(records).verdict == "not decided" and "'granet (dense-to-sparse)'" in claim(records).advice[0]
+    assert claim(records, "granet (dense-to-sparse)").verdict == "B is better"
 
 
 # Numbers

@@ -430,14 +430,15 @@ def test_scores_and_moments_are_of_full_fp32_on_a_card_too(monkeypatch):
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has only the older names")
 def test_full_fp32_is_had_and_given_back_under_either_of_torchs_names():
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "tf32"  # after which torch refuses to tell by the older name
-        with exact_fp32():
-            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
-        assert matmul.fp32_precision == "tf32"
-    finally:
-        matmul.fp32_precision = before
+    for part in (matmul, torch.backends.cudnn):  # after the first torch refuses to tell by the older name
+        before = part.fp32_precision
+        try:
+            part.fp32_precision = "tf32"
+            with exact_fp32():
+                assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+            assert part.fp32_precision == "tf32"
+        finally:
+            part.fp32_precision = before
 
 
 def test_scored_in_inference_mode_an_untrained_network_has_no_batch_norm():

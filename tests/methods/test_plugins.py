@@ -232,7 +232,6 @@ def test_a_run_that_would_end_short_of_its_target_is_refused():
         ("mest", {"soft": 0.05, "update_every": 1, "update_end": 1.0}, 100,
          "such as ARGS=update_end=0.75, or change soft, which is 0.05, such as ARGS=soft=0"),
         ("ac_dc", {}, 15, "makes no update in a run of 15 steps: train longer with ARGS=epochs=N"),
-        ("snfs", {}, 10, "of 10 steps: update more often with ARGS=update_every=N, or train longer with ARGS=epochs=N"),
         ("set", {}, 10, "of 10 steps: update more often with ARGS=update_every=N, or train longer with ARGS=epochs=N"),
     ],
 )  # fmt: skip

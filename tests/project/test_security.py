@@ -27,7 +27,7 @@ from benchmark.cli import shell as cli
 from benchmark.config import cells as cells_module
 from benchmark.config.cells import PROTOCOL, parse_arguments, parse_seed, plan_cells
 from benchmark.config.pages import load_page, merge_settings
-from benchmark.config.plugins import find_method
+from benchmark.config.plugins import digest, find_method
 from benchmark.data.sets import load_data
 from benchmark.grids.states import holding
 from benchmark.networks.build import create_network
@@ -259,7 +259,7 @@ def test_no_file_is_run_because_a_record_or_a_checkpoint_names_it(kept, tmp_path
     file.write_text("open('ran', 'w')\n")
     monkeypatch.chdir(tmp_path)
     page = {"name": "digits_resnet20", "settings": dataclasses.asdict(load_page("digits_resnet20"))}
-    method = {"name": "nice_method", "source": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    method = {"name": "nice_method", "source": file.name, "sha256": digest(file)}
     record = make_record(run="foreign", protocol=PROTOCOL, page=page, method=method)
     name = str(write_record(record, tmp_path / "records"))
     if kept == "checkpoint":
