@@ -17,8 +17,8 @@ class LoaderImages:
 
     Batches are those that the loader yields next, from its start again at its end. Where a method asks for so many of
     every class, the first ones that the loader yields are kept; `classes`: how many there are. `batches`: the most
-    that are looked at once. Invariant: nothing is
-    read until it is asked for, and whether inputs are augmented is the loader's affair.
+    that are looked at once. Invariant: nothing is read until it is asked for, and whether inputs are augmented is the
+    loader's affair.
     """
 
     def __init__(self, loader: Iterable[Any], wanted: Scoring | None, classes: int, batches: int = 1) -> None:

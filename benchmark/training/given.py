@@ -113,30 +113,28 @@ def refuse_optimizer(optimizer: Optimizer, weights: Mapping[str, nn.Parameter], 
         raise UserError(f"{sharded[0]} is a {type(weights[sharded[0]].data).__name__}: sharded weights are not masked")
 
 
-def make_timeline(method: Method, name: str, total_steps: int, steps_per_epoch: int | None) -> Timeline:
-    """Return the length of the training; raises UserError where the method counts in epochs and is told none."""
+def make_timeline(total_steps: int, steps_per_epoch: int | None) -> Timeline:
+    """Return the length of the training; raises UserError for lengths that are none."""
     whole = all(isinstance(steps, Integral) for steps in (total_steps, steps_per_epoch or 1))
     if not whole or total_steps < 1 or not (steps_per_epoch is None or 1 <= steps_per_epoch <= total_steps):
         raise UserError(
             "total_steps must be a whole number of at least 1, and steps_per_epoch between 1 and that many: "
             f"got {total_steps} and {steps_per_epoch}"
         )
-    if steps_per_epoch is None:
-        plans = [
-            [*method.update_steps(timeline), *(method.planned_sparsity(step, timeline) for step in (0, total_steps))]
-            for timeline in (Timeline(total_steps, total_steps), Timeline(total_steps, max(1, total_steps // 2)))
-        ]
-        if plans[0] != plans[1]:
-            raise UserError(
-                f"method '{name}' counts in epochs: say how many steps one has, steps_per_epoch=len(loader)"
-            )
     return Timeline(int(total_steps), int(steps_per_epoch or total_steps))
 
 
 def rehearse_alone(method: Method, name: str, timeline: Timeline, told: bool) -> None:
-    """Rehearse the method; raises UserError as well where an update asks how long an epoch is and nobody told."""
+    """Rehearse the method; raises UserError as well where it asks how long an epoch is and nobody told.
+
+    That comes first: under an epoch as long as the training a method may miss what it promises.
+    """
     watched = WatchedTimeline(timeline.total_steps, timeline.steps_per_epoch)
-    rehearse(method, name, watched, "a larger total_steps")
+    try:
+        rehearse(method, name, watched, "a larger total_steps")
+    except UserError:
+        if told or not watched.asked:
+            raise
     if watched.asked and not told:
         raise UserError(f"method '{name}' counts in epochs: say how many steps one has, steps_per_epoch=len(loader)")
 

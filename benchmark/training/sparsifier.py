@@ -164,7 +164,7 @@ class Sparsifier:
         layers = find_layers(network, page)
         weights = prunable_weights(network, layers)
         refuse_optimizer(optimizer, weights, chosen, plugin.name)
-        timeline = make_timeline(chosen, plugin.name, total_steps, steps_per_epoch)
+        timeline = make_timeline(total_steps, steps_per_epoch)
         refuse_more_than_a_loop(chosen, plugin.name, timeline)
         refuse_transposed(plugin.name, dataclasses.asdict(chosen), layers)
         rehearse_alone(chosen, plugin.name, timeline, told=steps_per_epoch is not None)

@@ -244,9 +244,9 @@ def make_studies(records: Iterable[Record]) -> list[Study]:
             groups.setdefault(key_of(record), []).append(record)
     ordered = [sorted(group, key=order_of) for _, group in sorted(groups.items())]
     return [
-        make_study(group, more, with_gap=more == lengths_of(group)[0])
+        make_study(group, more, with_gap=number == 0)
         for group in ordered
-        for more in lengths_of(group)
+        for number, more in enumerate(lengths_of(group))
     ]
 
 

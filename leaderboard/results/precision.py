@@ -16,7 +16,7 @@ from leaderboard.store.growth import OTHERS, REFERENCE, Growth
 from leaderboard.store.records import Problem, finish_key
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import certain, grain, show_interval, signed
-from leaderboard.tables.sections import amount, skipped_files
+from leaderboard.tables.sections import amount, section_title, skipped_files
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, column_of, escape, gather, line, mean_and_std, percent
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ def what_was_measured(growth: Growth) -> str:
 
 def title_of(growth: Growth) -> str:
     """Return the escaped title of a measurement's page, with its changed settings."""
-    told = [escape(f"{name} = {json.dumps(value)}") for name, value in sorted(changes_of(growth).items())]
-    return escape(growth["page"]["title"]) + (f", with {', '.join(told)}" if told else "")
+    return section_title({"page": {**growth["page"], "changed": changes_of(growth)}})
 
 
 def compare_accuracy(records: list[Record]) -> list[Compared]:
