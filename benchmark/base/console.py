@@ -130,6 +130,8 @@ def describe_missed(record: dict[str, Any]) -> str:
     asked = count_kept(record["sparsity"], weights["dense_prunable"])
     if record["method"]["budget"] != "outcome" or weights["active"] == asked:
         return ""
+    if asked == 0:
+        return "; none were asked for"
     off = 100 * (weights["active"] / asked - 1)
     return f"; {abs(off):.2f} % {'above' if off > 0 else 'below'} the {asked:,} asked for"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -21,6 +22,7 @@ from benchmark.base import ROOT
 from benchmark.base.errors import UserError
 
 T = TypeVar("T")
+CODE = ("methods", "benchmark", "configs", "leaderboard/store")  # what a run computes with
 
 
 def cuda_available() -> bool:
@@ -196,6 +198,12 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
 
 
+@functools.cache
+def code_of_process() -> dict[str, Any]:
+    """Return `describe_git` as it was when this process first asked: the checkout may move on while a run trains."""
+    return describe_git()
+
+
 def describe_git(root: Path = ROOT) -> dict[str, Any]:
     """Return the commit and whether the code differs from it; nulls if git cannot tell.
 
@@ -207,11 +215,26 @@ def describe_git(root: Path = ROOT) -> dict[str, Any]:
         top, commit = ask_git(root, "rev-parse", "--show-toplevel", "HEAD").splitlines()
         if not Path(top).samefile(root):
             return {"commit": None, "dirty": None}
-        paths = ["methods", "benchmark", "configs", "leaderboard/store"]
-        changes = ask_git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths)
+        changes = ask_git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE)
     except (OSError, ValueError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(changes.strip())}
+
+
+def continue_git(before: dict[str, Any], now: dict[str, Any], root: Path = ROOT) -> dict[str, Any]:
+    """Return the `describe_git` of a run that began under one and goes on under another.
+
+    It is the first one's, and dirty where the code in between differs or git cannot tell.
+    """
+    if before == now:
+        return before
+    try:
+        if not before["dirty"] and not now["dirty"]:
+            ask_git(root, "diff", "--quiet", before["commit"], now["commit"], "--", *CODE)
+            return before
+    except (OSError, TypeError, ValueError, subprocess.SubprocessError):  # they differ, or one of them is not here
+        pass
+    return {"commit": before["commit"], "dirty": True}
 
 
 def ask_git(root: Path, *words: str) -> str:

@@ -17,6 +17,7 @@ from benchmark.cli.shell import (
     Runs,
     app,
     console,
+    find_places,
     guarded,
     tell,
     train_then_rebuild,
@@ -239,10 +240,9 @@ def verify(
     data: DataRoot = Path("data"),
 ) -> None:
     """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
-    from benchmark.base.files import Places
     from benchmark.runs.verify import print_findings, verify_record
 
-    folder = runs or Places().runs
+    folder = guarded(lambda: find_places(None, None, runs).runs)
     if not guarded(lambda: print_findings(console, verify_record(record, folder, data))):
         tell(f"record {record} does not describe the network in {folder}")
         raise typer.Exit(1)

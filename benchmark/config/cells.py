@@ -45,6 +45,7 @@ ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # even at their default
 # Where files lie (init_sha256 says what is in them), how fast they are read and what is allowed change no number, so
 # these make no other page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense", "init"}
+OF_MEMORY = ("crop_pad", "crop_mode")  # of images in memory: streamed ones get ImageNet's random crops
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,7 @@ class Cell:
     @property
     def variant(self) -> str:
         """A hash of the page's protocol; equal for runs that may share a table."""
-        settings = {
-            name: value
-            for name, value in dataclasses.asdict(self.page).items()
-            if name not in NOT_PROTOCOL and (name in ALWAYS_NAMED or value != DEFAULTS[name])
-        }
-        drops = drop_epochs(self.page.lr_drops, self.page.epochs)
-        nearest_epochs = [round(share * self.page.epochs) for share in self.page.lr_drops]
-        if self.page.lr_schedule == "step" and drops != nearest_epochs:  # where older runs dropped the rate
-            settings["drop_epochs"] = drops
-        if self.page.pretrained:
-            settings["pretrained"] = name_pretrained(self.page.model)
-        return short_hash(settings)
+        return hash_protocol(self.page)
 
     @property
     def identity(self) -> str:
@@ -167,6 +157,23 @@ class Cell:
     def method_settings(self) -> dict[str, Any]:
         """Return the method's hyper-parameters by name, without the sparsity."""
         return {key: value for key, value in dataclasses.asdict(self.method).items() if key != "sparsity"}
+
+
+def hash_protocol(page: Page) -> str:
+    """Return a hash of what a page's numbers depend on, without the defaults: equal for pages that share a table."""
+    ignored = NOT_PROTOCOL if page.in_memory else {*NOT_PROTOCOL, *OF_MEMORY}
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(page).items()
+        if name not in ignored and (name in ALWAYS_NAMED or value != DEFAULTS[name])
+    }
+    drops = drop_epochs(page.lr_drops, page.epochs)
+    nearest_epochs = [round(share * page.epochs) for share in page.lr_drops]
+    if page.lr_schedule == "step" and drops != nearest_epochs:  # where older runs dropped the rate
+        settings["drop_epochs"] = drops
+    if page.pretrained:
+        settings["pretrained"] = name_pretrained(page.model)
+    return short_hash(settings)
 
 
 def short_hash(content: Any) -> str:

@@ -161,11 +161,16 @@ def read_page(path: Path, mtime_ns: int) -> Page:
 
 def apply_changes(page: Page, changes: Mapping[str, Any]) -> Page:
     """Return a copy of a page with the `changes` of ARGS applied, as `load_page` does."""
-    known_settings = {name: getattr(page, name) for name in KINDS}
-    for key, value in changes.items():
-        both_maps = isinstance(value, dict) and isinstance(known_settings.get(key), dict)
-        known_settings[key] = {**known_settings[key], **value} if both_maps else value
-    return merge_settings(known_settings, "ARGS")
+    return merge_settings(merge_maps({name: getattr(page, name) for name in KINDS}, changes), "ARGS")
+
+
+def merge_maps(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `old` with the values of `new`; a map in both is merged likewise, so what `new` leaves out stays."""
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = merge_maps(old[key], value) if both else value
+    return merged
 
 
 def merge_settings(settings: dict[str, Any], source: str) -> Page:

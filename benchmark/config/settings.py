@@ -107,7 +107,12 @@ def read_value(kind: Any, value: Any) -> Any:
         raise ValueError(f"is a single value and has no parts to set, got {value}")
     if isinstance(value, float) and kind is float:
         return value + 0.0  # no -0
-    return {} if isinstance(value, Written) and value == "" and get_origin(kind) is dict else resolve(value)
+    if get_origin(kind) is not dict:
+        return resolve(value)
+    value = {} if isinstance(value, Written) and value == "" else resolve(value)
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a map, such as {{name: value}}, got {value!r}")
+    return value
 
 
 def read_bool(text: str) -> bool:

@@ -275,11 +275,16 @@ def scan_folder(folder: Path) -> Layout:
     return layout
 
 
-def check_memory(files: Files, size: int) -> None:
-    """Raise UserError when `files`, decoded at `size`, don't fit in the machine's memory."""
-    need = len(files.paths) * 3 * size * size
+def check_memory(layout: Layout, size: int, padded: int) -> None:
+    """Raise UserError when a folder's images don't fit in the machine's memory.
+
+    All are decoded at `size`; those for training are held once more, at `padded`, for random crops.
+    """
+    parts = layout.parts()
+    count = sum(len(files.paths) for files in parts.values())
+    need = 3 * (count * size**2 + len(parts["train"].paths) * padded**2)
     if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise UserError(f"{len(files.paths)} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
+        raise UserError(f"{count} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
 
 
 def decode_files(files: Files, size: int) -> tuple[Tensor, Counter[str]]:

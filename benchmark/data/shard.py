@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -50,7 +50,11 @@ class Shard:
 
     def __init__(self, path: Path, ends: np.ndarray, checks: np.ndarray) -> None:
         self.path, self.ends, self.checks = path, ends, checks
-        self.file = path.open("rb")
+        self.file: BinaryIO | None
+        try:
+            self.file = path.open("rb")
+        except OSError:  # in a loader's process: the file was removed since the run began
+            self.file = None
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.path, self.ends, self.checks  # a loader's process opens the file itself
@@ -62,7 +66,9 @@ class Shard:
         return len(self.ends)
 
     def read(self, number: int) -> bytes | None:
-        """Return the JPEG of image `number`, or None where it is damaged."""
+        """Return the JPEG of image `number`, or None where it is damaged or gone."""
+        if self.file is None:
+            return None
         start = int(self.ends[number - 1]) if number else 0
         try:
             content = os.pread(self.file.fileno(), int(self.ends[number]) - start, start)

@@ -221,8 +221,12 @@ def compare(subject: Subject, file: str, action: Callable[[Tensor], Tensor]) -> 
 
 
 def refuse_other_weights(file: str, form: Form, network: Network) -> None:
-    """Raise UserError unless a form gives every weight again, zero where it is inactive, and stores the exact count."""
-    wrong = []
+    """Raise UserError unless a form gives every tensor again that it has by name, and of weights with masks each one.
+
+    Inactive weights must be zero, and their number exact where only active ones are stored.
+    """
+    others = [name for name in network.state if name not in network.masks and name in form.again]
+    wrong = [f"{name} is another" for name in others if not torch.equal(form.again[name], network.state[name].cpu())]
     for name, mask in network.masks.items():
         weight, again = network.state[name].cpu(), form.again.get(name)
         if again is None or not torch.equal(again, weight):

@@ -97,7 +97,7 @@ def in_best_mode(name: str, network: nn.Module, images: Tensor, clock: Clock, no
 def make_csr(subject: Subject, zeros: Kernel, images: Tensor, clock: Clock) -> Kernel:
     """Return the kernel with CSR weights where they win, in plain fp32 or the best mode, whichever is faster."""
     assert zeros.build is not None
-    modules = [name.removesuffix(".weight") for name in subject.masks]
+    modules = [name.removesuffix(".weight") for name in subject.masks if name.endswith(".weight")]
     modes = list(dict.fromkeys((PLAIN, zeros.mode)))
     winners = [find_winners(zeros.build(images, mode), modules, clock) for mode in modes]
     builds = [partial(build_csr, zeros.build, names) for names in winners]

@@ -22,8 +22,9 @@ from benchmark.config.cells import split_list
 from benchmark.inference.kernels import measure_batch
 from benchmark.inference.passes import Clock
 from benchmark.inference.subject import Subject, dense_bytes, load_subject, packed_bytes
+from benchmark.runs.finished import find_records
 from benchmark.runs.record import stamp
-from leaderboard import rebuild
+from leaderboard import Record, rebuild
 from leaderboard.store.measurements import SCHEMA, Measurement, folder_of, write_measurement
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import printable
@@ -76,7 +77,7 @@ def parse_batch(text: str) -> int:
 def measure_run(
     name: str, request: Request, folders: Mapping[str, Path | None], command: str, console: Console
 ) -> None:
-    """Measure a run's speed, write it beside the records, show it, and rebuild the leaderboard's sheets.
+    """Measure a run's speed, show it, write it beside the records that hold the run, and rebuild their sheets.
 
     folders: records, leaderboard (the sheet) and runs, None for the default. Raises UserError for anything a user can
     fix, before the first pass.
@@ -84,9 +85,15 @@ def measure_run(
     places = Places(**{key: path for key, path in folders.items() if path is not None})
     subject = load_subject(name, places.records, places.runs)
     target = folder_of(places.records)
-    check_places(Places(target, places.leaderboard, places.runs))
+    unfiled = why_unfiled(subject.record, places.records)
+    if unfiled is None:
+        check_places(Places(target, places.leaderboard, places.runs))
     with request.use_threads():
         measurement = make_measurement(subject, request, command, lambda text: console.print(text, style="dim"))
+    if unfiled is not None:
+        print_measurement(console, measurement)
+        console.print(f"nothing was written: {unfiled}", markup=False)
+        return
     path = write_measurement(measurement, target)
     print_measurement(console, measurement)
     try:
@@ -97,6 +104,18 @@ def measure_run(
         )
         console.print(warning, markup=False)
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def why_unfiled(record: Record, records: Path) -> str | None:
+    """Return why a measurement of this run has no place beside `records`, where no row would show it, or None."""
+    if "branch" in record:
+        return "the run is a branch, and speed is kept beside the records of whole runs"
+    try:
+        there = [found["masks_sha256"] for _, found in find_records(record["run"], records)]
+    except UserError:
+        there = []
+    known = record["masks_sha256"] in there
+    return None if known else f"{records} has no record of this run with these masks: put its record there to keep it"
 
 
 def make_measurement(subject: Subject, request: Request, command: str, tell: Callable[[str], None]) -> Measurement:

@@ -258,7 +258,7 @@ def describe_branch(
 def take_over(run: Training, state: dict[str, Any], path: Path) -> None:
     """Restore a snapshot's weights, masks, optimiser and position in a new run, but not its costs or times."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
-    restore(run, {**state, "usage": run.usage.state()}, path)
+    restore(run, {**state, "usage": run.usage.state(), "git": run.git}, path)
     for group, settings in zip(run.optimizer.param_groups, own, strict=True):
         group.update(settings)  # the branch's own momentum and decay
     run.meter.load_state({"train": 0, "train_dense": 0, "scoring": 0, "reading": 0})

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmark.base.errors import UserError, reason
-from benchmark.base.files import Places
+from benchmark.base.files import Places, expand
 from benchmark.base.system import import_extra
 from benchmark.config.pages import merge_settings
 from benchmark.networks.build import model_arguments
@@ -43,7 +43,7 @@ def publish_run(name: str, target: str, folders: Mapping[str, Path | None], cons
     if target.startswith(HUB):
         publish_to_hub(find_finished(name, places.records, places.runs), target, console)
         return
-    folder = Path(os.path.realpath(Path(target).expanduser()))
+    folder = Path(os.path.realpath(expand(Path(target))))
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: name another one; nothing was written")
     write_folder(find_finished(name, places.records, places.runs), folder)
@@ -190,20 +190,25 @@ def list_commands(record: Record) -> dict[str, str]:
         of_page = [word for word in words if word.split("=")[0] in record["page"]["changed"]]
         control = write_command(page, "static", sparsity, device, *sorted(["masks=FOLDER", *of_page]), seeds=seeds)
         commands["train with these masks from the start"] = control
+    if "branch" in record:  # that command would begin at initial weights
+        return commands
     return {**commands, "repeat the run": write_command(page, method, sparsity, device, *words, seeds=seeds)}
 
 
 def describe(record: Record) -> dict[str, str]:
     """Return the figures of a card by their names."""
     weights, macs, accuracy = record["weights"], record["macs"], record["accuracy_pct"]["last_epoch"]
+    branch = record.get("branch")
+    begun = {} if branch is None else {"branch of": f"{branch['parent']} after epoch {branch['epoch']}"}
     return {
+        **begun,
         "page": f"{record['page']['title']} ({record['page']['name']}, variant {record['page']['variant']})",
         "method": f"{record['method']['label']}: {record['method']['reference']}",
         "sparsity asked for": percent(record["sparsity"]),
         "active weights": f"{weights['active']:,} of {weights['prunable']:,} prunable",
         "test accuracy, last epoch": "diverged" if accuracy is None else f"{accuracy:.2f} %",
         "inference FLOPs": f"{multiple(macs['inference_share'])} of dense",
-        "training FLOPs": f"{multiple(macs['train_share'])} of dense",
+        "training FLOPs": f"{multiple(macs['train_share'])} of dense{', since then' if branch else ''}",
         "seed": str(record["seed"]),
         "data": f"{record['data']['name']}, fingerprint {record['data']['fingerprint'][:16]}",
         "masks": f"sha256 {record['masks_sha256']}",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.errors import UserError
-from benchmark.base.system import describe_environment, describe_git, to_cpu
+from benchmark.base.system import describe_environment, to_cpu
 from benchmark.config.cells import PROTOCOL, Cell
 from benchmark.config.pages import Page
 from benchmark.data.sets import Data
@@ -51,7 +51,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         "method": describe_method(cell, built),
         "sparsity": cell.sparsity,
         "seed": cell.seed,
-        "data": describe_data(run),
+        "data": describe_data(run.data),
         **describe_accuracy(run.history, begun=last_round(run)),
         "weights": describe_weights(built, run, active),
         "density": describe_density(built, run, active, alive),
@@ -71,7 +71,7 @@ def make_record(cell: Cell, built: Built, run: Training, command: str, started: 
         },
         **({"usage": usage} if (usage := run.usage.describe()) else {}),
         "environment": describe_arithmetic(run),
-        "git": describe_git(),
+        "git": run.git,
     }
 
 
@@ -199,9 +199,8 @@ def describe_start(cell: Cell, built: Built, started: datetime, begun: dict[str,
     return {"started": started.isoformat(), "cell": {**about, **begun}, "begun": begun}
 
 
-def describe_data(run: Training) -> dict[str, Any]:
+def describe_data(data: Data) -> dict[str, Any]:
     """Return the data set as a record keeps it."""
-    data = run.data
     return {
         "name": data.name,
         "classes": len(data.classes),

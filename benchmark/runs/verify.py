@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, reason
 from benchmark.base.files import expand, run_folder
+from benchmark.config.cells import hash_protocol
 from benchmark.config.pages import Page, merge_settings
 from benchmark.config.plugins import find_method, method_names
+from benchmark.data.cache import VARIABLE
 from benchmark.data.readers import CIFAR
 from benchmark.data.sets import Data, load_data
 from benchmark.networks.build import count_prunable, create_network, model_arguments
@@ -24,12 +28,12 @@ from benchmark.networks.filters import count_dead, cut_slim
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.runs.export import MASKS, WEIGHTS, hash_export, read_export, read_tensors
-from benchmark.runs.finished import RECORD, load_record
-from benchmark.runs.record import count_nonzero, describe_accuracy, images_trained, rebuild_network
+from benchmark.runs.finished import RECORD, find_records, load_record
+from benchmark.runs.record import count_nonzero, describe_accuracy, describe_data, images_trained, rebuild_network
 from benchmark.training.masks import hash_masks
 from benchmark.training.precision import make_autocast, measure_accuracy
 from leaderboard import Record
-from leaderboard.tables.table import printable
+from leaderboard.tables.table import plain, printable
 from methods.core import Budget, count_active, count_kept
 
 POINTS = 0.1  # accuracies may differ by this or by one image, since another processor may round scores differently
@@ -54,14 +58,17 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     path = expand(path)
     published = path.is_dir()
     record = load_record(path / RECORD if published else path)
-    page = stay_home(merge_settings(record["page"]["settings"], f"record {path}"))
+    recorded = merge_settings(record["page"]["settings"], f"record {path}")
+    page = stay_home(recorded)
     if "branch" in record:  # it trained only the epochs after its start
         own = record["branch"]["last_epoch"] - record["branch"]["epoch"]
         page = dataclasses.replace(page, epochs=own)
     folder = path if published else run_folder(runs, record["run"])
     weights, masks = read_export(folder)
     about = read_tensors(folder / WEIGHTS)[1]
-    data = load_data(page, data_root, torch.device("cpu"))
+    refuse_replaced(path, record, folder, published)
+    with reading_alone(page):
+        data = load_data(page, data_root, torch.device("cpu"))
     full = create_network(page, model_arguments(page, data))
     model = rebuild_network(record, page, data, full, masks)
     try:
@@ -70,7 +77,8 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
         raise UserError(f"{folder}: the weights do not fit {page.model}: {reason(error)}") from error
     return [
         same("run", record["run"], about.get("run")),
-        same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16]),
+        same("table (variant of the page)", record["page"]["variant"], hash_protocol(recorded)),
+        *compare_data(record, data),
         *compare_files(record, folder),
         *compare_masks(record, masks),
         *compare_nonzero(record, weights, masks),
@@ -82,13 +90,51 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     ]
 
 
+def leads_out(page: Page) -> bool:
+    """Return whether the page's data lie outside DATA: records are not trusted, and this one chooses the folder."""
+    return expand(Path(page.data_dir)).is_absolute() or ".." in Path(page.data_dir).parts
+
+
 def stay_home(page: Page) -> Page:
     """Return the page with the default data folder if a download would write outside DATA.
 
-    Records are not trusted, and this one chooses the folder; the content of the data is compared anyway.
+    The content of the data is compared anyway.
     """
-    leads_out = expand(Path(page.data_dir)).is_absolute() or ".." in Path(page.data_dir).parts
-    return dataclasses.replace(page, data_dir="") if leads_out and page.data in CIFAR else page
+    return dataclasses.replace(page, data_dir="") if leads_out(page) and page.data in CIFAR else page
+
+
+@contextmanager
+def reading_alone(page: Page) -> Iterator[None]:
+    """Keep no cache of images outside DATA, where a record may lead reading but nothing may be written."""
+    before = os.environ.get(VARIABLE)
+    if leads_out(page):
+        os.environ[VARIABLE] = "off"
+    try:
+        yield
+    finally:
+        if leads_out(page):
+            os.environ.pop(VARIABLE)
+            os.environ.update({} if before is None else {VARIABLE: before})
+
+
+def refuse_replaced(path: Path, record: Record, folder: Path, published: bool) -> None:
+    """Raise UserError where a repeat of the run, on another machine say, has put its own files in place of these."""
+    if published or not (folder / WEIGHTS).is_file() or "files_sha256" not in record:
+        return
+    found = hash_export(folder)
+    if found == record["files_sha256"]:
+        return
+    for other, repeat in find_records(record["run"], path.parent):
+        if repeat.get("files_sha256") == found:
+            raise UserError(f"{folder} holds the files of {other.name}, a repeat of this run: verify that record")
+
+
+def compare_data(record: Record, data: Data) -> list[Finding]:
+    """Compare the data's content, and what the record counted in it, as far as it did."""
+    found = describe_data(data)
+    hashed = same("data", record["data"]["fingerprint"][:16], data.fingerprint[:16])
+    names = [name for name in record["data"] if name not in ("name", "fingerprint")]
+    return [hashed, *(same(f"data: {plain(name)}", record["data"][name], found.get(name)) for name in names)]
 
 
 def same(what: str, recorded: Any, found: Any) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmark.base.system import to_cpu
+from benchmark.base.system import code_of_process, continue_git, to_cpu
 from benchmark.config.pages import Page
 from benchmark.data.images import Samples
 from benchmark.data.sets import Data
@@ -36,6 +36,7 @@ class Training(SparseTraining):
     graphed: GraphedPasses | None = None
     epoch: int = 0  # epochs finished
     history: list[dict[str, Any]] = field(default_factory=list)
+    git: dict[str, Any] = field(default_factory=code_of_process)  # the code that it began with
     train_s: float = 0.0
     eval_s: float = 0.0
     # of the epoch in progress
@@ -100,6 +101,7 @@ class Training(SparseTraining):
             **self.sparse_state(),
             "counters": [self.step, self.epoch, self.skipped_steps, self.updates, int(self.update_pending)],
             "history": self.history,
+            "git": self.git,
             "clock": [self.train_s, self.eval_s],
             "usage": self.usage.state(),
             "position": [self.epoch_step, self.epoch_seen],
@@ -120,6 +122,7 @@ class Training(SparseTraining):
         self.step, self.epoch, self.skipped_steps, self.updates, pending = state["counters"]
         self.update_pending = bool(pending)
         self.history = state["history"]
+        self.git = continue_git(state.get("git", self.git), self.git)
         self.train_s, self.eval_s = state["clock"]
         self.usage.load_state(state.get("usage"))  # checkpoints of old versions have none
         self.epoch_step, self.epoch_seen = state["position"]

@@ -182,7 +182,8 @@ def evaluate_epoch(run: Training, loss: float, train_acc_pct: float) -> None:
     """
     started = time.monotonic()
     validation = test = None
-    if run.epoch % run.page.eval_every == 0 or run.step in run.timeline.round_ends:
+    last = run.epoch == run.last_epoch() or run.step in run.timeline.round_ends  # a branch's is earlier than its page's
+    if last or run.epoch % run.page.eval_every == 0:
         test = accuracy_pct(run, run.data.test)
         validation = accuracy_pct(run, run.data.validation) if run.data.validation is not None else None
     run.eval_s += time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from leaderboard.tables.sections import amount
 from leaderboard.tables.table import percent, plain, printable
 
 BASES = ("origin/main", "HEAD")  # what others have, where git knows it; else what was committed last
+WEIGHTS = "weights.safetensors"  # of a run's folder
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,24 @@ def describe(record: Record) -> str:
     return plain(f"{row}, seed {record['seed']}, {record['status']}, by {record.get('author', 'nobody')}, on {machine}")
 
 
+def hash_of(record: Record) -> str | None:
+    """Return the hash of the weights that the run of a record exported; older records have none."""
+    return record.get("files_sha256", {}).get(WEIGHTS)  # type: ignore[no-any-return]
+
+
 def verify_again(added: Iterable[tuple[Path, Record]], runs: Path, data: Path) -> Iterator[tuple[str, bool]]:
     """Yield a line for each record, and whether all is well: measured again where the files of its run are at hand."""
+    added = list(added)
+    owners = {hash_of(record): path.name for path, record in added}
     for path, record in added:
         words = ["verify", str(path), "--runs", str(runs), "--data", str(data)]
-        if not (runs / record["run"] / "weights.safetensors").is_file():
+        file = runs / record["run"] / WEIGHTS
+        if not file.is_file():
             yield f"not at hand: {runs / record['run']}; with these files, sparse-bench verify {path}", True
+            continue
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != hash_of(record) and found in owners:
+            yield f"not at hand: the files of {path.name}, which those of its repeat {owners[found]} replaced", True
             continue
         done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True)
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]

@@ -45,7 +45,7 @@ FIELDS: dict[str, Any] = {
     "masks_sha256": TEXT,
     "measured": TIME,
     "command": TEXT,
-    "device": one_of("cpu", "cuda"),
+    "device": TEXT,
     "hardware": TEXT,
     "threads": ABOVE_0,
     "clock": TEXT,

@@ -20,7 +20,6 @@ import torch
 import benchmark.base.system
 import benchmark.cli.app
 import benchmark.cli.shell
-import benchmark.runs.record
 from benchmark.config.plugins import built_in_names, find_method
 from benchmark.runs.checkpoints import Saver
 from benchmark.training.state import Training
@@ -59,8 +58,7 @@ def warm() -> None:
     torch.set_num_threads(1)
     for name in built_in_names():
         find_method(name)
-    git = benchmark.base.system.describe_git()
-    benchmark.runs.record.describe_git = lambda: git
+    benchmark.base.system.code_of_process()
 
 
 def serve(answer: Callable[[Any], Any], prepare: Callable[[], None] = warm) -> None:

@@ -46,6 +46,15 @@ def load_compressed(tmp_path_factory: pytest.TempPathFactory):
     return import_file(path).load_compressed
 
 
+def test_a_tensor_without_a_mask_is_compared_too():
+    state = {"a.weight": torch.tensor([0.0, 2]), "a.bias": torch.ones(2)}
+    network = formats.Network("r", state, {"a.weight": torch.tensor([False, True])}, {})
+    for again in (state, {"a.weight": state["a.weight"]}):  # ONNX keeps no counter of batches, for one
+        formats.refuse_other_weights("x", formats.Form(b"", again, ""), network)
+    with pytest.raises(UserError, match="x, read back, does not hold the network: a.bias is another"):
+        formats.refuse_other_weights("x", formats.Form(b"", {**state, "a.bias": torch.zeros(2)}, ""), network)
+
+
 @pytest.mark.parametrize(("density", "share"), [(0.5, 0.532), (0.1, 0.126), (0.02, 0.0255), (0.002, 0.004), (0, 1e-3)])
 def test_the_compressed_form_is_small_and_the_documents_reader_gives_it_again(
     tmp_path, load_compressed, density, share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmark.base.errors import UserError
 from benchmark.cli.app import app
+from benchmark.inference.latency import why_unfiled
 from benchmark.inference.subject import load_subject
 from benchmark.runs.export import MASKS, WEIGHTS
 from leaderboard.board.build import find_stale
@@ -52,6 +54,18 @@ def test_the_command_measures_writes_beside_the_records_and_the_page_shows_it(bo
 
     status, _ = measure(board, str(board / "records" / f"{name}.json"), "--batch", "2")
     assert status == 0 and len(list((board / "latency").glob("*.json"))) == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_speed_is_kept_only_beside_the_record_of_a_whole_run(board, tmp_path):
+    name = name_of(board)
+    path, sheet = board / "records" / f"{name}.json", (board / "LEADERBOARD.md").read_bytes()
+    shutil.copytree(board / "runs" / name, tmp_path / "shared")
+    shutil.move(path, tmp_path / "shared" / "record.json")  # somebody else's published run
+    status, said = measure(board, str(tmp_path / "shared"), "--batch", "1")
+    assert status == 0 and "on disk" in said and "has no record of this run" in " ".join(said.split())
+    assert not (board / "latency").exists() and (board / "LEADERBOARD.md").read_bytes() == sheet
+    assert "is a branch" in str(why_unfiled({"branch": {}}, board / "records"))
 
 
 def test_an_exported_narrow_network_is_held_against_the_full_dense_one(done):

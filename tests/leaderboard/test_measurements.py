@@ -234,7 +234,7 @@ def test_the_page_does_not_depend_on_the_order_of_files(tmp_path):
 
 
 def test_machines_and_threads_are_lines_of_their_own():
-    places = [{"threads": 2}, {"hardware": "A GPU", "device": "cuda"}, {"threads": 1}]
+    places = [{"threads": 2}, {"hardware": "A GPU", "device": "xpu"}, {"threads": 1}]
     measured = [make_measurement(batches=[batch(1)], **place) for place in places]
     expected = ["A GPU, 1 thread, torch 2.14", "Some CPU, 1 thread, torch 2.14", "Some CPU, 2 threads, torch 2.14"]
     for order in itertools.permutations(measured):

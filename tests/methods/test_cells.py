@@ -110,6 +110,21 @@ def test_what_cannot_be_asked_is_refused_with_a_way_out(call, message):
         plan_cells(*call)
 
 
+def test_a_part_of_a_setting_leaves_its_other_parts_alone():
+    (usual,) = plan_cells("rigl", "0.9", PAGE, "0", "")
+    (cell,) = plan_cells("rigl", "0.9", PAGE, "0", "methods.rigl.update_end=0.8")
+    changed = {"methods": {**usual.page.methods, "rigl": {"update_every": 31, "update_end": 0.8}}}
+    assert cell.page == dataclasses.replace(usual.page, **changed)
+    assert cell.method_settings() == {**usual.method_settings(), "update_end": 0.8}
+
+
+def test_streamed_images_share_a_table_whatever_crops_they_would_get_in_memory():
+    crops = [{"crop_pad": 2}, {"crop_pad": 0}, {"crop_mode": "zero"}]
+    for in_memory, tables in ((True, 3), (False, 1)):
+        made = [pages.load_page("folder_resnet20", {**crop, "in_memory": in_memory}) for crop in crops]
+        assert len(set(map(cells_module.hash_protocol, made))) == tables
+
+
 def test_a_method_setting_leaves_the_other_methods_of_the_grid_and_the_page_alone():
     cells = plan_cells("granet,snip,dense", "0.9", PAGE, "0", "update_every=7")
     assert [cell.label for cell in cells] == ["granet (update_every=7)", "snip", "dense"]
@@ -197,6 +212,7 @@ def test_a_setting_is_read_by_its_type(text, name, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("methods=[]", r"'methods' must be a map, such as \{name: value\}, got \[\]"),
         ("epochs=010", "'epochs' must be a whole number, got '010': did you mean 10?"),
         ("epochs=1.5", "must be a whole number, got '1.5'"),
         ("epochs=٣", "must be a whole number"),

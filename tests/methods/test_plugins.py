@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmark import ROOT
 from benchmark.base.errors import UserError
-from benchmark.base.system import describe_git
+from benchmark.base.system import continue_git, describe_git
 from benchmark.config.cells import plan_cells
 from benchmark.config.listing import write_new_method
 from benchmark.config.pages import load_page
@@ -315,6 +315,16 @@ def test_only_a_checkout_of_its_own_has_a_commit(tmp_path, monkeypatch):
         file.write_text("")
         assert describe_git(tmp_path)["dirty"] is (place != "leaderboard/records")
         file.unlink()
+    (tmp_path / "notes").write_text("")
+    first, told = describe_git(tmp_path), {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    for file, same in (("notes", True), ("methods/c.py", False)):  # a run goes on after another commit
+        (tmp_path / file).write_text("")
+        git("add", "-A")
+        git("commit", "-qm", file)
+        assert continue_git(first, describe_git(tmp_path), tmp_path) == (first if same else told)
+    assert continue_git(first, first, copy) == first and continue_git(first, {**first, "dirty": True}, copy) == told
+    unknown = {"commit": None, "dirty": None}
+    assert continue_git(unknown, first, tmp_path) == {"commit": None, "dirty": True}
     (tmp_path / "methods" / "b.py").write_text("")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of that repository
     assert describe_git(copy) == {"commit": None, "dirty": None}

@@ -28,6 +28,7 @@ from benchmark.config import cells as cells_module
 from benchmark.config.cells import PROTOCOL, parse_arguments, parse_seed, plan_cells
 from benchmark.config.pages import load_page, merge_settings
 from benchmark.config.plugins import digest, find_method
+from benchmark.data.cache import VARIABLE
 from benchmark.data.sets import load_data
 from benchmark.grids.states import holding
 from benchmark.networks.build import create_network
@@ -36,11 +37,12 @@ from benchmark.runs.donors import has_masks
 from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export, read_network
 from benchmark.runs.record import rebuild_network
 from benchmark.runs.run import Options, run_cell
-from benchmark.runs.verify import stay_home, verify_record
+from benchmark.runs.verify import reading_alone, stay_home, verify_record
 from leaderboard import RecordError, read_record, write_record
 from leaderboard.store.privacy import hide_secrets
 from leaderboard.store.records import file_stem
 from tests.harness.benches import read_grid
+from tests.harness.images import PARTS, write_folder
 from tests.harness.record_factory import make_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,7 +234,16 @@ def test_data_named_by_a_record_are_not_downloaded_elsewhere(where):
     page = load_page("cifar10_vgg19", {"data_dir": where})
     assert stay_home(page).data_dir == ""
     assert stay_home(load_page("cifar10_vgg19", {"data_dir": "mine"})).data_dir == "mine"
-    assert stay_home(load_page("folder_resnet20", {"data_dir": where})).data_dir == where  # read, never written
+    assert stay_home(load_page("folder_resnet20", {"data_dir": where})).data_dir == where
+
+
+def test_images_that_a_record_leads_to_are_read_and_nothing_is_written_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    write_folder(tmp_path / "theirs", PARTS)
+    outside = load_page("folder_resnet20", {"data_dir": str(tmp_path / "theirs"), "image_size": 8, "crop_pad": 0})
+    with reading_alone(outside):
+        load_data(outside, tmp_path / "data", torch.device("cpu"))
+    assert os.environ[VARIABLE] == "" and [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])

@@ -156,9 +156,12 @@ def test_another_method_sees_the_trained_weights_and_the_masks_then_in_force(mad
 
 def test_the_learning_rate_of_the_next_epoch_is_held_and_epochs_go_beyond_the_end(made):
     place, parent = made
-    held = place.branch(parent["run"], epoch=2, hold_lr=True, more=3, method="dense")
+    asked = {"epoch": 2, "hold_lr": True, "more": 3, "method": "dense"}
+    held = place.branch(parent["run"], **asked, arguments="eval_every=2")
     assert [row["lr"] for row in held["history"]] == [pytest.approx(0.01)] * 3
     assert [row["epoch"] for row in held["history"]] == [3, 4, 5]
+    before, *after = (row["test_acc_pct"] for row in held["history"])
+    assert before is None and None not in after  # evaluated at every second epoch, and at the branch's last
     found = find_parent(parent["run"], place.stores.both, place.folder / "runs")
     # the drop comes with epoch 2, so what is pruned there is after it, and what is pruned at the end too
     rates = [make_branch(found, epoch=epoch, hold_lr=True, more=1).first_lr for epoch in (1, 2, 4)]

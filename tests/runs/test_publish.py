@@ -17,7 +17,7 @@ from benchmark.config.cells import plan_cells
 from benchmark.data.sets import load_data
 from benchmark.runs.donors import resolve_donors
 from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export
-from benchmark.runs.publish import FILES
+from benchmark.runs.publish import FILES, write_card
 from benchmark.runs.verify import verify_record
 from tests.harness.benches import Bench, ask, import_file
 
@@ -74,6 +74,10 @@ def test_a_published_run_verifies_loads_as_its_card_says_and_starts_the_same_con
     assert all(torch.equal(bits, same.donor.bits[name]) for name, bits in control.donor.bits.items())
     assert "In a checkout of sparse-bench, installed there by `python -m pip install" in card and "MIT licence" in card
     assert "masks=FOLDER" in card and "sparse-bench verify FOLDER" in card
+    record = json.loads((folder / "record.json").read_text())
+    branch = write_card({**record, "branch": {"parent": "p", "epoch": 3}})
+    assert "p after epoch 3" in branch and "of dense, since then" in branch  # and no command that begins at epoch 0
+    assert "# repeat the run" in card and "# repeat the run" not in branch
 
 
 def test_a_published_run_is_found_under_the_home_folder_by_every_command(bench, tmp_path, monkeypatch):
@@ -86,6 +90,9 @@ def test_a_published_run_is_found_under_the_home_folder_by_every_command(bench, 
     assert publish(bench, "~/again", run=folder)[0] == 0
     assert ask("export", folder, "--to=~/out").exit_code == 0
     assert not Path("~").exists() and (tmp_path / "out" / WEIGHTS).is_file()
+    again = ask("verify", "~/again", "--runs=~/shared", f"--data={bench.folder / 'data'}")
+    assert again.exit_code == 0, again.output
+    assert "home of user 'nosuchuser'" in ask("publish", folder, "--to=~nosuchuser/x").output
     with pytest.raises(UserError, match=r"~nosuchuser/shared: there is no home of user 'nosuchuser' here"):
         resolve(bench, "~nosuchuser/shared", elsewhere)
 

@@ -21,11 +21,20 @@ import benchmark.networks.costs
 import benchmark.runs.run
 from benchmark.base.console import print_result
 from benchmark.base.errors import UserError
-from benchmark.runs.export import MASKS, WEIGHTS, export_network, read_export, read_network, read_tensors
+from benchmark.runs.export import (
+    MASKS,
+    WEIGHTS,
+    export_network,
+    hash_export,
+    read_export,
+    read_network,
+    read_tensors,
+)
 from benchmark.runs.record import count_nonzero, describe_accuracy
 from benchmark.runs.verify import NOT_RECORDED, verify_record
 from benchmark.training.masks import hash_masks
 from leaderboard import write_record
+from leaderboard.store.schema import content_of
 from methods.static import Static
 from tests.harness.benches import Bench
 from tests.harness.small import make_training
@@ -91,7 +100,9 @@ EDITS = [  # what is put in the place of values of a record, by their keys, and 
         ["kind of budget", "budget at sparsity 0.95"],
     ),
     ({"macs": cheapen_training}, ["training share, last epoch"]),
-    ({"page settings epochs": lambda _: 400}, ["training macs, dense"]),
+    ({"page settings epochs": lambda _: 400}, ["table (variant of the page)", "training macs, dense"]),
+    ({"page variant": lambda _: "833afb66"}, ["table (variant of the page)"]),
+    ({"data test": lambda n: n + 1, "data classes": lambda n: n - 1}, ["data: classes", "data: test"]),
     ({"layers": move_a_weight}, ["layers with the recorded count"]),
 ]
 
@@ -161,6 +172,12 @@ def test_files_of_another_run_of_the_same_accuracy_and_masks_are_told(done, tmp_
     differing = [what for what, *_, agrees in verify_record(record, tmp_path / "runs", done.folder) if not agrees]
     assert differing == [f"{WEIGHTS} (sha256)"]
     content = json.loads(record.read_text())
+    store = tmp_path / "both"  # of the run and of a repeat, whose files these are
+    again = {**content, "files_sha256": hash_export(path.parent)}
+    alone, repeat = (write_record(content_of(what), store) for what in (content, again))
+    with pytest.raises(UserError, match=rf"holds the files of {re.escape(repeat.name)}, a repeat of this run"):
+        verify_record(alone, tmp_path / "runs", done.folder)
+    assert all(agrees for *_, agrees in verify_record(repeat, tmp_path / "runs", done.folder))
     del content["files_sha256"], content["seal"]
     older = write_record(content, tmp_path / "records")
     found = {what: (said, agrees) for what, said, _, agrees in verify_record(older, tmp_path / "runs", done.folder)}

@@ -554,6 +554,18 @@ def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
     assert "needs at least 2 training images, got 1" in refusal(page(split="holdout"), tmp_path)
 
 
+def test_a_folder_that_memory_cannot_hold_is_refused_counting_all_its_parts_and_the_padded_copy(tmp_path, monkeypatch):
+    write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]}, count=4)  # 8 images and 8 for testing
+    need = 3 * (16 * 8**2 + 8 * 12**2)
+    for memory, fits in ((need, True), (need - 1, False)):
+        monkeypatch.setattr("benchmark.data.files.os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.get)
+        asked = page(split="full", image_size=8, crop_pad=2)
+        if fits:
+            load_data(asked, tmp_path, CPU)
+        else:
+            assert "16 images need" in refusal(asked, tmp_path)
+
+
 @pytest.mark.parametrize("error", [urllib.error.URLError("no route"), RuntimeError("File missing"), OSError("disk")])
 def test_cifar_that_can_not_be_had_says_what_to_put_where_and_a_damaged_archive_is_not_called_absent(
     tmp_path, monkeypatch, error

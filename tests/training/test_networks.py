@@ -254,6 +254,7 @@ def test_a_result_says_by_how_much_its_count_is_off():
     record = {"sparsity": 0.98, "weights": weights, "method": {"budget": "outcome"}}
     assert describe_missed(record) == "; 4.67 % below the 5,418 asked for"
     assert describe_missed({**record, "weights": {**weights, "active": 5_418}}) == ""
+    assert describe_missed({**record, "sparsity": 0.999999}) == "; none were asked for"
     assert describe_missed({**record, "method": {"budget": "exact"}}) == ""
     shapes = {"conv1.weight": (2, 3, 3, 3), "fc.weight": (10, 8)}
     (remark,) = find_method("small_dense").cls(sparsity=0.98).remarks(shapes)

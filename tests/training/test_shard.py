@@ -265,6 +265,8 @@ def test_a_loader_s_process_that_is_not_a_fork_opens_the_file_anew(folder):
     copy = pickle.loads(pickle.dumps(shard))
     assert len(copy) == 16 and [copy.read(k) for k in range(16)] == [shard.read(k) for k in range(16)]
     assert copy.file.fileno() != shard.file.fileno()
+    shard_of(folder).unlink()  # by another command, for an image that has changed
+    assert pickle.loads(pickle.dumps(shard)).read(0) is None and shard.read(0) == copy.read(0) is not None
 
 
 def test_a_disk_that_will_be_full_costs_the_file_and_not_the_run(folder, monkeypatch, capsys):
