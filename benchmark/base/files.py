@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from benchmark.base import ROOT
 from benchmark.base.errors import UserError
@@ -103,6 +106,27 @@ def check_places(places: Places) -> None:
             probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
+    refuse_lockless(places.runs)
+
+
+def refuse_lockless(folder: Path) -> None:
+    """Raise UserError where files cannot be locked (flock), so that two processes would train the same run."""
+    path = folder / f".probe-{os.getpid()}.lock"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            path.unlink(missing_ok=True)  # never through a planted link
+            with FileLock(path) as lock:
+                soft = not isinstance(lock, FileLock)  # by now one that filelock falls back to, kept after a kill
+        except (OSError, NotImplementedError):
+            soft = True
+        finally:
+            path.unlink(missing_ok=True)
+    if soft:
+        raise UserError(
+            f"files in {folder} cannot be locked, so nothing would keep two processes from the same run: mount it with "
+            "flock, or name a folder elsewhere with --runs; nothing was run"
+        )
 
 
 def write_note(path: Path, content: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from benchmark.cli.shell import (
     tell,
     train_then_rebuild,
 )
+
+if TYPE_CHECKING:
+    from benchmark.config.grids import Source
 
 Where = Annotated[str, typer.Option("--workers", "--engine", help="where workers run: local, ray or slurm")]
 WorkersArgs = Annotated[str, typer.Option("--workers-args", "--engine-args", help="key=value settings of workers")]
@@ -107,18 +110,28 @@ def sweep(
         pool = Pool(workers, jobs, per_gpu, workers_args, retries)
         check_pool(pool)
         places = find_places(records, leaderboard, runs)
-        options = find_options(pool.device_here(device), places, wandb=wandb, checkpoint_s=checkpoint_s)
+        how = {"wandb": wandb, "checkpoint_s": checkpoint_s, "elsewhere": pool.where != "local"}
+        options = find_options(pool.device_here(device), places, **how)
         lists = {"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed}
-        source = Source.ask(file, lists, args, options.device.type != "cpu")
+        has_gpu = pool.wants_gpu(device) if options.elsewhere else options.device.type != "cpu"
+        source = Source.ask(file, lists, args, has_gpu)
+        tell_chosen(source, file is not None or task, has_gpu)
         if plan:
-            fleet = make_fleet(gpus, per_gpu)
-            return print_plan(source.grid(), data, places, options.device, console, fleet)
+            return print_plan(source.grid(), data, places, options.device, console, make_fleet(gpus, per_gpu))
         return run_sweep(source, options, pool, device, data, console, tell)
 
-    if plan:
-        guarded(action)
-    else:
+    if not plan:
         train_then_rebuild(action, records, leaderboard)
+    elif guarded(action):  # how many runs cannot be planned
+        raise typer.Exit(1)
+
+
+def tell_chosen(source: Source, told: bool | str, has_gpu: bool) -> None:
+    """Print what was chosen for the user: a page, where none was `told`, and methods of METHOD=all left out."""
+    from benchmark.config.cells import choose_task
+
+    for remark in filter(None, ("" if told else choose_task("auto", has_gpu)[1], source.left_out())):
+        console.print(remark, highlight=False)
 
 
 @app.command(hidden=True)

@@ -174,8 +174,11 @@ def main(target: str = "") -> int:
     ours = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ASKED_GOALS", "ASKED_PYTHON", *variables(target))
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     if target.startswith("table") and "--plan" not in words:  # whose pages depend on more than new records
+        process = subprocess.Popen([BIN / words[0], *words[1:]], env=environment)
         signal.signal(signal.SIGINT, lambda *_: None)  # the sweep handles Ctrl-C and ends when it is ready
-        status = subprocess.run([BIN / words[0], *words[1:]], env=environment).returncode
+        for number in (signal.SIGTERM, signal.SIGHUP):  # sent to this process alone
+            signal.signal(number, lambda *_: process.terminate())
+        status = process.wait()
         built = 0 if status == 130 else subprocess.run([BIN / "python", "-m", "leaderboard", "build"]).returncode
         return built or status
     return run(words, environment) if target else 0

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -241,6 +241,12 @@ def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
     if has_gpu:
         return "cifar10_vgg19", "TASK=auto: cifar10_vgg19, the paper's first page, because there is a GPU"
     return "digits_resnet20", "TASK=auto: digits_resnet20, the embedded page for a CPU, because there is no GPU"
+
+
+def name_left_out(methods: str, sparsities: str, cells: Iterable[Cell]) -> str:
+    """Return a line with the methods of `all` that no cell has, since they take other sparsities; empty without any."""
+    left_out = set(expand_name(methods)) - {cell.plugin.name for cell in cells} if methods == ALL else ()
+    return f"left out because they do not take SPARSITY={sparsities}: {', '.join(sorted(left_out))}" if left_out else ""
 
 
 def plan_cells(methods: str, sparsities: str, tasks: str, seeds: str, arguments: str | Mapping[str, Any]) -> list[Cell]:

@@ -16,6 +16,7 @@ from benchmark.config.cells import (
     Item,
     ask_donor,
     choose_task,
+    name_left_out,
     parse_arguments,
     parse_seed,
     parse_sparsity,
@@ -329,6 +330,12 @@ class Source:
         asked = {name: lists.get(name) or usual for name, usual in USUAL.items()}
         asked["TASK"] = choose_task(asked["TASK"], has_gpu)[0]
         return cls("command line", None, asked, arguments)
+
+    def left_out(self) -> str:
+        """Return a line with the methods of METHOD=all that take none of these sparsities; empty without any."""
+        if self.content is not None:
+            return ""
+        return name_left_out(self.lists["METHOD"], self.lists["SPARSITY"], [item.cell for item in self.grid().items])
 
     def grid(self) -> Grid:
         """Return the grid; raises UserError that lists every fault of it."""

@@ -85,7 +85,7 @@ def check_sparsities(kit: Kit) -> Outcome:
     trials = [kit.trial(network=network, sparsity=sparsity) for network in NETS for sparsity in (0.0, 0.5, 0.99)]
     for trial in trials:
         total = trial.run.maskset.total
-        active, wanted = count_active(trial.run.maskset.masks), round((1 - trial.setting.sparsity) * total)
+        active, wanted = count_active(trial.run.maskset.masks), round((1 - trial.run.method.sparsity) * total)
         wrong = find_wrong_counts(trial)
         if wrong or (active != wanted and not trial.error):
             return Outcome(False, (wrong or [f"{trial.setting.network}: {active} of {total}, asked {wanted}"])[0])
@@ -107,9 +107,12 @@ def check_target(kit: Kit) -> Outcome:
         plans = [method.planned_sparsity(step, timeline) for step in [0, *steps]]
         refused = plans[0] == plans[-1] and timeline != own  # no pruning step at all: the engine refuses such a run
         if plans[-1] != method.sparsity and not refused:
-            return Outcome(False, f"a run of {timeline.total_steps} steps ends at sparsity {plans[-1]:.6g}, not 0.9")
+            return Outcome(
+                False,
+                f"a run of {timeline.total_steps} steps ends at sparsity {plans[-1]:.6g}, not {method.sparsity:g}",
+            )
     trial = kit.trial()
-    active, wanted = count_active(trial.run.maskset.masks), round(0.1 * trial.run.maskset.total)
+    active, wanted = count_active(trial.run.maskset.masks), round((1 - method.sparsity) * trial.run.maskset.total)
     if active != wanted and not trial.error:
         return Outcome(False, f"{active} weights at the end, asked {wanted}")
     return Outcome(True, f"{len(timelines)} lengths of run; {active} weights at the end")

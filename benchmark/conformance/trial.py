@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import os
 import random
 import types
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from benchmark.networks.costs import count_costs
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.runs import run as engine
 from benchmark.training import train as loop
+from benchmark.training.cuda_graphs import ASKED
 from benchmark.training.rehearsal import stand_in_donor
 from benchmark.training.state import Training
 from methods.core import Method, Proposal, Update, View
@@ -144,6 +146,7 @@ class Kit:
 def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str, Any]) -> Trial:
     """Return a trial of `method`, built by the engine and wired to be watched."""
     stir(setting.noise)
+    os.environ.pop(ASKED, None)  # passes are recorded on GPUs, and the kit trains on the CPU
     page = make_kit_page(**changes)
     data = make_data(page)
     model = make_network(setting.network, setting.seed)

@@ -13,9 +13,8 @@ from benchmark.base.console import print_result
 from benchmark.base.errors import UserError, explain
 from benchmark.base.files import check_places, show
 from benchmark.base.tracking import check_mode
-from benchmark.config.cells import Cell, choose_task, plan_cells
+from benchmark.config.cells import Cell, choose_task, name_left_out, plan_cells
 from benchmark.config.pages import Page
-from benchmark.config.plugins import ALL, expand_name
 from benchmark.config.start import describe_given_weights
 from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import check_shares, count_ranks, do_together, own_rank
@@ -59,9 +58,8 @@ def run_grid(
     if reason:
         console.print(reason, highlight=False)
     cells = plan_cells(asked.methods, asked.sparsities, task, asked.seeds, asked.arguments)
-    left_out = set(expand_name(asked.methods)) - {cell.plugin.name for cell in cells} if asked.methods == ALL else ()
-    if left_out:
-        console.print(f"left out because they do not take SPARSITY={asked.sparsities}: {', '.join(sorted(left_out))}")
+    if left_out := name_left_out(asked.methods, asked.sparsities, cells):
+        console.print(left_out, highlight=False)
     for cell in cells if snapshots else []:
         refuse_rounds(cell, "--snapshots")
     kept = parse_epochs(snapshots, min(cell.page.epochs for cell in cells), "SNAPSHOTS")
@@ -146,9 +144,10 @@ def check_cell(cell: Cell, data: Data, options: Options, networks: Networks) -> 
 
     Raises UserError for the first fault. A control whose donor is not known yet is checked for what does not need one.
     """
-    check_sharing(cell.page, options.device)
-    if cell.page.compile:
-        try_compiler(options.device)
+    if not options.elsewhere:
+        check_sharing(cell.page, options.device)
+        if cell.page.compile:
+            try_compiler(options.device)
     timeline = make_timeline(cell, data)
     check_shares(len(data.train), cell.page.batch_size, cell.page.drop_last)
     rehearse(cell.method, cell.plugin.name, timeline)

@@ -84,6 +84,8 @@ def run_sweep(
     """
     check_mode(options.wandb)
     check_pool(pool)
+    if pool.is_here and pool.per_gpu > 1:
+        raise UserError(f"PER_GPU={pool.per_gpu} is for several workers, and JOBS=1 runs one: give JOBS=auto")
     grid = source.grid()
     check_places(options.places)
     with terminable(), opening(options.places.runs, pool.retries, keep=not pool.is_here) as book:
@@ -95,6 +97,8 @@ def run_sweep(
             if pool.where == "local":
                 sweep.note_finished()
             order = write_order(book, source, options, pool.device_there(device), data_root, sweep.command)
+            if pool.wants_gpu(device) and "OMP_NUM_THREADS" not in os.environ:
+                order.environment.pop("OMP_NUM_THREADS", None)
             tally = drive(grid, book, order, pool, device, console)
         return tally.sum_up(options.places.records, sweep.say, tell, sweep.branches)
 
@@ -238,7 +242,8 @@ class Sweep:
         """Check and train a cell that is this process's alone; return its record."""
         cell = take_masks(cell, options.places.runs)
         networks = check_cells([cell], {cell.page_name: data}, options)
-        return run_cell(cell, data, options, self.console, Start(networks.take(cell)))[0]
+        start = Start(networks.take(cell), lambda: self.ledger.is_made(cell, data))  # `make bench` holds no grid's lock
+        return run_cell(cell, data, options, self.console, start)[0]
 
     def found(self, item: Item) -> End:
         """Return the end of a cell that has a record. Raises BusyError if a worker of this sweep still holds it."""

@@ -104,7 +104,8 @@ def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pac
     page = cell.page
     set_determinism(page, device)
     affordable = max(LEAST_BATCH, int(STEP_MACS / (3 * built.costs.dense)))
-    batch = page.batch_size if device.type != "cpu" else min(affordable, page.batch_size)
+    batch = -(-page.batch_size // min(page.accumulate, page.batch_size))  # of one pass
+    batch = min(affordable, batch) if device.type == "cpu" else batch
     with torch.random.fork_rng(devices=[]):
         model = copy.deepcopy(built.model).to(device).train()
         images = torch.randn(batch, data.channels, data.image_size, data.image_size).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from rich.console import Console
 from benchmark.base import ROOT
 from benchmark.base.errors import UserError, nearest, reason
 from benchmark.base.files import expand
-from benchmark.base.system import choose_device, describe_environment, describe_git, name_device, use_device
+from benchmark.base.system import CODE, choose_device, describe_environment, describe_git, name_device, use_device
 from benchmark.perf.gpu_claims import ABSENT, DONE, FAILED, LATE, RUNNING, NotHereError, Sheet
 from benchmark.perf.gpu_epochs import check_epochs, check_memory, check_waits
 from benchmark.perf.gpu_report import MACHINE, read_parts, write_report
@@ -127,7 +128,18 @@ def choose_parts(text: str) -> list[str]:
 
 def describe(device: torch.device, quick: bool) -> dict[str, Any]:
     """Return what a part's figures hold for: those of another device, size or code are measured again."""
-    return {"device": name_device(device), "quick": quick, "commit": describe_git()["commit"]}
+    git = describe_git()
+    about = {"device": name_device(device), "quick": quick, "commit": git["commit"]}
+    return about if git["dirty"] is False else {**about, "sources": hash_sources()}
+
+
+def hash_sources() -> str:
+    """Return a hash of the code, for a copy whose commit does not tell."""
+    digest = hashlib.sha256()
+    files = (path for folder in CODE for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml"))
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def do_part(name: str, folder: Path, device: torch.device, quick: bool) -> str:

@@ -68,6 +68,7 @@ class Options:
     progress: Path | None = None  # a file that says how far the run is
     snapshots: tuple[int, ...] = ()  # epochs at whose ends a checkpoint is kept
     alone: bool = False  # the command trains this one run
+    elsewhere: bool = False  # it trains on other machines, whose devices are not known here
     told: set[str] = field(default_factory=set, compare=False)  # warnings that were given, for once is enough
 
 
@@ -78,10 +79,12 @@ Warn = Callable[[str], None]
 class Start:
     """How a run begins, and what its record says of that: here afresh, from initial weights drawn by the seed.
 
-    `network`: the cell's, where it was built already to check the cell; it is used up by the run.
+    `network`: the cell's, where it was built already to check the cell; it is used up by the run. `is_made`: asked once
+    no other process can train the run, whether it has its record by now.
     """
 
     network: Built | None = None
+    is_made: Callable[[], bool] = lambda: False
 
     def build(self, cell: Cell, data: Data, device: torch.device) -> Built:
         """Return the cell's network on its device."""
@@ -181,6 +184,8 @@ def lead_cell(cell: Cell, data: Data, options: Options, console: Console, start:
                 console.print(f"published the run that finished {finished['finished']}: {path.name}", markup=False)
                 if not options.fresh and finished["data"]["fingerprint"] == data.fingerprint:
                     return finished, path
+            if start.is_made():
+                raise RunningError(f"run {cell.identity} was just finished by another process")
             if options.fresh:
                 (folder / "checkpoint").unlink(missing_ok=True)
             announce(None)
@@ -232,16 +237,16 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
     checkpoint = folder / "checkpoint"
     state = announce(read_checkpoint(checkpoint, warner(console)) if own_rank() == 0 else None)
     run = prepare(cell, built, data, options.device)
-    run.usage.begin(options.device, count_ranks())
     start.arrange(run)
     if cell.page.precision == "fastest":  # a continued run keeps what was chosen, whatever is faster now
         run.precision = str(state.get("precision")) if state else announce(probe_precision(run))
+    warn_slow(run, options.told, warner(console))
+    run.usage.begin(options.device, count_ranks())  # after the probes, whose memory is not the run's
     if state is None:
         begun = start.begin(cell, run, warner(console))
     else:
         started, begun = restore(run, state, checkpoint), start.recall(state)
         tell_continued(cell, run, state, console)
-    warn_slow(run, options.told, warner(console))
     tracker = start_tracker(cell, run, options, folder, started, console)
     shown = f"{cell.plugin.name} {cell.sparsity:g} s{cell.seed}", run.last_epoch(), run.timeline.steps_per_epoch
     facts = {**describe_start(cell, built, started, begun), "about": about(cell)}

@@ -9,6 +9,7 @@ leaderboard/PRECISION.md.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from benchmark.base.console import Reporter
 from benchmark.base.errors import UserError
 from benchmark.base.system import choose_device, describe_environment, describe_git, exact_fp32
 from benchmark.config.cells import Cell, plan_cells, split_list
+from benchmark.data.mixing import mix
 from benchmark.data.sets import Data, load_data
 from benchmark.distributed.ranks import own_share
 from benchmark.networks.build import build, place
@@ -100,6 +102,7 @@ def next_batches(run: Training) -> tuple[Batch, Batch]:
         epoch, page = run.epoch + epochs, run.page
         batches = run.data.train.epoch(run.seed, epoch, page.batch_size, page.drop_last, run.device, start, own_share())
         images, labels = next(iter(batches))
+        images, labels = mix(images, labels, page, len(run.data.classes), run.seed, run.step + 1 + ahead)
         if run.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if not found or len(labels) == len(found[0][1]):
@@ -190,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=HERE / FOLDER, help="folder of the measurements")
     words = list(sys.argv[1:] if arguments is None else arguments)
     asked = parser.parse_args(words)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as runs have it, whose bits these are to repeat
     command = hide_secrets(shlex.join(["python", "-m", "benchmark.studies.precision", *words]))
     try:
         measure(asked, command)

@@ -31,7 +31,7 @@ Record = Callable[[Callable[[], tuple[Tensor, Tensor]]], tuple[tuple[Tensor, Ten
 
 def wants_graphs(page: Page, device: torch.device) -> bool:
     """Return whether SPARSE_BENCH_GRAPHS=1 asks for recorded passes; raises UserError where there can be none."""
-    if os.environ.get(ASKED, "").lower() not in ("1", "true", "yes"):
+    if os.environ.get(ASKED, "").lower() not in ("1", "true", "yes", "on"):
         return False
     for obstacle, fault in (
         (device.type != "cuda", f"passes are recorded on a CUDA GPU, and this run is on the {device.type}"),
@@ -75,7 +75,7 @@ class GraphedPasses:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in .grad; return logits and loss, which stay valid until the next call."""
-        if self.recording is None:
+        if self.recording is None or len(images) > len(self.recording.images):  # the first was an epoch's short last
             self.recording = self.start(images, labels)
         recording = self.recording
         if images.shape != recording.images.shape:

@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -15,9 +16,10 @@ from torch import nn
 from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.base.system import keep_random_state
-from benchmark.distributed.ranks import own_rank
+from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.training.precision import make_autocast, supports_bf16
 from benchmark.training.state import Training
+from leaderboard.tables.sections import amount
 
 # Multiply-adds of a training step below which a second thread costs more than it brings: ResNet-20 on 64 images of 8x8
 # (5e8) takes 2.5 times as much processor time with two threads as with one.
@@ -68,7 +70,10 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> None:
-    """Tell, once for a page, that its bf16 is slow on this device: how long the rest takes in it and in fp32."""
+    """Tell, once for a page, that its bf16 is slow on this device: how long an epoch takes in it and in fp32.
+
+    Several ranks, which would have to measure together, are told without.
+    """
     if (
         own_rank()
         or run.precision != "bf16"
@@ -78,14 +83,17 @@ def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> Non
     ):
         return
     told.add(run.page.title)
-    times = time_precisions(run, 1)
-    steps = run.timeline.total_steps - run.step
-    bf16, fp32 = (format_time(times[name] * steps) for name in ("bf16", "fp32"))
     what = "this processor" if run.device.type == "cpu" else "this GPU"
+    found = "fp32 may be faster"
+    with suppress(torch.OutOfMemoryError):  # of fp32, which the run does not need
+        if count_ranks() == 1:
+            times, steps = time_precisions(run, 1), run.timeline.steps_per_epoch
+            bf16, fp32 = (format_time(times[name] * steps) for name in ("bf16", "fp32"))
+            found = f"an epoch of {amount(steps, 'step')} takes about {bf16} in bf16, {fp32} in fp32"
     warn(
-        f"{what} has no bf16 instructions: the {steps:,} steps of this run take about {bf16} in bf16, {fp32} in fp32. "
-        "PRECISION=fp32 (ARGS=precision=fp32) trains in fp32: that is a table of its own, whose runs are not compared "
-        "with those in bf16, so all runs to be compared need it. Continuing in bf16"
+        f"{what} has no bf16 instructions: {found}. PRECISION=fp32 (ARGS=precision=fp32) trains in fp32: that is a "
+        "table of its own, whose runs are not compared with those in bf16, so all runs to be compared need it. "
+        "Continuing in bf16"
     )
 
 
@@ -96,12 +104,13 @@ def probe_precision(run: Training) -> str:
 
 
 def time_precisions(run: Training, rounds: int) -> dict[str, float]:
-    """Return the seconds of a step of a copy of the run's network in fp32 and bf16.
+    """Return the seconds of a step of a copy of the run's network in fp32 and bf16, by passes as large as the run's.
 
     Both are timed in turn, and each counts by its median. Neither the network nor any random state is changed.
     """
-    data, device = run.data, run.device
-    images = torch.zeros(run.page.batch_size, data.channels, data.image_size, data.image_size, device=device)
+    data, device, passes = run.data, run.device, min(run.page.accumulate, run.page.batch_size)
+    size = -(-run.page.batch_size // (passes * count_ranks()))
+    images = torch.zeros(size, data.channels, data.image_size, data.image_size, device=device)
     if run.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     trial = copy.deepcopy(run.model).train()
@@ -110,7 +119,7 @@ def time_precisions(run: Training, rounds: int) -> dict[str, float]:
         for _ in range(rounds + 1):
             for precision, seen in times.items():
                 seen.append(time_step(trial, images, precision))
-    return {precision: statistics.median(seen[1:]) for precision, seen in times.items()}
+    return {precision: passes * statistics.median(seen[1:]) for precision, seen in times.items()}
 
 
 def try_compiler(device: torch.device) -> None:

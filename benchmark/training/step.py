@@ -127,17 +127,16 @@ def follow(run: SparseTraining, fine: Tensor | None = None) -> None:
         run.maskset.load_effective(run.average.module)
 
 
-def read_moments(run: SparseTraining) -> dict[str, Tensor] | None:
-    """Return the second moments of layers' inputs, rank 0's, and charge them; None where the method asks for none."""
+def read_moments(run: SparseTraining) -> tuple[dict[str, Tensor] | None, int]:
+    """Return the second moments of layers' inputs, rank 0's, and of how many images; None where no method asks."""
     wanted, seed = run.method.moments(), derive(run.seed, "input moments", run.step)
     if wanted is None:
-        return None
+        return None, 0
     images, batch = run.scored()
     weights = run.maskset.weights
     moments, seen = do_together(lambda: take_moments(run.model, weights, images, wanted, batch, seed))
     share_tensors(list(moments.values()))
-    run.meter.charge_moments(seen, {name: moment.numel() for name, moment in moments.items()})
-    return moments
+    return moments, seen
 
 
 def update_masks(
@@ -148,7 +147,8 @@ def update_masks(
     `fine`: whether it is, as the device knows it, which is asked together with what the proposal asks; None = it is.
     """
     began = time.monotonic()
-    view = run.view(dense, active, input_moments=read_moments(run))
+    moments, seen = read_moments(run)
+    view = run.view(dense, active, input_moments=moments)
     skipped: list[int] = []  # 1 or 0, once the device has told
     try:
         with asking_together():
@@ -159,6 +159,8 @@ def update_masks(
         if fine is None or not (skipped[0] if skipped else ~fine):
             raise
         return False
+    if moments is not None:  # charged only now, as on a device that is asked before whether the step is finite
+        run.meter.charge_moments(seen, {name: moment.numel() for name, moment in moments.items()})
     apply(run, update, view)
     run.updates += 1
     run.usage.updates_s += time.monotonic() - began

@@ -51,6 +51,10 @@ class Pool:
         """Return the device to ask of this machine, whose GPUs say nothing of a cluster's."""
         return "auto" if self.where != "local" and device.partition(":")[0] in VISIBLE else device
 
+    def wants_gpu(self, device: str) -> bool:
+        """Return whether a GPU of another machine was asked for, as far as that can be known here."""
+        return self.where != "local" and (device.partition(":")[0] in VISIBLE or bool(self.settings().get("gpus")))
+
     def device_there(self, device: str) -> str:
         """Return the device for a worker to ask: of several it sees its own alone, so a number says nothing there."""
         kind = device.partition(":")[0]

@@ -15,6 +15,7 @@ import torch
 from benchmark.base.errors import UserError
 from benchmark.base.system import choose_device
 from benchmark.workers.base import ENDED, LOST, RUNNING, VISIBLE, Order, Pool, Status
+from leaderboard.tables.sections import amount
 
 NEEDS = ""
 SETTINGS: dict[str, Callable[[str], Any]] = {}
@@ -23,12 +24,18 @@ CUDA = torch.device("cuda")
 
 
 def open_workers(pool: Pool, device: str) -> Local:
-    """Return the workers. Raises UserError for PER_GPU without a GPU."""
+    """Return the workers. Raises UserError for PER_GPU without a GPU, and for more workers than it allows."""
     chosen = choose_device(device)
     gpus = list_gpus(chosen) if chosen.type != "cpu" else []
     if pool.per_gpu > 1 and not gpus:
         raise UserError(
             f"PER_GPU={pool.per_gpu} needs a GPU, and the runs are on the CPU: leave it out, JOBS= is enough"
+        )
+    if gpus and pool.jobs != "auto" and int(pool.jobs) > len(gpus) * pool.per_gpu:
+        each = -(-int(pool.jobs) // len(gpus))
+        raise UserError(
+            f"JOBS={pool.jobs} is more than PER_GPU={pool.per_gpu} leaves room for on {amount(len(gpus), 'GPU')}: give "
+            f"PER_GPU={each} where their memory allows it, or JOBS=auto"
         )
     return Local(gpus, pool.per_gpu, VISIBLE.get(chosen.type, ""))
 

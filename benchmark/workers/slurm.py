@@ -49,6 +49,11 @@ def open_workers(pool: Pool, device: str) -> Slurm:
         settings["gpus"] = 0
     elif device != "auto":
         settings.setdefault("gpus", 1)
+    if settings.get("gpus", 0) > 1:
+        raise UserError(
+            f"WORKERS_ARGS: gpus must be 0 or 1, since a job's workers use one GPU, got {settings['gpus']}: ask for "
+            "more jobs with JOBS="
+        )
     if pool.per_gpu > 1 and not settings.get("gpus"):
         raise UserError(f"PER_GPU={pool.per_gpu} needs a GPU for each job: give WORKERS_ARGS='gpus=1', or leave it out")
     logging.getLogger("submitit").setLevel(logging.ERROR)

@@ -23,11 +23,14 @@ from benchmark.base.files import read_note
 from benchmark.config.grids import Grid, Source
 from benchmark.grids.board import Board, Tally
 from benchmark.grids.driver import Driver
+from benchmark.grids.sweep import run_sweep
+from benchmark.runs.run import Options
 from benchmark.workers import Order, Pool, Status, check_pool, open_workers
 from benchmark.workers.attendant import Attendant
 from benchmark.workers.base import ENDED, LOST, RUNNING
 from benchmark.workers.book import FAILED, FOUND, IMPOSSIBLE, KINDS, MADE, Book, End, LostError, opening
 from benchmark.workers.local import Local
+from tests.harness.benches import ask
 
 
 def make_book(folder: Path, retries: int = 2, worker: int = 1) -> Book:
@@ -67,6 +70,7 @@ def test_everything_wrong_with_a_pool_is_told_at_once_before_anything_is_written
         (Pool("slurm", "auto", arguments="cluster=local"), "JOBS=auto: a queue has no number"),
         (Pool("slurm", arguments="cluster=loca"), "cluster must be slurm, or local"),
         (Pool("slurm", per_gpu=2, arguments="cluster=local"), "PER_GPU=2 needs a GPU"),
+        (Pool("slurm", arguments="cluster=local gpus=4"), "gpus must be 0 or 1, .* got 4: ask for more jobs"),
     ],
 )
 def test_a_pool_that_cannot_be_is_refused_with_the_way_out(pool, message, monkeypatch):
@@ -76,6 +80,38 @@ def test_a_pool_that_cannot_be_is_refused_with_the_way_out(pool, message, monkey
     with pytest.raises(UserError, match=message):
         check_pool(pool)
         open_workers(pool, "cpu" if pool.where == "local" else "auto").capacity()
+
+
+def test_no_more_workers_share_a_gpu_than_were_allowed(monkeypatch):
+    monkeypatch.setattr(benchmark.workers.local, "choose_device", torch.device)
+    monkeypatch.setattr(benchmark.workers.local, "list_gpus", lambda _: ["0", "1"])
+    for jobs, per_gpu in (("auto", 1), ("2", 1), ("4", 2), ("1", 2)):
+        open_workers(Pool(jobs=jobs, per_gpu=per_gpu), "cuda")
+    with pytest.raises(UserError, match="JOBS=5 is more than PER_GPU=2 leaves room for on 2 GPUs: give PER_GPU=3"):
+        open_workers(Pool(jobs="5", per_gpu=2), "cuda")
+    with pytest.raises(UserError, match="PER_GPU=2 is for several workers, and JOBS=1 runs one: give JOBS=auto"):
+        run_sweep(None, Options(torch.device("cpu")), Pool(per_gpu=2), "cpu", Path(), None, print)
+
+
+def test_a_cluster_is_asked_for_gpus_by_its_settings_and_not_by_this_machine():
+    asked = [
+        (Pool("slurm", arguments="gpus=1"), "auto"),
+        (Pool("ray"), "cuda"),
+        (Pool("slurm"), "auto"),
+        (Pool(), "cuda"),
+    ]
+    assert [pool.wants_gpu(device) for pool, device in asked] == [True, True, False, False]
+    assert Source.ask(None, {"METHOD": "set"}, "", True).lists["TASK"] == "cifar10_vgg19"
+
+
+def test_a_sweep_says_what_was_chosen_for_it_and_a_plan_that_cannot_be_made_fails(tmp_path):
+    everything = Source.ask(None, {"METHOD": "all", "SPARSITY": "0.9"}, "", False)
+    assert "do not take SPARSITY=0.9: sr_ste" in everything.left_out()
+    assert Source.ask(None, {"METHOD": "set"}, "", False).left_out() == ""
+    plan = ["sweep", "--method", "dense", "--plan", "--data", str(tmp_path), "--records", str(tmp_path / "records")]
+    chosen, fails = ask(*plan), ask(*plan, "--task", "folder_resnet20")
+    assert "TASK=auto: digits_resnet20" in chosen.output and chosen.exit_code == 0
+    assert "TASK=auto" not in fails.output and fails.exit_code == 1
 
 
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from rich.console import Console
 
 import benchmark.base.stopping
 import benchmark.data.sets
@@ -49,6 +50,23 @@ def test_a_grid_runs_its_rows_then_their_controls_and_skips_what_is_finished(gri
     assert grid.done() == []
     assert "0 made, 3 finished already" in grid.shown
     assert len(grid.records()) == 3
+
+
+def test_a_run_that_was_made_while_a_sweep_prepared_it_is_not_made_again(grid, monkeypatch):
+    """As by `make bench`, which holds no lock of grids."""
+    checked, finished = benchmark.grids.sweep.check_cells, []
+
+    def check(cells, loaded, options):
+        networks = checked(cells, loaded, options)
+        if not finished:
+            data, quiet = loaded[cells[0].page_name], Console(quiet=True)
+            finished.append(benchmark.runs.run.run_cell(cells[0], data, options, quiet))
+        return networks
+
+    monkeypatch.setattr(benchmark.grids.sweep, "check_cells", check)
+    monkeypatch.setattr(benchmark.grids.sweep, "pause", lambda _: None)
+    assert grid(HEAD + DENSE) == 0
+    assert "0 made, 1 finished already" in grid.shown and len(grid.records()) == len(finished) == 1
 
 
 def test_what_a_probe_chose_is_found_again(grid, monkeypatch):

@@ -51,7 +51,7 @@ def test_a_tensor_without_a_mask_is_compared_too():
     network = formats.Network("r", state, {"a.weight": torch.tensor([False, True])}, {})
     for again in (state, {"a.weight": state["a.weight"]}):  # ONNX keeps no counter of batches, for one
         formats.refuse_other_weights("x", formats.Form(b"", again, ""), network)
-    with pytest.raises(UserError, match="x, read back, does not hold the network: a.bias is another"):
+    with pytest.raises(UserError, match=r"x, read back, does not hold the network: a\.bias is another"):
         formats.refuse_other_weights("x", formats.Form(b"", {**state, "a.bias": torch.zeros(2)}, ""), network)
 
 

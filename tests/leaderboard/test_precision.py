@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmark.studies import precision
-from benchmark.studies.precision import Watch, correlate, count_growth
-from benchmark.training.train import train
+from benchmark.studies.precision import Watch, correlate, count_growth, next_batches
+from benchmark.training.train import serve, train
 from leaderboard.board.build import build_all, find_stale
 from leaderboard.results.precision import render_precision
 from leaderboard.store.growth import load_growth, write_growth
@@ -88,6 +88,13 @@ def test_watching_changes_nothing_and_sees_what_is_grown(method):
     # the step between looking and updating moves few weights across what is dropped
     really = [sum(int((before[s][n] & ~before[s - 1][n]).sum()) for n in before[s]) for s in before if s - 1 in before]
     assert sum(grown) == pytest.approx(sum(really), rel=0.2)
+
+
+def test_the_batches_that_are_looked_at_are_those_that_are_trained_on():
+    run = make_run("rigl_itop", mixup=0.8)
+    images, labels = next(iter(serve(run, 0)))
+    seen = next_batches(run)[0]
+    assert labels.dim() == 2 and torch.equal(seen[0], images) and torch.equal(seen[1], labels)
 
 
 def test_the_sheet_shows_shares_worked_out_by_hand_and_chooses_its_words(tmp_path):

@@ -208,6 +208,25 @@ def test_scoring_on_more_images_than_the_kit_has_is_no_fault(tmp_path):
     assert judge(tmp_path, code, *wanted) == dict.fromkeys(wanted, "pass")
 
 
+def test_exact_counts_at_the_one_sparsity_that_a_method_takes_are_no_fault(tmp_path):
+    code = (
+        "class Half(static.Static):\n    def __post_init__(self):\n        super().__post_init__()\n"
+        "        if self.sparsity != 0.5:\n            raise ValueError('sparsity must be 0.5')\n"
+    )
+    wanted = ("sparsities", "last-update-hits-target")
+    assert judge(tmp_path, code, *wanted) == dict.fromkeys(wanted, "pass")
+
+
+def test_gradients_that_a_later_round_of_scoring_reads_are_declared_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSE_BENCH_GRAPHS", "1")  # which is for GPUs
+    code = (
+        "class Twice(snip.SNIP):\n    def scoring(self):\n        return Scoring(order=1, rounds=2)\n"
+        "    def setup(self, view):\n        if view.round == 0:\n            return all_active(view)\n"
+        "        return super().setup(view)\n"
+    )
+    assert judge(tmp_path, code, "declared-scoring", "runs") == {"declared-scoring": "pass", "runs": "pass"}
+
+
 def test_scores_by_running_statistics_are_held_to_them(tmp_path):
     code = "class Running(snip.SNIP):\n    batch_norm: str = 'running'\n    augment: bool = False\n"
     assert judge(tmp_path, code, "scoring-gradients") == {"scoring-gradients": "pass"}

@@ -165,6 +165,10 @@ def test_finished_parts_are_not_run_again_unless_asked_or_measured_elsewhere(tmp
     monkeypatch.setattr(gpu, "describe", lambda device, quick: {"device": "another"})
     gpu.check_all(ask(tmp_path, "--minutes", "0.1", *words), console)
     assert len(ran) == 9  # they would be run again, and no time is left
+    monkeypatch.undo()
+    for dirty, hashed in ((False, False), (True, True), (None, True)):  # edited, or a copy that git does not know
+        monkeypatch.setattr(gpu, "describe_git", lambda dirty=dirty: {"commit": "c", "dirty": dirty})
+        assert ("sources" in gpu.describe(CPU, True)) is hashed
     with pytest.raises(UserError, match="no part 'bit': did you mean 'bits'"):
         gpu.choose_parts("masks,bit")
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,19 @@ def test_a_table_rebuilds_all_pages_but_where_it_was_a_plan_or_stopped(asked, st
     words, out = make(place, "table1", *asked)
     assert words == (["-m", "leaderboard", "build"] if built else [])
     assert ("Error" in out) == bool(status)
+
+
+def test_a_table_that_is_told_to_end_ends_its_sweep(place):
+    bench, said = place / ".venv" / "bin" / "sparse-bench", place / "said"
+    bench.write_text('#!/bin/sh\ntrap "echo told >>$SAID; kill $!; exit 130" TERM\necho up >>$SAID\nsleep 60 & wait\n')
+    code = f"import pathlib, benchmark.cli.targets as t; t.BIN = pathlib.Path({str(bench.parent)!r}); t.main('table1')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SAID": str(said)})
+    end = time.monotonic() + 30
+    while not said.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)  # until it listens
+    process.terminate()
+    assert process.wait(30) == 0 and said.read_text().split() == ["up", "told"]  # and nothing was rebuilt
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -326,6 +326,7 @@ def test_the_store_writes_through_no_link(tmp_path):
     for folder in (store, tmp_path, tmp_path / "runs"):
         folder.mkdir(exist_ok=True)
         (folder / f".probe-{os.getpid()}").symlink_to(precious)
+    (tmp_path / "runs" / f".probe-{os.getpid()}.lock").symlink_to(precious)
     check_places(places)
     assert precious.read_text() == "kept"
 

@@ -206,6 +206,16 @@ def test_a_folder_of_records_that_is_gone_is_not_made_anew_while_its_page_is_the
     assert len(read_records(places.records)[0]) == 1
 
 
+def test_a_folder_whose_files_cannot_be_locked_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)  # as on Lustre, mounted without them
+    with pytest.raises(UserError, match=r"runs cannot be locked, .*: mount it with flock"):
+        check_places(Places(tmp_path / "records", tmp_path / "L.md", tmp_path / "runs"))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 @pytest.mark.parametrize("number", sorted(REFUSALS))
 def test_what_a_disk_refuses_is_told_in_a_sentence(number):
     said = explain(OSError(number, os.strerror(number), "records/r.json"))

@@ -24,6 +24,7 @@ from benchmark.networks.build import build, place
 from benchmark.runs.checkpoints import load_checkpoint, save_checkpoint
 from benchmark.runs.run import prepare, set_up_masks
 from benchmark.training import cuda_graphs
+from benchmark.training import step as loop_step
 from benchmark.training.optim import learning_rate, make_optimizer
 from benchmark.training.precision import set_determinism
 from benchmark.training.state import Training
@@ -115,6 +116,23 @@ def test_methods_of_every_kind_get_the_same_bits(name, by_hand):
 def test_every_recipe_gets_the_same_bits(page, by_hand):
     plain, recorded = run_both("granet", drop_last=False, **page)
     assert snapshot(recorded).differences(snapshot(plain)) == []
+
+
+def test_a_run_that_goes_on_at_a_short_last_batch_records_the_usual_one_after_it():
+    passes = cuda_graphs.GraphedPasses(lambda images, labels: (images * 2, labels.sum()), [], [], record_by_hand)
+    recorded = []
+    for size in (2, 4, 3, 4):
+        assert torch.equal(passes(torch.ones(size), torch.ones(size))[0], 2 * torch.ones(size))
+        recorded.append(len(passes.recording.images))
+    assert recorded == [2, 4, 4, 4]
+
+
+def test_an_update_that_is_skipped_is_not_charged_for_what_it_read(monkeypatch):
+    run = make_run("sis")
+    monkeypatch.setattr(loop_step, "read_moments", lambda run: ({"conv1.weight": torch.ones(9)}, 8))
+    before = run.meter.state()
+    assert not loop_step.update_masks(run, None, None, torch.tensor(False))
+    assert run.meter.state() == before
 
 
 def test_dropout_draws_the_same_numbers(by_hand):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_the_probe_takes_the_faster_precision_and_leaves_everything_as_it_was(mo
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_probe_s_passes_are_as_large_as_the_run_s_and_what_it_tells_are_steps(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(speed, "time_step", lambda model, images, precision: sizes.append(len(images)) or 2.0)
+    made = make_training(find_method("static").build(make_page(), 0.5, {}))
+    made.page = dataclasses.replace(made.page, batch_size=14, accumulate=3)
+    assert speed.time_precisions(made, 1) == {"fp32": 6.0, "bf16": 6.0} and set(sizes) == {5}
+    monkeypatch.setattr(speed, "count_ranks", lambda: 2)
+    assert speed.time_precisions(made, 1) == {"fp32": 6.0, "bf16": 6.0} and sizes[-1] == 3
+
+
 def test_the_fastest_precision_is_recorded_and_kept_by_a_run_that_goes_on(bench, monkeypatch):
     chosen = iter(["bf16", "fp32"])  # the second time the probe would choose otherwise
     monkeypatch.setattr(run, "probe_precision", lambda *rest: next(chosen))
@@ -132,13 +143,22 @@ def test_slow_bf16_is_told_once_before_training_with_both_times_and_changes_noth
     monkeypatch.setattr(speed, "time_step", lambda model, images, precision: {"bf16": 100.0, "fp32": 1.0}[precision])
     made = make_training(find_method("static").build(make_page(), 0.5, {}), precision="bf16")
     made.precision = "bf16"
-    steps, told, said = made.timeline.total_steps, set(), []
+    steps, told, said = made.timeline.steps_per_epoch, set(), []
     for _ in range(2):
         warn_slow(made, told, said.append)
     (text,) = said
-    assert text.startswith(f"this processor has no bf16 instructions: the {steps:,} steps")
+    assert text.startswith(f"this processor has no bf16 instructions: an epoch of {steps} steps takes")
     assert f"about {format_time(100 * steps)} in bf16, {format_time(steps)} in fp32" in text
     assert "PRECISION=fp32" in text and "a table of its own" in text and "\n" not in text
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("fp32")
+
+    monkeypatch.setattr(speed, "time_step", fail)  # advice costs no run, nor do ranks that would wait for each other
+    for ranks in (1, 2):
+        monkeypatch.setattr(speed, "count_ranks", lambda ranks=ranks: ranks)
+        warn_slow(made, set(), said.append)
+        assert said[-1].startswith("this processor has no bf16 instructions: fp32 may be faster. PRECISION=fp32")
     for precision, has in (("fp32", False), ("bf16", True)):
         made.precision = precision
         monkeypatch.setattr(speed, "has_bf16", lambda device, has=has: has)
