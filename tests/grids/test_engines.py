@@ -160,6 +160,13 @@ def vanish(book: Book, run: Path) -> None:
     vanished.append(attempt)  # or Python would end it
 
 
+@pytest.fixture(autouse=True)
+def let_go():
+    """Let Python end what vanished after a test, not when it exits."""
+    yield
+    vanished.clear()
+
+
 def test_a_cell_is_begun_once_more_than_it_may_be_retried_whichever_workers_begin_it(tmp_path):
     books = [make_book(tmp_path / "sweep", retries=2, worker=number) for number in (1, 2)]
     run = tmp_path / "run"
