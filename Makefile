@@ -46,7 +46,7 @@ help: ## this text
 #:   PLAN=1           print runs, training FLOPs, memory and an estimated time, and run nothing
 #:   GPUS=64          with PLAN=1: the time on so many devices; PER_GPU=4: with four runs on each
 #:
-#: of make plasticity (TASK, SEED=0,1,2, ARGS, PRECISION, DEVICE, DATA, JOBS and PLAN as above):
+#: of make plasticity (TASK, SEED=0,1,2, ARGS, PRECISION, DEVICE, DATA, JOBS, PER_GPU, PLAN as above):
 #:   SCALE=small      paper, small or photographs; EPOCHS=4,7: after which to prune; MORE=3: those of recovery
 #:   SCOPE=layer      what is ranked together, global or layer; PATTERN=filters: whole filters
 #: of make precision-study (METHOD=granet,rigl_itop SPARSITY=0.9,0.98 TASK=digits_resnet20 SEED=0,1,2, ARGS, DEVICE, DATA)

@@ -106,7 +106,6 @@ def check_places(places: Places) -> None:
             probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
-    refuse_lockless(places.runs)
 
 
 def refuse_lockless(folder: Path) -> None:
@@ -116,9 +115,9 @@ def refuse_lockless(folder: Path) -> None:
         warnings.simplefilter("ignore")
         try:
             path.unlink(missing_ok=True)  # never through a planted link
-            with FileLock(path) as lock:
+            with FileLock(path, timeout=10) as lock:  # some take a refusal for another holder
                 soft = not isinstance(lock, FileLock)  # by now one that filelock falls back to, kept after a kill
-        except (OSError, NotImplementedError):
+        except (OSError, NotImplementedError):  # Timeout is an OSError
             soft = True
         finally:
             path.unlink(missing_ok=True)

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 SLICE_S = 0.1  # between two checks for a stop while waiting
 LOOK_S = 0.5  # between two looks for the file that ends the sweep
+REPEAT_S = 1.0  # within which a signal is the one before
 PATIENCE_S = 20.0  # from a request to stop until the run is interrupted, and again until the process exits
 
 
@@ -23,6 +23,7 @@ class Wish:
     """Whether this process was asked to stop. A plain flag: a signal handler must not wait for a lock."""
 
     asked = False
+    interrupted = -float("inf")  # when it was last told to end
 
 
 def ask_to_stop() -> None:
@@ -63,9 +64,11 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """Handle a signal like Ctrl-C."""
-    raise KeyboardInterrupt
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal like Ctrl-C; once, where a group is told to end and a member hands it on."""
+    before, Wish.interrupted = Wish.interrupted, time.monotonic()
+    if Wish.interrupted - before > REPEAT_S:
+        raise KeyboardInterrupt
 
 
 def listen(stop: Path) -> None:

@@ -158,6 +158,7 @@ def plasticity(
     args: Annotated[str, typer.Option(help="name=value settings of the page")] = "",
     plan: Annotated[bool, typer.Option(help="print what would be run, and run nothing")] = False,
     jobs: Annotated[str, typer.Option(help="number of workers that share the runs, or auto")] = "1",
+    per_gpu: Annotated[int, typer.Option(help="workers that share a GPU")] = 1,
     device: Device = "auto",
     data: DataRoot = Path("data"),
     records: Records = None,
@@ -170,6 +171,7 @@ def plasticity(
     from benchmark.runs.branching import Stores, make_options
     from benchmark.studies.plasticity import make_study
     from benchmark.studies.study import print_study, run_study
+    from benchmark.workers import Pool
 
     stores = Stores(records, branches)
 
@@ -187,7 +189,7 @@ def plasticity(
         options = make_options(device, stores, runs, leaderboard, checkpoint_s, typed())
         if plan:
             return print_study(study, data, stores, options, console)
-        return run_study(study, data, options, console, tell, jobs)
+        return run_study(study, data, options, console, tell, Pool(jobs=jobs, per_gpu=per_gpu))
 
     if plan:
         guarded(action)

@@ -113,9 +113,9 @@ def sweep(
         how = {"wandb": wandb, "checkpoint_s": checkpoint_s, "elsewhere": pool.where != "local"}
         options = find_options(pool.device_here(device), places, **how)
         lists = {"METHOD": method, "SPARSITY": sparsity, "TASK": task, "SEED": seed}
-        has_gpu = pool.wants_gpu(device) if options.elsewhere else options.device.type != "cpu"
+        has_gpu = pool.has_gpu(device, options.device.type != "cpu")
         source = Source.ask(file, lists, args, has_gpu)
-        tell_chosen(source, file is not None or task, has_gpu)
+        tell_chosen(source, "a grid file" if file else task, has_gpu)
         if plan:
             return print_plan(source.grid(), data, places, options.device, console, make_fleet(gpus, per_gpu))
         return run_sweep(source, options, pool, device, data, console, tell)
@@ -126,11 +126,11 @@ def sweep(
         raise typer.Exit(1)
 
 
-def tell_chosen(source: Source, told: bool | str, has_gpu: bool) -> None:
-    """Print what was chosen for the user: a page, where none was `told`, and methods of METHOD=all left out."""
+def tell_chosen(source: Source, task: str, has_gpu: bool) -> None:
+    """Print what was chosen for the user: a page, where `task` names none, and methods of METHOD=all left out."""
     from benchmark.config.cells import choose_task
 
-    for remark in filter(None, ("" if told else choose_task("auto", has_gpu)[1], source.left_out())):
+    for remark in filter(None, (choose_task(task or "auto", has_gpu)[1], source.left_out())):
         console.print(remark, highlight=False)
 
 

@@ -32,7 +32,7 @@ TARGETS = {
     "table3": ("sparse-bench sweep configs/paper/table3.yaml", SWEEP),
     "plasticity": (
         "sparse-bench plasticity",
-        "TASK SCALE EPOCHS SEED MORE SCOPE PATTERN JOBS ARGS PRECISION PLAN DEVICE DATA",
+        "TASK SCALE EPOCHS SEED MORE SCOPE PATTERN JOBS PER_GPU ARGS PRECISION PLAN DEVICE DATA",
     ),
     "precision-study": ("python -m benchmark.studies.precision", "METHOD SPARSITY TASK SEED ARGS DEVICE DATA"),
     "claim": ("python -m leaderboard claim", "A B TASK SPARSITY"),
@@ -159,6 +159,25 @@ def run(words: list[str], environment: dict[str, str]) -> NoReturn:
     os.execve(BIN / words[0], [str(BIN / words[0]), *words[1:]], environment)
 
 
+def wait_for(words: list[str], environment: dict[str, str]) -> int:
+    """Run a command and return its status; it ends when this process is told to, and goes on under nohup."""
+    process = subprocess.Popen(words, env=environment)
+
+    def hand_on(number: int, _: object) -> None:
+        if number != signal.SIGINT:  # a terminal's Ctrl-C has reached the command too, which ends when it is ready
+            process.terminate()
+
+    numbers = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, hand_on)
+    status = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return status
+
+
 def main(target: str = "") -> int:
     """Run a target of the Makefile; without one, only check that every variable is read by a goal."""
     given = read_given(os.environ.get("MAKEFLAGS", ""))
@@ -174,12 +193,9 @@ def main(target: str = "") -> int:
     ours = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ASKED_GOALS", "ASKED_PYTHON", *variables(target))
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     if target.startswith("table") and "--plan" not in words:  # whose pages depend on more than new records
-        process = subprocess.Popen([BIN / words[0], *words[1:]], env=environment)
-        signal.signal(signal.SIGINT, lambda *_: None)  # the sweep handles Ctrl-C and ends when it is ready
-        for number in (signal.SIGTERM, signal.SIGHUP):  # sent to this process alone
-            signal.signal(number, lambda *_: process.terminate())
-        status = process.wait()
-        built = 0 if status == 130 else subprocess.run([BIN / "python", "-m", "leaderboard", "build"]).returncode
+        status = wait_for([str(BIN / words[0]), *words[1:]], environment)
+        stopped = status == 130 or status < 0
+        built = 0 if stopped else subprocess.run([BIN / "python", "-m", "leaderboard", "build"]).returncode
         return built or status
     return run(words, environment) if target else 0
 

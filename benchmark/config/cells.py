@@ -45,7 +45,10 @@ ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # even at their default
 # Where files lie (init_sha256 says what is in them), how fast they are read and what is allowed change no number, so
 # these make no other page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense", "init"}
-OF_MEMORY = ("crop_pad", "crop_mode")  # of images in memory: streamed ones get ImageNet's random crops
+STREAMED: dict[str, Any] = {
+    "crop_pad": 0,
+    "crop_mode": DEFAULTS["crop_mode"],
+}  # without effect on images that are not in memory
 
 
 @dataclass(frozen=True)
@@ -161,11 +164,11 @@ class Cell:
 
 def hash_protocol(page: Page) -> str:
     """Return a hash of what a page's numbers depend on, without the defaults: equal for pages that share a table."""
-    ignored = NOT_PROTOCOL if page.in_memory else {*NOT_PROTOCOL, *OF_MEMORY}
+    page = page if page.in_memory else dataclasses.replace(page, **STREAMED)
     settings = {
         name: value
         for name, value in dataclasses.asdict(page).items()
-        if name not in ignored and (name in ALWAYS_NAMED or value != DEFAULTS[name])
+        if name not in NOT_PROTOCOL and (name in ALWAYS_NAMED or value != DEFAULTS[name])
     }
     drops = drop_epochs(page.lr_drops, page.epochs)
     nearest_epochs = [round(share * page.epochs) for share in page.lr_drops]
@@ -239,8 +242,8 @@ def choose_task(task: str, has_gpu: bool) -> tuple[str, str]:
     if task != "auto":
         return task, ""
     if has_gpu:
-        return "cifar10_vgg19", "TASK=auto: cifar10_vgg19, the paper's first page, because there is a GPU"
-    return "digits_resnet20", "TASK=auto: digits_resnet20, the embedded page for a CPU, because there is no GPU"
+        return "cifar10_vgg19", "TASK=auto: cifar10_vgg19, the paper's first page, because runs have a GPU"
+    return "digits_resnet20", "TASK=auto: digits_resnet20, the embedded page for a CPU, because runs have no GPU"
 
 
 def name_left_out(methods: str, sparsities: str, cells: Iterable[Cell]) -> str:

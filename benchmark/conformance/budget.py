@@ -85,7 +85,8 @@ def check_sparsities(kit: Kit) -> Outcome:
     trials = [kit.trial(network=network, sparsity=sparsity) for network in NETS for sparsity in (0.0, 0.5, 0.99)]
     for trial in trials:
         total = trial.run.maskset.total
-        active, wanted = count_active(trial.run.maskset.masks), round((1 - trial.run.method.sparsity) * total)
+        asked = kit.build(trial.setting.sparsity)[1]
+        active, wanted = count_active(trial.run.maskset.masks), round((1 - asked) * total)
         wrong = find_wrong_counts(trial)
         if wrong or (active != wanted and not trial.error):
             return Outcome(False, (wrong or [f"{trial.setting.network}: {active} of {total}, asked {wanted}"])[0])
@@ -99,20 +100,18 @@ def check_target(kit: Kit) -> Outcome:
     """The last planned update reaches the sparsity asked, for every length of run; the run ends there."""
     if promise(kit) is not Budget.EXACT:
         return Outcome(None, f"the count is {promise(kit).value}")
-    method = kit.method(0.9)
+    method, sparsity = kit.build(0.9)
     own = kit.trial().run.timeline
     timelines = [own, *(Timeline(steps, per) for per in (1, 5, 6, 13) for steps in range(per, 140, per))]
     for timeline in timelines:
         steps = method.update_steps(timeline)
         plans = [method.planned_sparsity(step, timeline) for step in [0, *steps]]
         refused = plans[0] == plans[-1] and timeline != own  # no pruning step at all: the engine refuses such a run
-        if plans[-1] != method.sparsity and not refused:
-            return Outcome(
-                False,
-                f"a run of {timeline.total_steps} steps ends at sparsity {plans[-1]:.6g}, not {method.sparsity:g}",
-            )
+        if plans[-1] != sparsity and not refused:
+            ends = f"ends at sparsity {plans[-1]:.6g}, not {sparsity:g}"
+            return Outcome(False, f"a run of {timeline.total_steps} steps {ends}")
     trial = kit.trial()
-    active, wanted = count_active(trial.run.maskset.masks), round((1 - method.sparsity) * trial.run.maskset.total)
+    active, wanted = count_active(trial.run.maskset.masks), round((1 - sparsity) * trial.run.maskset.total)
     if active != wanted and not trial.error:
         return Outcome(False, f"{active} weights at the end, asked {wanted}")
     return Outcome(True, f"{len(timelines)} lengths of run; {active} weights at the end")

@@ -101,9 +101,14 @@ class Kit:
         self.ranks: dict[str, Any] | None = None  # what two processes saw, where someone has run them already
 
     def method(self, sparsity: float, **page: Any) -> Method:
-        """Return the plugin at `sparsity`, its updates frequent enough for a run of 24 steps.
+        """Return the plugin at `sparsity`; see `build`."""
+        return self.build(sparsity, **page)[0]
 
-        A method that takes certain sparsities alone (N:M masks) is returned at the first of 1/2 and 3/4 that it takes.
+    def build(self, sparsity: float, **page: Any) -> tuple[Method, float]:
+        """Return the plugin, its updates frequent enough for a run of 24 steps, and the sparsity that it was asked for.
+
+        That is `sparsity`, or, of a method that takes certain ones alone (N:M masks), the first of 1/2 and 3/4 that it
+        takes.
         """
         settings = make_kit_page(**page)
         usual = self.plugin.defaults(settings)
@@ -112,11 +117,11 @@ class Kit:
             if isinstance(usual.get(name), int | float) and usual[name] > most:
                 changes[name] = most
         try:
-            return self.plugin.build(settings, sparsity, changes)
+            return self.plugin.build(settings, sparsity, changes), sparsity
         except UserError:
             for other in N_OF_M_SPARSITIES:
                 with contextlib.suppress(UserError):
-                    return self.plugin.build(settings, other, changes)
+                    return self.plugin.build(settings, other, changes), other
             raise
 
     def trial(self, **changes: Any) -> Trial:
@@ -146,7 +151,6 @@ class Kit:
 def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str, Any]) -> Trial:
     """Return a trial of `method`, built by the engine and wired to be watched."""
     stir(setting.noise)
-    os.environ.pop(ASKED, None)  # passes are recorded on GPUs, and the kit trains on the CPU
     page = make_kit_page(**changes)
     data = make_data(page)
     model = make_network(setting.network, setting.seed)
@@ -161,7 +165,11 @@ def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str,
     watched = spy_on(method, calls, lambda: stir(setting.noise))
     donor = stand_in_donor(method, weights)
     cell = Cell("kit", page, {}, plugin, watched, {}, setting.sparsity, setting.seed, donor)
-    run = engine.prepare(cell, built, data, torch.device("cpu"))
+    asked = os.environ.pop(ASKED, None)  # passes are recorded on GPUs, and the kit trains on the CPU
+    try:
+        run = engine.prepare(cell, built, data, torch.device("cpu"))
+    finally:
+        os.environ.update({} if asked is None else {ASKED: asked})
     trial = Trial(setting, run, cell, copy.deepcopy(model.state_dict()), calls)
     watch(trial)
     return trial

@@ -278,11 +278,11 @@ def scan_folder(folder: Path) -> Layout:
 def check_memory(layout: Layout, size: int, padded: int) -> None:
     """Raise UserError when a folder's images don't fit in the machine's memory.
 
-    All are decoded at `size`; those for training are held once more, at `padded`, for random crops.
+    All are decoded at `size` and, on a CPU, held once more, those for training at `padded`; 0 for other devices.
     """
     parts = layout.parts()
-    count = sum(len(files.paths) for files in parts.values())
-    need = 3 * (count * size**2 + len(parts["train"].paths) * padded**2)
+    count, train = sum(len(files.paths) for files in parts.values()), len(parts["train"].paths)
+    need = 3 * (count * size**2 + (train * padded**2 + (count - train) * size**2 if padded else 0))
     if hasattr(os, "sysconf") and need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(f"{count} images need {need / 2**30:.0f} GiB of memory: set in_memory=false")
 

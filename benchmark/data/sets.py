@@ -188,7 +188,8 @@ def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Da
     """Return the images of a folder, in memory or streamed, and print what was read; see `load_data`."""
     layout = scan_folder(folder)
     if page.in_memory:
-        check_memory(layout, page.image_size, page.image_size + 2 * page.crop_pad)
+        padded = page.image_size + 2 * page.crop_pad if device.type == "cpu" else 0
+        check_memory(layout, page.image_size, padded)
         stored = load_decoded(folder, layout, page.image_size)
         notes = dict(stored.notes)
         data = hold(page, name, stored, device)

@@ -219,7 +219,9 @@ class Resized:
         content = None if self.shard is None else self.shard.read(int(self.numbers[index]))
         if content is None and self.shard is not None and not self.told:
             self.told = True
-            tell(f"{self.shard.path}: damaged at {self.paths[index]}, which is made again; delete it to rebuild it")
+            gone = self.shard.file is None
+            what = "is gone: images are" if gone else f"damaged at {self.paths[index]}, which is"
+            tell(f"{self.shard.path}: {what} made again{'' if gone else '; delete it to rebuild it'}")
         return shrink(self.paths[index], self.resized) if content is None else content
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmark.base.console import print_result
 from benchmark.base.errors import UserError, explain
-from benchmark.base.files import check_places, show
+from benchmark.base.files import check_places, refuse_lockless, show
 from benchmark.base.tracking import check_mode
 from benchmark.config.cells import Cell, choose_task, name_left_out, plan_cells
 from benchmark.config.pages import Page
@@ -66,6 +66,7 @@ def run_grid(
     options = replace(options, alone=len(cells) == 1, snapshots=kept)
     if own_rank() == 0:  # the only one that writes
         check_places(options.places)
+        refuse_lockless(options.places.runs)
     loaded: dict[str, Data] = {}
     for cell in cells:
         if cell.page_name not in loaded:

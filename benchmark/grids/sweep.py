@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from benchmark.base.errors import RunningError, UserError, explain
-from benchmark.base.files import Places, check_places, expand, write_note
+from benchmark.base.files import Places, check_places, expand, refuse_lockless, write_note
 from benchmark.base.stopping import listen, obey, pause, terminable
 from benchmark.base.system import choose_device
 from benchmark.base.tracking import check_mode
@@ -88,6 +88,7 @@ def run_sweep(
         raise UserError(f"PER_GPU={pool.per_gpu} is for several workers, and JOBS=1 runs one: give JOBS=auto")
     grid = source.grid()
     check_places(options.places)
+    refuse_lockless(options.places.runs)
     with terminable(), opening(options.places.runs, pool.retries, keep=not pool.is_here) as book:
         sweep = (kind or Sweep)(grid, data_root, options, book, console, tell)
         sweep.check()
@@ -96,9 +97,8 @@ def run_sweep(
         else:
             if pool.where == "local":
                 sweep.note_finished()
-            order = write_order(book, source, options, pool.device_there(device), data_root, sweep.command)
-            if pool.wants_gpu(device) and "OMP_NUM_THREADS" not in os.environ:
-                order.environment.pop("OMP_NUM_THREADS", None)
+            has_gpu = pool.has_gpu(device, options.device.type != "cpu")
+            order = write_order(book, source, options, pool.device_there(device), data_root, has_gpu, sweep.command)
             tally = drive(grid, book, order, pool, device, console)
         return tally.sum_up(options.places.records, sweep.say, tell, sweep.branches)
 
@@ -242,8 +242,11 @@ class Sweep:
         """Check and train a cell that is this process's alone; return its record."""
         cell = take_masks(cell, options.places.runs)
         networks = check_cells([cell], {cell.page_name: data}, options)
-        start = Start(networks.take(cell), lambda: self.ledger.is_made(cell, data))  # `make bench` holds no grid's lock
-        return run_cell(cell, data, options, self.console, start)[0]
+        return run_cell(cell, data, options, self.console, Start(networks.take(cell), self.look_for(cell, data)))[0]
+
+    def look_for(self, cell: Cell, data: Data) -> Callable[[], bool]:
+        """Return what tells whether a run has its record by now: `make bench` holds no lock of grids."""
+        return lambda: self.ledger.find(cell, data) is not None
 
     def found(self, item: Item) -> End:
         """Return the end of a cell that has a record. Raises BusyError if a worker of this sweep still holds it."""
@@ -340,7 +343,13 @@ ENVIRONMENT = {
 
 
 def write_order(
-    book: Book, source: GridSource, options: Options, device: str, data_root: Path, command: str = "worker"
+    book: Book,
+    source: GridSource,
+    options: Options,
+    device: str,
+    data_root: Path,
+    has_gpu: bool,
+    command: str = "worker",
 ) -> Order:
     """Write down what the workers of a sweep are to do and return the order to start them with."""
     places = {key: str(path.resolve()) for key, path in dataclasses.asdict(options.places).items()}
@@ -357,7 +366,7 @@ def write_order(
     }
     write_note(book.folder / SPEC, content)
     environment = {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
-    if options.device.type != "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if has_gpu and "OMP_NUM_THREADS" not in os.environ:
         del environment["OMP_NUM_THREADS"]  # on a GPU the host may use all threads
     resolved = Book(book.folder.resolve(), book.retries, known=book.known)
     return Order(resolved, str(Path.cwd()), environment, command)

@@ -22,7 +22,7 @@ from benchmark.config.cells import split_list
 from benchmark.inference.kernels import measure_batch
 from benchmark.inference.passes import Clock
 from benchmark.inference.subject import Subject, dense_bytes, load_subject, packed_bytes
-from benchmark.runs.finished import find_records
+from benchmark.runs.finished import list_repeats
 from benchmark.runs.record import stamp
 from leaderboard import Record, rebuild
 from leaderboard.store.measurements import SCHEMA, Measurement, folder_of, write_measurement
@@ -110,11 +110,7 @@ def why_unfiled(record: Record, records: Path) -> str | None:
     """Return why a measurement of this run has no place beside `records`, where no row would show it, or None."""
     if "branch" in record:
         return "the run is a branch, and speed is kept beside the records of whole runs"
-    try:
-        there = [found["masks_sha256"] for _, found in find_records(record["run"], records)]
-    except UserError:
-        there = []
-    known = record["masks_sha256"] in there
+    known = record["masks_sha256"] in [found["masks_sha256"] for _, found in list_repeats(record["run"], records)]
     return None if known else f"{records} has no record of this run with these masks: put its record there to keep it"
 
 

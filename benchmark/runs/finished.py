@@ -85,6 +85,14 @@ def find_finished(name: str, records: Path, runs: Path) -> Finished:
     )
 
 
+def list_repeats(run: str, records: Path) -> list[tuple[Path, Record]]:
+    """Return what `find_records` does; nothing where that fails."""
+    try:
+        return find_records(run, records)
+    except UserError:
+        return []
+
+
 def find_records(name: str, records: Path) -> list[tuple[Path, Record]]:
     """Return a run's records and their files, repeats included, the newest last; raises UserError if there is none."""
     if name.endswith(".json"):

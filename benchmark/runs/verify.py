@@ -28,7 +28,7 @@ from benchmark.networks.filters import count_dead, cut_slim
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.networks.witness import recount
 from benchmark.runs.export import MASKS, WEIGHTS, hash_export, read_export, read_tensors
-from benchmark.runs.finished import RECORD, find_records, load_record
+from benchmark.runs.finished import RECORD, list_repeats, load_record
 from benchmark.runs.record import count_nonzero, describe_accuracy, describe_data, images_trained, rebuild_network
 from benchmark.training.masks import hash_masks
 from benchmark.training.precision import make_autocast, measure_accuracy
@@ -105,16 +105,15 @@ def stay_home(page: Page) -> Page:
 
 @contextmanager
 def reading_alone(page: Page) -> Iterator[None]:
-    """Keep no cache of images outside DATA, where a record may lead reading but nothing may be written."""
-    before = os.environ.get(VARIABLE)
-    if leads_out(page):
+    """Keep no cache of images beside a folder outside DATA: a record may lead reading there, and no more."""
+    alone = leads_out(page) and not os.environ.get(VARIABLE)  # else the user has said where it is kept
+    if alone:
         os.environ[VARIABLE] = "off"
     try:
         yield
     finally:
-        if leads_out(page):
-            os.environ.pop(VARIABLE)
-            os.environ.update({} if before is None else {VARIABLE: before})
+        if alone:
+            del os.environ[VARIABLE]
 
 
 def refuse_replaced(path: Path, record: Record, folder: Path, published: bool) -> None:
@@ -124,7 +123,7 @@ def refuse_replaced(path: Path, record: Record, folder: Path, published: bool) -
     found = hash_export(folder)
     if found == record["files_sha256"]:
         return
-    for other, repeat in find_records(record["run"], path.parent):
+    for other, repeat in list_repeats(record["run"], path.parent):
         if repeat.get("files_sha256") == found:
             raise UserError(f"{folder} holds the files of {other.name}, a repeat of this run: verify that record")
 

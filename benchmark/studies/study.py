@@ -29,6 +29,7 @@ from leaderboard import Record
 from leaderboard.store.records import load_store
 
 QUIET = Console(quiet=True)
+HERE = Pool()  # one run after the other, in this process
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class StudySweep(Sweep):
                 take_snapshots(cell.identity, wanted, self.data_root, [store], options, QUIET)
             return record
         branch = replace(cell, parent=find_parent(cell.parent.name, [store], runs))
-        record = run_cell(branch, data, options, QUIET, FromSnapshot(branch=branch))[0]
+        start = FromSnapshot(branch=branch, is_made=self.look_for(branch, data))
+        record = run_cell(branch, data, options, QUIET, start)[0]
         for file in (WEIGHTS, MASKS):
             # hundreds of networks that differ in one mask; `sparse-bench branch` makes any of them again
             (runs / branch.identity / file).unlink(missing_ok=True)
@@ -88,10 +90,10 @@ class StudySweep(Sweep):
 
 
 def run_study(
-    study: Study, data_root: Path, options: Options, console: Console, tell: Callable[[object], None], jobs: str = "1"
+    study: Study, data_root: Path, options: Options, console: Console, tell: Callable[[object], None], pool: Pool = HERE
 ) -> int:
-    """Make a study's runs with so many workers; return how many failed. Raises UserError as `run_sweep` does."""
-    return run_sweep(study, options, Pool(jobs=jobs), str(options.device), data_root, console, tell, StudySweep)
+    """Make a study's runs with these workers; return how many failed. Raises UserError as `run_sweep` does."""
+    return run_sweep(study, options, pool, str(options.device), data_root, console, tell, StudySweep)
 
 
 def work_on_study(spec: Path, number: int, console: Console, tell: Callable[[object], None]) -> None:

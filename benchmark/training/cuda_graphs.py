@@ -56,7 +56,7 @@ class Recording:
 
 
 class GraphedPasses:
-    """Passes that are recorded at their first batch and replayed for every batch of its shape.
+    """Passes that are recorded at their first batch, or a larger one later, and replayed for every batch of its shape.
 
     A batch of another shape (the last of an epoch) is computed as usual. Invariant: gradients, buffers and random state
     after a call are those of `compute`, also after the first.
@@ -76,6 +76,7 @@ class GraphedPasses:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in .grad; return logits and loss, which stay valid until the next call."""
         if self.recording is None or len(images) > len(self.recording.images):  # the first was an epoch's short last
+            self.recording = None  # its memory first
             self.recording = self.start(images, labels)
         recording = self.recording
         if images.shape != recording.images.shape:

@@ -85,7 +85,7 @@ def warn_slow(run: Training, told: set[str], warn: Callable[[str], None]) -> Non
     told.add(run.page.title)
     what = "this processor" if run.device.type == "cpu" else "this GPU"
     found = "fp32 may be faster"
-    with suppress(torch.OutOfMemoryError):  # of fp32, which the run does not need
+    with suppress(RuntimeError):  # memory for fp32, which the run does not need
         if count_ranks() == 1:
             times, steps = time_precisions(run, 1), run.timeline.steps_per_epoch
             bf16, fp32 = (format_time(times[name] * steps) for name in ("bf16", "fp32"))

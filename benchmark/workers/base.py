@@ -51,9 +51,14 @@ class Pool:
         """Return the device to ask of this machine, whose GPUs say nothing of a cluster's."""
         return "auto" if self.where != "local" and device.partition(":")[0] in VISIBLE else device
 
-    def wants_gpu(self, device: str) -> bool:
-        """Return whether a GPU of another machine was asked for, as far as that can be known here."""
-        return self.where != "local" and (device.partition(":")[0] in VISIBLE or bool(self.settings().get("gpus")))
+    def has_gpu(self, device: str, here: bool) -> bool:
+        """Return whether the runs are to have a GPU; `here`: whether this machine has one for them.
+
+        Slurm's have what was asked for; of a Ray cluster it is known once it answers, and this machine is the guess.
+        """
+        if device.partition(":")[0] in VISIBLE or self.settings().get("gpus"):
+            return True
+        return here and device != "cpu" and self.where != "slurm"
 
     def device_there(self, device: str) -> str:
         """Return the device for a worker to ask: of several it sees its own alone, so a number says nothing there."""

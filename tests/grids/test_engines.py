@@ -94,13 +94,10 @@ def test_no_more_workers_share_a_gpu_than_were_allowed(monkeypatch):
 
 
 def test_a_cluster_is_asked_for_gpus_by_its_settings_and_not_by_this_machine():
-    asked = [
-        (Pool("slurm", arguments="gpus=1"), "auto"),
-        (Pool("ray"), "cuda"),
-        (Pool("slurm"), "auto"),
-        (Pool(), "cuda"),
-    ]
-    assert [pool.wants_gpu(device) for pool, device in asked] == [True, True, False, False]
+    slurm, ray = Pool("slurm"), Pool("ray")
+    asked = [(Pool("slurm", arguments="gpus=1"), "auto"), (slurm, "cuda"), (slurm, "auto"), (ray, "auto"), (ray, "cpu")]
+    for here in (False, True):
+        assert [pool.has_gpu(device, here) for pool, device in asked] == [True, True, False, here, False]
     assert Source.ask(None, {"METHOD": "set"}, "", True).lists["TASK"] == "cifar10_vgg19"
 
 
@@ -362,7 +359,7 @@ def test_one_thread_is_a_worker_s_share_of_a_cpu_unless_the_user_says_otherwise(
     options = Options(torch.device("cpu"))
     for asked, expected in ((None, "1"), ("3", "3")):
         monkeypatch.delenv("OMP_NUM_THREADS") if asked is None else monkeypatch.setenv("OMP_NUM_THREADS", asked)
-        order = write_order(make_book(tmp_path), source, options, "cpu", tmp_path)
+        order = write_order(make_book(tmp_path), source, options, "cpu", tmp_path, False)
         assert order.environment["OMP_NUM_THREADS"] == expected
 
 

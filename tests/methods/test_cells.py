@@ -123,6 +123,8 @@ def test_streamed_images_share_a_table_whatever_crops_they_would_get_in_memory()
     for in_memory, tables in ((True, 3), (False, 1)):
         made = [pages.load_page("folder_resnet20", {**crop, "in_memory": in_memory}) for crop in crops]
         assert len(set(map(cells_module.hash_protocol, made))) == tables
+    shipped = [pages.load_page(f"imagenet_{name}") for name in ("resnet50", "deit_small", "vit_small")]
+    assert [cells_module.hash_protocol(page) for page in shipped] == ["28757e5a", "ca53ace2", "78f2dedd"]  # as ever
 
 
 def test_a_method_setting_leaves_the_other_methods_of_the_grid_and_the_page_alone():

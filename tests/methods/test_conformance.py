@@ -215,6 +215,11 @@ def test_exact_counts_at_the_one_sparsity_that_a_method_takes_are_no_fault(tmp_p
     )
     wanted = ("sparsities", "last-update-hits-target")
     assert judge(tmp_path, code, *wanted) == dict.fromkeys(wanted, "pass")
+    code = (
+        "class Cap(static.Static):\n    def __post_init__(self):\n        super().__post_init__()\n"
+        "        object.__setattr__(self, 'sparsity', min(self.sparsity, 0.9))\n"
+    )
+    assert judge(tmp_path, code, "sparsities") == {"sparsities": "FAIL"}
 
 
 def test_gradients_that_a_later_round_of_scoring_reads_are_declared_ones(tmp_path, monkeypatch):

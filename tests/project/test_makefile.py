@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -200,17 +201,32 @@ def test_a_table_rebuilds_all_pages_but_where_it_was_a_plan_or_stopped(asked, st
     assert ("Error" in out) == bool(status)
 
 
-def test_a_table_that_is_told_to_end_ends_its_sweep(place):
+@pytest.mark.parametrize(
+    ("answers", "number", "ignored", "status", "told"),
+    [
+        (True, signal.SIGTERM, False, 130, ["up", "told"]),
+        (False, signal.SIGTERM, False, -signal.SIGTERM, ["up"]),  # while it imports
+        (True, signal.SIGHUP, True, 0, ["up", "ended", "-m", "leaderboard", "build"]),  # under nohup
+    ],
+)
+def test_a_table_that_is_told_to_end_ends_its_sweep_and_rebuilds_nothing(answers, number, ignored, status, told, place):
     bench, said = place / ".venv" / "bin" / "sparse-bench", place / "said"
-    bench.write_text('#!/bin/sh\ntrap "echo told >>$SAID; kill $!; exit 130" TERM\necho up >>$SAID\nsleep 60 & wait\n')
-    code = f"import pathlib, benchmark.cli.targets as t; t.BIN = pathlib.Path({str(bench.parent)!r}); t.main('table1')"
+    trap = 'trap "echo told >>$SAID; kill $!; exit 130" TERM' if answers else ""
+    bench.write_text(f"#!/bin/sh\n{trap}\necho up >>$SAID\nsleep {1 if ignored else 60} & wait\necho ended >>$SAID\n")
+    code = (
+        f"import pathlib, signal, sys, benchmark.cli.targets as t\nt.BIN = pathlib.Path({str(bench.parent)!r})\n"
+        f"signal.signal({int(number)}, signal.SIG_IGN if {ignored} else signal.SIG_DFL)\nstatus = t.main('table1')\n"
+        f"kept = signal.getsignal({int(number)}) is signal.SIG_IGN\n"
+        f"sys.exit((status, kept) != ({int(status)}, {ignored}))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SAID": str(said)})
     end = time.monotonic() + 30
     while not said.exists() and time.monotonic() < end:
         time.sleep(0.02)
-    time.sleep(0.2)  # until it listens
-    process.terminate()
-    assert process.wait(30) == 0 and said.read_text().split() == ["up", "told"]  # and nothing was rebuilt
+    time.sleep(0.3)  # until it listens
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    assert said.read_text().replace("\0", " ").replace("--", "").split() == told
 
 
 @pytest.mark.parametrize("target", TARGETS)

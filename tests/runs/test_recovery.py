@@ -17,7 +17,7 @@ from rich.console import Console
 import benchmark.runs.record
 import leaderboard.board.build
 from benchmark.base.errors import REFUSALS, UserError, explain
-from benchmark.base.files import Places, check_places
+from benchmark.base.files import Places, check_places, refuse_lockless
 from benchmark.cli import shell
 from benchmark.cli.shell import train_then_rebuild
 from benchmark.grids.states import read_now
@@ -207,12 +207,15 @@ def test_a_folder_of_records_that_is_gone_is_not_made_anew_while_its_page_is_the
 
 
 def test_a_folder_whose_files_cannot_be_locked_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    refuse_lockless(tmp_path / "runs")
+
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)  # as on Lustre, mounted without them
     with pytest.raises(UserError, match=r"runs cannot be locked, .*: mount it with flock"):
-        check_places(Places(tmp_path / "records", tmp_path / "L.md", tmp_path / "runs"))
+        refuse_lockless(tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
 
 

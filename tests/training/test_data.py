@@ -556,7 +556,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
 
 def test_a_folder_that_memory_cannot_hold_is_refused_counting_all_its_parts_and_the_padded_copy(tmp_path, monkeypatch):
     write_folder(tmp_path / "folder", {"train": ["a", "b"], "test": ["a", "b"]}, count=4)  # 8 images and 8 for testing
-    need = 3 * (16 * 8**2 + 8 * 12**2)
+    need = 3 * (16 * 8**2 + 8 * 12**2 + 8 * 8**2)
     for memory, fits in ((need, True), (need - 1, False)):
         monkeypatch.setattr("benchmark.data.files.os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.get)
         asked = page(split="full", image_size=8, crop_pad=2)
