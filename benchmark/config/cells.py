@@ -45,10 +45,8 @@ ALWAYS_NAMED = ("model_args", "lr_drops", "keep_dense")  # even at their default
 # Where files lie (init_sha256 says what is in them), how fast they are read and what is allowed change no number, so
 # these make no other page.
 NOT_PROTOCOL = {"title", "data_dir", "workers", "methods", "allow_dense", "init"}
-STREAMED: dict[str, Any] = {
-    "crop_pad": 0,
-    "crop_mode": DEFAULTS["crop_mode"],
-}  # without effect on images that are not in memory
+# What has no effect on images that are not in memory.
+STREAMED: dict[str, Any] = {"crop_pad": 0, "crop_mode": DEFAULTS["crop_mode"]}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from benchmark.config.cells import (
     split_methods,
 )
 from benchmark.config.pages import CONFIGS, page_names
-from benchmark.config.plugins import Plugin, expand_name, find_method
+from benchmark.config.plugins import ALL, Plugin, expand_name, find_method
 from benchmark.config.settings import load_yaml
 from methods.core import Budget, Group
 
@@ -333,7 +333,7 @@ class Source:
 
     def left_out(self) -> str:
         """Return a line with the methods of METHOD=all that take none of these sparsities; empty without any."""
-        if self.content is not None:
+        if self.content is not None or self.lists["METHOD"] != ALL:
             return ""
         return name_left_out(self.lists["METHOD"], self.lists["SPARSITY"], [item.cell for item in self.grid().items])
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmark.base.errors import UserError, nearest, unknown
-from benchmark.config.settings import load_yaml, read_value
+from benchmark.config.settings import load_yaml, merge_maps, read_value
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -129,6 +129,11 @@ DEFAULTS = {  # by setting; a setting that every page must give has none
 }
 
 
+def images_per_pass(page: Page) -> int:
+    """Return the most images of one forward pass: a step has `accumulate` of them."""
+    return -(-page.batch_size // page.accumulate)
+
+
 def page_names() -> list[str]:
     """Return the names of the pages in `configs/`, sorted."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -162,15 +167,6 @@ def read_page(path: Path, mtime_ns: int) -> Page:
 def apply_changes(page: Page, changes: Mapping[str, Any]) -> Page:
     """Return a copy of a page with the `changes` of ARGS applied, as `load_page` does."""
     return merge_settings(merge_maps({name: getattr(page, name) for name in KINDS}, changes), "ARGS")
-
-
-def merge_maps(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `old` with the values of `new`; a map in both is merged likewise, so what `new` leaves out stays."""
-    merged = dict(old)
-    for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(old.get(key), dict)
-        merged[key] = merge_maps(old[key], value) if both else value
-    return merged
 
 
 def merge_settings(settings: dict[str, Any], source: str) -> Page:

@@ -61,6 +61,15 @@ def load_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not readable as YAML: {why}{where}") from error
 
 
+def merge_maps(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `old` with the values of `new`; a map in both is merged likewise, so what `new` leaves out stays."""
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = merge_maps(old[key], value) if both else value
+    return merged
+
+
 def resolve(value: Any) -> Any:
     """Return a free-form value as plain Python: true, false, null, decimal numbers, lists, maps, else text."""
     if isinstance(value, list):

@@ -37,6 +37,11 @@ def check_declared(kit: Kit) -> Outcome:
     return Outcome(True, seen)
 
 
+def read_in_setup(trial: Trial) -> set[str]:
+    """Return what setup() read of its view, in every round of scoring."""
+    return set().union(*(call.reads for call in trial.calls if call.step == 0))
+
+
 @check(
     "declared-scoring",
     "return Scoring(order=1) from scoring() for view.gradients, Scoring(order=2) for view.hessian_gradients, else None",
@@ -45,7 +50,7 @@ def check_scoring(kit: Kit) -> Outcome:
     """Setup() reads gradients exactly if scoring() asks for them, Hessian-gradient products exactly if of order 2."""
     trial = kit.trial()
     wanted = trial.run.method.scoring()
-    read = set().union(*(call.reads for call in trial.calls if call.step == 0))  # of every round of scoring
+    read = read_in_setup(trial)
     order = 0 if wanted is None else wanted.order
     needed = 2 if PRODUCTS in read else 1 if GRADIENTS in read else 0
     seen = f"declared order {order}, read {', '.join(sorted(read)) or 'nothing'}"
@@ -65,7 +70,7 @@ def check_donor(kit: Kit) -> Outcome:
     late = [call.step for call in trial.calls if call.step > 0 and call.reads & {COUNTS, MASKS}]
     if late:
         return Outcome(False, f"read of a donor at step {late[0]}, which is shown to setup() alone")
-    read = set().union(*(call.reads for call in trial.calls if call.step == 0)) & {COUNTS, MASKS}
+    read = read_in_setup(trial) & {COUNTS, MASKS}
     seen = f"declared {wanted.kind if wanted else 'none'}, read {', '.join(sorted(read)) or 'nothing'}"
     return Outcome(needed <= read <= needed | {COUNTS} if needed else not read, seen)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmark.config.pages import Page
+from benchmark.config.pages import Page, images_per_pass
 from benchmark.data.sets import Data
 from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
@@ -99,7 +99,7 @@ def work_out_memory(page: Page, data: Data, built: Built, device: torch.device) 
         gradients=trained,
         optimizer=states * trained,
         masks=masks,
-        activations=round(few + per_image * (-(-page.batch_size // page.accumulate) - FEW)),
+        activations=round(few + per_image * (images_per_pass(page) - FEW)),
         images=image_bytes(page, data),
         process=PROCESS["cpu" if device.type == "cpu" else "accelerator"],
     )

@@ -16,7 +16,7 @@ from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.base.system import describe_environment
 from benchmark.config.cells import Cell
-from benchmark.config.pages import Page
+from benchmark.config.pages import Page, images_per_pass
 from benchmark.data.sets import Data
 from benchmark.grids.memory import Measured, Memory, describe_memory, device_memory, gib
 from benchmark.networks.build import Built
@@ -104,8 +104,7 @@ def calibrate(cell: Cell, data: Data, built: Built, device: torch.device) -> Pac
     page = cell.page
     set_determinism(page, device)
     affordable = max(LEAST_BATCH, int(STEP_MACS / (3 * built.costs.dense)))
-    batch = -(-page.batch_size // min(page.accumulate, page.batch_size))  # of one pass
-    batch = min(affordable, batch) if device.type == "cpu" else batch
+    batch = images_per_pass(page) if device.type != "cpu" else min(affordable, images_per_pass(page))
     with torch.random.fork_rng(devices=[]):
         model = copy.deepcopy(built.model).to(device).train()
         images = torch.randn(batch, data.channels, data.image_size, data.image_size).to(device)

@@ -90,12 +90,11 @@ def measure_run(
         check_places(Places(target, places.leaderboard, places.runs))
     with request.use_threads():
         measurement = make_measurement(subject, request, command, lambda text: console.print(text, style="dim"))
-    if unfiled is not None:
-        print_measurement(console, measurement)
+    path = write_measurement(measurement, target) if unfiled is None else None
+    print_measurement(console, measurement)
+    if path is None:
         console.print(f"nothing was written: {unfiled}", markup=False)
         return
-    path = write_measurement(measurement, target)
-    print_measurement(console, measurement)
     try:
         rebuild(places.records, places.leaderboard)
     except Exception as error:  # the measurement is done, and any record may be what breaks the sheet

@@ -66,7 +66,9 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
     folder = path if published else run_folder(runs, record["run"])
     weights, masks = read_export(folder)
     about = read_tensors(folder / WEIGHTS)[1]
-    refuse_replaced(path, record, folder, published)
+    files = compare_files(record, folder)
+    if not published and not all(agrees for *_, agrees in files):
+        refuse_replaced(path, record, folder)
     with reading_alone(page):
         data = load_data(page, data_root, torch.device("cpu"))
     full = create_network(page, model_arguments(page, data))
@@ -79,7 +81,7 @@ def verify_record(path: Path, runs: Path, data_root: Path) -> list[Finding]:
         same("run", record["run"], about.get("run")),
         same("table (variant of the page)", record["page"]["variant"], hash_protocol(recorded)),
         *compare_data(record, data),
-        *compare_files(record, folder),
+        *files,
         *compare_masks(record, masks),
         *compare_nonzero(record, weights, masks),
         *compare_dead(record, model, masks),
@@ -116,13 +118,9 @@ def reading_alone(page: Page) -> Iterator[None]:
             del os.environ[VARIABLE]
 
 
-def refuse_replaced(path: Path, record: Record, folder: Path, published: bool) -> None:
+def refuse_replaced(path: Path, record: Record, folder: Path) -> None:
     """Raise UserError where a repeat of the run, on another machine say, has put its own files in place of these."""
-    if published or not (folder / WEIGHTS).is_file() or "files_sha256" not in record:
-        return
     found = hash_export(folder)
-    if found == record["files_sha256"]:
-        return
     for other, repeat in list_repeats(record["run"], path.parent):
         if repeat.get("files_sha256") == found:
             raise UserError(f"{folder} holds the files of {other.name}, a repeat of this run: verify that record")

@@ -16,6 +16,7 @@ from torch import nn
 from benchmark.base.console import format_time
 from benchmark.base.errors import UserError
 from benchmark.base.system import keep_random_state
+from benchmark.config.pages import images_per_pass
 from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.training.precision import make_autocast, supports_bf16
 from benchmark.training.state import Training
@@ -109,7 +110,7 @@ def time_precisions(run: Training, rounds: int) -> dict[str, float]:
     Both are timed in turn, and each counts by its median. Neither the network nor any random state is changed.
     """
     data, device, passes = run.data, run.device, min(run.page.accumulate, run.page.batch_size)
-    size = -(-run.page.batch_size // (passes * count_ranks()))
+    size = -(-images_per_pass(run.page) // count_ranks())
     images = torch.zeros(size, data.channels, data.image_size, data.image_size, device=device)
     if run.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)

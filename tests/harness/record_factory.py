@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+from benchmark.config.settings import merge_maps as merge
 from leaderboard import Problem, render
 
 # Two prunable layers of 600 and 400 weights (10 and 5 output positions each), a stem of 100 that is never pruned
@@ -166,15 +167,6 @@ def make_epoch(epoch: int, accuracy: float) -> dict[str, Any]:
         "train_share": 0.2,
         "explored": 0.1 + 0.05 * (epoch - 1),
     }
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` laid over it; dicts that both have are merged, all else is replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = merge(base[key], value) if both else value
-    return merged
 
 
 def make_runs(name: str, values: Any, **changes: Any) -> list[dict[str, Any]]:
