@@ -66,6 +66,11 @@ class ACDC(Method):
             phases = (getattr(self, name) - self.warm_up) / self.phase
             if not math.isclose(phases, round(phases), abs_tol=1e-6):
                 raise ValueError(f"{name} must be warm_up and a whole number of phases, got {phases:g} phases")
+        if self.count_phases(self.last_dense) % 2 == 0:
+            raise ValueError(
+                f"last_dense must end a compressed phase, so warm_up and an odd number of phases, got "
+                f"{self.count_phases(self.last_dense)} phases"
+            )
 
     def count_phases(self, end: float) -> int:
         """Return how many phases there are from the warm-up to the share `end` of the run."""
@@ -88,6 +93,6 @@ class ACDC(Method):
         return all_active(view)
 
     def update(self, view: View) -> Update:
-        sparsity = self.planned_sparsity(view.step, view.timeline)
+        before, sparsity = (self.planned_sparsity(step, view.timeline) for step in (view.step - 1, view.step))
         masks = keep_top_global(magnitude(view), view.count(sparsity))
-        return Update(masks, forget=self.reset_momentum and sparsity == 0)
+        return Update(masks, forget=self.reset_momentum and sparsity == 0 < before)  # the last dense phase has updates

@@ -15,8 +15,8 @@ Deviations (point | paper | authors' code | here | why):
   ties to the lower index | the budget is exact
 - weights pruned before, Iter-SNIP | never return | their score is set to the smallest of all, with which others may tie
   | no candidates | no weight comes back by a tie
-- loss scored by | cross-entropy | nll_loss of outputs that are logits, without their softmax | cross-entropy | the
-  paper's: the loss that is trained
+- loss scored by | cross-entropy | nll_loss of outputs that are logits, without their softmax | cross-entropy,
+  without the page's label smoothing or mixup | the paper's
 - batches in a step | not looked up: the paper was not at hand | 1 on CIFAR-10, 10 on CIFAR-100, 20 on Tiny-ImageNet, 40
   on ImageNet, 128 images each | the page's: 1, 10 and 40 of the page's size; score_batches=N | as the code
 - images of a step | not stated | the first batch of a fresh shuffle for each one that is drawn, so that an image can be

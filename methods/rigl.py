@@ -22,7 +22,7 @@ Deviations (point | paper | authors' code | here | why):
 - new weights | zero | zero, with zero momentum | zero, with zero momentum | as paper and code
 - dropped and regrown in one update | not stated | keeps its value and momentum | keeps both | as the code
 - ΔT | 100 steps (of 4096 images on ImageNet, 128 on CIFAR-10) | the same: maskupdate_frequency=100 | 100 steps of the
-  page's batch size; on short pages fewer steps | the paper's number; ARGS=update_every=N changes it
+  page's batch size; short pages set another number | the paper's; ARGS=update_every=N changes it
 - T_end | step 25,000 of 32,000 (ImageNet), 75,000 of 97,656 (CIFAR-10) | the same: maskupdate_end_step=25000
   (ImageNet), 75000 (CIFAR-10) | 0.75 of the run | one share for every length of run
 - first update | not stated | step 0: maskupdate_begin_step=0 | step ΔT | at step 0 weights are but drawn, and gradients

@@ -13,8 +13,8 @@ Deviations (point | paper | authors' code | here | why):
   each layer at given densities | one top-k over the whole network, exactly k, ties to the lower index | the paper's
 - batch | one mini-batch | one of 100 images by default | one of the page's size; more with score_batches=N | one batch
   may not hold every class of CIFAR-100
-- images to score on | not stated | not augmented | augmented as in training; augment=false: not | the batch is the
-  first that training would see
+- images to score on | not stated | not augmented | augmented as in training; augment=false: not | scored is what
+  training will see, if in another order
 - batch norm while scoring | not stated | inference mode: running mean 0 and variance 1, so that nothing is normalised |
   batch statistics, the table's row; batch_norm=running: the code's | scored is the network that is trained; running
   statistics of an untrained one let activations grow from layer to layer, and scores with them. At most 37 % of the

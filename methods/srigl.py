@@ -23,7 +23,7 @@ Deviations (point | paper | authors' code | here | why):
 - zero weights | not stated | not kept where that leaves too few | ranked as others | a grown weight is active
 - update and step, drop rate, T_end, dropped and regrown | as RigL | as RigL | as `rigl` | the paper's
 - ΔT | 100 steps of 4096 images; on CIFAR-10 of 128 | 100; on ImageNet 800 of 512, 8 batches' gradients averaged | 100
-  steps of the page's batch size, the current batch's gradient; on short pages fewer | as `rigl`
+  steps of the page's batch size, the current batch's gradient; short pages set another number | as `rigl`
 - initial values | scaled to the sparse fan-in | the same, by a flag | the network's own | every method starts alike
 """
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from benchmark.base.files import Places
     from benchmark.runs.run import Options
 
-# Spinning threads slow a run twentyfold when another process wants the same cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it from its start to be deterministic
 gc.set_threshold(200_000, 20, 20)  # importing torch and timm makes a million permanent objects
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")  # meant for the libraries' authors

@@ -15,10 +15,10 @@ from methods.core import Scoring
 class LoaderImages:
     """Batches of a loader that yields (inputs, labels), as part of a data set: see `benchmark.data.images.Images`.
 
-    Batches are those that the loader yields next, from its start again at its end. Where a method asks for so many of
-    every class, the first ones that the loader yields are kept; `classes`: how many there are. `batches`: the most
-    that are looked at once. Invariant: nothing is read until it is asked for, and whether inputs are augmented is the
-    loader's affair.
+    Batches are those that the loader yields next, from its start again at its end. The first ones are kept where a
+    method scores on the same in several rounds, and where it asks for so many of every class; `classes`: how many there
+    are. `batches`: the most that are looked at once. Invariant: nothing is read until it is asked for, and whether
+    inputs are augmented is the loader's affair.
     """
 
     def __init__(self, loader: Iterable[Any], wanted: Scoring | None, classes: int, batches: int = 1) -> None:
@@ -31,6 +31,8 @@ class LoaderImages:
         self.labels = torch.zeros(self.batch_size * batches, dtype=torch.int64)
         if wanted is not None and wanted.samples_per_class:
             self.keep_each(wanted.samples_per_class, classes)
+        elif wanted is not None and wanted.rounds > 1 and not wanted.fresh:
+            self.kept, self.labels = self.take(self.batch_size * batches)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,8 +83,13 @@ class LoaderImages:
         """Return so many inputs with their labels: those at `indices` where some are kept, else the next ones."""
         if self.kept is not None:
             return self.kept[indices].to(device), self.labels[indices].to(device)
-        parts = [self.ahead.pop() if self.ahead else next(self.passes)]
-        while sum(len(labels) for _, labels in parts) < len(indices):
-            parts.append(next(self.passes))
-        inputs, labels = (torch.cat(found)[: len(indices)] for found in zip(*parts, strict=True))
+        inputs, labels = self.take(len(indices))
         return inputs.to(device), labels.to(device)
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the next `count` inputs with their labels."""
+        parts = [self.ahead.pop() if self.ahead else next(self.passes)]
+        while sum(len(labels) for _, labels in parts) < count:
+            parts.append(next(self.passes))
+        inputs, labels = (torch.cat(found)[:count] for found in zip(*parts, strict=True))
+        return inputs, labels

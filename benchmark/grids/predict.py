@@ -22,7 +22,7 @@ from benchmark.training.method_state import weighs
 from benchmark.training.moments import moment_sizes
 from benchmark.training.scoring import scoring_chunks
 from benchmark.training.setup import first_view
-from methods.core import DISTRIBUTIONS, DenseGrads, Scoring, Timeline, Trains, count_kept, geometric
+from methods.core import DISTRIBUTIONS, DenseGrads, Inactive, Scoring, Timeline, Trains, count_kept, geometric
 
 Counts = Mapping[str, int]
 
@@ -117,30 +117,48 @@ def predict(cell: Cell, data: Data, network: Network, donor: Prediction | None =
         rounds_exact = foresee_rounds(cell, network, wanted, images, meter)
     forecast = start(cell, network, timeline, donor)
     meter.on_commit(forecast.counts)
-    charge = functools.partial(charge_steps, cell, data, timeline, meter)
-    reads, done = method.dense_gradients(), 0
+    charge = functools.partial(charge_steps, cell, data, timeline, meter, foresee_trained(cell, network, timeline))
+    reads, all_trained, done = method.dense_gradients(), method.trains is Trains.ALL, 0
     for step in method.update_steps(timeline):
         # Between two updates nothing changes, and the meter is linear in images: one charge for all these steps.
-        charge(done, step - 1, reads is DenseGrads.EVERY_STEP)
-        charge(step - 1, step, reads is not DenseGrads.NEVER)
+        charge(done, step - 1, all_trained or reads is DenseGrads.EVERY_STEP)
+        charge(step - 1, step, all_trained or reads is not DenseGrads.NEVER)
         foresee_moments(cell, data, network, meter)
         go_on(forecast, cell, network, step, timeline)
         meter.on_commit(forecast.counts)
         done = step
-    charge(done, timeline.total_steps, reads is DenseGrads.EVERY_STEP)
+    all_trained = all_trained and not weighs(method)  # whose last update fixes the masks in the thresholds' place
+    charge(done, timeline.total_steps, all_trained or reads is DenseGrads.EVERY_STEP)
     exact = forecast.exact and rounds_exact and not weighs(method)
     return Prediction(meter.train, meter.train_dense, exact, forecast.counts)
 
 
 def charge_steps(
-    cell: Cell, data: Data, timeline: Timeline, meter: Meter, first: int, last: int, dense_gradients: bool
+    cell: Cell,
+    data: Data,
+    timeline: Timeline,
+    meter: Meter,
+    trained: Counts | None,
+    first: int,
+    last: int,
+    dense_gradients: bool,
 ) -> None:
     """Charge the steps after `first` up to `last`, under the same masks; those of further rounds add no reference."""
     end = timeline.round_ends[0]
-    gradients = meter.weight_gradients(dense_gradients or cell.method.trains is Trains.ALL)
+    gradients = meter.weight_gradients(dense_gradients, trained)
     for again, start, stop in ((False, min(first, end), min(last, end)), (True, max(first, end), max(last, end))):
         images = images_until(cell, data, timeline, stop) - images_until(cell, data, timeline, start)
         meter.step(images, meter.forward, gradients, repeat_round=again)
+
+
+def foresee_trained(cell: Cell, network: Network, timeline: Timeline) -> Counts | None:
+    """Return how many weights of each layer are trained, as the first masks have it; None where the active ones are."""
+    method = cell.method
+    asks = method.scoring() is not None or method.donor() is not None
+    if method.inactive is not Inactive.STORED or method.trains is Trains.ALL or asks:
+        return None
+    update = propose(method, cell.plugin.name, first_view(network.maskset, timeline, cell.seed, cell.page.lr, None))
+    return None if update.trained is None else {name: int(mask.sum()) for name, mask in update.trained.items()}
 
 
 def foresee_rounds(cell: Cell, network: Network, wanted: Scoring, images: int, meter: Meter) -> bool:

@@ -337,7 +337,6 @@ def in_order(items: list[Item]) -> list[Item]:
 # Read by torch and its libraries when they start. Several processes are fastest on one thread each.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 

@@ -64,7 +64,7 @@ def train_on_demand() -> None:
 
 def measure_pool(rounds: int, seconds: float) -> list[Goal]:
     """Train in one process, then in two at once, round after round; return the median ratios of steps per second."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", START, str(ROOT)]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -52,11 +52,14 @@ def begin_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str
 
 
 def score_round(run: SparseTraining, wanted: Scoring, masks: Masks | None, round: int) -> ScoringGradients:
-    """Return the gradients of a round of scoring, rank 0's, and charge them; `masks`: None in the first round."""
+    """Return the gradients of a round of scoring, rank 0's, and charge them; `masks`: None in the first round.
+
+    Then the network has the masks that it came with, in a branch those of the run it leaves.
+    """
     images, batch = run.scored()
     scores = score(run.model, run.maskset.weights, images, wanted, batch, run.seed, masks, round)
     share_tensors([*scores.gradients.values(), *(scores.hessian_gradients or {}).values()])
-    counts = None if masks is None else dict(zip(masks, count_each(masks.values()), strict=True))
+    counts = run.maskset.counts() if masks is None else dict(zip(masks, count_each(masks.values()), strict=True))
     run.meter.charge_scoring(wanted, scores.images, counts)
     return scores
 

@@ -20,6 +20,7 @@ from benchmark.data.mixing import mix
 from benchmark.distributed.ranks import (
     check_drift,
     check_shares,
+    count_ranks,
     own_share,
     seed_step,
     share_buffers,
@@ -160,6 +161,8 @@ def compute_gradients(
     In the page's `accumulate` passes over equal parts of the images: the gradient is the mean over all of them.
     """
     count = min(run.page.accumulate, len(labels))
+    if run.page.sync_batchnorm and count_ranks() > 1:  # each pass is all ranks', and one may have an image fewer
+        count = min(count, run.batch_length() // count_ranks())
     passes: list[tuple[Tensor, Tensor]] = []
     for part, targets in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
         weight = len(targets) / len(labels)

@@ -15,7 +15,7 @@ from typing import Any
 from leaderboard.store.repeat import arithmetic, repeat_words, write_command
 from leaderboard.store.schema import Record
 from leaderboard.tables.sections import is_changed, make_sections, section_title
-from leaderboard.tables.table import Entry, column_of, gather, plain, printable, split_rows
+from leaderboard.tables.table import Entry, gather, place_runs, plain, printable, split_rows
 
 
 class ClaimError(ValueError):
@@ -41,16 +41,16 @@ class Side:
 
     def sparsities(self) -> list[float]:
         """Return the sparsities at which the row has runs, in ascending order."""
-        return sorted({column_of(run) for run in self.runs})
+        return list(place_runs(self.runs))
 
     def at(self, sparsity: float) -> Entry:
         """Return the counted runs and repeats at a sparsity; a dense row's are the same at each."""
-        return gather([run for run in self.runs if self.dense or column_of(run) == sparsity])
+        return gather(self.runs if self.dense else place_runs(self.runs).get(sparsity, []))
 
     def command(self, sparsity: float, seeds: Sequence[int]) -> str:
         """Return the command that makes runs of this row, with its settings and on its device."""
         page, method, own, device, *changes = repeat_words(self.runs[0], self.settings)
-        asked = next((run["sparsity"] for run in self.runs if column_of(run) == sparsity), sparsity)
+        asked = next((run["sparsity"] for run in place_runs(self.runs).get(sparsity, [])), sparsity)
         return printable(
             write_command(page, method, own if self.dense else f"{asked:.15g}", device, *changes, seeds=seeds)
         )

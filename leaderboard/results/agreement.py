@@ -54,7 +54,7 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     """
     from leaderboard.tables.stats import holm  # here, because scipy takes a second
 
-    rows = {name: found[-1] if found else Side(name, [], {}) for name, found in own_rows(runs).items()}
+    rows = {name: merge_versions(name, found) for name, found in own_rows(runs).items()}
     claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(runs, rows[a], rows[b])}
     adjusted = holm({key: p_of(claim) for key, claim in claims.items()})
     family = sum(p is not None for p in adjusted.values())
@@ -82,11 +82,31 @@ def own_rows(runs: list[Record]) -> dict[str, list[Side]]:
     return {name: sorted(sides, key=lambda side: max(map(finish_key, side.runs))) for name, sides in found.items()}
 
 
+def merge_versions(name: str, versions: list[Side]) -> Side:
+    """Return the row of a method, without runs if `versions` is empty: at each sparsity those of one version.
+
+    Of the versions with LEAST_SEEDS seeds there, or a run that diverged, the one run last; if none has as many, the one
+    run last of all. So a single run of a file just edited hides nothing.
+    """
+    chosen: dict[float, tuple[bool, list[Record]]] = {}
+    for version in versions:
+        for sparsity in version.sparsities():
+            entry = version.at(sparsity)
+            enough = len(entry.finished) >= LEAST_SEEDS or entry.diverged > 0
+            if enough or not chosen.get(sparsity, (False, []))[0]:
+                chosen[sparsity] = enough, [*entry.counted, *entry.repeats]
+    return Side(name, [run for _, of in chosen.values() for run in of], versions[-1].settings if versions else {})
+
+
 def note_versions(runs: list[Record]) -> str:
-    """Return which version is compared of each method that was run in several, or nothing."""
-    several = [sides[-1] for sides in own_rows(runs).values() if len(sides) > 1]
-    files = [f"{side.name} (file {plain(side.runs[0]['method']['sha256'][:8])})" for side in several]
-    return f"Of several versions of a method's file the newest is compared: {', '.join(files)}." if files else ""
+    """Return which versions are compared of each method that was run in several, or nothing."""
+    several = [merge_versions(name, versions) for name, versions in own_rows(runs).items() if len(versions) > 1]
+    files = [
+        f"{side.name} (file {', '.join(sorted({plain(run['method']['sha256'][:8]) for run in side.runs}))})"
+        for side in several
+    ]
+    about = "Of several versions of a method's file the newest with enough seeds is compared"
+    return f"{about}: {', '.join(files)}." if files else ""
 
 
 def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:

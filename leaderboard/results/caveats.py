@@ -161,9 +161,7 @@ def compared_pages(tables: Tables) -> list[str]:
 def tell_apart(run: Record, tables: Tables) -> str:
     """Return how the page of a run differs from the paper's nearest page, the one with the fewest other settings."""
     own = describe_page({**run["page"]["settings"], **run["page"]["changed"]}, run["data"])
-    pages = {
-        page: describe_page(tables.pages[page].settings, tables.pages[page].data) for page in compared_pages(tables)
-    }
+    pages = {page: describe_page(facts.settings, facts.data) for page, facts in tables.pages.items()}
     unlike = {
         page: [name for name, value in own.items() if name not in wanted or wanted[name] != value]
         for page, wanted in pages.items()

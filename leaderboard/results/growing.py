@@ -29,8 +29,8 @@ and is otherwise the same. Or updates are too frequent: ΔT, the steps between t
 before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Each seed gives one
 difference, in points: the mean over those pairs of lines that differ only in what is compared, for seeds that all of
 them have. Seeds that one ΔT alone has were added after a look at the others; they are compared by themselves, as a
-repetition. p has Holm's correction over a page's comparisons at a sparsity, bold where at most 0.05, with {LEAST_SEEDS}
-seeds or more; intervals are uncorrected."""
+repetition. p has Holm's correction over all comparisons of a page, bold where at most 0.05, with {LEAST_SEEDS} seeds or
+more; intervals are uncorrected."""
 LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
 TESTED = ("accuracy", "dead filters")
 PAIRS = ("compared", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
@@ -46,24 +46,15 @@ class Line:
     entry: Entry
 
     def dead(self) -> dict[int, float]:
-        """Return the shares of dead filters, in per cent, by seed, as far as the records tell.
-
-        A repeat that ended with the very masks of a counted run tells it of that one, too.
-        """
-        known = {
-            (run["seed"], run["masks_sha256"]): 100 * run["dead"]["filters"] / run["dead"]["of"]
-            for run in (*self.entry.repeats, *self.entry.finished)
-            if "dead" in run
-        }
-        found = {run["seed"]: known.get((run["seed"], run["masks_sha256"])) for run in self.entry.finished}
-        return {seed: share for seed, share in found.items() if share is not None}
+        """Return the shares of dead filters, in per cent, by seed, as far as the records tell."""
+        return {run["seed"]: 100 * of["filters"] / of["of"] for run, of in self.entry.dead()}
 
 
 @dataclass(frozen=True)
 class Compared:
     """What is compared at a sparsity, in words, and its paired differences in the order of TESTED.
 
-    Invariant: `ps` are corrected over the sparsity, None with fewer than LEAST_SEEDS seeds.
+    Invariant: `ps` are corrected over the page, None with fewer than LEAST_SEEDS seeds.
     """
 
     words: str
@@ -95,28 +86,26 @@ def find_grown(sections: Iterable[Section]) -> list[Grown]:
         if lines := find_lines(section):
             at = [[one for one in lines if one.sparsity == s] for s in dict.fromkeys(one.sparsity for one in lines)]
             compared = [found for of in at for found in compare_lines(of, grain(section.runs[0]))]
-            grown.append(Grown(section.title, lines, compared))
+            grown.append(Grown(section.title, lines, correct(compared)))
     return grown
 
 
 def find_lines(section: Section) -> list[Line]:
     """Return the lines of both methods whose settings differ in ΔT alone, and that of random masks, by sparsity.
 
-    Of the suite's own files, of several versions of one the newest. A sparsity is left out unless both methods have it,
-    one of them with two intervals.
+    Of the suite's own files, of several versions of one that with most runs. A sparsity is left out unless both methods
+    have it, one of them with two intervals.
     """
     allowed = {PLAIN: {"update_every"}, WITHIN: {"update_every"}, RANDOM: set[str]()}
-    rows: dict[str, list[Row]] = {}
-    for row in sorted(
-        (row for row in section.rows if not row.dense and not row.made_from), key=lambda row: row.last_finished
-    ):
+    rows: dict[str, dict[str, list[Row]]] = {}
+    for row in (row for row in section.rows if not row.dense and not row.made_from):
         name, source = row.method["name"], row.method["source"]
         if name in allowed and source == f"methods/{name}.py" and set(row.settings) <= allowed[name]:
-            rows.setdefault(name, []).append(row)
+            rows.setdefault(name, {}).setdefault(row.method["sha256"], []).append(row)
     lines = []
-    for name, every in sorted(rows.items()):
-        newest = [row for row in every if row.method["sha256"] == every[-1].method["sha256"]]
-        for sparsity, entry in ((sparsity, entry) for row in newest for sparsity, entry in row.cells.items()):
+    for name, versions in sorted(rows.items()):
+        most = max(versions.values(), key=count_runs)
+        for sparsity, entry in ((sparsity, entry) for row in most for sparsity, entry in row.cells.items()):
             interval = 0 if name == RANDOM else interval_of(entry.counted[0])
             lines += [Line(name, interval, sparsity, entry)] if interval or name == RANDOM else []
     kept = []
@@ -125,6 +114,11 @@ def find_lines(section: Section) -> list[Line]:
         counts = [sum(one.method == name for one in there) for name in (PLAIN, WITHIN)]
         kept += there if min(counts) > 0 and max(counts) > 1 else []
     return kept
+
+
+def count_runs(rows: list[Row]) -> tuple[object, ...]:
+    """Return how many runs count in the rows of one version of a file; of equally many the one run last is greater."""
+    return sum(len(row.counted) for row in rows), max(row.last_finished for row in rows)
 
 
 def interval_of(run: Record) -> int:
@@ -177,8 +171,8 @@ def split_seeds(words: str, pairs: list[tuple[Line, Line]]) -> list[Contrast]:
 
 
 def compare_lines(lines: list[Line], step: float) -> list[Compared]:
-    """Return the comparisons of the lines of a sparsity; `step` is one test image, in points."""
-    from leaderboard.tables.stats import holm, paired_difference  # here, because scipy takes a second
+    """Return the comparisons of the lines of a sparsity, without p; `step` is one test image, in points."""
+    from leaderboard.tables.stats import paired_difference  # here, because scipy takes a second
 
     found = []
     for words, pairs, without in list_contrasts(lines):
@@ -186,6 +180,13 @@ def compare_lines(lines: list[Line], step: float) -> list[Compared]:
         dead = [(one.dead(), other.dead()) for one, other in pairs]
         differences = paired_difference(*average(reached, without), step), paired_difference(*average(dead, without))
         found.append(Compared(words, lines[0].sparsity, differences))
+    return found
+
+
+def correct(found: list[Compared]) -> list[Compared]:
+    """Return the comparisons of a page with their p, corrected over all of them."""
+    from leaderboard.tables.stats import holm
+
     every = {
         (place, number): difference.p if difference.n >= LEAST_SEEDS else None
         for place, of in enumerate(found)
@@ -248,7 +249,7 @@ def describe_pair(found: Compared) -> list[str]:
     return shown
 
 
-def tell_growing(grown: Iterable[Grown]) -> list[str]:
+def tell_growing(grown: list[Grown]) -> list[str]:
     """Return a sentence that names every significant comparison and counts the others, or none."""
     sure: dict[str, list[str]] = {}
     tested = 0
@@ -265,7 +266,7 @@ def tell_growing(grown: Iterable[Grown]) -> list[str]:
                 sure.setdefault(section.title, []).append(text)
     if not tested:
         return []
-    counted = f"of {amount(tested, 'comparison')}"
+    counted = f"of {amount(tested, 'comparison')}" + (" (corrected page by page)" if len(grown) > 1 else "")
     pages = "; ".join(f"on {title}, {'; '.join(of)}" for title, of in sure.items())
     verdict = f"Significant {counted}: {pages}" if sure else f"Open: none {counted} is significant"
     return [f"**{TITLE}** {verdict} ([all]({ANCHOR}))."]

@@ -271,5 +271,9 @@ def own_tables(views: list[TableView]) -> str:
 def repeat_lines(records: list[Record], branches: list[Record]) -> list[str]:
     """Return the commands in a block; the last one verifies the results."""
     commands, hidden = list_commands(records, branches)
-    more = f"\n{amount(hidden, 'further command')} left out here: each record names its own." if hidden else ""
+    more = (
+        f"\n{amount(hidden, 'further command')} left out here: `make site` writes a page with one for each row."
+        if hidden
+        else ""
+    )
     return ["```", *commands, "make verify", "```", "", AGAIN + more]

@@ -179,7 +179,7 @@ def compare_accuracy(records: list[Record]) -> list[Compared]:
             run = max(of_both[BF16], key=finish_key)
             cells = [gather([one for one in of_both[name] if agree(one, run)]) for name in (BF16, REFERENCE)]
             one, other = map(certain, cells)
-            place = escape(run["page"]["title"]), escape(run["method"]["label"]), column_of(run)
+            place = escape(run["page"]["title"]), escape(run["method"]["label"]), column_of(cells[1].counted)
             rows.append(Compared(place, one, other, cells, paired_difference(one, other, grain(run))))
     return conclude(rows)
 
@@ -190,7 +190,7 @@ def without_precision(record: Record) -> str:
     changed = {key: value for key, value in page["changed"].items() if key not in NOT_PROTOCOL}
     of_method = [method[part] for part in ("name", "sha256", "settings", "label")]
     about = record["protocol"], page["name"], record["data"]["fingerprint"], environment.get("batch_norm_shares", 1)
-    return json.dumps([about, changed, of_method, column_of(record)], sort_keys=True)
+    return json.dumps([about, changed, of_method, record["sparsity"]], sort_keys=True)
 
 
 def agree(one: Record, other: Record) -> bool:

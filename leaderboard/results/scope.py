@@ -8,16 +8,16 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
 
-from leaderboard.store.kinds import is_number, is_whole
+from leaderboard.store.kinds import is_number
 from leaderboard.store.records import finish_key, stable_key
 from leaderboard.store.repeat import arithmetic, ranks_of, repeat_words, write_command
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import accuracies
 from leaderboard.tables.sections import amount, make_sections
 from leaderboard.tables.table import BLANK, Row, escape, flops, line, make_rows, multiple, percent, sparsities_of
+from leaderboard.tables.usage import machine_of, name_machine
 
 MOST = 5  # items of a list in an entry; more are only counted
 MOST_DIVERGED = 10  # runs named
@@ -146,22 +146,6 @@ def describe_machines(runs: list[Record]) -> str:
 def count_machines(runs: Iterable[Record]) -> Counter[str]:
     """Return the number of runs by kind of machine."""
     return Counter(name_machine(*machine_of(run)) for run in runs)
-
-
-def machine_of(run: Record) -> tuple[str, str, int, int]:
-    """Return device, its name, threads and processes of a run; what the record lacks is empty or 0."""
-    environment = run["environment"]
-    name, threads = environment.get("device_name"), environment.get("threads")
-    known = name if isinstance(name, str) else ""
-    return environment["device"], known, threads if is_whole(threads) else 0, ranks_of(run)
-
-
-@lru_cache  # there are many runs and few machines
-def name_machine(device: str, name: str, threads: int, ranks: int) -> str:
-    """Return `cpu (AMD EPYC), 1 thread, 4 processes`, escaped."""
-    shown = f"{escape(device)} ({escape(name)})" if name else escape(device)
-    shown += f", {amount(threads, 'thread')}" if threads else ""
-    return shown + (f", {ranks} processes" if ranks > 1 else "")
 
 
 def describe_code(runs: list[Record]) -> str:

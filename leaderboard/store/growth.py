@@ -65,7 +65,11 @@ def find_faults(growth: Any) -> list[str]:
     """Return every rule that a measurement of growth breaks, in words; a broken seal comes first."""
     if not isinstance(growth, dict):
         return ["a measurement must be an object"]
-    faults = [BROKEN] if growth.get("seal", seal := seal_of(growth)) != seal else []
+    try:
+        seal = seal_of(growth)
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"is not plain JSON: {error}"]
+    faults = [BROKEN] if growth.get("seal", seal) != seal else []
     return faults + list(type_faults(growth, FIELDS, ""))
 
 

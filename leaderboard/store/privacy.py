@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -10,8 +11,15 @@ SHORTEST = 8  # characters; a shorter value would be found by chance
 
 
 def find_secrets() -> dict[str, str]:
-    """Return the secret values of the environment, by what their names say, each with its variable's name."""
-    return {value: name for name, value in os.environ.items() if SECRET.search(name) and len(value.strip()) >= SHORTEST}
+    """Return the secret values of the environment, by what their names say, each with its variable's name.
+
+    As they are without spaces around them, and as they are written within JSON.
+    """
+    found = {value.strip(): name for name, value in os.environ.items() if SECRET.search(name)}
+    known = {value: name for value, name in found.items() if len(value) >= SHORTEST}
+    return known | {
+        json.dumps(value, ensure_ascii=plain)[1:-1]: known[value] for value in known for plain in (False, True)
+    }
 
 
 def hide_secrets(text: str) -> str:

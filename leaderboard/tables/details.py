@@ -13,7 +13,6 @@ from leaderboard.tables.table import (
     BLANK,
     Entry,
     Row,
-    column_of,
     count_zeros,
     duration,
     escape,
@@ -23,8 +22,9 @@ from leaderboard.tables.table import (
     mean_and_std,
     multiple,
     percent,
+    place_runs,
 )
-from leaderboard.tables.usage import by_device, tell_energy, tell_memory, tell_updates
+from leaderboard.tables.usage import by_machine, machine_of, tell_energy, tell_memory, tell_updates
 
 DETAILS = [
     "method",
@@ -45,19 +45,19 @@ DETAILS = [
 
 
 # Columns only where a record tells them, each with the column that it stands before, and what it shows.
-RARE_DETAILS: dict[str, tuple[str, Callable[[list[Record], bool], str]]] = {
-    "dead filters, dead weights": ("inference FLOPs", lambda runs, _: dead_shares(runs)),
-    "mask updates": ("notes", tell_updates),
-    "peak memory": ("notes", tell_memory),
-    "energy": ("notes", lambda runs, _: escape(tell_energy(runs))),
+RARE_DETAILS: dict[str, tuple[str, Callable[[Entry, bool], str]]] = {
+    "dead filters, dead weights": ("inference FLOPs", lambda entry, _: dead_shares(entry)),
+    "mask updates": ("notes", lambda entry, several: tell_updates(entry.finished, several)),
+    "peak memory": ("notes", lambda entry, several: tell_memory(entry.finished, several)),
+    "energy": ("notes", lambda entry, _: escape(tell_energy(entry.finished))),
 }
 
 
 def details_table(rows: list[Row], folder: str) -> list[str]:
     """Return the lines of the details: a row for each method and sparsity; links to records lead into `folder`."""
     cells = [(row, sparsity, entry) for row in rows for sparsity, entry in row.cells.items()]
-    several = len({record["environment"]["device"] for *_, entry in cells for record in entry.counted}) > 1
-    rare = {name: [show(entry.finished, several) for *_, entry in cells] for name, (_, show) in RARE_DETAILS.items()}
+    several = len({machine_of(record) for *_, entry in cells for record in entry.counted}) > 1
+    rare = {name: [show(entry, several) for *_, entry in cells] for name, (_, show) in RARE_DETAILS.items()}
     rare = {name: texts for name, texts in rare.items() if set(texts) - {BLANK}}
     head = list(DETAILS)
     for name in rare:
@@ -70,18 +70,18 @@ def details_table(rows: list[Row], folder: str) -> list[str]:
     return lines
 
 
-def dead_shares(runs: list[Record]) -> str:
+def dead_shares(entry: Entry) -> str:
     """Return `12.0 %, 3.4 %`: the mean shares of filters and of active weights that are dead; n if not all know."""
-    told = [run for run in runs if "dead" in run]
+    told = entry.dead()
     parts = [
-        [100 * run["dead"]["filters"] / run["dead"]["of"] for run in told],
-        [100 * run["dead"]["weights"] / max(1, run["weights"]["active"]) for run in told if "weights" in run["dead"]],
+        [100 * dead["filters"] / dead["of"] for _, dead in told],
+        [100 * dead["weights"] / max(1, run["weights"]["active"]) for run, dead in told if "weights" in dead],
     ]
     shown = ", ".join(mean(shares, "{:.1f} %".format) for shares in parts if shares)
-    return f"{shown} (n={len(told)})" if 0 < len(told) < len(runs) else shown or BLANK
+    return f"{shown} (n={len(told)})" if 0 < len(told) < len(entry.finished) else shown or BLANK
 
 
-def detail_cells(entry: Entry, folder: str, name_devices: bool) -> list[str]:
+def detail_cells(entry: Entry, folder: str, name_machines: bool) -> list[str]:
     """Return the details of one method at one sparsity, from `seeds` on."""
     runs = entry.finished
     shown = [", ".join(str(record["seed"]) for record in entry.counted)]
@@ -92,8 +92,8 @@ def detail_cells(entry: Entry, folder: str, name_devices: bool) -> list[str]:
     slim = slim_cost(runs)
     shown.append(f"{entry.cost('inference', absolute=True)}{f', {slim}' if slim else ''}")
     shown.append(f"{entry.cost('train', absolute=True)}{uncharged_cost(runs)}")
-    shown.append(by_device(runs, lambda run: run["time"]["train_s"], duration, name_devices))
-    shown.append(by_device(runs, lambda run: run["time"]["images_per_s"], "{:,.0f}".format, name_devices))
+    shown.append(by_machine(runs, lambda run: run["time"]["train_s"], duration, name_machines))
+    shown.append(by_machine(runs, lambda run: run["time"]["images_per_s"], "{:,.0f}".format, name_machines))
     shown.append("; ".join(notes(entry)) or BLANK)
     shown.append(list_links(entry, folder))
     return shown
@@ -126,6 +126,8 @@ def uncharged_cost(runs: list[Record]) -> str:
 def notes(entry: Entry) -> list[str]:
     """Return notes: repeats, rounds, diverged seeds, empty layers, skipped steps, zeros, uncommitted code."""
     seeds: dict[str, list[str]] = {}
+    placed = place_runs([*entry.counted, *entry.repeats]).items()
+    moved = {run["sparsity"] for sparsity, runs in placed for run in runs if run["sparsity"] != sparsity}
     for record in entry.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
         rounds = record.get("rounds", {"count": 1})["count"]
@@ -137,7 +139,7 @@ def notes(entry: Entry) -> list[str]:
             f"skipped steps: {skipped}": skipped,
             f"active weights that are zero: {zero:,}": zero,
             f"density before its masks were fixed: {reached:.4g}": reached != record["density"]["prunable"],
-            f"asked for {percent(record['sparsity'])}": column_of(record) != record["sparsity"],
+            f"asked for {percent(record['sparsity'])}": record["sparsity"] in moved,
             "uncommitted code": record["git"]["dirty"],
             f"by {escape(record.get('author', ''))}": "author" in record,
         }

@@ -95,6 +95,16 @@ class Entry:
         """The counted runs that did not diverge, whose numbers enter means."""
         return [record for record in self.counted if record["status"] == "ok"]
 
+    def dead(self) -> list[tuple[Record, dict[str, Any]]]:
+        """Return the finished runs of which it is known, and what is dead in them.
+
+        A repeat that ended with the very masks of a counted run tells it of that one, too: old records lack it.
+        """
+        told = [run for run in (*self.repeats, *self.finished) if "dead" in run]
+        known = {(run["seed"], run["masks_sha256"]): run["dead"] for run in told}
+        keys = [(run, (run["seed"], run["masks_sha256"])) for run in self.finished]
+        return [(run, known[key]) for run, key in keys if key in known]
+
     def accuracy(self) -> str:
         """Return `93.10 ± 0.21 (n=2, 1 diverged)`, of the last epoch."""
         shown = mean_and_std(record["accuracy_pct"]["last_epoch"] for record in self.finished)
@@ -125,14 +135,32 @@ def gather(records: list[Record]) -> Entry:
 NEAR = 0.005  # of the sparsity asked: an outcome within half a point of it stands there
 
 
-def column_of(record: Record) -> float:
-    """Return the sparsity at which a run stands: the one asked, or what it delivered where its count is an outcome.
+def place_runs(records: Iterable[Record]) -> dict[float, list[Record]]:
+    """Return the runs of a row by the sparsity at which they stand, in ascending order.
 
-    An outcome within half a point of what was asked stands there, any other at the nearest whole per cent, or as it is
-    where that is 100. A run that diverged stands where it was asked for.
+    Invariant: runs asked for one sparsity stand together. No outcome decides which of them a mean is of, and a repeat
+    stays one.
     """
-    asked, delivered = float(record["sparsity"]), 1 - record["density"]["prunable"]
-    if record["method"]["budget"] != "outcome" or record["status"] != "ok" or abs(delivered - asked) <= NEAR + 1e-9:
+    asked: dict[float, list[Record]] = {}
+    for record in records:
+        asked.setdefault(float(record["sparsity"]), []).append(record)
+    placed: dict[float, list[Record]] = {}
+    for of in asked.values():
+        placed.setdefault(column_of(of), []).extend(of)
+    return dict(sorted(placed.items()))
+
+
+def column_of(records: list[Record]) -> float:
+    """Return the sparsity at which runs asked for one stand: that one, or what they delivered on average.
+
+    The latter where their weight count is an outcome, and further than half a point from what was asked: at the nearest
+    whole per cent, or as it is where that is 100. Runs that diverged and repeats have no say.
+    """
+    asked, finished = float(records[0]["sparsity"]), gather(records).finished
+    if records[0]["method"]["budget"] != "outcome" or not finished:
+        return asked
+    delivered = statistics.fmean(1 - record["density"]["prunable"] for record in finished)
+    if abs(delivered - asked) <= NEAR + 1e-9:
         return asked
     return round(delivered, 2) if round(delivered, 2) < 1 else float(delivered)
 
@@ -145,7 +173,7 @@ def count_zeros(record: Record) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by `column_of`.
+    """One method of a section in one set of settings, see `leaderboard.tables.table`. `cells` by `place_runs`.
 
     `label` is escaped, `name` the same as text; `settings` are those that are not the defaults.
     """
@@ -187,16 +215,13 @@ def make_rows(records: list[Record]) -> list[Row]:
     rows = []
     for found in split_rows(records):
         method, weights = found.runs[0]["method"], found.runs[0]["weights"]
-        by_sparsity: dict[float, list[Record]] = {}
-        for run in found.runs:
-            by_sparsity.setdefault(column_of(run), []).append(run)
         rows.append(
             Row(
                 found.group,
                 f"{escape(found.label)} {escape(found.version)}".rstrip(),
                 method["budget"] == "dense",
                 escape(method["reference"]),
-                {sparsity: gather(by_sparsity[sparsity]) for sparsity in sorted(by_sparsity)},
+                {sparsity: gather(runs) for sparsity, runs in place_runs(found.runs).items()},
                 weights["prunable"] != weights["dense_prunable"],
                 found.donor if found.group == "control" else "",
                 found.name,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+from leaderboard.store.kinds import is_whole
+from leaderboard.store.repeat import ranks_of
 from leaderboard.store.schema import Record
+from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, duration, escape, mean
 
 Read = Callable[[Record], float | None]
@@ -14,30 +17,46 @@ PEAKS = {"process_peak_bytes": "process", "device_peak_bytes": "device"}
 POWERS = ("", "k", "M", "G", "T")
 
 
-def by_device(runs: list[Record], read: Read, show: Callable[[float], str], name_devices: bool) -> str:
-    """Return the mean of a figure for each device, as those of different devices have no common mean."""
-    known: dict[str, list[float]] = {}
+def machine_of(run: Record) -> tuple[str, str, int, int]:
+    """Return device, its name, threads and processes of a run; what the record lacks is empty or 0."""
+    environment = run["environment"]
+    name, threads = environment.get("device_name"), environment.get("threads")
+    known = name if isinstance(name, str) else ""
+    return environment["device"], known, threads if is_whole(threads) else 0, ranks_of(run)
+
+
+@lru_cache  # there are many runs and few machines
+def name_machine(device: str, name: str, threads: int, ranks: int) -> str:
+    """Return `cpu (AMD EPYC), 1 thread, 4 processes`, escaped."""
+    shown = f"{escape(device)} ({escape(name)})" if name else escape(device)
+    shown += f", {amount(threads, 'thread')}" if threads else ""
+    return shown + (f", {ranks} processes" if ranks > 1 else "")
+
+
+def by_machine(runs: list[Record], read: Read, show: Callable[[float], str], name_machines: bool) -> str:
+    """Return the mean of a figure for each kind of machine, as those of different ones have no common mean."""
+    known: dict[tuple[str, str, int, int], list[float]] = {}
     for run in runs:
         value = read(run)
         if value is not None:
-            known.setdefault(run["environment"]["device"], []).append(value)
-    named = {device: f"{escape(device)}: " if name_devices else "" for device in sorted(known)}
-    return "; ".join(f"{name}{mean(known[device], show)}" for device, name in named.items()) or BLANK
+            known.setdefault(machine_of(run), []).append(value)
+    named = {machine: f"{name_machine(*machine)}: " if name_machines else "" for machine in sorted(known)}
+    return "; ".join(f"{name}{mean(known[machine], show)}" for machine, name in named.items()) or BLANK
 
 
-def tell_updates(runs: list[Record], name_devices: bool) -> str:
+def tell_updates(runs: list[Record], name_machines: bool) -> str:
     """Return `0.8 s in 12 updates`: the wall time in mask updates and their number; BLANK for none known."""
     told = [run for run in runs if "updates_s" in run["time"]]
     number = mean((run["updates"] for run in told), "{:,.0f}".format)
-    seconds = by_device(told, lambda run: run["time"]["updates_s"], duration, name_devices)
+    seconds = by_machine(told, lambda run: run["time"]["updates_s"], duration, name_machines)
     return f"{seconds} in {number} updates" if told else BLANK
 
 
-def tell_memory(runs: list[Record], name_devices: bool) -> str:
+def tell_memory(runs: list[Record], name_machines: bool) -> str:
     """Return `process 1.20 GiB, device 3.40 GiB`: the peaks; BLANK for none known."""
     shown = []
     for key, what in PEAKS.items():
-        text = by_device(runs, partial(read_peak, key), show_bytes, name_devices)
+        text = by_machine(runs, partial(read_peak, key), show_bytes, name_machines)
         shown += [f"{what} {text}"] if text != BLANK else []
     return ", ".join(shown) or BLANK
 

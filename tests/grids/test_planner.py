@@ -106,6 +106,30 @@ def test_a_prediction_said_to_be_exact_is_what_the_record_says(method, arguments
     assert prediction.counts == layers
 
 
+def test_what_is_trained_beside_the_active_weights_is_planned(tmp_path):
+    """Top-KAST's B: its layer counts follow from the distribution, if not by a rule that a plan could call exact."""
+    cell = one_cell("top_kast", "epochs=2 batch_size=200 model_args.width=0.25 update_every=4")
+    assert predict_cell(cell).train == train(cell, tmp_path)["macs"]["train"]
+
+
+def test_learned_thresholds_train_all_weights_until_their_masks_are_fixed():
+    """STR by an oracle that goes step by step: 2 f_S + f_D to the last update, 3 f_S after it."""
+    cell = one_cell("str", "epochs=2 batch_size=200 update_every=2")
+    data = stand_in(cell.page, Path("nowhere"))
+    network = Networks().get(cell, data)
+    costs, timeline, total = network.built.costs, make_timeline(cell, data), network.maskset.total
+    shapes = {name: tuple(weight.shape) for name, weight in network.maskset.weights.items()}
+    updates, forward, expected = cell.method.update_steps(timeline), costs.dense, 0
+    assert 0 < updates[-1] < timeline.total_steps
+    for step in range(1, timeline.total_steps + 1):
+        last = step % timeline.steps_per_epoch == 0
+        expected += (1293 % 200 if last else 200) * (2 * forward + (costs.dense if step <= updates[-1] else forward))
+        if step in updates:
+            kept = round((1 - cell.method.planned_sparsity(step, timeline)) * total)
+            forward = costs.forward(DISTRIBUTIONS["erk"](shapes, kept))
+    assert predict(cell, data, network).train == expected
+
+
 def test_the_dense_training_of_a_page_is_that_of_the_formula():
     """3 f_D for every image of 160 epochs, with f_D counted by hand from the network's shapes."""
     prediction = predict_cell(one_cell("dense", task="cifar10_vgg19"))

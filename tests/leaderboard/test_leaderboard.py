@@ -74,10 +74,13 @@ def test_the_details_have_what_the_main_table_has_no_room_for() -> None:
 def test_times_of_different_devices_are_not_averaged() -> None:
     gpu = make_record(seed=1, environment={"device": "GPU X"}, time={"train_s": 4.0, "images_per_s": 1234.0})
     text = show(make_record(), gpu)
-    assert details(text, "granet")["training time"] == "GPU X: 4.0 s; cpu: 40.0 s"
-    assert details(text, "granet")["images/s"] == "GPU X: 1,234; cpu: 8"
+    assert details(text, "granet")["training time"] == "GPU X, 2 threads: 4.0 s; cpu, 2 threads: 40.0 s"
+    assert details(text, "granet")["images/s"] == "GPU X, 2 threads: 1,234; cpu, 2 threads: 8"
     assert "devices: GPU X (1 run), cpu (1 run)." in text
     assert row(text, "granet")[1] == "92.50 ± 0.00 (n=2)"
+    alone = make_record(seed=1, environment={"threads": 1}, time={"train_s": 60.0})
+    shown = details(show(make_record(), alone), "granet")["training time"]
+    assert shown == "cpu, 1 thread: 60.0 s; cpu, 2 threads: 40.0 s"
 
 
 def test_what_runs_took_has_columns_where_records_tell_it() -> None:

@@ -141,6 +141,10 @@ def test_of_a_repeated_measurement_the_first_counts(tmp_path):
     assert write_growth(make_growth(0, 60), tmp_path).name.endswith(".2.json")
     (growth,), problems = load_growth(tmp_path)
     assert not problems and growth["updates"][0]["bf16"]["shared"] == [50, 30]
+    nested = '{"a":' * 950 + "1" + "}" * 950
+    (tmp_path / "nested.json").write_text(nested)
+    found, problems = load_growth(tmp_path)
+    assert found == [growth] and [problem.file for problem in problems] == ["precision/nested.json"]
 
 
 def test_a_pair_whose_images_lie_elsewhere_is_a_pair():

@@ -177,8 +177,22 @@ def test_of_several_versions_of_a_file_the_newest_is_compared_and_named() -> Non
     old = make_runs("rigl_itop", HIGH, method={"sha256": "ef" * 32}, **times)
     assert weigh(old + new) == weigh(new + old) == weigh(new) and weigh(new).verdict == "as in the paper"
     newest = f"rigl_itop (file {new[-1]['method']['sha256'][:8]})"
-    assert f"Of several versions of a method's file the newest is compared: {newest}." in show(old + new)
+    about = "Of several versions of a method's file the newest with enough seeds is compared"
+    assert f"{about}: {newest}." in show(old + new)
     assert "versions" not in show(new).split("### ResNet-20 on digits")[1].split("### The")[0]
+
+
+def test_a_single_run_of_a_later_version_hides_no_comparison_but_one_that_diverged_does() -> None:
+    """At another sparsity, too, where only the later version was run, that one is compared."""
+    old = make_runs("granet", HIGH) + make_runs("rigl_itop", LOW)
+    times = {"started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T01:00:00Z", "method": {"sha256": "ef" * 32}}
+    later = make_runs("granet", HIGH[:1], **times)
+    assert weigh(old + later) == weigh(old) and weigh(old).verdict == "as in the paper"
+    for runs in (old, later):
+        runs += make_runs("rigl_itop", LOW, sparsity=0.98)
+    there = weigh(old + later + make_runs("granet", HIGH[:2], sparsity=0.98, **times), sparsity=0.98)
+    assert there.counts == (2, 3) and there.verdict == "too few seeds"
+    assert weigh(old + make_runs("granet", (None,), **times)).verdict == "not decided"
 
 
 # The page
@@ -318,8 +332,8 @@ def test_in_what_a_page_is_not_the_papers_is_told() -> None:
     own = {"epochs": 8, "model": "cifar_resnet20", "mean": [0.5], "lr": 0.1, "title": "mine", "workers": 3}
     page = {"settings": own, "variant": "v"}
     text = show(make_runs("granet", HIGH, page=page) + make_runs("gmp", HIGH, page=page))
-    told = "data digits (there cifar10); model cifar_resnet20 (there cifar_vgg19_bn); epochs 8 (there 160); training"
-    assert f"The nearest is VGG-19 on CIFAR-10, and differs in {told}" in text
+    told = "data digits (there cifar10); epochs 8 (there 160); training"
+    assert f"The nearest is ResNet-20 on CIFAR-10, and differs in {told}" in text
     assert "mean" in text and "workers" not in text and "lr 0.1" not in text
 
 

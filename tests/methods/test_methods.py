@@ -324,6 +324,17 @@ def test_ac_dc_ranks_what_came_back_and_refuses_phases_that_do_not_fit():
         find_method("ac_dc").cls(sparsity=0.9, phase=0.1)
     with pytest.raises(ValueError, match="phases must be in order"):
         find_method("ac_dc").cls(sparsity=0.9, warm_up=0.8)
+    with pytest.raises(ValueError, match="an odd number of phases, got 12 phases"):  # dense from 0.65 on, not from 0.7
+        find_method("ac_dc").cls(sparsity=0.9, last_dense=0.7)
+
+
+def test_ac_dc_resets_momentum_where_dense_phases_begin_and_nowhere_else():
+    """At 15, 25, ... 75 of 100 epochs, as the authors' configuration has it; at 80 the last dense phase goes on."""
+    method, reset = make("ac_dc", 0.5, reset_momentum=True), []
+    for step in method.update_steps(LINE):
+        view = view_of([0.1, 0.2, 0.9, -0.8], [1, 1, 1, 1], step=step)
+        reset += [step] if method.update(view).forget else []
+    assert reset == [15, 25, 35, 45, 55, 65, 75]
 
 
 def test_mest_exchanges_less_and_less_at_random_and_then_nothing():

@@ -47,7 +47,7 @@ VARIABLES = {name for target in makefile.TARGETS for name in makefile.variables(
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(DOCUMENTS)}
 # Names that stand for what a reader writes there.
 STAND_INS = re.compile(r"…|\bmy_|\b(RUN|NAME|FOLDER|FILE|CLASS|SECONDS)\b|^path/|^file$|^folder$|^name$")
-ENVIRONMENT = {"SPARSE_BENCH_CACHE", "SPARSE_BENCH_GRAPHS", "OMP_NUM_THREADS"}
+ENVIRONMENT = {"SPARSE_BENCH_CACHE", "SPARSE_BENCH_GRAPHS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 

@@ -39,7 +39,7 @@ from benchmark.runs.record import rebuild_network
 from benchmark.runs.run import Options, run_cell
 from benchmark.runs.verify import reading_alone, stay_home, verify_record
 from leaderboard import RecordError, read_record, write_record
-from leaderboard.store.privacy import hide_secrets
+from leaderboard.store.privacy import hide_secrets, name_secret
 from leaderboard.store.records import file_stem
 from tests.harness.benches import read_grid
 from tests.harness.images import PARTS, write_folder
@@ -386,6 +386,9 @@ def test_secrets_are_known_by_the_names_of_their_variables(monkeypatch):
     monkeypatch.setenv("LONG_KEY", "abcdefgh1-and-more")
     monkeypatch.setenv("SHORT_KEY", "abc")
     assert hide_secrets("x abcdefgh1 y abcdefgh1-and-more abc") == "x (GITHUB_TOKEN) y (LONG_KEY) abc"
+    monkeypatch.setenv("QUOTED_TOKEN", ' ab"cd\\efé\n')
+    for shown in ('ab"cd\\efé', json.dumps('ab"cd\\efé')[1:-1], json.dumps('ab"cd\\efé', ensure_ascii=False)[1:-1]):
+        assert hide_secrets(f"x {shown} y") == "x (QUOTED_TOKEN) y" and name_secret(shown) == "QUOTED_TOKEN"
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HF_TOKEN}", "a ${oc.env:HF_TOKEN} b", "${title}"])

@@ -14,6 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from benchmark.base.errors import UserError
+from benchmark.config.cells import plan_cells
+from benchmark.data.standin import stand_in
+from benchmark.grids.predict import Networks
 from benchmark.runs.branch import Branch, make_branch
 from benchmark.runs.branching import Stores, make_options, run_branch, take_snapshots
 from benchmark.runs.checkpoints import Saver, list_snapshots, load_checkpoint, save_checkpoint, snapshot_path
@@ -152,6 +155,18 @@ def test_another_method_sees_the_trained_weights_and_the_masks_then_in_force(mad
     assert branch["after"]["active"] == KEPT
     assert (branch["parent"], branch["epoch"], branch["step"]) == (parent["run"], 2, parent["history"][1]["step"])
     assert branch["changed"] == {"page": {}, "method": {"name": "prune"}, "sparsity": 0.9}
+
+
+def test_scores_in_a_branch_are_charged_at_the_masks_that_it_comes_with(made):
+    """SNIP's one batch, 2 f_S + f_D an image: the network is sparse already."""
+    place, parent = made
+    record = place.branch(parent["run"], epoch=2, method="snip", sparsity="0.85", more=1)
+    state = load_checkpoint(snapshot_path(place.folder / "runs" / parent["run"], 2))
+    counts = {name: int(unpack(bits, state["model"][name].shape).sum()) for name, bits in state["masks"].items()}
+    (cell,) = plan_cells("snip", "0.85", "digits_resnet20", "0", SETTINGS)
+    costs = Networks().get(cell, stand_in(cell.page, place.folder)).built.costs
+    assert costs.forward(counts) < costs.dense
+    assert record["macs"]["scoring"] == cell.page.batch_size * (2 * costs.forward(counts) + costs.dense)
 
 
 def test_the_learning_rate_of_the_next_epoch_is_held_and_epochs_go_beyond_the_end(made):

@@ -22,7 +22,8 @@ from benchmark.distributed.ranks import announce
 from benchmark.training.given import waits_for
 from benchmark.training.masks import inner_state
 from benchmark.training.optim import learning_rate, make_optimizer, set_learning_rate
-from methods.core import Method
+from methods.core import Masks, Method, Scoring, View, all_active
+from methods.static import Static
 from tests.harness import small
 from tests.harness.small import SmallNet
 
@@ -239,6 +240,23 @@ def test_methods_that_look_at_data_take_a_loader(name: str) -> None:
     model, sparse = build(name, data=data, **more)
     train(model, sparse, data[:12])
     assert sparse.report().density == pytest.approx(0.2, abs=0.005) and zeros_hold(sparse)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_method_that_scores_in_rounds_sees_the_same_images_of_a_loader_or_others(fresh: bool) -> None:
+    seen: dict[int, Tensor] = {}
+
+    class InRounds(Static):
+        def scoring(self) -> Scoring:
+            return Scoring(batches=2, rounds=3, fresh=fresh)
+
+        def setup(self, view: View) -> Masks:
+            assert view.gradients is not None
+            seen[view.round] = torch.cat([gradient.flatten() for gradient in view.gradients.values()])
+            return all_active(view) if view.round < 2 else super().setup(view)
+
+    build(InRounds(sparsity=0.8), data=batches(30))
+    assert [torch.equal(seen[0], seen[round]) for round in (1, 2)] == [not fresh, not fresh]
 
 
 def test_the_report_counts_layers_and_flops() -> None:
