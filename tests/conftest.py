@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever else runs on the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks so small that a second thread costs more than it brings
 os.environ["WANDB_SILENT"] = "true"
 

@@ -252,10 +252,11 @@
     row.node.scrollIntoView({ block: "start" });
   }, remember);
 
-  // The pictures below: one after the other, once the table can be used
+  // The pictures below: one after the other, once the table can be used; a busy machine may never be idle
 
   const pictures = Array.from(document.querySelectorAll("figure noscript"));
-  const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(work, 20));
+  const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 20));
+  const whenIdle = (work) => idle(work, { timeout: 200 });
 
   function loadPicture() {
     const place = pictures.shift();
