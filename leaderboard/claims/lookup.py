@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from leaderboard.store.repeat import arithmetic, repeat_words, write_command
@@ -39,18 +40,23 @@ class Side:
         """Whether the row is a dense network, which can be compared at any sparsity."""
         return bool(self.runs[0]["method"]["budget"] == "dense")
 
+    @cached_property
+    def placed(self) -> dict[float, list[Record]]:
+        """The runs by sparsity, in ascending order."""
+        return place_runs(self.runs)
+
     def sparsities(self) -> list[float]:
         """Return the sparsities at which the row has runs, in ascending order."""
-        return list(place_runs(self.runs))
+        return list(self.placed)
 
     def at(self, sparsity: float) -> Entry:
         """Return the counted runs and repeats at a sparsity; a dense row's are the same at each."""
-        return gather(self.runs if self.dense else place_runs(self.runs).get(sparsity, []))
+        return gather(self.runs if self.dense else self.placed.get(sparsity, []))
 
     def command(self, sparsity: float, seeds: Sequence[int]) -> str:
         """Return the command that makes runs of this row, with its settings and on its device."""
         page, method, own, device, *changes = repeat_words(self.runs[0], self.settings)
-        asked = next((run["sparsity"] for run in place_runs(self.runs).get(sparsity, [])), sparsity)
+        asked = next((run["sparsity"] for run in self.placed.get(sparsity, [])), sparsity)
         return printable(
             write_command(page, method, own if self.dense else f"{asked:.15g}", device, *changes, seeds=seeds)
         )

@@ -22,10 +22,9 @@ from leaderboard.store.kinds import (
     is_whole,
     list_of,
     or_null,
-    type_faults,
 )
 from leaderboard.store.records import Problem, file_key, list_faults, list_files, publish_sealed, read_json
-from leaderboard.store.schema import BROKEN, RecordError, seal_of
+from leaderboard.store.schema import RecordError, measured_faults
 
 Growth = dict[str, Any]
 SCHEMA = 1
@@ -63,14 +62,7 @@ FIELDS: dict[str, Any] = {
 
 def find_faults(growth: Any) -> list[str]:
     """Return every rule that a measurement of growth breaks, in words; a broken seal comes first."""
-    if not isinstance(growth, dict):
-        return ["a measurement must be an object"]
-    try:
-        seal = seal_of(growth)
-    except (TypeError, ValueError, RecursionError) as error:
-        return [f"is not plain JSON: {error}"]
-    faults = [BROKEN] if growth.get("seal", seal) != seal else []
-    return faults + list(type_faults(growth, FIELDS, ""))
+    return measured_faults(growth, FIELDS)
 
 
 def write_growth(growth: Growth, folder: Path) -> Path:

@@ -24,10 +24,9 @@ from leaderboard.store.kinds import (
     is_whole,
     one_of,
     parse_time,
-    type_faults,
 )
 from leaderboard.store.records import Problem, file_key, list_faults, list_files, publish_sealed, read_json
-from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, seal_of
+from leaderboard.store.schema import BROKEN, Record, RecordError, content_of, measured_faults
 
 Measurement = dict[str, Any]
 SCHEMA = 1
@@ -82,15 +81,8 @@ def find_faults(measurement: Any) -> list[str]:
 
     A broken seal comes first; one still to be written may lack its seal.
     """
-    if not isinstance(measurement, dict):
-        return ["a measurement must be an object"]
-    try:
-        seal = seal_of(measurement)
-    except (TypeError, ValueError, RecursionError) as error:
-        return [f"is not plain JSON: {error}"]
-    faults = [BROKEN] if measurement.get("seal", seal) != seal else []
-    wrong = list(type_faults(measurement, FIELDS, ""))
-    return faults + (wrong or list(figure_faults(measurement)))
+    faults = measured_faults(measurement, FIELDS)
+    return faults if set(faults) - {BROKEN} else [*faults, *figure_faults(measurement)]
 
 
 def figure_faults(measurement: Measurement) -> Iterator[str]:

@@ -364,6 +364,17 @@ def seal_of(record: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(content_of(record)).encode("ascii")).hexdigest()
 
 
+def measured_faults(content: Any, fields: dict[str, Any]) -> list[str]:
+    """Return the faults of what is kept beside the records: a broken seal first, then those of its fields' types."""
+    if not isinstance(content, dict):
+        return ["a measurement must be an object"]
+    try:
+        seal = seal_of(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        return [f"is not plain JSON: {error}"]
+    return ([BROKEN] if content.get("seal", seal) != seal else []) + list(type_faults(content, fields, ""))
+
+
 def lay_out(record: dict[str, Any]) -> str:
     """Return the text of a record's file: the canonical JSON, a line for each value, indented by one space a level."""
     text = json.dumps(record, indent=1, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -486,7 +486,8 @@ def test_a_letter_typed_lays_many_rows_out_once(visit: Open) -> None:
         """() => {
             const find = document.getElementById("find");
             const seen = new MutationObserver(() => {});
-            seen.observe(document.querySelector("tr.row").parentNode, { childList: true, attributes: true, subtree: true });
+            const body = document.querySelector("tr.row").parentNode;
+            seen.observe(body, { childList: true, attributes: true, subtree: true });
             find.value = "method 39";
             find.dispatchEvent(new Event("input"));
             return seen.takeRecords().map(({ removedNodes, addedNodes }) => [removedNodes.length, addedNodes.length]);
