@@ -16,6 +16,7 @@ from benchmark.base.files import Places
 from benchmark.base.system import describe_environment
 from benchmark.config.cells import PROTOCOL, Cell, Item, plan_cells
 from benchmark.config.pages import load_page
+from benchmark.config.plugins import find_method
 from benchmark.data.sets import Data, load_data
 from benchmark.data.standin import Counted, stand_in
 from benchmark.grids.memory import describe_memory
@@ -170,21 +171,27 @@ def test_predictions_hold_for_the_committed_records():
 
     On these short runs SNIP keeps early layers far denser than ERK, so its cost is underestimated most.
     """
-    bounds = {"gmp": 0.06, "granet": 0.2, "grasp": 0.5, "snip": 0.7}
+    inexact = {0.001: "mest top_kast", 0.02: "srigl sis", 0.07: "ac_dc dsr gmp", 0.2: "granet_late snfs granet str"}
+    inexact |= {0.35: "imp force", 0.5: "grasp synflow", 0.7: "snip"}
+    bounds = {name: bound for bound, names in inexact.items() for name in names.split()}
     networks, seen = Networks(), set()
     for record in read_records(ROOT / "leaderboard" / "records")[0]:
-        if record["page"]["name"] != "digits_resnet20" or record["method"].get("donor") or record["skipped_steps"]:
+        name, page, method = record["method"]["name"], record["page"], record["method"]
+        if page["name"] != "digits_resnet20" or method.get("donor") or record["skipped_steps"]:
             continue
-        changes = {**record["page"]["changed"], **record["method"]["changed"]}
+        if method["sha256"] != find_method(name).sha256:  # a plan is that of today's file
+            continue
+        when = {key: value for key, value in method["settings"].items() if key == "update_every"}  # the page's of then
+        changes = {**page["changed"], **when, **method["changed"]}
         arguments = " ".join(f"{key}={value}" for key, value in changes.items())
-        cell = one_cell(record["method"]["name"], arguments, repr(record["sparsity"]))
+        cell = one_cell(name, arguments, repr(record["sparsity"]))
         key = (cell.label, cell.sparsity, record["macs"]["train"])
         if key in seen:
             continue
         seen.add(key)
         data = stand_in(cell.page, ROOT)
         prediction = predict(cell, data, networks.get(cell, data))
-        name, error = record["method"]["name"], prediction.train / record["macs"]["train"] - 1
+        error = prediction.train / record["macs"]["train"] - 1
         assert prediction.exact == (name not in bounds), record["run"]
         assert abs(error) <= bounds.get(name, 0.0), f"{record['run']}: {error:+.1%}"
         assert prediction.train_dense == record["macs"]["train_dense"]
