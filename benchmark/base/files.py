@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from filelock import FileLock
 from benchmark.base import ROOT
 from benchmark.base.errors import UserError
 from leaderboard.board.sheet import shows_records
-from leaderboard.store.files import write_atomically
+from leaderboard.store.files import hidden_file, write_atomically
 from leaderboard.store.records import is_reserved
 from leaderboard.tables.table import plain
 
@@ -97,24 +98,20 @@ def check_places(places: Places) -> None:
             "it, or delete the sheet to begin a new one; nothing was run"
         )
     for folder in (places.records, places.runs, places.leaderboard.parent):
-        probe = folder / f".probe-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe.unlink(missing_ok=True)
-            with probe.open("xb") as file:  # never through a planted link
-                file.write(b"\0" * 4096)
-            probe.unlink()
+            with hidden_file(bytes(4096), folder, durable=False):
+                pass
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
 
 
 def refuse_lockless(folder: Path) -> None:
     """Raise UserError where files cannot be locked (flock), so that two processes would train the same run."""
-    path = folder / f".probe-{os.getpid()}.lock"
+    path = folder / f".probe-{os.getpid()}-{secrets.token_hex(8)}.lock"  # so that nobody can plant a link there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            path.unlink(missing_ok=True)  # never through a planted link
             with FileLock(path, timeout=10) as lock:  # some take a refusal for another holder
                 soft = not isinstance(lock, FileLock)  # by now one that filelock falls back to, kept after a kill
         except (OSError, NotImplementedError):  # Timeout is an OSError

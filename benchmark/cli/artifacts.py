@@ -107,7 +107,7 @@ def branch(
     file: MethodFile = None,
     sparsity: Annotated[str, typer.Option(help="another sparsity, in [0, 1)")] = "",
     args: Annotated[str, typer.Option(help="name=value settings of the page or the method")] = "",
-    hold_lr: Annotated[bool, typer.Option(help="keep the learning rate of that epoch")] = False,
+    hold_lr: Annotated[bool, typer.Option(help="keep the learning rate of the epoch that follows")] = False,
     more: Annotated[int | None, typer.Option(help="epochs to train (default: to the page's last)")] = None,
     device: Device = "auto",
     data: DataRoot = Path("data"),
@@ -246,5 +246,5 @@ def verify(
 
     folder = guarded(lambda: find_places(None, None, runs).runs)
     if not guarded(lambda: print_findings(console, verify_record(record, folder, data))):
-        tell(f"record {record} does not describe the network in {folder}")
+        tell(f"record {record} does not describe the network in {record if record.is_dir() else folder}")
         raise typer.Exit(1)

@@ -194,7 +194,7 @@ def main(target: str = "") -> int:
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     if target.startswith("table") and "--plan" not in words:  # whose pages depend on more than new records
         status = wait_for([str(BIN / words[0]), *words[1:]], environment)
-        stopped = status == 130 or status < 0
+        stopped = status in (2, 130) or status < 0  # 2: nothing was run
         built = 0 if stopped else subprocess.run([BIN / "python", "-m", "leaderboard", "build"]).returncode
         return built or status
     return run(words, environment) if target else 0

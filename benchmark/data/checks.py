@@ -62,9 +62,10 @@ def write_absent(classes: tuple[str, ...], labels: Tensor) -> str:
     return ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
 
 
-def check_overlap(name: str, stored: DecodedSet) -> int:
+def check_overlap(name: str, stored: DecodedSet, split: tuple[Tensor, Tensor] | None) -> int:
     """Return how many test images have the pixels of a training image; warns of images that any two parts share.
 
+    `split`: which of the training part are trained on and which are validation images, if it is divided.
     Raises UserError if all of them do, and if all training images are the same.
     """
     prints = dict(zip(stored.parts, hash_images([part.pixels for part in stored.parts.values()]), strict=True))
@@ -72,6 +73,11 @@ def check_overlap(name: str, stored: DecodedSet) -> int:
     if len(train) == 1 < len(prints["train"]):
         raise UserError(f"{name}: all {len(prints['train']):,} training images have the same pixels: replace them")
     validation = prints.get("validation", [])
+    if split is not None:
+        kept, held_out = ([prints["train"][i] for i in part.tolist()] for part in split)
+        trained = set(kept)
+        if shared := sum(image in trained for image in held_out):
+            tell(f"{name}: {shared:,} of {len(held_out):,} validation images are copies of training images")
     for other in ("train", "test"):
         theirs = set(prints[other])
         if shared := sum(image in theirs for image in validation):

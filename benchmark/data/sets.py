@@ -192,20 +192,27 @@ def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Da
         check_memory(layout, page.image_size, padded)
         stored = load_decoded(folder, layout, page.image_size)
         notes = dict(stored.notes)
-        data = hold(page, name, stored, device)
+        data, split = hold(page, name, stored, device), divide(page, stored)
     else:
         data, notes = stream_folder(page, name, folder, layout)
     tell(describe_read(f"folder {name}", layout, notes), warn=False)
     held_out = None if data.validation is None else data.validation.labels
     check_classes(name, data.classes, data.train.labels, held_out, page.split)
-    return replace(data, overlap=check_overlap(name, stored) if page.in_memory else check_copies(name, layout))
+    return replace(data, overlap=check_overlap(name, stored, split) if page.in_memory else check_copies(name, layout))
+
+
+def divide(page: Page, stored: DecodedSet) -> tuple[Tensor, Tensor] | None:
+    """Return which of the stored training images are trained on and which are held out; None if the page says none."""
+    if "validation" in stored.parts or page.split == "full":
+        return None
+    return split_indices(stored.parts["train"].labels, page.split, shuffled=page.data in FOLDERS)
 
 
 def hold(page: Page, name: str, stored: DecodedSet, device: torch.device) -> Data:
     """Split a stored data set as the page says and put it on `device`."""
     train, validation = stored.parts["train"], stored.parts.get("validation")
-    if validation is None and page.split != "full":
-        kept, held_out = split_indices(train.labels, page.split, shuffled=page.data in FOLDERS)
+    if (split := divide(page, stored)) is not None:
+        kept, held_out = split
         validation = Arrays(train.pixels[held_out], train.labels[held_out])
         train = Arrays(train.pixels[kept], train.labels[kept])
     train_part = MemoryImages(train, page, device, page.crop_pad, page.crop_mode, page.flip)

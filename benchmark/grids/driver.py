@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ class Driver:
             while self.watch(self.workers.poll()):
                 pause(LOOK_S)
         finally:
-            (self.book.folder / STOP).touch()
+            with contextlib.suppress(OSError):  # a full disk does not keep workers from being stopped
+                (self.book.folder / STOP).touch()
             if self.tally.left:
                 self.board.say("stopping: each worker saves a checkpoint first")
             self.workers.stop(GRACE_S)

@@ -175,7 +175,7 @@ def print_plan(
 ) -> int:
     """Print the plan of a grid, for one device and for `fleet`; return how many of its runs could not begin.
 
-    Nothing is trained, downloaded or written.
+    Nothing is trained or written, and nothing downloaded but the weights that a page starts from.
     """
     records = load_store(places.records)[0]
     planner = Planner(data_root, device, records, Ledger(index_runs(records), places.runs, device))

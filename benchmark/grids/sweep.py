@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,6 +129,7 @@ class Sweep:
     open: dict[str, Item] = field(default_factory=dict)  # by the cell's name, until it is finished or has failed
     numbers: dict[tuple[str, str], Data] = field(default_factory=dict)  # of each page's data, without its images
     missing: dict[tuple[str, str], Exception] = field(default_factory=dict)  # why a page's data cannot be loaded
+    failed_loads: Counter[tuple[str, str]] = field(default_factory=Counter)  # in a row, of a page's data
     loaded: tuple[Page, Data] | None = None  # the page whose images are in memory
 
     def __post_init__(self) -> None:
@@ -194,7 +196,7 @@ class Sweep:
             except NoControlError as error:
                 end = End(IMPOSSIBLE, str(error))
             except Exception as error:  # whatever went wrong, the other cells go on
-                end = self.judge(name, error)
+                end = self.judge(item.cell, error)
                 if end is None:
                     return True
             if self.book.ended(name) is None:
@@ -203,10 +205,11 @@ class Sweep:
         self.report(name, end)
         return True
 
-    def judge(self, name: str, error: Exception) -> End | None:
+    def judge(self, cell: Cell, error: Exception) -> End | None:
         """Return the end of a cell whose attempt failed, or None if it is tried again."""
-        reason = str(error) if isinstance(error, LostError) else explain(error)
-        if isinstance(error, UserError | LostError) or not self.book.may_retry(name):
+        name, reason = cell.identity, str(error) if isinstance(error, LostError) else explain(error)
+        again = self.failed_loads[page_of(cell)] > 0 or self.book.may_retry(name)
+        if isinstance(error, UserError | LostError) or error is self.missing.get(page_of(cell)) or not again:
             return End(FAILED, reason)
         self.tell(f"{name} failed and is tried again: {reason}")
         return None
@@ -301,7 +304,10 @@ class Sweep:
         return self.numbers[page]
 
     def load(self, cell: Cell) -> Data:
-        """Return the data of a cell's page in place of another page's; data that cannot be loaded is tried once."""
+        """Return the data of a cell's page in place of another page's.
+
+        Data that a user has to mend is tried once; what may pass, such as a device out of memory, as often as a cell.
+        """
         page = page_of(cell)
         if page in self.missing:
             raise self.missing[page]
@@ -310,8 +316,11 @@ class Sweep:
             try:
                 self.loaded = cell.page, load_data(cell.page, self.data_root, self.options.device)
             except Exception as error:
-                self.missing[page] = error
+                self.failed_loads[page] += 1
+                if isinstance(error, UserError) or self.failed_loads[page] > self.book.retries:
+                    self.missing[page] = error
                 raise
+            del self.failed_loads[page]
         return self.loaded[1]
 
     def report(self, name: str, end: End) -> None:

@@ -29,7 +29,7 @@ from benchmark.networks.build import model_arguments
 from benchmark.networks.filters import Removal, count_network, describe_removal, shrink
 from benchmark.networks.narrow import narrow_arguments
 from benchmark.runs.export import read_tensors
-from benchmark.runs.verify import stay_home
+from benchmark.runs.verify import reading_alone, stay_home
 from leaderboard.store.files import write_atomically
 from leaderboard.tables.sections import amount
 
@@ -66,7 +66,9 @@ def slim_run(
 
 def take_images(subject: Subject, root: Path) -> Tensor:
     """Return test images of the run's page, as the network sees them."""
-    data = load_data(stay_home(page_of(subject)), root, torch.device("cpu"))
+    page = stay_home(page_of(subject))
+    with reading_alone(page):
+        data = load_data(page, root, torch.device("cpu"))
     if data.fingerprint != subject.record["data"]["fingerprint"]:
         raise UserError(
             f"the data in {root} are not those of run {subject.record['run']}, on whose test images outputs are "

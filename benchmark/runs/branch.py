@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.base.errors import UserError
-from benchmark.config.cells import PROTOCOL, Cell, parse_arguments, parse_sparsity, refuse_unknown, short_hash
+from benchmark.config.cells import (
+    PROTOCOL,
+    Cell,
+    check_methods,
+    check_values,
+    parse_arguments,
+    parse_sparsity,
+    refuse_unknown,
+    short_hash,
+)
 from benchmark.config.pages import Page, changed_settings, load_page, merge_settings
 from benchmark.config.plugins import Plugin, find_method
-from benchmark.config.settings import resolve
+from benchmark.config.settings import merge_maps, resolve
 from benchmark.runs.checkpoints import read_snapshot, restore, snapshot_path
 from benchmark.runs.parents import Parent
 from benchmark.runs.run import Start, Warn, refuse_rounds, set_up_masks
@@ -97,9 +106,16 @@ def make_branch(
     refuse_unknown(changes, [plugin], plugin.settings())
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
     page = change_page(cell, {key: value for key, value in changes.items() if key not in own})
+    check_methods(page)
     goes_on = (plugin.name, plugin.sha256) == (cell.plugin.name, cell.plugin.sha256)
+    if goes_on and page.methods != cell.page.methods:
+        raise UserError(
+            f"ARGS: methods cannot change where the parent's method '{plugin.name}' goes on, with the settings it has: "
+            "give those that are to change by their names, such as prune_rate=0.3"
+        )
     asked = choose_sparsity(cell, plugin, sparsity)
     built = plugin.build(page, asked, {**(cell.method_settings() if goes_on else {}), **own})
+    check_values({**dataclasses.asdict(page), **dataclasses.asdict(built)})
     check_method(cell, plugin, built, page.epochs)
     end = find_end(parent, page, epoch, hold_lr, more)
     default = load_page(cell.page_name)
@@ -147,6 +163,8 @@ def check_method(cell: Cell, plugin: Plugin, built: Method, epochs: int) -> None
     """Raise UserError for a method that cannot start from a snapshot of the parent, on a page of so many epochs."""
     if plugin.cls.narrows_network or cell.method.narrows_network:
         raise UserError(f"method '{plugin.name}' cannot be part of a branch: its network is narrower than the page's")
+    if cell.method.donor() is not None:
+        raise UserError(f"a branch cannot start from '{cell.label}', which is itself made from another run")
     if built.donor() is not None:
         raise UserError(f"method '{plugin.name}' starts from a donor, but a branch starts from its parent")
     if (rounds := ask_rounds(built, plugin.name, epochs).count) > 1:
@@ -164,7 +182,7 @@ def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
                 f"ARGS: {name} cannot change in a branch, whose snapshot is of a run with {name} = "
                 f"{getattr(cell.page, name)!r}; these can: {', '.join(sorted(FREE))}"
             )
-    return merge_settings({**dataclasses.asdict(cell.page), **changes}, "ARGS")
+    return merge_settings(merge_maps(dataclasses.asdict(cell.page), changes), "ARGS")
 
 
 def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:

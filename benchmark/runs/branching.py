@@ -19,7 +19,7 @@ from benchmark.data.sets import Data, load_data
 from benchmark.networks.build import build, place
 from benchmark.runs.branch import Branch, FromSnapshot, make_branch
 from benchmark.runs.checkpoints import (
-    FOLDER,
+    SNAPSHOTS,
     Saver,
     keep_snapshot,
     parse_epochs,
@@ -162,10 +162,10 @@ def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, con
     (cell,) = resolve_donors([parent.cell], {parent.cell.page_name: data}, options.places, options.device)
     cell = cell.with_name(parent.name, data.fingerprint)  # the name depends on the donor, known only now
     refuse_links(parent.folder, options.places.runs)
-    (parent.folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    (parent.folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parent.folder / "lock", timeout=0):
-            sweep(parent.folder / FOLDER)
+            sweep(parent.folder / SNAPSHOTS)
             go_through(parent, cell, epochs, data, options, console)
     except Timeout:
         raise RunningError(f"run {parent.name} is already running in another process; wait for it") from None
@@ -177,7 +177,7 @@ def go_through(parent: Parent, cell: Cell, epochs: list[int], data: Data, option
     set_determinism(cell.page, options.device)
     built = place(build(cell, data), cell.page, options.device)
     use_processor(3 * built.costs.dense * cell.page.batch_size, options.device)
-    checkpoint = parent.folder / FOLDER / "checkpoint"
+    checkpoint = parent.folder / SNAPSHOTS / "checkpoint"
     state = read_checkpoint(checkpoint, warner(console))
     run = prepare(cell, built, data, options.device)
     if state is not None and state["counters"][1] >= min(epochs):

@@ -197,17 +197,17 @@ class Saver:
         self.cost_s = self.last - began
 
 
-FOLDER = "snapshots"  # in the run's folder
+SNAPSHOTS = "snapshots"  # in the run's folder
 
 
 def snapshot_path(folder: Path, epoch: int) -> Path:
     """Return the file of the snapshot after `epoch` epochs of the run in `folder`."""
-    return folder / FOLDER / f"epoch-{epoch}"
+    return folder / SNAPSHOTS / f"epoch-{epoch}"
 
 
 def list_snapshots(folder: Path) -> list[int]:
     """Return the epochs of the snapshots of the run in `folder`, rising."""
-    names = [path.name for path in (folder / FOLDER).glob("epoch-*")]
+    names = [path.name for path in (folder / SNAPSHOTS).glob("epoch-*")]
     return sorted(int(name[6:]) for name in names if re.fullmatch(r"epoch-[0-9]+", name))
 
 

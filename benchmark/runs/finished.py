@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmark.base.errors import UserError, nearest
 from benchmark.base.files import expand_run, run_folder
 from benchmark.config.pages import Page
-from benchmark.runs.export import MASKS, WEIGHTS, read_export
+from benchmark.runs.export import MASKS, WEIGHTS, hash_export, read_export
 from benchmark.training.masks import hash_masks
 from leaderboard import Record, RecordError, read_record
 from leaderboard.store.records import file_key, file_stem, list_files
@@ -74,10 +74,11 @@ def find_finished(name: str, records: Path, runs: Path) -> Finished:
             "again, or name the folder of its files (sparse-bench: --runs)"
         )
     weights, masks = read_export(folder)
-    digest = hash_masks(masks)
-    for path, record in reversed(candidates):
-        if record["masks_sha256"] == digest:
-            return Finished(path, record, folder, weights, masks)
+    digest, files = hash_masks(masks), hash_export(folder)
+    fitting = [found for found in reversed(candidates) if found[1]["masks_sha256"] == digest]
+    if fitting:
+        own = [found for found in fitting if found[1].get("files_sha256") == files]  # masks may be a repeat's, too
+        return Finished(*(own or fitting)[0], folder, weights, masks)
     raise UserError(
         f"{folder}: its masks ({digest[:16]}) are not those of run {run}'s record "
         f"({candidates[-1][1]['masks_sha256'][:16]}): run it again, or name the folder of its "

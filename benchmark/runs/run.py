@@ -27,6 +27,7 @@ from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import prunable_weights
 from benchmark.runs.checkpoints import (
     FINISHED,
+    SNAPSHOTS,
     Saver,
     keep_snapshot,
     read_checkpoint,
@@ -178,6 +179,7 @@ def lead_cell(cell: Cell, data: Data, options: Options, console: Console, start:
     try:
         with FileLock(folder / "lock", timeout=0):
             sweep(folder)
+            sweep(folder / SNAPSHOTS)
             finished = read_finished(folder / FINISHED, warner(console))
             if finished is not None:  # never lost, whatever is asked now
                 path = publish(finished, folder, options.places)

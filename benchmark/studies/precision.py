@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from benchmark.base.console import Reporter
-from benchmark.base.errors import UserError
+from benchmark.base.errors import UserError, explain
 from benchmark.base.system import choose_device, describe_environment, describe_git, exact_fp32
 from benchmark.config.cells import Cell, plan_cells, split_list
 from benchmark.data.mixing import mix
@@ -149,10 +149,7 @@ def correlate(one: Tensors, other: Tensors, inactive: Tensors) -> float | None:
 
 
 def watch(cell: Cell, data: Data, device: torch.device, command: str, reporter: Reporter) -> Growth:
-    """Train a cell and return its growth. Raises UserError for a method that does not grow by dense gradients."""
-    method = cell.method
-    if method.dense_gradients() is not DenseGrads.AT_UPDATES or method.inactive is not Inactive.ZERO:
-        raise UserError(f"method '{cell.plugin.name}' grows by no dense gradient: take one such as granet or rigl_itop")
+    """Train a cell and return its growth."""
     started = datetime.now(timezone.utc)
     set_determinism(cell.page, device)
     built = place(build(cell, data), cell.page, device)
@@ -197,9 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = hide_secrets(shlex.join(["python", "-m", "benchmark.studies.precision", *words]))
     try:
         measure(asked, command)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -213,6 +213,9 @@ def measure(asked: argparse.Namespace, command: str) -> None:
             settings = f"{asked.args} precision={REFERENCE}".strip()
             of_page = plan_cells(asked.method, asked.sparsity, task, asked.seed, settings)
         cells += of_page
+    for name, method in {cell.plugin.name: cell.method for cell in cells}.items():
+        if method.dense_gradients() is not DenseGrads.AT_UPDATES or method.inactive is not Inactive.ZERO:
+            raise UserError(f"method '{name}' grows by no dense gradient: take one such as granet or rigl_itop")
     loaded: dict[str, Data] = {}
     for cell in sorted(cells, key=lambda cell: (cell.page_name, cell.seed)):
         if cell.page_name not in loaded:

@@ -179,6 +179,8 @@ def take_samples(
     flow = wanted is not None and wanted.flow
     if flow and example is not None:  # whose shape is all that it takes
         data = [(example[:1], torch.zeros(1, dtype=torch.int64))]
+    if data is not None and not isinstance(data, Iterable):
+        raise UserError(f"data must be a loader of batches (inputs, labels), got {type(data).__name__}")
     if data is None:
         what = "the shape of an input: give example=inputs" if flow else "batches: give data=loader"
         raise UserError(f"method '{name}' asks for {what}")
@@ -192,6 +194,8 @@ def look_through(network: nn.Module, layers: list[Layer], example: Tensor | None
 
     Without an example the costs are all zero, and that layer is the one registered last.
     """
+    if example is not None and not isinstance(example, Tensor):
+        raise UserError(f"example must be a tensor, a batch of inputs, got {type(example).__name__}")
     if example is None:
         return Costs({layer.name: 0 for layer in layers if layer.prunable}, {}, 0, 0, {}, {}), layers[-1]
     shape = tuple(example.shape[1:])

@@ -284,7 +284,7 @@ class Sparsifier:
         Raises UserError, before anything is changed, for the state of another method, schedule or network.
         """
         mine, theirs = self.asked(), state.get("asked")
-        if not isinstance(theirs, dict):
+        if not isinstance(theirs, dict) or not state.keys() >= {"own", "counters"}:
             raise UserError("this is no state of a Sparsifier: give what state_dict() returned")
         for what, value in mine.items():
             if theirs.get(what) != value:

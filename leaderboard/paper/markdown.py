@@ -101,8 +101,8 @@ def progress(view: TableView) -> str:
     missing = sum(comparison.verdict == NOT_IN_SUITE for comparison in view.distinct())
     others = f" {amount(missing, 'further cell')} belong to methods that the suite does not have." if missing else ""
     return (
-        f"Table {view.table.number}: {done_of(view)}.{others} `{target}` runs what is missing and rebuilds this page; "
-        f"`{target} PLAN=1` prints cells, FLOPs and an estimated time without running."
+        f"Table {view.table.number}: {done_of(view)} in the paper's protocol.{others} `{target}` runs what is missing "
+        f"and rebuilds this page; `{target} PLAN=1` prints cells, FLOPs and an estimated time without running."
     )
 
 

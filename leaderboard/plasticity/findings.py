@@ -167,6 +167,7 @@ def judge(finding: Finding) -> Finding:
 
 
 PLASTICITY, GAP = "plasticity", "gap"
+NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
 PARENTS = ("dense", "static (distribution=uniform)")  # labels of the runs that are pruned
 
 

@@ -15,6 +15,7 @@ from leaderboard.drawing.pictures import Picture, PruningLine, Schedule, embed
 from leaderboard.plasticity.findings import (
     CLAIMS,
     GAP,
+    NAMES,
     PLASTICITY,
     Finding,
     Study,
@@ -56,9 +57,8 @@ How well networks recover from pruning while they train: Liu et al., 2021, arXiv
 
 SHARES = (
     "Effects among the branches of one share pruned, with 95 % intervals over seeds, uncorrected; bold where they "
-    "exclude zero. What a falling learning rate costs at the mildest pruning is mostly no recovery: networks learn on."
+    "exclude zero. At the mildest pruning most of what a higher learning rate brings is no recovery: networks learn on."
 )
-NAMES = {PLASTICITY: "plasticity", GAP: "final gap"}
 
 
 def render_plasticity(

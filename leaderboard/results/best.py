@@ -29,8 +29,8 @@ mean first: no other is significantly above them (one-sided Welch's tests agains
 all sparsities, or all budgets, of a page: the best rows of 95 in 100 such pages are all among those named or counted).
 Few seeds and wide spreads keep a row in. **Bold**: above every other. Within a budget, in multiples of the dense
 network's FLOPs, a row competes at any of its sparsities, given in brackets. Competing: methods at their defaults or as
-in a row of the paper's tables, with {least} seeds or more, none diverged. The leaderboard's ranks tell more, of all
-rows and variants, and are therefore wider. *Ours*: devised in this repository."""
+in a row of the paper's tables, with {least} seeds or more, none diverged. The leaderboard's ranks compare
+all rows and variants, and are therefore wider. *Ours*: devised in this repository."""
 OWN = "this suite's"  # how the reference of a method begins that no paper describes
 
 
@@ -170,9 +170,11 @@ def tell_best(section: Section, answers: Answers) -> str:
             f" has the highest mean, {first.mean:.2f}, for {multiple(first.costs['train'])} the FLOPs of dense training"
         )
         text += f", {dense - first.mean:.2f} below dense" if dense is not None and dense > first.mean else ""
-        others, beside = found.of - 1, len(found.points) - 1
+        others, beside = found.of - 1, found.points[1:]
         alone = "above the one other" if others == 1 else f"above all {others} others"
-        verdict = f"{beside} of {amount(others, 'other')} cannot be ruled out" if beside else alone
+        names = [f"`{point.name}`".replace(" *(ours)*`", "` (ours)") for point in beside[:NAMED]]
+        names += [f"{len(beside) - NAMED} more"] if len(beside) > NAMED else []
+        verdict = f"{', '.join(names)} of {amount(others, 'other')} cannot be ruled out" if beside else alone
         told.append(f"{text} ({verdict})")
     about = f" (dense {dense:.2f}{', near the ceiling' if 100 - dense <= NEAR_CEILING else ''})" if dense else ""
     return f"**{section.title}**{about}: {'; '.join(told)}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from leaderboard.paper.cells import NOT_IN_SUITE, SAME_PAGE, TableView
@@ -27,7 +26,8 @@ ALWAYS = (
     "twenty may be found by chance.",
     "Intervals and tests are over seeds. They say nothing of other data, recipes or test images.",
     "*Not shown* is no proof that two rows are equal, and *as in the paper* is a sign, no reproduced number.",
-    "Settings are the papers' and were not tuned to these pages: what loses here may win with others.",
+    "Settings are the papers', but for what pages set, ΔT first of all ([DEVIATIONS.md](../methods/DEVIATIONS.md)). "
+    "Nothing else was tuned to these pages: what loses here may win with others.",
 )
 
 
@@ -58,10 +58,12 @@ def about_length(sections: list[Section], tables: Tables) -> str:
     """Return how short training was, or nothing if it was not."""
     wanted = [value for page in compared_pages(tables) if is_number(value := tables.pages[page].settings["epochs"])]
     known = [value for section in sections for value in epochs_of(section.runs)]
-    if not known or min(known) >= min(wanted):
+    short = [value for value in known if value < min(wanted)]
+    if not short:
         return ""
+    but = f", but for {amount(len(known) - len(short), 'run')}" if len(short) < len(known) else ""
     return (
-        f"Training is short: {span(known, '{:g}')} epochs, where the paper's pages have {span(wanted, '{:g}')}. "
+        f"Training is short{but}: {span(short, '{:g}')} epochs, where the paper's pages have {span(wanted, '{:g}')}. "
         "Methods that need time to find their weights may look worse than they are."
     )
 
@@ -76,22 +78,18 @@ def is_jpeg_copy(run: Record) -> bool:
 
 
 def about_jpeg(sections: list[Section], tables: Tables) -> str:
-    """Return which pages are of JPEG copies, and the image sizes if they are below the paper's."""
-    found = [section for section in sections if is_jpeg_copy(section.runs[0])]
-    if not found:
+    """Return which data are JPEG copies, and the image sizes if they are below the paper's."""
+    runs = [run for section in sections for run in section.runs if is_jpeg_copy(run)]
+    if not runs:
         return ""
-    text = f"The images of {name_pages(found)} are JPEG copies: accuracies are not those of the originals."
+    names = " and of ".join(sorted({escape(run["data"]["name"]) for run in runs}))
+    text = f"The images of {names} are JPEG copies: accuracies are not those of the originals."
     least = min(tables.pages[page].settings["image_size"] for page in compared_pages(tables))
-    sizes = [section.runs[0]["page"]["settings"].get("image_size") for section in found]
+    sizes = [run["page"]["settings"].get("image_size") for run in runs]
     if small := [size for size in sizes if is_number(size) and size < least]:
-        text += f" They were read at {span(small, '{:g}')} pixels a side, not at the paper's {least}."
+        but = f", but for {amount(len(runs) - len(small), 'run')}," if len(small) < len(runs) else ""
+        text += f" They were{but} read at {span(small, '{:g}')} pixels a side, not at the paper's {least}."
     return text
-
-
-def name_pages(sections: Iterable[Section]) -> str:
-    """Return the titles of sections, or how many there are."""
-    titles = list(dict.fromkeys(section.title for section in sections))
-    return " and of ".join(titles) if len(titles) <= MOST else amount(len(titles), "page")
 
 
 def about_ceiling(sections: list[Section]) -> str:

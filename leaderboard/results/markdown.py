@@ -11,8 +11,7 @@ from leaderboard.claims.claim import NOT_DECIDED, show_p
 from leaderboard.paper.cells import TESTED, TOO_FEW, TableView
 from leaderboard.paper.markdown import done_of, meaning_of
 from leaderboard.paper.published import Tables
-from leaderboard.plasticity.findings import CLAIMS, Finding, Study, find_findings, make_studies
-from leaderboard.plasticity.markdown import NAMES
+from leaderboard.plasticity.findings import CLAIMS, NAMES, Finding, Study, find_findings, make_studies
 from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
@@ -42,7 +41,7 @@ from leaderboard.results.summary import summary_lines
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import show_interval, signed
 from leaderboard.tables.sections import amount, is_changed
-from leaderboard.tables.table import BLANK, escape, line, percent
+from leaderboard.tables.table import BLANK, escape, line, multiple, percent
 
 INTRODUCTION = """\
 # Results
@@ -66,7 +65,9 @@ this pair, as `make claim` does it, *of all* over all comparisons of the table.
   and about how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
 - *less*, *more than the paper's*: the interval excludes the paper's median, which was found in other training.
 - *too few seeds*, *not decided*, *not run*: the runs cannot carry a verdict, with the reason.
-- *cited*: the paper copied one of the rows, or both, from another paper, with another dense network."""
+- *cited*: the paper copied one of the rows, or both, from another paper, with another dense network.
+- **Training FLOPs** of the first and of the second row, in multiples of dense training: equal sparsity is not equal
+  cost."""
 
 WORDS = {
     "agrees": AGREES,
@@ -80,8 +81,12 @@ NO_BRANCHES = "There is no study of pruning plasticity yet: `make plasticity`."
 NO_PAIR = "No page has both rows of a statement yet."
 AGAIN = """\
 A finished run is not made twice by `make sweep` and `make plasticity`. The same seed gives the same bits on the same
-kind of machine with as many threads. Folders of images must lie where their page says."""
-HEAD = ("first − second", "sparsity", "paper", "ours", "95 % interval", "p alone", "p of all", "verdict")
+kind of machine with as many threads. Folders of images must lie where their page says.
+To train anew what has a record, name another folder: `sparse-bench sweep GRID --records FOLDER`."""
+HEAD = (
+    *("first − second", "sparsity", "paper", "ours", "95 % interval", "p alone", "p of all", "verdict"),
+    "training FLOPs",
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def summary(every: list[Section], tested: list[Weighed], studies: list[tuple[Stu
         text += f" Of {amount(len(tested), 'comparison')} with the paper: {count(found.verdict for found in tested)}."
     if studies:
         verdicts = count(finding.verdict for _, findings in studies for finding in findings)
-        text += f" Of its findings on pruning plasticity: {verdicts}."
+        text += f" Of the tests of its findings on pruning plasticity: {verdicts}."
     return text
 
 
@@ -186,7 +191,7 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
     for section, found in shown:
         about = f"{tell_apart(section.runs[0], tables)} {note_versions(section.runs)}".rstrip()
         lines += [f"### {section.title}", "", about, "", line(HEAD)]
-        lines += [line(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
+        lines += [line(["---", "---:", "---", "---:", "---:", "---:", "---:", "---", "---"])]
         lines += [*(statement_row(one, tables) for one in found), ""]
     used = {status for _, found in shown for one in found for status in one.printed.statuses}
     marks = [f"{mark} {meaning_of(tables, name)}" for name, mark in tables.marks.items() if name in used and mark]
@@ -207,6 +212,7 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
             show_p(tested.alone_p),
             show_p(tested.adjusted_p),
             f"{verdict} ({escape(tested.reason)})".replace(") (", "; ", 1) if tested.reason else verdict,
+            BLANK if None in tested.trains else " and ".join(multiple(share) for share in tested.trains if share),
         ]
     )
 
@@ -263,8 +269,8 @@ def own_tables(views: list[TableView]) -> str:
         verdicts = [found.verdict for found in view.distinct() if found.verdict in (*TESTED, TOO_FEW, NOT_DECIDED)]
         parts.append(f"Table {view.table.number}: {done_of(view)}" + (f" ({count(verdicts)})" if verdicts else ""))
     return (
-        f"{'; '.join(parts)}. A printed row that can be read in two ways counts as two. [PAPER.md](PAPER.md) holds "
-        "each beside the printed number."
+        f"In the paper's protocol: {'; '.join(parts)}. A printed row that can be read in two ways counts as two. "
+        "[PAPER.md](PAPER.md) holds each beside the printed number."
     )
 
 

@@ -275,15 +275,17 @@ def tell_accuracy(rows: list[Compared]) -> Iterator[str]:
     counted = ", ".join(f"{text} in {verdicts.count(key)}" for key, text in words.items() if key in verdicts)
     yield f"**Accuracy.** bf16 against fp32 in {amount(len(rows), 'row')} run in both: {counted or 'none yet'}."
     decided = [row.difference for row in rows if row.verdict != OPEN]
+    pages = " and of ".join(dict.fromkeys(row.place[0] for row in rows if row.verdict != OPEN))
     if not decided:
         return
     means = [found.mean for found in decided if found.mean is not None]
     lowest = min(found.low for found in decided if found.low is not None)
     so = "bf16 costs accuracy in the rows marked worse" if LESS in verdicts else "a failure in bf16 is not seen here"
     yield (
-        f"**So {so}.** In the rows with {LEAST_SEEDS} seeds or more mean differences are {signed(min(means))} to "
-        f"{signed(max(means))} points; the lowest bound of a 95 % interval, uncorrected, is {signed(lowest)}. "
-        "This holds for these networks and fp32 weights and scores, not for weights that are themselves bf16."
+        f"**So {so}.** In the rows with {LEAST_SEEDS} seeds or more, of {pages}, mean differences are "
+        f"{signed(min(means))} to {signed(max(means))} points; the lowest bound of a 95 % interval, uncorrected, is "
+        f"{signed(lowest)}. "
+        "This holds for them and for fp32 weights and scores, not for weights that are themselves bf16."
     )
 
 

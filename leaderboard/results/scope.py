@@ -213,6 +213,7 @@ SAFE = re.compile(r"[A-Za-z0-9_.,:/=+[\]-]+")  # in a word: no meaning to a shel
 SHOWN = re.compile(r"[A-Za-z0-9_.,:/=+[\]\" -]+")  # in a command
 HOW = ("--jobs", "--retries", "--workers", "--workers-args", "--per-gpu", "--device", "--data", "--wandb", "--engine",
        "--engine-args")  # not what; the last two as they were once called  # fmt: skip
+WHOLE = 2  # spaces in `make sweep GRID=…`, the command of a whole grid
 NARROW = ("--method", "--sparsity", "--task", "--seed")
 STUDY = ("--task", "--scale", "--epochs", "--seed", "--more", "--scope", "--pattern")
 
@@ -253,16 +254,21 @@ def grid_command(command: str) -> str:
 
 
 def join_seeds(commands: Iterable[str]) -> list[str]:
-    """Return commands, sorted; those that differ only in seeds become one, for all seeds if one names none."""
+    """Return commands, sorted; those that differ only in seeds become one, for all seeds if one names none.
+
+    A part of a grid is left out where all of it is there.
+    """
     seeds: dict[str, set[int] | None] = {}
     for command in sorted(set(commands)):
         found = re.fullmatch(r"(.*) SEED=(\d{1,18}(?:,\d{1,18})*)", command)
         text, own = (found[1], {int(seed) for seed in found[2].split(",")}) if found else (command, None)
         known = seeds.setdefault(text, set())
         seeds[text] = None if own is None or known is None else known | own
+    whole = {text for text, known in seeds.items() if known is None and text.count(" ") == WHOLE}
     return [
         text if known is None else f"{text} SEED={','.join(map(str, sorted(known)))}"
         for text, known in sorted(seeds.items())
+        if text in whole or " ".join(text.split(" ")[: WHOLE + 1]) not in whole
     ]
 
 

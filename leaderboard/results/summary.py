@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from leaderboard.paper.published import Tables
-from leaderboard.plasticity.findings import SUPPORTED, Finding, Study, by_share
+from leaderboard.plasticity.findings import NAMES, SUPPORTED, Finding, Study, by_share
 from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
@@ -23,6 +24,9 @@ from leaderboard.tables.comparisons import signed
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, line, percent
 
+if TYPE_CHECKING:
+    from leaderboard.tables.stats import Difference
+
 WORDS = {
     AGREES: "**yes**",
     AGREES_ALONE: "uncorrected",
@@ -36,7 +40,7 @@ First row less second, in points of accuracy after the last epoch. *yes*: as in 
 comparisons on the page; *uncorrected*: only had no other pair been asked about; *opposite*: the other way round;
 *differ*: where the paper has it neither way; *not shown*: no difference found, which is no proof of none.
 [Tests, intervals, what could have been found](#what-agrees-with-the-paper-and-what-does-not), and how sure the paper's
-numbers are."""
+numbers are. Rows of one sparsity may differ several times in training FLOPs, given there, too."""
 EXCEPT = " By the median of the paper's cells the first is the better one, except for {names}."
 NOTHING = "No page has two rows to compare yet."
 
@@ -118,19 +122,30 @@ def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]
     if not verdicts:
         return []
     held = sum(verdict == SUPPORTED for verdict in verdicts)
+    kinds = list(dict.fromkeys(kind for study, _ in every for kind in study.values))
+    only = [
+        tell_unseen([by_share(study, kind, "rate") for study, _ in every if kind in study.values], what)
+        for kind, what in ((kind, f"the {NAMES[kind]} falls with the learning rate") for kind in kinds)
+    ]
     gains = [by_share(study, kind, "regrow") for study, _ in every for kind in study.values]
-    shares = sorted({share for found in gains for share in found})
-    shown = [share for share in shares if any((found[share].low or 0.0) > 0 for found in gains if share in found)]
-    unseen = [share for share in shares if share not in shown]
-    only = ""
-    if unseen and shown:
-        asked = [found[share] for found in gains for share in unseen if share in found]
-        harmed = sum((effect.high or 0.0) < 0 for effect in asked)
-        only = f"; at {' and '.join(map(percent, unseen))} pruned alone regeneration helps in none of {len(asked)}"
-        only += f" and harms in {harmed}" if harmed else ""
+    only.append(tell_unseen(gains, "regeneration helps", "harms"))
     return [
         "**Pruning plasticity**: that it falls as the learning rate falls, that milder pruning recovers better, and "
         f"that regeneration helps (it leaves more weights) is supported in {held} of {amount(len(verdicts), 'test')} "
-        f"over all shares pruned, by up to two measures in "
-        f"{'one study' if len(every) == 1 else f'{len(every)} studies'}{only} ([PLASTICITY.md](PLASTICITY.md))."
+        f"over all shares pruned, measured in up to two ways in "
+        f"{'one study' if len(every) == 1 else f'{len(every)} studies'}{''.join(only)} "
+        "([PLASTICITY.md](PLASTICITY.md))."
     ]
+
+
+def tell_unseen(effects: list[dict[float, Difference]], holds: str, turned: str = "does the opposite") -> str:
+    """Return at which shares pruned no study shows an effect that others show, and in how many it is turned round."""
+    shares = sorted({share for found in effects for share in found})
+    shown = [share for share in shares if any((found[share].low or 0.0) > 0 for found in effects if share in found)]
+    unseen = [share for share in shares if share not in shown]
+    if not unseen or not shown:
+        return ""
+    asked = [found[share] for found in effects for share in unseen if share in found]
+    against = sum((effect.high or 0.0) < 0 for effect in asked)
+    text = f"; at {' and '.join(map(percent, unseen))} pruned alone {holds} in none of {len(asked)}"
+    return text + (f" and {turned} in {against}" if against else "")

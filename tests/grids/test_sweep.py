@@ -271,6 +271,22 @@ def test_a_page_without_data_fails_with_one_message_and_the_others_go_on(grid):
     assert told[1].count("folder_resnet20.set") == 2
 
 
+@pytest.mark.parametrize(("failing", "made"), [(2, 3), (3, 0)])
+def test_data_that_a_device_does_not_take_are_loaded_as_often_as_a_cell_is_tried(grid, monkeypatch, failing, made):
+    calls, load = [], benchmark.data.sets.load_data
+
+    def fail_first(*asked):
+        calls.append(asked)
+        if len(calls) <= failing:
+            raise RuntimeError("CUDA error: out of memory")
+        return load(*asked)
+
+    monkeypatch.setattr(benchmark.grids.sweep, "load_data", fail_first)
+    assert grid(HEAD + DENSE.replace("}}", "}, seeds: [0, 1, 2]}")) == 3 - made
+    assert len(grid.records()) == made and len(calls) == 3
+    assert sum("is tried again: " in line for line in grid.said) == 2
+
+
 def test_data_are_loaded_when_a_cell_is_due_and_only_one_page_at_a_time(grid, monkeypatch):
     sweeps, batches = [], []
     load_page_of, load = benchmark.grids.sweep.Sweep.load, benchmark.data.sets.load_data

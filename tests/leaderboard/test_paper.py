@@ -412,10 +412,11 @@ def test_what_is_done_is_counted() -> None:
     records = [*runs("granet", 0.9, spread(93.73)), *runs("snip", 0.9, spread(93.0))]
     records += runs("granet", 0.95, spread(93.0), page={"changed": {"epochs": 1}, "variant": "x"})
     text = render_paper(records, TABLES)
-    assert "Table 2: 2 of 144 cells run." in text
+    assert "Table 2: 2 of 144 cells run in the paper's protocol." in text
     assert "| Table 2 | 144 | 0 | 141 | 2 | 0 | 0 | 1 | 0 | 0 | 0 |" in text
     for number, cells in ((1, 6), (3, 31)):
-        assert f"Table {number}: 0 of {cells} cells run." in text and f"`make table{number}`" in text
+        assert f"Table {number}: 0 of {cells} cells run in the paper's protocol." in text
+        assert f"`make table{number}`" in text
 
 
 # The page as a whole

@@ -175,4 +175,6 @@ def test_the_command_writes_a_file_for_each_run_once(tmp_path, capsys):
     (growth,), problems = load_growth(tmp_path)
     assert not problems and [row["step"] for row in growth["updates"]] == [8, 16]
     assert precision.main([*words, "--method", "rigl_itop"]) == 0 and list(tmp_path.iterdir()) == [file]
-    assert precision.main([*words, "--method", "set"]) == 2 and "grows by no dense gradient" in capsys.readouterr().err
+    words[words.index("--seed") + 1] = "1"
+    assert precision.main([*words, "--method", "rigl_itop,set"]) == 2  # before anything is trained
+    assert "method 'set' grows by no dense gradient" in capsys.readouterr().err and list(tmp_path.iterdir()) == [file]

@@ -130,7 +130,7 @@ def test_the_sentence_tells_the_best_beside_the_dense_network() -> None:
     one = section(make_runs("granet", HIGH), make_runs("set", LOW), make_runs("gmp", WIDE), dense)
     assert tell_best(one, find_best(one, TABLES)) == (
         "**ResNet-20 on digits** (dense 99.00, near the ceiling): at 90 % `granet` has the highest mean, 93.17, "
-        "for 0.28× the FLOPs of dense training, 5.83 below dense (1 of 2 others cannot be ruled out)."
+        "for 0.28× the FLOPs of dense training, 5.83 below dense (`gmp` of 2 others cannot be ruled out)."
     )
     one = section(make_runs("granet", HIGH, method={"reference": "this suite's variant of X"}), make_runs("set", LOW))
     assert tell_best(one, find_best(one, TABLES)) == (

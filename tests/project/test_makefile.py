@@ -191,7 +191,8 @@ def test_only_what_was_given_is_handed_on_and_flags_are_flags(place):
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "built"), [((), 0, True), ((), 1, True), ((), 130, False), (("PLAN=1",), 0, False)]
+    ("asked", "status", "built"),
+    [((), 0, True), ((), 1, True), ((), 2, False), ((), 130, False), (("PLAN=1",), 0, False)],
 )
 def test_a_table_rebuilds_all_pages_but_where_it_was_a_plan_or_stopped(asked, status, built, place):
     bench = place / ".venv" / "bin" / "sparse-bench"

@@ -192,6 +192,13 @@ def test_the_same_method_goes_on_with_other_settings(made):
     assert record["run"] != parent["run"] and record["method"]["settings"]["prune_rate"] == 0.2
 
 
+def test_a_setting_of_a_method_leaves_the_pages_others_as_they_are(made):
+    place, parent = made
+    known = find_parent(parent["run"], place.stores.both, place.folder / "runs")
+    branch = make_branch(known, epoch=2, method="rigl", arguments="methods.rigl.prune_rate=0.4")
+    assert branch.method.prune_rate == 0.4 and branch.page.methods["all"] == known.cell.page.methods["all"]
+
+
 def test_missing_snapshots_are_made_again_with_the_same_bits(copied):
     place, run = copied
     folder = place.folder / "runs" / run
@@ -235,6 +242,9 @@ def test_a_course_other_than_the_records_is_refused_and_leaves_no_snapshot(copie
         ),
         ({"epoch": 2, "method": "sis", "hold_lr": True, "more": 1}, "'sis' trains in [0-9]+ rounds"),
         ({"epoch": 2, "more": 1, "arguments": "prune_end=1.0"}, "asks for [0-9,]+: train longer"),
+        ({"epoch": 2, "method": "rigl", "arguments": "methods.garnet.prune_rate=0.4"}, "unknown method 'garnet'"),
+        ({"epoch": 2, "method": "rigl", "arguments": "weight_decay=1e300"}, "must be within"),
+        ({"epoch": 2, "arguments": "methods.granet.prune_rate=0.4"}, "methods cannot change where the parent's method"),
     ],
 )
 def test_bad_branches_are_refused_with_the_reason(made, asked, reason):

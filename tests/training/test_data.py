@@ -509,6 +509,16 @@ def test_test_images_that_are_trained_on_are_counted_and_told(tmp_path, in_memor
     assert told == "warning: folder: 2 of 8 test images are training images too; the record says so"
 
 
+def test_copies_that_a_split_holds_out_are_told(tmp_path, capsys):
+    folder = write_folder(tmp_path / "folder", PARTS)
+    shutil.rmtree(folder / "val", ignore_errors=True)
+    for number in range(20):
+        shutil.copyfile(folder / "train/a/0.png", folder / f"train/a/copy{number}.png")
+    data = load_data(page(in_memory=True, split="holdout"), tmp_path, CPU)
+    assert data.validation is not None and len(data.validation) == 3
+    assert "validation images are copies of training images" in capsys.readouterr().err
+
+
 def test_images_that_differ_in_one_pixel_are_told_apart():
     images = torch.zeros(4, 3, 20, 20, dtype=torch.uint8)
     images[1, 2, 11, 7], images[3, 2, 11, 7] = 1, 1

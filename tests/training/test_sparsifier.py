@@ -299,6 +299,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"net": nn.Sequential(nn.ReLU())}, "has no convolution and no linear layer"),
     ({"keep_dense": ["stem.*"]}, "'stem.*' matches no weight"),
     ({"optimizer": torch.optim.SGD(SmallNet().parameters(), lr=0.1)}, "the optimiser does not hold conv1.weight"),
+    ({"example": [1, 2]}, "example must be a tensor, a batch of inputs, got list"),
+    ({"method": "snip", "data": 3}, "data must be a loader of batches (inputs, labels), got int"),
     ({"total_steps": 2}, "lower it with update_every=N, or train longer with a larger total_steps"),
     ({"method": "set", "update_every": 0}, "steps_per_epoch=len"),
     ({"method": "snfs", "update_every": 0}, "steps_per_epoch=len"),
