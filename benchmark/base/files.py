@@ -139,11 +139,12 @@ def read_note(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed writers left in `folder`; the caller holds the folder's lock, so nobody else is writing."""
-    for path in folder.glob(".*"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
+def sweep(*folders: Path) -> None:
+    """Delete what killed writers left in folders; the caller holds the folder's lock, so nobody else is writing."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def show(path: Path) -> str:

@@ -105,18 +105,11 @@ def make_branch(
     changes = parse_arguments(arguments)
     refuse_unknown(changes, [plugin], plugin.settings())
     own = {key: value for key, value in changes.items() if key in plugin.settings()}
-    page = change_page(cell, {key: value for key, value in changes.items() if key not in own})
-    check_methods(page)
     goes_on = (plugin.name, plugin.sha256) == (cell.plugin.name, cell.plugin.sha256)
-    if goes_on and page.methods != cell.page.methods:
-        raise UserError(
-            f"ARGS: methods cannot change where the parent's method '{plugin.name}' goes on, with the settings it has: "
-            "give those that are to change by their names, such as prune_rate=0.3"
-        )
+    page = change_page(cell, {key: value for key, value in changes.items() if key not in own}, goes_on)
     asked = choose_sparsity(cell, plugin, sparsity)
     built = plugin.build(page, asked, {**(cell.method_settings() if goes_on else {}), **own})
-    check_values({**dataclasses.asdict(page), **dataclasses.asdict(built)})
-    check_method(cell, plugin, built, page.epochs)
+    check_method(cell, plugin, built, page)
     end = find_end(parent, page, epoch, hold_lr, more)
     default = load_page(cell.page_name)
     usual = plugin.defaults(default)
@@ -159,30 +152,38 @@ def choose_sparsity(cell: Cell, plugin: Plugin, text: str) -> float:
     return 0.0
 
 
-def check_method(cell: Cell, plugin: Plugin, built: Method, epochs: int) -> None:
-    """Raise UserError for a method that cannot start from a snapshot of the parent, on a page of so many epochs."""
+def check_method(cell: Cell, plugin: Plugin, built: Method, page: Page) -> None:
+    """Raise UserError for a method that cannot start from a snapshot of the parent, or be recorded, on a page."""
+    check_values({**dataclasses.asdict(page), **dataclasses.asdict(built)})
     if plugin.cls.narrows_network or cell.method.narrows_network:
         raise UserError(f"method '{plugin.name}' cannot be part of a branch: its network is narrower than the page's")
     if cell.method.donor() is not None:
         raise UserError(f"a branch cannot start from '{cell.label}', which is itself made from another run")
     if built.donor() is not None:
         raise UserError(f"method '{plugin.name}' starts from a donor, but a branch starts from its parent")
-    if (rounds := ask_rounds(built, plugin.name, epochs).count) > 1:
+    if (rounds := ask_rounds(built, plugin.name, page.epochs).count) > 1:
         raise UserError(
             f"method '{plugin.name}' trains in {rounds} rounds, but a branch trains its epochs once: choose another "
             "with --method, or run it from the start (sparse-bench run)"
         )
 
 
-def change_page(cell: Cell, changes: dict[str, Any]) -> Page:
-    """Return the parent's page with `changes`; raises UserError for a setting that is not in FREE."""
+def change_page(cell: Cell, changes: dict[str, Any], goes_on: bool) -> Page:
+    """Return the parent's page with `changes`; raises UserError for a setting that is not in FREE, or does nothing."""
     for name in changes:
         if name not in FREE:
             raise UserError(
                 f"ARGS: {name} cannot change in a branch, whose snapshot is of a run with {name} = "
                 f"{getattr(cell.page, name)!r}; these can: {', '.join(sorted(FREE))}"
             )
-    return merge_settings(merge_maps(dataclasses.asdict(cell.page), changes), "ARGS")
+    page = merge_settings(merge_maps(dataclasses.asdict(cell.page), changes), "ARGS")
+    check_methods(page)
+    if goes_on and page.methods != cell.page.methods:
+        raise UserError(
+            f"ARGS: methods cannot change where the parent's method '{cell.plugin.name}' goes on, with the settings it "
+            "has: give those that are to change by their names, such as prune_rate=0.3"
+        )
+    return page
 
 
 def find_end(parent: Parent, page: Page, epoch: int, hold_lr: bool, more: int | None) -> int:

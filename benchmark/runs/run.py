@@ -178,8 +178,7 @@ def lead_cell(cell: Cell, data: Data, options: Options, console: Console, start:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            sweep(folder)
-            sweep(folder / SNAPSHOTS)
+            sweep(folder, folder / SNAPSHOTS)
             finished = read_finished(folder / FINISHED, warner(console))
             if finished is not None:  # never lost, whatever is asked now
                 path = publish(finished, folder, options.places)
