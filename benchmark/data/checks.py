@@ -65,8 +65,8 @@ def write_absent(classes: tuple[str, ...], labels: Tensor) -> str:
 def check_overlap(name: str, stored: DecodedSet, split: tuple[Tensor, Tensor] | None) -> int:
     """Return how many test images have the pixels of a training image; warns of images that any two parts share.
 
-    `split`: which of the training part are trained on and which are validation images, if it is divided.
-    Raises UserError if all of them do, and if all training images are the same.
+    Raises UserError if all of them do, and if all training images are the same. `split`: which of the training part are
+    trained on and which are validation images, if it is divided.
     """
     prints = dict(zip(stored.parts, hash_images([part.pixels for part in stored.parts.values()]), strict=True))
     train = set(prints["train"])

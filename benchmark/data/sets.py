@@ -170,7 +170,8 @@ def load_data(page: Page, root: Path, device: torch.device) -> Data:
     if page.data in FOLDERS:
         data = load_folder(page, name, folder, device)
     elif page.in_memory:
-        data = hold(page, name, READERS[page.data](page, folder), device)
+        stored = READERS[page.data](page, folder)
+        data = hold(page, name, stored, divide(page, stored), device)
     else:
         raise UserError(f"in_memory=false streams from a folder of images; data={page.data} is always in memory")
     if page.drop_last and len(data.train) < page.batch_size:
@@ -192,7 +193,8 @@ def load_folder(page: Page, name: str, folder: Path, device: torch.device) -> Da
         check_memory(layout, page.image_size, padded)
         stored = load_decoded(folder, layout, page.image_size)
         notes = dict(stored.notes)
-        data, split = hold(page, name, stored, device), divide(page, stored)
+        split = divide(page, stored)
+        data = hold(page, name, stored, split, device)
     else:
         data, notes = stream_folder(page, name, folder, layout)
     tell(describe_read(f"folder {name}", layout, notes), warn=False)
@@ -208,10 +210,10 @@ def divide(page: Page, stored: DecodedSet) -> tuple[Tensor, Tensor] | None:
     return split_indices(stored.parts["train"].labels, page.split, shuffled=page.data in FOLDERS)
 
 
-def hold(page: Page, name: str, stored: DecodedSet, device: torch.device) -> Data:
-    """Split a stored data set as the page says and put it on `device`."""
+def hold(page: Page, name: str, stored: DecodedSet, split: tuple[Tensor, Tensor] | None, device: torch.device) -> Data:
+    """Split a stored data set, see `divide`, and put it on `device`."""
     train, validation = stored.parts["train"], stored.parts.get("validation")
-    if (split := divide(page, stored)) is not None:
+    if split is not None:
         kept, held_out = split
         validation = Arrays(train.pixels[held_out], train.labels[held_out])
         train = Arrays(train.pixels[kept], train.labels[kept])

@@ -19,7 +19,7 @@ from benchmark.config.cells import Cell, plan_cells
 from benchmark.config.pages import Page
 from benchmark.conformance.trial import Silent
 from benchmark.data.arrays import Arrays, DecodedSet
-from benchmark.data.sets import Data, hold
+from benchmark.data.sets import Data, divide, hold
 from benchmark.networks.build import build, place
 from benchmark.runs.run import prepare, set_up_masks
 from benchmark.training.precision import set_determinism
@@ -63,7 +63,7 @@ def make_noise(page: Page, images: int, size: int, classes: int, device: torch.d
         return Arrays(pixels, torch.arange(count) % classes)
 
     stored = DecodedSet(tuple(str(label) for label in range(classes)), {"train": draw(images), "test": draw(8)})
-    return hold(page, "noise", stored, device)
+    return hold(page, "noise", stored, divide(page, stored), device)
 
 
 class Bench:

@@ -74,11 +74,13 @@ def find_finished(name: str, records: Path, runs: Path) -> Finished:
             "again, or name the folder of its files (sparse-bench: --runs)"
         )
     weights, masks = read_export(folder)
-    digest, files = hash_masks(masks), hash_export(folder)
+    digest = hash_masks(masks)
     fitting = [found for found in reversed(candidates) if found[1]["masks_sha256"] == digest]
+    if len(fitting) > 1:  # masks may be a repeat's, too
+        files = hash_export(folder)
+        fitting.sort(key=lambda found: found[1].get("files_sha256") != files)
     if fitting:
-        own = [found for found in fitting if found[1].get("files_sha256") == files]  # masks may be a repeat's, too
-        return Finished(*(own or fitting)[0], folder, weights, masks)
+        return Finished(*fitting[0], folder, weights, masks)
     raise UserError(
         f"{folder}: its masks ({digest[:16]}) are not those of run {run}'s record "
         f"({candidates[-1][1]['masks_sha256'][:16]}): run it again, or name the folder of its "

@@ -30,8 +30,8 @@ class Weighed:
     """One statement at one sparsity: what the paper prints and what our runs show.
 
     `difference` is first less second in points, `counts` their numbers of seeds, `trains` their training FLOPs as
-    multiples of dense; `alone_p` is Holm's over the
-    sparsities of this pair, as in `make claim`, `adjusted_p` over all comparisons of the section that can be decided.
+    multiples of dense; `alone_p` is Holm's over the sparsities of this pair, as in `make claim`, `adjusted_p` over all
+    comparisons of the section that can be decided.
     Invariant: AGREES and REVERSED need a claim that may name a winner, an adjusted p of at most 0.05 and a direction in
     the paper; "asked alone", `alone_p` of at most 0.05.
     """
@@ -129,8 +129,14 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     """Return a statement with its verdict; `p` is corrected over `family` comparisons, `step` is one test image."""
     from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed, smallest_detectable
 
-    tested = replace(tested, difference=claim.difference, counts=claim.counts, adjusted_p=p, alone_p=claim.adjusted_p)
-    tested = replace(tested, trains=(claim.score_a.train_share, claim.score_b.train_share))
+    tested = replace(
+        tested,
+        difference=claim.difference,
+        counts=claim.counts,
+        trains=(claim.score_a.train_share, claim.score_b.train_share),
+        adjusted_p=p,
+        alone_p=claim.adjusted_p,
+    )
     if p is None:
         few = 0 < len(claim.reasons) <= sum(count < LEAST_SEEDS for count in claim.counts)  # else there is a graver one
         return replace(tested, verdict=TOO_FEW if few else NOT_DECIDED, reason=plain("; ".join(claim.reasons)))

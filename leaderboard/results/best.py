@@ -153,9 +153,13 @@ def show(found: Answer | None, at_sparsity: bool) -> str:
     first = f"{names[0]} {points[0].mean:.2f}"
     if len(names) == 1:
         return f"**{first}** (n={len(points[0].accuracies)}) of {found.of}"
-    more = len(names) - 1 - NAMED
-    others = [*names[1 : 1 + NAMED], *([f"{more} more"] if more > 0 else [])]
-    return f"{first} (n={len(points[0].accuracies)}) *or* {', '.join(others)} of {found.of}"
+    return f"{first} (n={len(points[0].accuracies)}) *or* {list_first(names[1:])} of {found.of}"
+
+
+def list_first(names: list[str]) -> str:
+    """Return the first NAMED names and how many more there are: `a, b, 3 more`."""
+    more = len(names) - NAMED
+    return ", ".join([*names[:NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
 def tell_best(section: Section, answers: Answers) -> str:
@@ -165,16 +169,15 @@ def tell_best(section: Section, answers: Answers) -> str:
         if part != SPARSITY:
             continue
         first = found.points[0]
-        text = f"at {percent(value)} `{first.name}`".replace(" *(ours)*`", "` (ours)")
+        shown = [f"`{point.name}`".replace(" *(ours)*`", "` (ours)") for point in found.points]
+        text = f"at {percent(value)} {shown[0]}"
         text += (
             f" has the highest mean, {first.mean:.2f}, for {multiple(first.costs['train'])} the FLOPs of dense training"
         )
         text += f", {dense - first.mean:.2f} below dense" if dense is not None and dense > first.mean else ""
-        others, beside = found.of - 1, found.points[1:]
+        others, beside = found.of - 1, shown[1:]
         alone = "above the one other" if others == 1 else f"above all {others} others"
-        names = [f"`{point.name}`".replace(" *(ours)*`", "` (ours)") for point in beside[:NAMED]]
-        names += [f"{len(beside) - NAMED} more"] if len(beside) > NAMED else []
-        verdict = f"{', '.join(names)} of {amount(others, 'other')} cannot be ruled out" if beside else alone
+        verdict = f"{list_first(beside)} of {amount(others, 'other')} cannot be ruled out" if beside else alone
         told.append(f"{text} ({verdict})")
     about = f" (dense {dense:.2f}{', near the ceiling' if 100 - dense <= NEAR_CEILING else ''})" if dense else ""
     return f"**{section.title}**{about}: {'; '.join(told)}."

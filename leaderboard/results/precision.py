@@ -274,12 +274,12 @@ def tell_accuracy(rows: list[Compared]) -> Iterator[str]:
     words = {LESS: "worse", MORE: "better", SAME: "no difference shown", OPEN: "not decided yet"}
     counted = ", ".join(f"{text} in {verdicts.count(key)}" for key, text in words.items() if key in verdicts)
     yield f"**Accuracy.** bf16 against fp32 in {amount(len(rows), 'row')} run in both: {counted or 'none yet'}."
-    decided = [row.difference for row in rows if row.verdict != OPEN]
-    pages = " and of ".join(dict.fromkeys(row.place[0] for row in rows if row.verdict != OPEN))
+    decided = [row for row in rows if row.verdict != OPEN]
     if not decided:
         return
-    means = [found.mean for found in decided if found.mean is not None]
-    lowest = min(found.low for found in decided if found.low is not None)
+    pages = " and of ".join(dict.fromkeys(row.place[0] for row in decided))
+    means = [row.difference.mean for row in decided if row.difference.mean is not None]
+    lowest = min(row.difference.low for row in decided if row.difference.low is not None)
     so = "bf16 costs accuracy in the rows marked worse" if LESS in verdicts else "a failure in bf16 is not seen here"
     yield (
         f"**So {so}.** In the rows with {LEAST_SEEDS} seeds or more, of {pages}, mean differences are "

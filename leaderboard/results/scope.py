@@ -213,7 +213,6 @@ SAFE = re.compile(r"[A-Za-z0-9_.,:/=+[\]-]+")  # in a word: no meaning to a shel
 SHOWN = re.compile(r"[A-Za-z0-9_.,:/=+[\]\" -]+")  # in a command
 HOW = ("--jobs", "--retries", "--workers", "--workers-args", "--per-gpu", "--device", "--data", "--wandb", "--engine",
        "--engine-args")  # not what; the last two as they were once called  # fmt: skip
-WHOLE = 2  # spaces in `make sweep GRID=…`, the command of a whole grid
 NARROW = ("--method", "--sparsity", "--task", "--seed")
 STUDY = ("--task", "--scale", "--epochs", "--seed", "--more", "--scope", "--pattern")
 
@@ -264,11 +263,11 @@ def join_seeds(commands: Iterable[str]) -> list[str]:
         text, own = (found[1], {int(seed) for seed in found[2].split(",")}) if found else (command, None)
         known = seeds.setdefault(text, set())
         seeds[text] = None if own is None or known is None else known | own
-    whole = {text for text, known in seeds.items() if known is None and text.count(" ") == WHOLE}
+    grids = [text for text, known in seeds.items() if known is None and re.fullmatch(r"make sweep GRID=\S+", text)]
     return [
         text if known is None else f"{text} SEED={','.join(map(str, sorted(known)))}"
         for text, known in sorted(seeds.items())
-        if text in whole or " ".join(text.split(" ")[: WHOLE + 1]) not in whole
+        if not any(text.startswith(f"{grid} ") for grid in grids)
     ]
 
 

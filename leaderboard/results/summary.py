@@ -123,10 +123,10 @@ def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]
         return []
     held = sum(verdict == SUPPORTED for verdict in verdicts)
     kinds = list(dict.fromkeys(kind for study, _ in every for kind in study.values))
-    only = [
-        tell_unseen([by_share(study, kind, "rate") for study, _ in every if kind in study.values], what)
-        for kind, what in ((kind, f"the {NAMES[kind]} falls with the learning rate") for kind in kinds)
-    ]
+    only = []
+    for kind in kinds:
+        falls = [by_share(study, kind, "rate") for study, _ in every if kind in study.values]
+        only.append(tell_unseen(falls, f"the {NAMES[kind]} falls with the learning rate"))
     gains = [by_share(study, kind, "regrow") for study, _ in every for kind in study.values]
     only.append(tell_unseen(gains, "regeneration helps", "harms"))
     return [
