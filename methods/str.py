@@ -4,17 +4,16 @@ Paper: Kusupati et al., "Soft Threshold Weight Reparameterization for Learnable 
 Eqs. 5-6: the forward pass uses sign(w) relu(|w| - sigmoid(s_l)), s_l being trained by the optimiser of the weights.
 
 In the paper the sparsity is an outcome of weight decay and s_init: controller=false. By default a controller leads it:
-an update shifts all s_l by one amount, to as many weights as a schedule says; how layers differ is learned. At the
-first shift the optimiser still has the momentum of s_l's way from s_init: it carries s_l from -5 to 7, past every
-weight, so the network is empty until the second shift, and ΔT stays short. At `fix_at` the largest |w| - sigmoid(s_l)
-become masks that stay, as many as were asked for, and the network trains on with the thresholded values. The record
-keeps the density that the thresholds had reached by then.
+an update shifts all s_l by one amount, to as many weights as a schedule says; how layers differ is learned. A shift
+starts the momentum of s_l anew: that of its way from s_init would carry it from -5 to 7, past every weight. At `fix_at`
+the largest |w| - sigmoid(s_l) become masks that stay, as many as were asked for, and the network trains on with the
+thresholded values. The record keeps the density that the thresholds had reached by then.
 
 Deviations (point | paper | authors' code | here | why):
 - sparsity | an outcome of weight decay and s_init | the same | the controller's; controller=false: the outcome | a row
   belongs to the sparsity that was asked for
-- shift of s_l | none | none in RAIVNLab/STR's main.py and trainer.py | every 100 steps, by bisection | outcomes at one
-  setting differ from seed to seed; at ΔT = 470 of 2,816 steps the network was empty for an epoch
+- shift of s_l | none | none in RAIVNLab/STR's main.py and trainer.py | every 100 steps, by bisection; momentum anew |
+  outcomes at one setting differ from seed to seed; between two shifts the thresholds go on learning
 - schedule | none | none for STR, a cubic one for its GMP | the cubic of Zhu & Gupta, to the page's prune_end | as `gmp`
 - end | thresholds learn to the last step | the same | masks are fixed at fix_at = 0.75 of the run; controller=false: at
   the last step | the budget is exact, and its weights have time to settle
@@ -111,7 +110,8 @@ class STR(Method):
         if view.step >= self.update_steps(view.timeline)[-1]:
             return Update(keep_top_global({name: size - s[name].sigmoid() for name, size in sizes.items()}, count))
         by = find_shift(sizes, s, count)
-        return Update(values={name_of(name): shift(s[name], by) for name in s})
+        shifted = {name_of(name): shift(s[name], by) for name in s}
+        return Update(values=shifted, forget=tuple(shifted))
 
 
 def name_of(weight: str) -> str:

@@ -128,6 +128,12 @@ def check_update(method: Method, maskset: MaskSet, update: Update, view: View) -
             raise ContractError(f"must return values of weights or learned parameters, '{name}' is neither")
         check_like(name, value, mine, "values")
     check_tensors(update.state, "state")
+    forget: Any = update.forget
+    if not isinstance(forget, bool | tuple):
+        raise ContractError(f"must return forget as True, False or a tuple of names, returned {forget!r:.60}")
+    for name in () if isinstance(forget, bool) else forget:
+        if name not in view.learned and name not in maskset.weights:
+            raise ContractError(f"must forget weights or learned parameters, {name!r:.60} is neither")
     if update.trained is not None:
         if not stored or method.trains is Trains.ALL:
             raise ContractError("must be STORED, and train ACTIVE weights, to say which are trained")

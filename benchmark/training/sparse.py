@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -209,9 +209,10 @@ class SparseTraining:
         """Return whether the optimiser leaves gradients as they are."""
         return True
 
-    def forget(self) -> None:
-        """Start the optimiser's state anew: momentum, moments and counts are zero."""
-        for state in self.optimizer.state.values():
-            for value in state.values():
+    def forget(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Start the optimiser's state anew, of all parameters or of these: momentum, moments and counts are zero."""
+        own = self.optimizer.state
+        for parameter in list(own) if parameters is None else parameters:
+            for value in own.get(parameter, {}).values():
                 if isinstance(value, Tensor):
                     value.zero_()

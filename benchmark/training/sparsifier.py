@@ -73,12 +73,14 @@ class UserTraining(SparseTraining):
         groups = self.optimizer.param_groups
         return [parameter for group in groups for parameter in group["params"] if id(parameter) not in learned]
 
-    def forget(self) -> None:
+    def forget(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Have the optimiser begin anew; one that keeps weights has no state then, since zeros are no beginning."""
-        if type(self.optimizer).__name__ in KEEP_WEIGHTS:
-            cast(dict[Tensor, Any], inner_state(self.optimizer)).clear()
-        else:
-            super().forget()
+        if type(self.optimizer).__name__ not in KEEP_WEIGHTS:
+            super().forget(parameters)
+            return
+        state = cast(dict[Tensor, Any], inner_state(self.optimizer))
+        for parameter in list(state) if parameters is None else parameters:
+            state.pop(parameter, None)
 
     def keeps_gradients(self) -> bool:
         """Return whether the optimiser is known to leave gradients alone: Nesterov momentum may be added in place."""

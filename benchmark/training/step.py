@@ -197,5 +197,8 @@ def apply(run: SparseTraining, update: Update, view: View) -> None:
     if before is not None and maskset.stored is None:  # masks have taken the thresholds' place
         run.method_state.reached = int(before) / maskset.total
     run.method_state.state |= {name: tensor.detach().clone() for name, tensor in (update.state or {}).items()}
-    if update.forget:
+    if isinstance(update.forget, tuple):
+        known = {**maskset.weights, **run.method_state.learned}
+        run.forget([known[name] for name in update.forget])
+    elif update.forget:
         run.forget()

@@ -24,16 +24,17 @@ class Update:
     values of weights, whole tensors by name, or of learned parameters; only for a method with `writes`; outside the
     masks they are kept where the method is STORED, and dropped otherwise. `state`: tensors of the method's own, merged
     into `view.state`; the engine saves them with the run and shares rank 0's. `forget`: the optimiser's state starts
-    anew. Applied in order: all masks but the last, values, the last masks, state, forget; the moving average of a
-    weight follows new values as it follows a step. Invariant: all of it is applied, or, where any of it breaks the
-    contract, nothing.
+    anew, all of it or that of the weights and learned parameters named (momentum got on the way to old values leads
+    astray from new ones). Applied in order: all masks but the last, values, the last masks, state, forget; the moving
+    average of a weight follows new values as it follows a step. Invariant: all of it is applied, or, where any of it
+    breaks the contract, nothing.
     """
 
     masks: Stages | None = None
     trained: Masks | None = None
     values: Mapping[str, Tensor] | None = None
     state: Mapping[str, Tensor] | None = None
-    forget: bool = False
+    forget: bool | tuple[str, ...] = False
 
 
 Proposal = Stages | Update

@@ -222,6 +222,8 @@ class Watch:
         found = difference(list_stages(update), expected)
         if hasattr(oracle, "values"):
             found = found or difference_of_values(update, values)
+            if getattr(oracle, "forgets", False) and set(update.forget or ()) != set(values):
+                found = found or f"the optimiser's state of {update.forget} starts anew, not of {sorted(values)}"
         else:
             found = found or difference_beside(update, getattr(oracle, "beside", {}))
         found = found or difference_of_penalty(method, oracle, view)

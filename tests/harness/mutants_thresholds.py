@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -77,6 +77,14 @@ class STRShiftsEachLayer(STR):
 
 
 @dataclass(frozen=True, kw_only=True)
+class STRKeepsMomentum(STR):
+    """Leaves the optimiser the momentum that led a threshold to where it no longer is."""
+
+    def update(self, view: View) -> Update:
+        return replace(super().update(view), forget=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class STRNeverFixes(STR):
     """Shifts to the end, and leaves the count to chance."""
 
@@ -97,6 +105,7 @@ METHODS = [
     ("SR-STE of no groups", "half of each layer instead of two of four", "oracle:sr_ste", SRSTEOfTheWrongFour),
     ("STR fixed by |w|", "thresholds forgotten when masks are fixed", "oracle:str", STRFixesByMagnitude),
     ("STR layer by layer", "a shift for each layer", "oracle:str", STRShiftsEachLayer),
+    ("STR keeps momentum", "momentum from s_init outlives a shift", "oracle:str", STRKeepsMomentum),
     (
         "STR never fixed",
         "an exact budget promised, its count left to chance",

@@ -62,6 +62,7 @@ class Str(Gmp):
     """Kusupati 2020, arXiv:2002.03231, Eq. 6, thresholds led to the cubic schedule, masks fixed at the last update."""
 
     defaults = {"s_init": -3200.0, "controller": True, "prune_end": 0.5, "fix_at": 0.75}  # noqa: RUF012
+    forgets = True  # momentum of s on its way from s_init leads away from where it is shifted to
 
     def update_steps(self):
         """Shift every dt steps until masks are fixed; the paper's method has its weights to the last step."""

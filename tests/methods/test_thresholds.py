@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmark.base.errors import UserError
 from benchmark.training.rehearsal import rehearse
+from benchmark.training.step import apply
 from methods.core import Budget, Masks, Timeline, View, find_shift, shift
 from methods.dnw import DNW
 from methods.sr_ste import SRSTE
@@ -117,6 +118,23 @@ def test_the_controller_shifts_to_the_schedule_and_fixes_by_distance():
     for step in (12, 13):
         fixed = method.update(show(stored, step, {"a.s": logit, "b.s": -logit}))
         assert digits(fixed.masks) == "00 11" and fixed.values is None
+
+
+def test_a_shift_starts_the_momentum_of_thresholds_anew_and_of_nothing_else(monkeypatch):
+    """Momentum from s_init = -3200 would carry a threshold that is shifted to about -5 past every weight."""
+    seen = []
+
+    def watch(run, update, view):
+        apply(run, update, view)
+        if update.values:
+            state, own = run.optimizer.state, run.method_state.learned
+            sizes = [float(state[p]["momentum_buffer"].abs().sum()) for p in (*own.values(), *run.model.parameters())]
+            seen.append((sizes[: len(own)], sizes[len(own) :]))
+
+    monkeypatch.setattr("benchmark.training.step.apply", watch)
+    small.finish(start(STR(sparsity=0.8, update_every=2), "str", small.SmallNet, 0, epochs=4))
+    assert len(seen) > 3
+    assert all(not any(thresholds) and all(weights) for thresholds, weights in seen)
 
 
 def test_str_refuses_to_fix_masks_before_the_schedule_ends():

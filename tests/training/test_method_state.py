@@ -180,6 +180,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         update_with(state=lambda v: {"x": 1.5}),
         "must return state as tensors, that of 'x' is float",
     ),
+    "forgets nothing known": (
+        update_with(forget=lambda v: ("x",)),
+        "must forget weights or learned parameters, 'x' is",
+    ),
+    "forgets a name alone": (update_with(forget=lambda v: NAME), "must return forget as True, False or a tuple"),
     "trained, not stored": (update_with(trained=lambda v: all_active(v)), "must be STORED"),
     "trained too small": (
         {**STORED, **update_with(trained=lambda v: {n: ~m for n, m in all_active(v).items()})},
