@@ -237,14 +237,20 @@ def publish(
 
 @app.command()
 def verify(
-    record: Annotated[Path, typer.Argument(help="a record, or a folder in which a run was published")],
+    run: FinishedRun,
+    records: Records = None,
     runs: Annotated[Path | None, typer.Option(help="folder of exported weights")] = None,
     data: DataRoot = Path("data"),
 ) -> None:
     """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
+    from benchmark.base.files import expand_run
+    from benchmark.runs.finished import find_finished
     from benchmark.runs.verify import print_findings, verify_record
 
-    folder = guarded(lambda: find_places(None, None, runs).runs)
-    if not guarded(lambda: print_findings(console, verify_record(record, folder, data))):
-        tell(f"record {record} does not describe the network in {record if record.is_dir() else folder}")
+    places = guarded(lambda: find_places(records, None, runs))
+    record = Path(expand_run(run))
+    if not record.exists() and record.suffix != ".json":
+        record = guarded(lambda: find_finished(run, places.records, places.runs).path)
+    if not guarded(lambda: print_findings(console, verify_record(record, places.runs, data))):
+        tell(f"record {record} does not describe the network in {record if record.is_dir() else places.runs}")
         raise typer.Exit(1)

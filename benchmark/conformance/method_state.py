@@ -105,6 +105,30 @@ def check_state(kit: Kit) -> Outcome:
     return Outcome(True if kept else None, f"{kept} tensors kept" if kept else "no state")
 
 
+@check("forgotten-state", ENGINE)
+def check_forgotten(kit: Kit) -> Outcome:
+    """The optimiser's state that an update has begin anew is zero after it, and of nothing else all of it is."""
+    asked = 0
+    for optimizer in ("sgd", "adam"):
+        trial = kit.trial(optimizer=optimizer)
+        states = trial.states()
+        for call in trial.calls:
+            forget = call.update.forget if call.update is not None and 0 < call.step < len(states) else False
+            if not forget:
+                continue
+            seen: dict[str, bool] = {}  # whether any state of a parameter is not zero
+            for (name, _), value in states[call.step].optimizer.items():
+                own = name.removeprefix("learned ")
+                seen[own] = seen.get(own, False) or bool(value.any())
+            named = set(forget) if isinstance(forget, tuple) else set(seen)
+            if kept := [name for name in seen if name in named and seen[name]]:
+                return Outcome(False, f"{optimizer} step {call.step}: the state of {kept[0]} did not begin anew")
+            if seen.keys() - named and not any(seen[name] for name in seen if name not in named):
+                return Outcome(False, f"{optimizer} step {call.step}: the state of all began anew, not of {forget}")
+            asked += 1
+    return Outcome(True if asked else None, f"{asked} fresh starts" if asked else "nothing is forgotten")
+
+
 @check("rounds", ENGINE)
 def check_rounds(kit: Kit) -> Outcome:
     """A further round begins with the very bits of its origin, in the network and beside it, under the masks of now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -60,7 +61,10 @@ class LoaderImages:
             yield pair
 
     def keep_each(self, count: int, classes: int) -> None:
-        """Keep the first `count` inputs of each class, from one pass at most; too few are refused by the scoring."""
+        """Keep the first `count` inputs of each class, from one pass at most; warns of classes that have fewer.
+
+        None at all are refused here, fewer than the scoring has parts by the scoring.
+        """
         inputs, labels, missing = [], [], torch.full((classes,), count)
         for batch, found in self.yield_pass():
             if found.is_floating_point() or found.dim() != 1:
@@ -77,6 +81,14 @@ class LoaderImages:
                 break
         if not inputs:
             raise UserError(f"data yields no label in 0 to {classes - 1}, the classes of the network's last layer")
+        if missing.any():
+            fewer = [f"{label} ({count - left})" for label, left in enumerate(missing.tolist()) if left]
+            more = f" and {len(fewer) - 5} more" if len(fewer) > 5 else ""
+            warnings.warn(
+                f"the method scores {count} inputs of each class, and data has fewer of class {', '.join(fewer[:5])}"
+                f"{more}",
+                stacklevel=2,
+            )
         self.kept, self.labels = torch.stack(inputs), torch.tensor(labels)
 
     def sample(self, indices: Tensor, seed: int, device: torch.device, augmented: bool = True) -> tuple[Tensor, Tensor]:

@@ -41,16 +41,18 @@ class Costs:
         return self.fixed + sum(self.per_weight[name] * count for name, count in counts.items())
 
 
-def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, ...]) -> Costs:
+def count_costs(
+    model: nn.Module, layers: list[Layer], shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> Costs:
     """Count the multiply-adds of `model` on one image of `shape` (channels, height, width), in evaluation mode.
 
-    The model is left as it was. Raises UserError for an operator that is neither counted nor known to be free, and
-    when the trace fails.
+    dtype: of the input, such as whole numbers for tokens; None = as the network's parameters. The model is left as it
+    was. Raises UserError for an operator that is neither counted nor known to be free, and when the trace fails.
     """
-    by_operator, by_module, unsupported = trace(model, shape)
+    by_operator, by_module, unsupported = trace(model, shape, dtype)
     refuse_unknown(unsupported)
     dense = {layer.name: counted(*(by_module.get(module, {}) for module in layer.modules)) for layer in layers}
-    price_outside(model, layers, dense, shape)
+    price_outside(model, layers, dense, shape, dtype)
     total = counted(by_operator)
     per_weight = {}
     for layer in layers:
@@ -69,13 +71,15 @@ def count_costs(model: nn.Module, layers: list[Layer], shape: tuple[int, ...]) -
     )
 
 
-def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
+def trace(
+    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> tuple[Counter[str], dict[str, Counter[str]], Counter[str]]:
     """Return fvcore's counts by operator and by module, and its calls of operators that it cannot count."""
     first, modes = next(model.parameters()), modes_of(model)
     model.eval()
     unfused = unfuse_attention(model)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    image = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
+    image = torch.zeros(1, *shape, device=first.device, dtype=dtype or first.dtype)
     analysis = FlopCountAnalysis(model, image).set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     try:
@@ -83,13 +87,19 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> tuple[Counter[str], dict[
             warnings.simplefilter("ignore")
             return analysis.by_operator(), analysis.by_module_and_operator(), analysis.unsupported_ops()
     except Exception as error:  # a backbone may raise anything
-        raise UserError(f"the backbone's cost on images of {shape} cannot be counted: {reason(error)}") from error
+        raise UserError(f"the backbone's cost on inputs of {shape} cannot be counted: {reason(error)}") from error
     finally:
         fuse_attention(unfused)
         set_modes(modes)
 
 
-def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], shape: tuple[int, ...]) -> None:
+def price_outside(
+    model: nn.Module,
+    layers: list[Layer],
+    dense: dict[str, int],
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> None:
     """Set, in `dense`, the cost of layers whose weights are used only from outside, as in BEiT's attention.
 
     A trace does not attribute these, nor the packed weights of nn.MultiheadAttention. Raises UserError for a prunable
@@ -97,7 +107,7 @@ def price_outside(model: nn.Module, layers: list[Layer], dense: dict[str, int], 
     """
     bypassed = [name for name, macs in dense.items() if macs == 0]
     if bypassed:
-        seen = recount(model, shape)
+        seen = recount(model, shape, dtype)
         dense.update({name: seen.weights[name] for name in bypassed})
         uneven = [layer.name for layer in layers if layer.name in bypassed and not seen.is_even(layer.name)]
         if any(layer.prunable for layer in layers if layer.name in uneven):

@@ -192,12 +192,15 @@ def find_last(seen: Witness, names: Iterable[str]) -> str:
     return next((name for name in reversed(seen.ending) if name in known), known[-1])
 
 
-def recount(model: nn.Module, shape: tuple[int, ...]) -> Witness:
-    """Count one input of `shape`, such as (channels, height, width), in evaluation mode; modes are restored."""
+def recount(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Witness:
+    """Count one input of `shape`, such as (channels, height, width), in evaluation mode; modes are restored.
+
+    dtype: of the input, such as whole numbers for tokens; None = as the network's parameters.
+    """
     modes = {module: module.training for module in model.modules()}  # some may be frozen
     like = next(model.parameters())
     try:
-        return watch(model.eval(), torch.zeros(1, *shape, device=like.device, dtype=like.dtype))[1]
+        return watch(model.eval(), torch.zeros(1, *shape, device=like.device, dtype=dtype or like.dtype))[1]
     finally:
         for module, training in modes.items():
             module.training = training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import DonorRun
 from benchmark.distributed.ranks import count_ranks, differing_ranks, digest, share_tensors
 from benchmark.training.masks import MaskSet, unpack
+from benchmark.training.method_state import check_penalty
 from methods.core import (
     Budget,
     ContractError,
@@ -34,7 +36,12 @@ def planned_count(method: Method, maskset: MaskSet, step: int, timeline: Timelin
     budget = method.promised_budget()
     if budget is Budget.OUTCOME:
         return None
-    sparsity = 0.0 if budget is Budget.DENSE else method.planned_sparsity(step, timeline)
+    try:
+        sparsity = 0.0 if budget is Budget.DENSE else method.planned_sparsity(step, timeline)
+    except Exception as error:  # a plugin may raise anything at all
+        raise UserError(
+            f"method {type(method).__name__} fails in planned_sparsity({step}): {describe_failure(error, type(method))}"
+        ) from error
     return count_kept(sparsity, maskset.total)
 
 
@@ -48,7 +55,7 @@ def propose(method: Method, name: str, view: View) -> Update:
     versions = [tensor._version for tensor in protected]
     try:
         with torch.no_grad(), asking_together():
-            proposal = as_update(method.setup(view) if view.step == 0 else method.update(view))
+            proposal = take(as_update(method.setup(view) if view.step == 0 else method.update(view)), view)
             look_ahead(proposal, view)
         if versions != [tensor._version for tensor in protected]:
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
@@ -68,6 +75,64 @@ def as_update(proposal: Any) -> Update:
     if not all(isinstance(masks, Mapping) for masks in (proposal if isinstance(proposal, tuple) else (proposal,))):
         raise ContractError(f"must return a dict of masks by weight name, returned {type(proposal).__name__}")
     return Update(proposal)
+
+
+def take(update: Update, view: View) -> Update:
+    """Return the update with tensors of its own in place of those that the view shows.
+
+    These change while it is applied: masks kept as state would be the new ones. An expanded tensor, whose elements
+    share memory, is no place to receive rank 0's, and is copied too.
+    """
+    shown = {memory_of(tensor) for tensors in shown_by(view) for tensor in tensors.values()}
+
+    def own(given: Any) -> Any:
+        if isinstance(given, tuple):
+            return tuple(map(own, given))
+        return {name: own_tensor(tensor) for name, tensor in given.items()} if isinstance(given, Mapping) else given
+
+    def own_tensor(given: Any) -> Any:
+        if not isinstance(given, Tensor) or given.layout is not torch.strided:
+            return given
+        expanded = given.numel() * given.element_size() > given.untyped_storage().nbytes()
+        return (
+            given.detach().clone(memory_format=torch.contiguous_format)
+            if expanded or memory_of(given) in shown
+            else given
+        )
+
+    return replace(
+        update,
+        masks=own(update.masks),
+        trained=own(update.trained),
+        values=own(update.values),
+        state=own(update.state),
+    )
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return what names the memory of a tensor, the same for all views of it."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def ask_penalty(method: Method, name: str, view: View) -> Mapping[str, Tensor]:
+    """Return what the method adds to the gradients at the view's step.
+
+    Raises UserError where it fails, writes to its inputs, or returns anything but tensors shaped as weights.
+    """
+    protected = [tensor for tensors in shown_by(view) for tensor in tensors.values()]
+    versions = [tensor._version for tensor in protected]
+    try:
+        penalty = method.penalty(view)
+    except Exception as error:  # a plugin may raise anything at all
+        raise UserError(
+            f"method '{name}' fails in penalty() at step {view.step}: {describe_failure(error, type(method))}"
+        ) from error
+    if versions != [tensor._version for tensor in protected]:
+        raise UserError(
+            f"method '{name}' breaks its contract: penalty() must not write to weights, masks or gradients: return "
+            "tensors of its own"
+        )
+    return check_penalty(name, penalty, view.weights)
 
 
 def shown_by(view: View) -> list[Mapping[str, Tensor]]:
@@ -133,7 +198,8 @@ def check_update(method: Method, maskset: MaskSet, update: Update, view: View) -
         raise ContractError(f"must return forget as True, False or a tuple of names, returned {forget!r:.60}")
     for name in () if isinstance(forget, bool) else forget:
         if name not in view.learned and name not in maskset.weights:
-            raise ContractError(f"must forget weights or learned parameters, {name!r:.60} is neither")
+            early = ", or not yet: learned parameters begin after setup" if view.step == 0 else ""
+            raise ContractError(f"must forget weights or learned parameters, {name!r:.60} is neither{early}")
     if update.trained is not None:
         if not stored or method.trains is Trains.ALL:
             raise ContractError("must be STORED, and train ACTIVE weights, to say which are trained")

@@ -31,6 +31,7 @@ from methods.core import Inactive, Method, Timeline
 # With masked gradients these keep weights and state that are zero at zero; others are masked again after each step.
 KEEP_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 KEEP_WEIGHTS = ("MADGRAD", "Lookahead")  # timm's whose state holds weights, which stored ones would contradict
+START_ABOVE_ZERO = ("Rprop", "RMSpropTF")  # with a step size or a mean square, of each weight, that is not zero
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel, ModelEmaV2, ModelEmaV3)
 
 
@@ -88,8 +89,18 @@ def choose_method(
     return plugin, plugin.build(page, float(sparsity), {**defaults, **settings})
 
 
-def refuse_optimizer(optimizer: Optimizer, weights: Mapping[str, nn.Parameter], method: Method, name: str) -> None:
-    """Raise UserError unless the optimiser steps every prunable weight, by the gradients it finds."""
+def refuse_optimizer(
+    optimizer: Optimizer, weights: Mapping[str, nn.Parameter], method: Method, name: str, timeline: Timeline
+) -> None:
+    """Raise UserError unless the optimiser steps every prunable weight, by the gradients it finds.
+
+    And where masks change in training, but its state of a weight does not begin at zero.
+    """
+    if type(optimizer).__name__ in START_ABOVE_ZERO and len(method.update_steps(timeline)):
+        raise UserError(
+            f"{type(optimizer).__name__} begins with a state of each weight that is not zero, and method '{name}' "
+            "changes masks in training, where the state of a new weight is: use another optimiser, such as SGD or AdamW"
+        )
     if method.inactive is Inactive.STORED and type(optimizer).__name__ in KEEP_WEIGHTS:
         raise UserError(
             f"method '{name}' keeps the values of inactive weights, and {type(optimizer).__name__} keeps weights in "
@@ -198,8 +209,8 @@ def look_through(network: nn.Module, layers: list[Layer], example: Tensor | None
         raise UserError(f"example must be a tensor, a batch of inputs, got {type(example).__name__}")
     if example is None:
         return Costs({layer.name: 0 for layer in layers if layer.prunable}, {}, 0, 0, {}, {}), layers[-1]
-    shape = tuple(example.shape[1:])
-    costs, seen = count_costs(network, layers, shape), recount(network, shape)
+    shape, dtype = tuple(example.shape[1:]), None if example.is_floating_point() else example.dtype
+    costs, seen = count_costs(network, layers, shape, dtype), recount(network, shape, dtype)
     confirm(costs, seen, whole=False)  # what nobody reads is in one total alone
     name = find_last(seen, [layer.name for layer in layers])
     return costs, next(layer for layer in layers if layer.name == name)

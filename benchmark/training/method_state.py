@@ -76,12 +76,16 @@ def check_learned(name: str, method: Method, learned: Any, taken: set[str]) -> N
 
 def ask_weigh(method: Method, name: str, weight: str, stored: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
     """Return the method's weight for a stored one; raises UserError for another shape or one that has no gradient."""
+    inputs = [stored, *learned.values()]
+    versions = [tensor._version for tensor in inputs]
     try:
         used = method.weigh(weight, stored, learned)
     except Exception as error:  # a plugin may raise anything at all
         raise UserError(
             f"method '{name}' fails in weigh('{weight}'): {describe_failure(error, type(method))}"
         ) from error
+    if versions != [tensor._version for tensor in inputs]:
+        raise UserError(f"method '{name}' breaks its contract: weigh('{weight}') must not write to its inputs")
     if not isinstance(used, Tensor) or used.shape != stored.shape:
         shape = tuple(used.shape) if isinstance(used, Tensor) else type(used).__name__
         raise UserError(f"method '{name}': weigh('{weight}') must have shape {tuple(stored.shape)}, got {shape}")

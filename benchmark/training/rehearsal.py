@@ -14,9 +14,9 @@ from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import Cell, DonorRun
 from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
-from benchmark.training.contract import commit, list_stages, list_tensors, propose, show_donor
+from benchmark.training.contract import ask_penalty, commit, list_stages, list_tensors, propose, show_donor
 from benchmark.training.masks import MaskSet, hash_masks, pack_all
-from benchmark.training.method_state import ask_weigh, check_learned, check_penalty, check_storage, has_penalty, weighs
+from benchmark.training.method_state import ask_weigh, check_learned, check_storage, has_penalty, weighs
 from methods.core import (
     Budget,
     DenseGrads,
@@ -310,7 +310,7 @@ class StandIn:
                 seed=0,
                 **self.shown(),
             )
-            check_penalty(self.name, method.penalty(view), self.weights)
+            ask_penalty(method, self.name, view)
         if stored is not None and self.maskset.weighs:
             for name, values in stored.values.items():
                 with torch.enable_grad():

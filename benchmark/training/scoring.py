@@ -196,6 +196,9 @@ def scoring_chunks(train: Samples, wanted: Scoring, batch_size: int, seed: int) 
     for label in labels.unique():
         of_class = order[labels == label][: wanted.samples_per_class]
         if len(of_class) < wanted.chunks:
-            raise UserError(f"scoring needs {wanted.chunks} images of each class, class {int(label)} has too few")
+            raise UserError(
+                f"scoring takes {wanted.samples_per_class} images of each class in {wanted.chunks} parts, and class "
+                f"{int(label)} has {len(of_class)}: give it {wanted.chunks} or more"
+            )
         chosen.append(of_class)
     return [torch.cat([part[i :: wanted.chunks] for part in chosen]) for i in range(wanted.chunks)]

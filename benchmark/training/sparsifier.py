@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import types
@@ -27,7 +28,6 @@ from benchmark.networks.build import refuse_transposed
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import find_layers, prunable_weights
 from benchmark.training.given import (
-    KEEP_WEIGHTS,
     KEEP_ZEROS,
     choose_method,
     look_through,
@@ -74,8 +74,8 @@ class UserTraining(SparseTraining):
         return [parameter for group in groups for parameter in group["params"] if id(parameter) not in learned]
 
     def forget(self, parameters: Iterable[Tensor] | None = None) -> None:
-        """Have the optimiser begin anew; one that keeps weights has no state then, since zeros are no beginning."""
-        if type(self.optimizer).__name__ not in KEEP_WEIGHTS:
+        """Have the optimiser begin anew: without state, but for those of which zeros are known to be a beginning."""
+        if type(self.optimizer) in KEEP_ZEROS:
             super().forget(parameters)
             return
         state = cast(dict[Tensor, Any], inner_state(self.optimizer))
@@ -165,8 +165,8 @@ class Sparsifier:
         plugin, chosen = choose_method(page, method, sparsity, settings)
         layers = find_layers(network, page)
         weights = prunable_weights(network, layers)
-        refuse_optimizer(optimizer, weights, chosen, plugin.name)
         timeline = make_timeline(total_steps, steps_per_epoch)
+        refuse_optimizer(optimizer, weights, chosen, plugin.name, timeline)
         refuse_more_than_a_loop(chosen, plugin.name, timeline)
         refuse_transposed(plugin.name, dataclasses.asdict(chosen), layers)
         rehearse_alone(chosen, plugin.name, timeline, told=steps_per_epoch is not None)
@@ -276,7 +276,7 @@ class Sparsifier:
         training.settle_skips()
         return {
             "asked": self.asked(),
-            **training.sparse_state(),
+            **copy.deepcopy(training.sparse_state()),
             "counters": [training.step, training.skipped_steps, training.updates, int(training.update_pending)],
         }
 
@@ -336,7 +336,8 @@ def guard(training: UserTraining) -> None:
     if earlier is not None:
         let_go(earlier)
     GUARDED[optimizer] = ref(training)
-    training.guard = optimizer.register_step_pre_hook(refuse)
+    # timm's Lookahead runs no hooks of its own, and has an optimiser step that does
+    training.guard = getattr(optimizer, "_base_optimizer", optimizer).register_step_pre_hook(refuse)
 
 
 def let_go(training: UserTraining) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
 from benchmark.distributed.ranks import do_together, share_tensors
-from benchmark.training.contract import commit, propose
-from benchmark.training.method_state import ask_weigh, check_penalty, has_penalty
+from benchmark.training.contract import ask_penalty, commit, propose
+from benchmark.training.method_state import ask_weigh, has_penalty
 from benchmark.training.moments import take_moments
 from benchmark.training.optim import Aim, is_finite, stepping_where
 from benchmark.training.sparse import SparseTraining
@@ -94,8 +94,7 @@ def add_penalty(run: SparseTraining) -> None:
     """Add the method's penalty to the gradients of the weights; those that are not trained lose it with their own."""
     weights = run.maskset.weights
     with torch.no_grad():
-        penalty = check_penalty(run.name, run.method.penalty(run.view()), weights)
-        for name, extra in penalty.items():
+        for name, extra in ask_penalty(run.method, run.name, run.view()).items():
             weight = weights[name]
             weight.grad = extra.to(weight) if weight.grad is None else weight.grad.add_(extra)
 

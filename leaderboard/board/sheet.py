@@ -26,13 +26,15 @@ UNITS = """\
   deviation (ddof = 1) over n seeds. One seed has no ±. Diverged runs are counted beside n and enter no mean.
 - **Rank**: the places a row may hold. The first is 1 + the rows significantly better, the last is the number of rows −
   those significantly worse (Welch's t-tests of all pairs at a sparsity, Holm's correction, 5 %); rows that the seeds do
-  not tell apart share places. Bold: significantly better than every other row, so rank 1 alone. Dense and controls made
-  from another row's runs are not ranked.
+  not tell apart share places. Bold: significantly better than every other row, so rank 1 alone. Dense, controls made
+  from another row's runs, and rows that a newer version of their file replaces are not ranked.
 - **Sparsity**: the share of prunable weights asked to be zero; where a method's weight count is an outcome, the one it
   delivered, unless that is within half a point of what was asked. The densities reached are in the details.
 - **FLOPs** are 2 × multiply-adds of convolutions, linear layers and matrix products; norms, pooling and activations are
   left out. Inference: one image through the final network. Training: the whole run, with dense gradients and scoring
   passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.
+- **Training time, images/s** in the details: medians over seeds, of a machine that may have done other work. No measure
+  of a method: `make perf` is.
 - **Notes** in the details: `(file …)` tells apart versions of a method's file; `uncommitted code` ran with files that
   differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
 - `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""

@@ -25,7 +25,7 @@ from leaderboard.drawing.pictures import Picture
 from leaderboard.drawing.style import SETTINGS
 from leaderboard.store.files import write_atomically
 
-DRAWING = 3  # raise it if the same numbers are drawn differently: every picture is then drawn again
+DRAWING = 4  # raise it if the same numbers are drawn differently: every picture is then drawn again
 FORMATS = ("svg", "png")
 SHARPNESS = 120  # pixels per inch of a PNG: 1020 across
 MANY = 8  # pictures that are worth starting other processes

@@ -36,6 +36,7 @@ from leaderboard.drawing.style import (
     DASHED,
     DOTTED,
     HEADS,
+    KNOWN,
     LEFT,
     RIGHT,
     ROW,
@@ -118,7 +119,7 @@ def draw_accuracy(picture: Picture) -> Figure:
 def draw_cost(picture: Picture) -> Figure:
     """Return accuracy against training cost and against inference cost, with the Pareto fronts.
 
-    Of many methods only dense and those on a front are told apart; the rest are grey.
+    Of many methods the best known are told apart, and those on a front at their defaults; the rest are grey.
     """
     points = [point for point in picture.numbers if isinstance(point, CostPoint)]
     limits = accuracy_limits((point.accuracy_pct for point in points), ())
@@ -136,8 +137,9 @@ def draw_cost(picture: Picture) -> Figure:
         for point, place in zip(points, places, strict=True)
         if point.dense or place in front
     }
+    best = {label for label in best if "(" not in label} | KNOWN.keys()
     told = [label for label in labels if len(labels) <= MOST_COLOURED or label in best]
-    styles = {label: style if label in told else OTHER for label, style in styles_of(labels).items()}
+    styles = {**dict.fromkeys(labels, OTHER), **styles_of(told)}
     keys = make_keys(styles, told)
     if len(told) < len(labels):
         rest = f"{len(labels) - len(told)} other methods"

@@ -16,7 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 from leaderboard.store.records import curves
+from leaderboard.store.repeat import arithmetic
 from leaderboard.store.schema import Record
+from leaderboard.tables.comparisons import is_replaced
+from leaderboard.tables.sections import amount
 from leaderboard.tables.table import Row, make_rows, percent
 
 KINDS = ("accuracy", "cost", "layers", "time", "exploration")
@@ -43,15 +46,15 @@ COST = (
     "sparser. Grey steps are the Pareto front: the points that no other beats or equals in both accuracy and "
     "cost{grey}. A triangle below the picture's edge marks a mean that lies lower{nil}."
 )
+GREY = " (of many methods those best known have a colour, and at their defaults those with a point on it)"
 LAYERS = (
     "Share of each prunable layer's weights that is active at the end, layers in network order, mean over seeds; "
     f"{percent(LEAST_DENSITY)} and less has one colour. A cross marks a layer that is empty in some seed, on white in "
     "all. Dense and narrower networks are left out."
 )
 TIME = (
-    "Density of the prunable weights, and training FLOPs up to each epoch as a multiple of the dense network's up to "
-    "the same epoch, scoring passes included; mean over seeds. {look} Dense and narrower networks are left "
-    "out."
+    "Density of the prunable weights at the end of each epoch, and training FLOPs up to there as a multiple of the "
+    "dense network's, scoring passes included; mean over seeds. {look} Dense and narrower networks are left out."
 )
 EXPLORATION = (
     "Share of the prunable weights that have ever been active (R_s of Liu et al., 2021, arXiv:2102.02887), mean over "
@@ -190,7 +193,7 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
     if not shown:
         return []
     costs = cost_points(series)
-    grey = " (of many methods only those with a point on it have a colour)" if len(series) > MOST_COLOURED else ""
+    grey = GREY if len(series) > MOST_COLOURED else ""
     nil = ", one at the left edge a cost of zero" if any(not p.train_share * p.inference_share for p in costs) else ""
     rest = EVERYWHERE + (
         f" Left out: sparsity {', '.join(percent(sparsity) for sparsity in left_out)}." if left_out else ""
@@ -206,8 +209,15 @@ def list_pictures(runs: list[Record]) -> list[Picture]:
         ("time", TIME.format(look=look_of(time, " (of training FLOPs)")) + over, time),
         ("exploration", EXPLORATION.format(look=look_of(explored)) + over, explored),
     ]
-    page = min(str(run["page"]["title"]) for run in runs)
+    page = min(map(name_page, runs))
     return [Picture(kind, TITLES[kind], caption, page, numbers) for kind, caption, numbers in found if numbers]
+
+
+def name_page(run: Record) -> str:
+    """Return the title of a run's page with its epochs, unless it tells them, and its arithmetic."""
+    title, epochs = str(run["page"]["title"]), run["page"]["settings"].get("epochs")
+    told = "" if "epoch" in title or epochs is None else f", {amount(epochs, 'epoch')}"
+    return f"{title}{told}, {arithmetic(run)}"
 
 
 def are_many(curves: Iterable[Curve]) -> bool:
@@ -238,7 +248,7 @@ def make_series(runs: list[Record]) -> list[Series]:
     Without controls made from another run, and rows that a newer version of their file replaces.
     """
     rows = [row for row in make_rows(runs) if not any(run["method"].get("donor") for run in row.counted)]
-    kept = [row for row in rows if not any(replaces(other, row) for other in rows)]
+    kept = [row for row in rows if not is_replaced(row, rows)]
     if len(kept) < len(rows):  # the versions that told them apart leave their names
         kept = make_rows([run for row in kept for run in row.counted])
     series = []
@@ -247,17 +257,6 @@ def make_series(runs: list[Record]) -> list[Series]:
         if cells:
             series.append(Series(label, row.dense, row.narrow, cells))
     return series
-
-
-def replaces(newer: Row, older: Row) -> bool:
-    """Return whether a row is of a newer version of the other's file, with its settings and as many finished runs at
-    each of its sparsities."""
-    one, other = newer.method, older.method
-    if any(one[part] != other[part] for part in ("name", "source", "group")) or newer.settings != older.settings:
-        return False
-    later = newer.last_finished[0] > older.last_finished[0]
-    enough = all(s in newer.cells and len(newer.cells[s].finished) >= len(older.cells[s].finished) for s in older.cells)
-    return bool(one["sha256"] != other["sha256"] and later and enough)
 
 
 def name_rows(rows: Sequence[Row]) -> list[str]:

@@ -57,6 +57,7 @@ COLOURS = (
     *("#EE3377", "#661100", "#6699CC", "#AA7700", "#555555"),
 )
 MARKERS = ("p", "d", "h", "o", "s", "^", "v", "D", "<", ">", "P", "X")
+ALIKE = {marker: group for group in ("Dds", "pho", "^v", "<>", "PX") for marker in group}  # at a glance
 OTHERS = [
     Style(colour, marker, dash, hollow)
     for (hollow, dash, marker), colour in zip(
@@ -119,6 +120,9 @@ def styles_of(labels: Iterable[str]) -> dict[str, Style]:
             key=lambda style: (
                 taken.count(style),
                 [other.colour for other in taken].count(style.colour),
+                [(other.colour, ALIKE.get(other.marker)) for other in taken].count(
+                    (style.colour, ALIKE.get(style.marker))
+                ),
                 [other.shape[:2] for other in taken].count(style.shape[:2]),
             ),
         )

@@ -220,10 +220,7 @@ def our_lines(group: Group, published: Published, tables: Tables, comparison: Co
 
 
 def seen_lines(comparison: Comparison, tables: Tables) -> list[str]:
-    """Return the true difference that such runs find in seven to eight of ten cases, if there is one.
-
-    Welch's degrees of freedom vary: with three runs each and equal spreads it is seven, with spreads far apart eight.
-    """
+    """Return the true difference that such runs find in four of five cases, if there is one."""
     difference = comparison.difference
     if difference is None or difference.detectable is None:
         return []
@@ -285,7 +282,7 @@ Accuracies are top-1 on the test images, in percent; differences are in points. 
 - **ours − paper**: the difference of these means with its 95 % interval (Welch; not corrected for the number of cells).
   Without an interval it is for orientation only.
 - *verdict*: in italics, one of those below, bold where the difference is significant.
-- **would have seen**: the true difference that as many runs with these spreads find in seven to eight of ten cases (not
+- **would have seen**: the true difference that as many runs with these spreads find in four of five cases (not
   corrected for the number of cells); a smaller one may be there unseen.
 - **ours, last epoch**: the clean protocol, test accuracy after the last epoch: nothing was chosen on the test set.
 - **ours, selected on validation**: clean too, test accuracy of the epoch with the best validation accuracy, on pages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import median
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 AGREES, REVERSED, UNCLEAR = "as in the paper", "the other way round", "the paper says neither"
-AGREES_ALONE, REVERSED_ALONE = f"{AGREES} (asked alone)", f"{REVERSED} (asked alone)"
+AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE = (f"{verdict} (asked alone)" for verdict in (AGREES, REVERSED, UNCLEAR))
 NOT_SHOWN, TOO_FEW, NOT_RUN = "not shown", "too few seeds", "not run"
-VERDICTS = (AGREES, REVERSED, UNCLEAR, AGREES_ALONE, REVERSED_ALONE, NOT_SHOWN, TOO_FEW, NOT_DECIDED, NOT_RUN)
+ALONE = AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE
+VERDICTS = (AGREES, REVERSED, UNCLEAR, *ALONE, NOT_SHOWN, TOO_FEW, NOT_DECIDED, NOT_RUN)
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     if p <= ALPHA:
         verdict = UNCLEAR if tested.printed.direction == 0 else AGREES if agreed else REVERSED
         return replace(tested, verdict=verdict, reason=unlike if agreed else "")
-    if claim.adjusted_p is not None and claim.adjusted_p <= ALPHA and tested.printed.direction:
-        return replace(tested, verdict=AGREES_ALONE if agreed else REVERSED_ALONE, reason=unlike if agreed else "")
+    if claim.adjusted_p is not None and claim.adjusted_p <= ALPHA:
+        verdict = UNCLEAR_ALONE if tested.printed.direction == 0 else AGREES_ALONE if agreed else REVERSED_ALONE
+        return replace(tested, verdict=verdict, reason=unlike if agreed else "")
     # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
     spreads = claim.spreads(step)
     least = smallest_detectable(spreads, claim.counts, ALPHA / family)
@@ -187,8 +190,8 @@ class Printed:
     """What the paper prints of one row less another: in `above` of `cells` entries the first is above the second.
 
     `table` is None if no table has both rows; `columns` are the sparsities in percent, `middle` is the median
-    difference in points, `statuses` are those of all numbers it rests on; `cited`: whether the paper copied a row.
-    Invariant: `direction` is 1 or -1 only if more than half of the entries and their median have that sign.
+    difference in points, `noise` the median of its printed ±, `statuses` are those of all numbers it rests on; `cited`:
+    whether the paper copied a row.
     """
 
     table: int | None = None
@@ -197,15 +200,22 @@ class Printed:
     below: int = 0
     cells: int = 0
     middle: float | None = None
+    noise: float | None = None
     statuses: tuple[str, ...] = ()
     cited: bool = False
 
     @property
     def direction(self) -> int:
-        """1 if the first row is better in the paper, -1 if the second is, else 0."""
-        if self.middle is not None and self.middle > 0 and 2 * self.above > self.cells:
-            return 1
-        return -1 if self.middle is not None and self.middle < 0 and 2 * self.below > self.cells else 0
+        """1 if the first row is better in the paper, -1 if the second is, else 0.
+
+        Better: above in all entries, or in more than half and by a median of more than the ± printed, where there is
+        one. Three of four entries within ± 0.3 say nothing.
+        """
+        if not self.middle:
+            return 0
+        with_it = self.above if self.middle > 0 else self.below
+        clear = self.noise is None or abs(self.middle) > self.noise
+        return (1 if self.middle > 0 else -1) if with_it == self.cells or (2 * with_it > self.cells and clear) else 0
 
 
 def find_printed(tables: Tables, a: str, b: str, sparsity: float) -> Printed:
@@ -251,6 +261,11 @@ def summarise(number: int, pairs: list[Pair], tables: Tables) -> Printed:
     """Return what the pairs of one table say together."""
     # the paper prints two decimals, so a difference has two as well
     differences = [round((pair.one.top1 or 0.0) - (pair.other.top1 or 0.0), 2) for pair in pairs]
+    spreads = [
+        math.hypot(pair.one.std, pair.other.std)
+        for pair in pairs
+        if pair.one.std is not None and pair.other.std is not None
+    ]
     used = {cell.status for pair in pairs for cell in (pair.one, pair.other)}
     return Printed(
         table=number,
@@ -259,6 +274,7 @@ def summarise(number: int, pairs: list[Pair], tables: Tables) -> Printed:
         below=sum(difference < 0 for difference in differences),
         cells=len(differences),
         middle=median(differences),
+        noise=median(spreads) if spreads else None,
         statuses=tuple(status for status in tables.marks if status in used),
         cited=any(row.cited for pair in pairs for row in pair.rows),
     )

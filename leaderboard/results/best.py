@@ -30,7 +30,8 @@ all sparsities, or all budgets, of a page: the best rows of 95 in 100 such pages
 Few seeds and wide spreads keep a row in. **Bold**: above every other. Within a budget, in multiples of the dense
 network's FLOPs, a row competes at any of its sparsities, given in brackets. Competing: methods at their defaults or as
 in a row of the paper's tables, with {least} seeds or more, none diverged. The leaderboard's ranks compare
-all rows and variants, and are therefore wider. *Ours*: devised in this repository."""
+all rows and variants, and are therefore wider. *Tied*: the next has the same mean. *Ours*: devised in this
+repository."""
 OWN = "this suite's"  # how the reference of a method begins that no paper describes
 
 
@@ -74,6 +75,7 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
     return [replace(point, name=row.label) if times[point.key] > 1 else point for row, point in found.values()]
 
 
+DIGITS = 9  # of a mean; sums of the same images over seeds differ behind them
 VERSION = re.compile(r" \((file|settings) [0-9a-f]{8}\)")
 
 
@@ -123,7 +125,9 @@ def find_best(section: Section, tables: Tables) -> Answers:
         asked = {question: {str(n): p for n, p in enumerate(of)} for question, of in questions.items() if len(of) > 1}
         known = {question: {key: p.accuracies for key, p in of.items()} for question, of in asked.items()}
         for question, kept in may_be_best(known, step, LEAST_SEEDS).items():
-            left = sorted((asked[question][key] for key in kept), key=lambda point: (-point.mean, point.key))
+            left = sorted(
+                (asked[question][key] for key in kept), key=lambda point: (-round(point.mean, DIGITS), point.key)
+            )
             answers[question] = Answer(left, len(asked[question]))
     return answers
 
@@ -153,7 +157,8 @@ def show(found: Answer | None, at_sparsity: bool) -> str:
     first = f"{names[0]} {points[0].mean:.2f}"
     if len(names) == 1:
         return f"**{first}** (n={len(points[0].accuracies)}) of {found.of}"
-    return f"{first} (n={len(points[0].accuracies)}) *or* {list_first(names[1:])} of {found.of}"
+    tied = ", tied" if round(points[0].mean - points[1].mean, DIGITS) == 0 else ""
+    return f"{first} (n={len(points[0].accuracies)}{tied}) *or* {list_first(names[1:])} of {found.of}"
 
 
 def list_first(names: list[str]) -> str:

@@ -26,11 +26,13 @@ ABOUT = f"""\
 Two reasons why `{PLAIN}` may fall at high sparsity. Batch norm magnifies the gradients of a filter that has no living
 weight, which may draw growth by gradient magnitude to such filters; `{WITHIN}` ranks each gradient within its filter
 and is otherwise the same. Or updates are too frequent: ΔT, the steps between two, is how long a new weight trains
-before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Each seed gives one
-difference, in points: the mean over those pairs of lines that differ only in what is compared, for seeds that all of
-them have. Seeds that one ΔT alone has were added after a look at the others; they are compared by themselves, as a
-repetition. p has Holm's correction over all comparisons of a page, bold where at most 0.05, with {LEAST_SEEDS} seeds or
-more; intervals are uncorrected."""
+before it can be dropped. *Dead filters* have no active weight at the end, in per cent of all. Compared are lines that
+differ only in what is named, in points: each seed gives one value a side, its mean over these lines, for seeds that all
+of them have. Two ΔT are compared seed by seed, methods by Welch's test. Seeds that one ΔT alone has may have been added
+after a look at the others, so they are compared by themselves, as a repetition. p has Holm's correction over all
+comparisons of a page, bold where at most 0.05, with {LEAST_SEEDS} seeds or more; intervals are uncorrected. `make
+claim` compares two rows over all seeds that they have, corrected for what is asked there alone, and can find what is
+open here."""
 LINES = ("method", "sparsity", "ΔT", "updates", "steps after the last", "accuracy, %", "dead filters, %")
 TESTED = ("accuracy", "dead filters")
 PAIRS = ("compared", "sparsity", *(part for name in TESTED for part in (name, "95 % interval", "p (Holm)")))
@@ -52,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Compared:
-    """What is compared at a sparsity, in words, and its paired differences in the order of TESTED.
+    """What is compared at a sparsity, in words, and its differences in the order of TESTED.
 
     Invariant: `ps` are corrected over the page, None with fewer than LEAST_SEEDS seeds.
     """
@@ -129,11 +131,13 @@ def interval_of(run: Record) -> int:
 
 
 class Contrast(NamedTuple):
-    """What is compared in words, the pairs of lines that differ in it alone, and the seeds left out."""
+    """What is compared in words, the pairs of lines that differ in it alone, the seeds left out, and whether it is
+    paired by seed: where a method's own runs differ in ΔT alone."""
 
     words: str
     pairs: list[tuple[Line, Line]]
     without: frozenset[int] = frozenset()
+    paired: bool = False
 
 
 def list_contrasts(lines: list[Line]) -> list[Contrast]:
@@ -147,7 +151,7 @@ def list_contrasts(lines: list[Line]) -> list[Contrast]:
     for last, first in sorted(ends):
         pairs = [(of[-1], of[0]) for of in own.values() if (of[-1].interval, of[0].interval) == (last, first)]
         names = " and ".join(pair[0].method for pair in pairs)
-        found.append(Contrast(f"ΔT = {last} − ΔT = {first}, {names}", pairs))
+        found.append(Contrast(f"ΔT = {last} − ΔT = {first}, {names}", pairs, paired=True))
     if (RANDOM, 0) in known:
         chance = known[RANDOM, 0]
         found += [
@@ -172,13 +176,17 @@ def split_seeds(words: str, pairs: list[tuple[Line, Line]]) -> list[Contrast]:
 
 def compare_lines(lines: list[Line], step: float) -> list[Compared]:
     """Return the comparisons of the lines of a sparsity, without p; `step` is one test image, in points."""
-    from leaderboard.tables.stats import paired_difference  # here, because scipy takes a second
+    from leaderboard.tables.stats import difference_of_means, paired_difference  # here, because scipy takes a second
 
     found = []
-    for words, pairs, without in list_contrasts(lines):
-        reached = [(certain(one.entry), certain(other.entry)) for one, other in pairs]
-        dead = [(one.dead(), other.dead()) for one, other in pairs]
-        differences = paired_difference(*average(reached, without), step), paired_difference(*average(dead, without))
+    for words, pairs, without, paired in list_contrasts(lines):
+        reached = average([(certain(one.entry), certain(other.entry)) for one, other in pairs], without)
+        dead = average([(one.dead(), other.dead()) for one, other in pairs], without)
+        if paired:
+            differences = paired_difference(*reached, grain=step), paired_difference(*dead)
+        else:
+            (one, other), (mine, theirs) = ([of.values() for of in both] for both in (reached, dead))
+            differences = difference_of_means(one, other, step), difference_of_means(mine, theirs)
         found.append(Compared(words, lines[0].sparsity, differences))
     return found
 

@@ -18,6 +18,7 @@ from leaderboard.results.agreement import (
     REVERSED,
     REVERSED_ALONE,
     UNCLEAR,
+    UNCLEAR_ALONE,
     VERDICTS,
     Printed,
     Weighed,
@@ -58,11 +59,12 @@ row is above the second, and the median difference. **p** is corrected by Holm's
 this pair, as `make claim` does it, *of all* over all comparisons of the table.
 
 - *{agrees}*, *{reversed}*: significant (p of all ≤ {alpha:g}), with the sign of the paper's median, or the other one.
-  *{unclear}*: significant, where the paper's cells lean to neither row.
-- *{agrees_alone}*, *{reversed_alone}*: significant for who came with this one question (p alone ≤ {alpha:g}), not among
-  all that are asked here: of twenty pairs that do not differ one comes out so by chance.
-- *not shown*: not significant; in brackets the true difference that so many seeds find in 4 of 5 such cases, at most,
-  and about how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
+  *{unclear}*: significant, where the paper's cells lean to neither row: they do not all have one sign, and their median
+  is within the ± that it prints.
+- *{agrees_alone}*, *{reversed_alone}*, *{unclear_alone}*: significant for who came with this one question (p alone ≤
+  {alpha:g}), not among all that are asked here: of twenty pairs that do not differ one comes out so by chance.
+- *not shown*: not significant; in brackets the true difference that so many seeds of these spreads find in 4 of 5 such
+  cases, and about how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
 - *less*, *more than the paper's*: the interval excludes the paper's median, which was found in other training.
 - *too few seeds*, *not decided*, *not run*: the runs cannot carry a verdict, with the reason.
 - *cited*: the paper copied one of the rows, or both, from another paper, with another dense network.
@@ -75,6 +77,7 @@ WORDS = {
     "unclear": UNCLEAR,
     "agrees_alone": AGREES_ALONE,
     "reversed_alone": REVERSED_ALONE,
+    "unclear_alone": UNCLEAR_ALONE,
 }
 NO_RUNS = "There is no record of a run on a page of the leaderboard yet: `make bench METHOD=granet SPARSITY=0.9`."
 NO_BRANCHES = "There is no study of pruning plasticity yet: `make plasticity`."

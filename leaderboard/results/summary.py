@@ -16,6 +16,7 @@ from leaderboard.results.agreement import (
     REVERSED_ALONE,
     STATEMENTS,
     UNCLEAR,
+    UNCLEAR_ALONE,
     Weighed,
 )
 from leaderboard.results.best import best_lines, find_best, tell_best
@@ -33,15 +34,17 @@ WORDS = {
     REVERSED: "**opposite**",
     REVERSED_ALONE: "opposite, uncorrected",
     UNCLEAR: "**differ**",
+    UNCLEAR_ALONE: "differ, uncorrected",
     NOT_SHOWN: "not shown",
 }
 LEGEND = """\
 First row less second, in points of accuracy after the last epoch. *yes*: as in the paper, and significant among all
 comparisons on the page; *uncorrected*: only had no other pair been asked about; *opposite*: the other way round;
-*differ*: where the paper has it neither way; *not shown*: no difference found, which is no proof of none.
+*differ*: where the paper has it neither way; *not shown*: no difference found, which is no proof of none; *cited*: the
+paper copied one of its numbers from another paper.
 [Tests, intervals, what could have been found](#what-agrees-with-the-paper-and-what-does-not), and how sure the paper's
 numbers are. Rows of one sparsity may differ several times in training FLOPs, given there, too."""
-EXCEPT = " By the median of the paper's cells the first is the better one, except for {names}."
+FIRST = " In the paper the first is the better one"
 NOTHING = "No page has two rows to compare yet."
 
 
@@ -74,7 +77,9 @@ def tell_statements(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
             above, below = (one.a, one.b) if one.printed.direction > 0 else (one.b, one.a)
             held.setdefault(section.title, []).append(f"`{above}` above `{below}` at {percent(one.sparsity)}")
     count, turned = (sum(one.verdict == verdict for _, one in every) for verdict in (AGREES, REVERSED))
+    cited = sum(one.verdict == AGREES and one.printed.cited for _, one in every)
     text = f"**The paper's statements**: {count} of {amount(len(every), 'comparison')} as in the paper"
+    text += f", {cited} of these by numbers that it copied in part from other papers" if cited else ""
     text += "".join(f"; on {title}: {', '.join(names)}" for title, names in held.items())
     text += f"; {turned} the other way round."
     spots = [(section, [tell_power(of, s) for s in sorted({one.sparsity for one in of})]) for section, of in tested]
@@ -101,18 +106,26 @@ def statement_table(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
             there = {(one.a, one.b): one for one in found if one.sparsity == sparsity}
             cells = [show(there.get(pair)) for pair in STATEMENTS]
             lines.append(line([section.title, percent(sparsity), *cells]))
-    turned = {(one.a, one.b, one.sparsity) for _, found in tested for one in found if one.printed.direction < 0}
-    names = ", ".join(f"{a} − {b} at {percent(sparsity)}" for a, b, sparsity in sorted(turned))
-    return [*lines, "", LEGEND + (EXCEPT.format(names=names) if names else "")]
+    printed = {(one.a, one.b, one.sparsity): one.printed for _, found in tested for one in found}
+    second = list_pairs(key for key, of in printed.items() if of.direction < 0)
+    neither = list_pairs(key for key, of in printed.items() if of.middle is not None and of.direction == 0)
+    first = FIRST + (f", except for {second}" if second else "") + (f"; neither for {neither}" if neither else "")
+    return [*lines, "", f"{LEGEND}{first}."]
+
+
+def list_pairs(keys: Iterable[tuple[str, str, float]]) -> str:
+    """Return `granet − gmp at 98 %, ...`."""
+    return ", ".join(f"{a} − {b} at {percent(sparsity)}" for a, b, sparsity in sorted(keys))
 
 
 def show(tested: Weighed | None) -> str:
-    """Return `**yes** +6.85`, or the verdict alone where there is no difference."""
+    """Return `**yes** +6.85, cited`, or the verdict alone where there is no difference."""
     if tested is None:
         return BLANK
     known = tested.difference is not None and tested.difference.mean is not None and tested.verdict in WORDS
     difference = f" {signed(tested.difference.mean)}" if known and tested.difference and tested.difference.mean else ""
-    return WORDS.get(tested.verdict, tested.verdict) + difference
+    cited = ", cited" if difference and tested.printed.cited else ""
+    return WORDS.get(tested.verdict, tested.verdict) + difference + cited
 
 
 def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]:
@@ -148,4 +161,4 @@ def tell_unseen(effects: list[dict[float, Difference]], holds: str, turned: str 
     asked = [found[share] for found in effects for share in unseen if share in found]
     against = sum((effect.high or 0.0) < 0 for effect in asked)
     text = f"; at {' and '.join(map(percent, unseen))} pruned alone {holds} in none of {len(asked)}"
-    return text + (f" and {turned} in {against}" if against else "")
+    return text + (f" and {turned} in {against} (uncorrected)" if against else " (uncorrected)")

@@ -7,7 +7,7 @@ and batches. Ranks are not, see `find_better`.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -42,12 +42,29 @@ def grain(run: Record) -> float:
 
 
 def compared(rows: list[Row], sparsity: float) -> dict[int, Entry]:
-    """Return the entries compared at a sparsity by row number: no dense row, no control made from another."""
+    """Return the entries compared at a sparsity by row number: no dense row, no control made from another, and none
+    that a newer version of its file replaces, which would be its rival."""
     return {
         number: row.cells[sparsity]
         for number, row in enumerate(rows)
-        if not row.dense and not row.made_from and sparsity in row.cells
+        if not row.dense and not row.made_from and sparsity in row.cells and not is_replaced(row, rows)
     }
+
+
+def is_replaced(row: Row, rows: Iterable[Row]) -> bool:
+    """Return whether one of the rows replaces a row."""
+    return any(replaces(other, row) for other in rows)
+
+
+def replaces(newer: Row, older: Row) -> bool:
+    """Return whether a row is of a newer version of the other's file, with its settings and as many finished runs at
+    each of its sparsities."""
+    one, other = newer.method, older.method
+    if any(one[part] != other[part] for part in ("name", "source", "group")) or newer.settings != older.settings:
+        return False
+    later = newer.last_finished[0] > older.last_finished[0]
+    enough = all(s in newer.cells and len(newer.cells[s].finished) >= len(older.cells[s].finished) for s in older.cells)
+    return bool(one["sha256"] != other["sha256"] and later and enough)
 
 
 def certain(entry: Entry) -> dict[int, float]:
@@ -172,6 +189,8 @@ def controls_of(rows: list[Row], number: int, sparsity: float, made: Mapping[str
     """
     found = {}
     for place, other in enumerate(rows):
+        if is_replaced(other, rows):
+            continue
         if other.dense and other.cells:
             found[f"less {other.label}"] = Control.of(next(iter(other.cells.values())))
         elif other.narrow and sparsity in other.cells and place != number:
@@ -235,5 +254,5 @@ def blind_spots(rows: list[Row]) -> str:
         return ""
     return (
         f"A single comparison of two rows finds a true difference of {', '.join(found)} in four of five cases "
-        "(for the median pair, with the seeds at hand, uncorrected); smaller ones may be there unseen."
+        "(for the median pair, with the seeds and spreads at hand, uncorrected); smaller ones may be there unseen."
     )

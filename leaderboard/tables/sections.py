@@ -81,11 +81,12 @@ def identity(record: Record, write: Callable[[object], str] = escape) -> str:
 
 def description(runs: list[Record]) -> str:
     """Return the line under a section's title: page, protocol, data and devices."""
-    data = runs[0]["data"]
+    data, epochs = runs[0]["data"], runs[0]["page"]["settings"].get("epochs")
+    trained = f"{amount(epochs, 'epoch')}; " if epochs else ""
     counts = Counter(run["environment"]["device"] for run in runs)
     devices = [f"{escape(device)} ({amount(count, 'run')})" for device, count in sorted(counts.items())]
     return (
-        f"Page {escape(runs[0]['page']['name'])}; {identity(runs[0])}; {escape(data['name'])}, "
+        f"Page {escape(runs[0]['page']['name'])}; {identity(runs[0])}; {trained}{escape(data['name'])}, "
         f"{data['classes']} classes, {data['train']} training, {data['validation']} validation and {data['test']} test "
         f"images; devices: {', '.join(devices)}."
     )

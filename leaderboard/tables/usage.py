@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -34,14 +35,17 @@ def name_machine(device: str, name: str, threads: int, ranks: int) -> str:
 
 
 def by_machine(runs: list[Record], read: Read, show: Callable[[float], str], name_machines: bool) -> str:
-    """Return the mean of a figure for each kind of machine, as those of different ones have no common mean."""
+    """Return the median of a figure for each kind of machine, as those of different ones have none in common.
+
+    Not the mean: one run beside other work takes many times as long.
+    """
     known: dict[tuple[str, str, int, int], list[float]] = {}
     for run in runs:
         value = read(run)
         if value is not None:
             known.setdefault(machine_of(run), []).append(value)
     named = {machine: f"{name_machine(*machine)}: " if name_machines else "" for machine in sorted(known)}
-    return "; ".join(f"{name}{mean(known[machine], show)}" for machine, name in named.items()) or BLANK
+    return "; ".join(f"{name}{show(statistics.median(known[machine]))}" for machine, name in named.items()) or BLANK
 
 
 def tell_updates(runs: list[Record], name_machines: bool) -> str:

@@ -111,13 +111,13 @@ def average(values: Iterable[float | None]) -> float | None:
 
 
 def measure(runs: list[Record], name: str) -> float | None:
-    """Return the mean of a measured figure; None unless all runs tell it and had one machine: others are no mean."""
+    """Return the median of a measured figure; None unless all runs tell it and had one machine."""
     path, unit = MEASURED[name]
     found: list[Any] = list(runs)
     for key in path:
         found = [part.get(key) if part else None for part in found]
     machines = {(device(run).split(", torch ")[0], str(run["environment"].get("threads"))) for run in runs}
-    return statistics.fmean(found) / unit if runs and None not in found and len(machines) == 1 else None
+    return statistics.median(found) / unit if runs and None not in found and len(machines) == 1 else None
 
 
 def drop_unmeasured(lines: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

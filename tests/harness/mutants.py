@@ -344,6 +344,10 @@ MUTANTS = [
            after_commit(start_grown_elsewhere)),
     Mutant("momentum forgotten", "weights that stay lose their momentum", "grown-weights", "set",
            after_commit(forget_momentum)),
+    Mutant("nothing forgotten", "an update's fresh start of the optimiser is left out", "forgotten-state", "str",
+           patched(loop.Training, "forget", lambda original: lambda self, parameters=None: None)),
+    Mutant("all forgotten", "an update's fresh start is that of every parameter", "forgotten-state", "str",
+           patched(loop.Training, "forget", lambda original: lambda self, parameters=None: original(self))),
     Mutant("counts of non-zeros", "density taken from values, not from masks", "budget-after-every-update", "rigl_itop",
            patched(MaskSet, "counts", lambda original: lambda self: {
                n: int((w != 0).sum()) for n, w in self.weights.items()})),

@@ -51,10 +51,10 @@ def test_a_planted_strong_difference_is_found_and_named_from_either_side():
 
 
 def test_a_planted_difference_of_none_shows_none_and_says_what_would_have_been_seen():
-    # variances 0.0933 and 0.0133: error² 0.1067 / 3, Welch's degrees of freedom 2 (0.1067² / 0.00889) = 2.56
+    # variances 0.0933 and 0.0133, with rounding; what is found in 80 % is held by simulation in test_stats.py
     found = claim(two((93.1, 92.9, 93.5), (93.0, 93.2, 93.2)))
     assert found.verdict == "no difference shown"
-    least = stats.shift((2.56 + 2) / 2, 0.05) * ((0.32 / 3 + 0.01**2 / 6) / 3) ** 0.5
+    least = stats.smallest_detectable(tuple((v + 0.01**2 / 12) ** 0.5 for v in (0.28 / 3, 0.04 / 3)), (3, 3))
     assert f"a difference of {least:.2f} points or more would have been found in 4 of 5 such" in found.reasons[0]
     (help,) = found.advice
     assert "… (" in help and "run them all before asking again" in help
@@ -202,7 +202,7 @@ def test_p_is_corrected_over_the_sparsities_asked_and_no_others():
     spreads = alone.spreads(0.01)
     assert f"{stats.smallest_detectable(spreads, (3, 3), 0.05 / 3):.2f} points or more" in both[1].reasons[1]
     assert both[1].advice[0].startswith(f"about {stats.seeds_needed(alone.difference.mean, spreads, 0.05 / 3)} seeds")
-    assert stats.seeds_needed(1.17, spreads, 0.05 / 3) > stats.seeds_needed(1.17, spreads)
+    assert stats.seeds_needed(0.8, spreads, 0.05 / 3) > stats.seeds_needed(0.8, spreads)
 
 
 def test_selected_on_validation_can_be_asked_for_and_a_missing_one_is_left_out():

@@ -168,8 +168,10 @@ def test_the_order_of_runs_does_not_matter() -> None:
 def test_the_smallest_difference_the_seeds_could_find_is_told() -> None:
     runs = runs_of("granet", 90.0, 92.0, 94.0) + runs_of("set", 90.0, 91.0, 92.0)
     found = blind_spots(make_rows(runs))
-    # spreads 2 and 1: error sqrt(5 / 3), Welch's degrees of freedom 25/9 / (16/18 + 1/18) = 2.94, with 2 halved 2.47
-    assert f"{stats.shift(2.4705882, 0.05) * (5 / 3) ** 0.5:.1f} points at 90 %" in found and found in show(*runs)
+    # spreads 2 and 1: error sqrt(5 / 3)
+    assert f"{stats.welch_shift(4, 1, 3, 3, 0.05) * (5 / 3) ** 0.5:.1f} points at 90 %" in found and found in show(
+        *runs
+    )
 
 
 @pytest.mark.parametrize("runs", [runs_of("granet", 90.0, 91.0), runs_of("granet", 90.0) + runs_of("set", 91.0)])

@@ -130,18 +130,18 @@ def test_the_interval_is_welchs_and_stands_in_the_cell() -> None:
         "ours, best on test: 94.02 ± 0.08 (n=3)",
         "ours − paper: +0.29 [+0.08, +0.50] †",
         "*reproduced* †",
-        "would have seen 0.28 points †",
+        "would have seen 0.31 points †",
     ]
 
 
 @pytest.mark.parametrize("std", [0.08, 0.3])
-def test_what_the_runs_of_a_cell_would_have_seen_is_found_in_seven_to_eight_of_ten_comparisons(std: float) -> None:
+def test_what_the_runs_of_a_cell_would_have_seen_is_found_in_four_of_five_comparisons(std: float) -> None:
     """Three runs against three of spread 0.08: by drawing them, and SciPy's Welch test at the sheets' degrees."""
     (seen,) = re.findall(r"would have seen ([\d.]+) points", shown(runs("granet", 0.9, spread(93.73, std))))
     draw = np.random.default_rng(0).normal(0.0, 1.0, (2, 3, 20000))
     found = ttest_ind(draw[0] * std + float(seen), draw[1] * 0.08, equal_var=False)
     p = 2 * t.sf(abs(found.statistic), (found.df + 2) / 2)  # halfway from Welch's to those of either sample
-    assert 0.69 < np.mean((p < 0.05) & (found.statistic > 0)) < 0.81
+    assert 0.78 < np.mean((p < 0.05) & (found.statistic > 0)) < 0.82  # two printed decimals
 
 
 def test_holm_corrects_over_all_compared_cells_of_the_table() -> None:
@@ -435,7 +435,7 @@ def test_the_page_in_small() -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| *sparse-to-sparse* |  |  |  |  |  |  |  |  |  |\n"
         "| **m0** | paper: 93.73 ± 0.08<br>ours, best on test: 93.83 ± 0.08 (n=3)<br>"
-        "ours − paper: +0.10 [−0.11, +0.31]<br>*reproduced*<br>would have seen 0.28 points<br>"
+        "ours − paper: +0.10 [−0.11, +0.31]<br>*reproduced*<br>would have seen 0.31 points<br>"
         "ours, last epoch: 93.73 ± 0.08<br>"
         "ours, selected on validation: 93.78 ± 0.08<br>[seed 0](my%20records/cifar10_vgg19.m0.0.9.s0.json), "
         "[seed 1](my%20records/cifar10_vgg19.m0.0.9.s1.json), [seed 2](my%20records/cifar10_vgg19.m0.0.9.s2.json) "

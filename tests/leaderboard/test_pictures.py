@@ -32,14 +32,16 @@ from leaderboard.drawing.pictures import (
     make_series,
     name_pictures,
     pareto_front,
-    replaces,
 )
 from leaderboard.store.records import read_records
+from leaderboard.tables.comparisons import is_replaced
+from leaderboard.tables.sections import make_sections, section_name
 from leaderboard.tables.table import make_rows, mean_and_std, multiple
 from tests.harness.record_factory import make_epoch, make_record, make_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = read_records(ROOT / "leaderboard" / "records")[0]
+SECTIONS = [runs for _, runs in make_sections(COMMITTED)]
 SUITE = ["dense", "gmp", "granet", "grasp", "rigl", "rigl_itop", "set", "small_dense", "snip", "static"]
 EVIL = ["$x^2$ <b>bold</b>", "$\\bad{", "W" * 300, "a--b-->c", "\x1b[31mred\u202e", "_hidden", "\u4e2d\u6587", "\x07"]
 
@@ -97,11 +99,12 @@ def test_one_seed_and_seeds_that_agree_have_no_interval(values: tuple[float, ...
     assert (point.seeds_pct, point.low_pct, point.high_pct) == (list(values), None, None)
 
 
-def test_the_numbers_drawn_are_the_tables() -> None:
-    rows = [row for row in make_rows(COMMITTED) if not row.made_from]  # controls made from a row are in no picture
-    rows = [row for row in rows if not any(replaces(other, row) for other in rows)]
-    series = make_series(COMMITTED)
-    assert len(rows) == len(series) > 10
+@pytest.mark.parametrize("runs", SECTIONS, ids=[section_name(runs[0]) for runs in SECTIONS])
+def test_the_numbers_drawn_are_the_tables(runs: list[dict[str, Any]]) -> None:
+    rows = [row for row in make_rows(runs) if not row.made_from]  # controls made from a row are in no picture
+    rows = [row for row in rows if not is_replaced(row, rows)]
+    series = make_series(runs)
+    assert len(rows) == len(series) > 1
     accuracy = {(point.label, point.sparsity): point for point in accuracy_points(series, [0.9, 0.98])}
     costs = {(point.label, point.sparsity): point for point in cost_points(series)}
     for row, one in zip(rows, series, strict=True):

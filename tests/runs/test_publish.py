@@ -97,6 +97,14 @@ def test_a_published_run_is_found_under_the_home_folder_by_every_command(bench, 
         resolve(bench, "~nosuchuser/shared", elsewhere)
 
 
+def test_a_run_is_verified_by_its_name_alone_and_one_that_is_unknown_is_named(bench):
+    places = [f"--{name}={bench.folder / name}" for name in ("records", "runs", "data")]
+    found = ask("verify", bench.records()[0]["run"], *places)
+    assert found.exit_code == 0, found.output
+    unknown = ask("verify", "nosuch.run", *places)
+    assert unknown.exit_code == 2 and "no record of a run 'nosuch.run'" in " ".join(unknown.output.split())
+
+
 def swap(folder: Path) -> None:
     """Give the files other masks of the same counts, with weights that fit."""
     weights, masks = read_export(folder)

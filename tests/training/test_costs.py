@@ -343,7 +343,7 @@ def test_both_counters_agree_on_convolutions_padded_by_name_and_on_attention():
 
 def test_a_backbone_that_cannot_take_the_image_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 7))
-    with pytest.raises(UserError, match=r"cost on images of \(3, 2, 2\) cannot be counted: Calculated padded input"):
+    with pytest.raises(UserError, match=r"cost on inputs of \(3, 2, 2\) cannot be counted: Calculated padded input"):
         count_costs(model, find_layers(model, make_page()), (3, 2, 2))
 
 

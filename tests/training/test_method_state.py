@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from benchmark.base.errors import UserError
 from benchmark.networks.costs import Costs, Meter, scoring_cost
 from benchmark.training.masks import MaskSet
 from benchmark.training.rehearsal import rehearse
+from benchmark.training.step import apply
 from methods.core import (
     ContractError,
     DenseGrads,
@@ -26,9 +28,12 @@ from methods.core import (
     Update,
     View,
     all_active,
+    drop,
     keep_top_global,
     magnitude,
 )
+from tests.harness import small
+from tests.harness.disagreement import start
 
 LINE = Timeline(24, 6)
 
@@ -232,6 +237,74 @@ def test_a_fault_in_what_a_method_declares_or_returns_is_named_in_rehearsal(faul
 
 def test_the_method_that_the_faults_are_planted_in_has_none():
     rehearse(Plain(sparsity=0.9), "plain", LINE)
+
+
+class Remembers(Plain):
+    """Keeps what it is shown, live, and lets memory be shared."""
+
+    def update(self, view: View) -> Update:
+        masks = Plain.setup(self, view)
+        was = {f"was {name}": mask for name, mask in view.masks.items()}
+        rows = {f"rows {name}": w.flatten(1).sum(1, keepdim=True).expand(-1, 5) for name, w in view.weights.items()}
+        return Update(masks, state={**was, **rows})
+
+
+def test_state_keeps_what_was_shown_though_masks_change_while_it_is_applied():
+    """Masks at steps 6 and 12 differ, so those kept at 12 are those of 6."""
+    seen = {}
+
+    def watch(run, update, view):
+        seen[view.step] = {name: mask.clone() for name, mask in run.maskset.masks.items()}
+        apply(run, update, view)
+        if view.step:
+            kept = run.method_state.state
+            assert all(torch.equal(kept[f"was {name}"], mask) for name, mask in seen[view.step].items())
+            assert all(kept[f"rows {name}"].is_contiguous() for name in run.maskset.masks)
+
+    with mock.patch("benchmark.training.step.apply", watch):
+        run = small.finish(start(Remembers(sparsity=0.8), "remembers", small.SmallNet, 0, epochs=4))
+    assert len(seen) > 1 and run.method_state.state
+
+
+def test_masks_are_those_returned_where_an_earlier_stage_writes_over_what_was_shown():
+    """Restart the smallest at zero under masks that stay: the second stage is what the view showed."""
+
+    def update(self: Method, view: View) -> Any:
+        return drop(dict(view.masks), magnitude(view), 0.3), dict(view.masks)
+
+    method = type("Restarts", (Plain,), {"update": update})(sparsity=0.8)
+    run = start(method, "restarts", small.SmallNet, 0, epochs=4)
+    before = {name: mask.clone() for name, mask in run.maskset.masks.items()}
+    small.finish(run)
+    assert all(torch.equal(mask, before[name]) for name, mask in run.maskset.masks.items())
+
+
+def fails_late(self: Method, view: View) -> Any:
+    return {} if view.step < 8 or view.weights[NAME].shape[0] != 8 else {}["x"]
+
+
+def writes(self: Method, view: View) -> Any:
+    view.weights[NAME].mul_(0.9)
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"penalty": fails_late}, r"method 'faulty' fails in penalty\(\) at step \d+: KeyError"),
+        ({"penalty": writes}, r"method 'faulty' breaks its contract: penalty\(\) must not write"),
+    ],
+)
+def test_a_penalty_that_fails_or_writes_is_named_before_training(changes, says):
+    with pytest.raises(UserError, match=says):
+        rehearse(type("Faulty", (Plain,), changes)(sparsity=0.9), "faulty", LINE)
+
+
+def test_a_plan_that_fails_in_training_is_named():
+    plan = {"planned_sparsity": lambda self, step, timeline: {0: 0.8, 6: 0.8}[step]}
+    run = start(type("Faulty", (Plain,), plan)(sparsity=0.8), "faulty", small.SmallNet, 0, epochs=4)
+    with pytest.raises(UserError, match=r"Faulty fails in planned_sparsity\(12\): KeyError"):
+        small.finish(run)
 
 
 HIDDEN: dict[str, torch.Tensor] = {}

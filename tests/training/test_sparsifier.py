@@ -87,9 +87,9 @@ def test_a_loop_of_ones_own_has_the_runners_masks_and_weights_bit_for_bit(name: 
     assert all(torch.equal(a, b) for a, b in zip(bits(model, sparse), theirs, strict=True))
 
 
-TORCH = ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
+TORCH = ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop")
 TIMM = ("adamp", "lamb", "lars", "lion", "madgrad", "muon", "sgdp")  # each unlike the others
-REFUSED = ["adahessian", "bnb*", "fused*"]  # the others are of packages for CUDA
+REFUSED = ["adahessian", "bnb*", "fused*", "*rmsproptf*"]  # the first ones are of packages for CUDA
 ALL = pytest.param(timm.optim.list_optimizers(exclude_filters=REFUSED), marks=pytest.mark.slow)
 
 
@@ -107,6 +107,66 @@ def test_inactive_weights_are_zero_under_every_optimiser(names: Sequence[str]) -
         train(model, sparse, data)
         assert zeros_hold(sparse), name
         assert sum(int(mask.sum()) for mask in sparse.masks.values()) == round(0.2 * small.PRUNABLE), name
+
+
+@pytest.mark.parametrize("name", ["Rprop", "RMSpropTF"])
+def test_an_optimiser_whose_new_state_is_not_zero_is_refused_where_masks_change(name: str) -> None:
+    """Grown weights would begin with a step size of zero, or divided by a mean square of zero."""
+    model = SmallNet()
+    optimizer = {"Rprop": torch.optim.Rprop, "RMSpropTF": timm.optim.RMSpropTF}[name](model.parameters(), lr=0.01)
+    with pytest.raises(UserError, match=f"{name} begins with a state of each weight that is not zero"):
+        build("rigl", model, optimizer=optimizer)
+    build("static", model, optimizer=optimizer)
+
+
+def test_a_step_of_lookahead_itself_is_refused_too() -> None:
+    model = SmallNet()
+    optimizer = timm.optim.create_optimizer_v2(model, "lookahead_momentum", lr=0.1, momentum=0.9)
+    model, sparse = build("rigl", model, optimizer=optimizer)
+    with pytest.raises(UserError, match="about to step without the masks"):
+        optimizer.step()
+    train(model, sparse, batches())
+    assert zeros_hold(sparse)
+    sparse.release()
+    optimizer.step()
+
+
+def test_a_fresh_start_leaves_no_state_where_zeros_are_not_known_to_be_one() -> None:
+    model = SmallNet()
+    optimizer = torch.optim.NAdam(model.parameters(), lr=0.01)
+    model, sparse = build("static", model, optimizer=optimizer)
+    train(model, sparse, batches(2))
+    first, second = list(model.parameters())[:2]
+    sparse.training.forget([first])
+    assert not optimizer.state.get(first) and optimizer.state[second]
+    sparse.training.forget()
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("name", ["top_kast", "str"])
+def test_a_state_taken_earlier_does_not_change_with_the_training(name: str) -> None:
+    model, sparse = build(name)
+    train(model, sparse, batches(3))
+    stored = sparse.state_dict()["stored"]
+    kept = copy.deepcopy(stored)
+    train(model, sparse, batches(3))
+    assert kept["values"] and all(torch.equal(value, kept["values"][name]) for name, value in stored["values"].items())
+
+
+def test_flops_of_a_network_of_tokens_are_counted_on_whole_numbers() -> None:
+    """Seven tokens through a layer of 4 x 6, dense: 168 multiply-adds, and 12 of the classifier."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix, self.head = nn.Embedding(5, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.mix(self.embed(tokens)).mean(1))
+
+    _, sparse = build("static", net=Tokens(), example=torch.zeros(3, 7, dtype=torch.int64))
+    assert sparse.training.meter.costs.dense == 7 * 24 + 12
+    assert 0 < sparse.report().inference_share < 1
 
 
 @pytest.mark.parametrize("name", ["granet", "str", "top_kast", "snfs"])
