@@ -11,15 +11,15 @@ noise from N(0, sqrt(2 eta T)), and after each step weights that changed their s
 Deviations (point | paper | authors' code | here | why):
 - first masks | random | drawn with replacement, at first fewer; cnn: uniform | the page's (ERK), exact | equal starts
 - first weights | not stated | abs(N(0, 1)) / sqrt(n_in); cnn: uniform | the page's, by the fixed signs | same networks
-- optimiser | SGD | plain, without weight decay; cnn: momentum 0.9, weight decay 0 | the page's, with its weight decay,
-  as a remark says: ARGS=weight_decay=0 leaves it out | one recipe for every method
+- optimiser | SGD | plain, no weight decay; cnn: momentum 0.9 | the page's, as a remark says | one recipe for all
 - noise, original | sqrt(2 eta T) | eta N(0, 1e-5) | eta N(0, noise), noise = 1e-5 | as the code
 - noise, cnn | sqrt(2 eta T) | eta = 0.01 and T = 1e-5, 1e-8, 1e-12, 1e-15 from epochs 0, 25, 80, 140 of 200, or 0, 25,
   50, 75 of 100 | the same at these shares of the run: schedule=wrn or resnet50 | runs have other lengths
 - l1 | alpha | 1e-5; cnn: 1e-5 | 1e-5, on prunable weights | as the code
 - candidates for growth | all dormant | the just-cut too; cnn: without these | the same; cnn: if others are | exact
 - new weights | zero | 1e-12; cnn: 0 | the same, without momentum | as the code
-- counts kept | of the network, or of each layer | of each layer | of each layer | as the code
+- counts kept | of the network, or each layer | of each layer; one script: of the network | of each layer | as the code
+- full layers | not stated | cnn: neither noise nor cuts | as others: what crosses zero is its own candidate | one rule
 - last rewiring | not stated | the last step; cnn: before epoch 190 of 200 or 95 of 100 | the same | as the code
 """
 

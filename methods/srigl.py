@@ -12,13 +12,13 @@ Deviations (point | paper | authors' code | here | why):
   one; then one more in the layers of the largest remainders, as far as the asked count allows | nearest to the budget
 - salient weights | kept by magnitude or grown by gradient, over the layer | the same; active weights are ranked by
   gradient too | the same | as the code
-- gamma | 0.3 of the fan-in | 0.3 of the dense or, by a flag, the sparse fan-in | of the sparse one before ablation | a
-  threshold that rises with the fan-in would ablate on and on
+- gamma | 0.3 of the fan-in | max(1, int(0.3 times)) the dense or, by a flag, the sparse one; 0.05 for CIFAR-10 | at
+  least 0.3 of the sparse one before ablation, unrounded: 2 of 5, where the code asks for 1 | the paper's
 - ablated neurons | not stated | judged anew at each update, so that they can return | the same | as the code
 - last layer | never ablated | the same, by its name | the same | its neurons are the classes
-- all neurons of a layer fail | not stated | not handled | the most salient one stays | an empty layer ends the network
-- fan-in after ablation | the freed inputs go to the others | the layer's count divided by the neurons left | the same,
-  rounded down, at most all inputs | as the code
+- all neurons of a layer fail | not stated | as many stay as hold its weights | the most salient one stays | never empty
+- fan-in after ablation | the freed inputs go to the others | the layer's count divided by the neurons left, of which
+  more stay if that exceeds all inputs | the same, rounded down, at most all inputs | simpler
 - more weights kept in a neuron than its fan-in | not stated | some of them stay | the largest stay | counts are exact
 - zero weights | not stated | not kept where that leaves too few | ranked as others | a grown weight is active
 - update and step, drop rate, T_end, dropped and regrown | as RigL | as RigL | as `rigl` | the paper's

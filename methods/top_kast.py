@@ -12,7 +12,8 @@ Deviations (point | paper | authors' code | here | why):
   0.9 and 0.5 | M = extra x D, by default twice A | one setting for every sparsity; the paper's pair 0.9 and 0.8
 - first sets | the largest of the initial weights | none public | the same | the paper's
 - masks recomputed | every step; every N = 100 steps serve as well | none public; SparseML's: at each step or every so
-  many epochs | every 100 steps; update_every=N | selection costs more than a step
+  many epochs | every 100 steps, on the digits page 31 of 630; update_every=N | selection costs more than
+  a step
 - exploration loss | the magnitude, divided by D outside A | none public; SparseML's and torch_topkast: the L2 norm |
   its subgradient, explore x sign(w), is added to the gradients; D is that of the whole network | the paper's
 - lambda | 1e-4 on ImageNet (not checked) | none public; SparseML's: 1e-4 | 1e-4 | the only number found

@@ -32,7 +32,7 @@ def describe_needs(cls: type[Method]) -> str:
     if cls.inactive is Inactive.STORED:
         needs.append("the values of inactive weights")
     if cls.trains is Trains.ALL:
-        needs.append("gradients of all weights at every step")
+        needs.append("gradients of all weights at every step" if cls.straight_through else "all weights to be stepped")
     for hook, need in (
         ("rounds", "several trainings"),
         ("penalty", "a penalty"),

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from benchmark.base.seeds import derive
 from benchmark.conformance.budget import NETS
 from benchmark.conformance.checks import Outcome, check
+from benchmark.conformance.method_state import beside_in
 from benchmark.conformance.nets import BATCH, CHANNELS, CLASSES, IMAGES, SIZE, count_macs, make_network
-from benchmark.conformance.trial import Call, Kit, Trial
+from benchmark.conformance.trial import Call, Kit, State, Trial
+from benchmark.training.method_state import weighs
 from benchmark.training.scoring import scoring_pieces, set_mode
-from methods.core import DenseGrads, Moments, Scoring
+from methods.core import DenseGrads, Method, Moments, Scoring
 
 CLOSE = 1e-3  # relative error of a gradient's norm: float32 against float64
 GRADIENTS, PRODUCTS = "gradients", "Hessian-gradient products"
@@ -301,8 +303,8 @@ class Recount:
 def check_training(kit: Kit) -> Outcome:
     """Every step is charged 2 f and the weight gradients of what is trained or read, every round of scoring its passes.
 
-    To the unit: 3 f for most methods, 2 f + f_D where dense gradients are read or all weights are trained. Second
-    moments are charged a forward pass and their products.
+    To the unit: 3 f for most methods, 2 f + f_D where dense gradients are read or all weights are trained; where they
+    are weighed, of those that autograd reaches. Second moments are charged a forward pass and their products.
     """
     totals = []
     for network in NETS:
@@ -319,13 +321,27 @@ def check_training(kit: Kit) -> Outcome:
             images = IMAGES - BATCH * (line.steps_per_epoch - 1) if last else BATCH
             forward, reads = recount.forward(begun.masks), method.dense_gradients()
             dense = reads is DenseGrads.EVERY_STEP or (reads is DenseGrads.AT_UPDATES and seen.step in due)
-            total += images * (2 * forward + (recount.dense if dense else recount.forward(begun.trained)))
+            total += images * (2 * forward + (recount.dense if dense else recount.forward(reached(method, begun))))
             if moments is not None and seen.step in due:
                 total += min(moments.batches * BATCH, IMAGES) * (forward + recount.products)
             if seen.train_macs != total:
                 return Outcome(False, f"{network} step {seen.step}: {seen.train_macs:,} charged, recount {total:,}")
         totals.append(f"{network} {total:,}")
     return Outcome(True, ", ".join(totals))
+
+
+def reached(method: Method, state: State) -> dict[str, Tensor]:
+    """Return which weights a backward pass gives a gradient: the trained, or those that `weigh` lets it reach."""
+    stored, learned = beside_in(state, "stored"), beside_in(state, "learned")
+    if not weighs(method) or not stored:
+        return state.trained
+    found = {}
+    for name, values in stored.items():
+        leaf = values.clone().requires_grad_()
+        used = method.weigh(name, leaf, learned)
+        (gradient,) = torch.autograd.grad(used.sum(), leaf)
+        found[name] = (used != 0) | (gradient != 0)
+    return found
 
 
 @check("inference-cost", ENGINE)

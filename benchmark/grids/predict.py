@@ -118,7 +118,8 @@ def predict(cell: Cell, data: Data, network: Network, donor: Prediction | None =
     forecast = start(cell, network, timeline, donor)
     meter.on_commit(forecast.counts)
     charge = functools.partial(charge_steps, cell, data, timeline, meter, foresee_trained(cell, network, timeline))
-    reads, all_trained, done = method.dense_gradients(), method.trains is Trains.ALL, 0
+    reads, done = method.dense_gradients(), 0
+    all_trained = method.trains is Trains.ALL and (method.straight_through or not weighs(method))
     for step in method.update_steps(timeline):
         # Between two updates nothing changes, and the meter is linear in images: one charge for all these steps.
         charge(done, step - 1, all_trained or reads is DenseGrads.EVERY_STEP)

@@ -225,17 +225,17 @@ class Meter:
         products = sum(self.costs.per_weight[name] * size for name, size in sizes.items())
         self.train += int(images * (self.forward + products))
 
-    def weight_gradients(self, dense: bool, trained: Mapping[str, int] | None = None) -> int:
+    def weight_gradients(self, dense: bool, trained: Mapping[str, int] | None = None) -> int | Tensor:
         """Return the multiply-adds of an image's weight gradients: of all weights, of the trained or of the active."""
         if dense:
             return self.costs.dense
-        return int(self.forward) if trained is None else self.costs.forward(trained)
+        return self.forward if trained is None else self.costs.forward(trained)
 
     def step(
         self,
         images: int,
         forward_macs: int | Tensor,
-        gradient_macs: int,
+        gradient_macs: int | Tensor,
         extra_gradient_macs: int = 0,
         repeat_round: bool = False,
     ) -> None:

@@ -129,6 +129,7 @@ class SparseTraining:
             self.optimizer.add_param_group({"params": params, **as_weights})
         if weighs(method):
             assert maskset.stored is not None, "check_learned asked for stored weights"
+            maskset.stored.dense_gradients = method.straight_through
             own = self.method_state  # not self: run and masks would keep each other, and a card's memory with them
             maskset.stored.weigh = lambda name, stored: method.weigh(name, stored, own.learned)
 
@@ -191,14 +192,14 @@ class SparseTraining:
             return due or self.step <= self.timeline.total_steps
         return due and reads is DenseGrads.AT_UPDATES
 
-    def price_step(self, due: bool) -> tuple[int | Tensor, int, int]:
+    def price_step(self, due: bool) -> tuple[int | Tensor, int | Tensor, int]:
         """Return an image's multiply-adds in this step: forward, weight gradients, further gradients that are read.
 
         To be asked before the step, under the masks of its forward pass.
         """
         meter, stored = self.meter, self.maskset.stored
-        gradients = meter.weight_gradients(stored is not None and stored.all, self.maskset.trained_counts())
-        read = meter.weight_gradients(True) - gradients if self.reads_dense(due) else 0
+        gradients = meter.weight_gradients(stored is not None and stored.dense_gradients, self.maskset.trained_counts())
+        read = int(meter.weight_gradients(True) - gradients) if self.reads_dense(due) else 0
         return meter.forward, gradients, read
 
     def step_optimizer(self) -> None:

@@ -30,6 +30,7 @@ class Stored:
         if averaged:
             self.begin_average()
         self.all = trains is Trains.ALL
+        self.dense_gradients = self.all  # whether a step computes the gradient of every weight
         self.trained: dict[str, Tensor] | None = None
         self.factors: list[Tensor] = []  # of the gradients, where not all are trained
         self.counts: dict[str, int] | None = None  # of the trained weights of each layer, where not all are

@@ -53,6 +53,7 @@ class Method(ABC):
     narrows_network: ClassVar[bool] = False  # True: the engine builds the network narrower, within the weight count
     inactive: ClassVar[Inactive] = Inactive.ZERO  # what becomes of values outside the masks
     trains: ClassVar[Trains] = Trains.ACTIVE  # which weights the optimiser steps
+    straight_through: ClassVar[bool] = True  # False: what `weigh` makes zero has no gradient, and a step costs 3 f_S
     writes: ClassVar[bool] = False  # True: an Update may hold values
 
     sparsity: float  # share of prunable weights that are zero at the end, in [0, 1)

@@ -53,7 +53,8 @@ class Inactive(Enum):
 class Trains(Enum):
     """Which weights the optimiser steps: the ACTIVE ones, or ALL of them by straight-through gradients (STORED only).
 
-    A step of a method that trains ALL is charged 2 f_S + f_D.
+    A step of a method that trains ALL is charged 2 f_S + f_D, or 3 f_S where it says that `weigh` gives what it makes
+    zero no gradient (`straight_through = False`).
     """
 
     ACTIVE = "active"

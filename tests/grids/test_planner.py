@@ -27,6 +27,7 @@ from benchmark.grids.times import pace_of_records
 from benchmark.runs.run import Options, make_timeline, run_cell
 from leaderboard import read_records
 from methods.core import DISTRIBUTIONS
+from methods.str import STR
 from tests.harness.benches import read_grid
 from tests.harness.images import write_folder
 from tests.harness.record_factory import make_record
@@ -113,8 +114,10 @@ def test_what_is_trained_beside_the_active_weights_is_planned(tmp_path):
     assert predict_cell(cell).train == train(cell, tmp_path)["macs"]["train"]
 
 
-def test_learned_thresholds_train_all_weights_until_their_masks_are_fixed():
-    """STR by an oracle that goes step by step: 2 f_S + f_D to the last update, 3 f_S after it."""
+@pytest.mark.parametrize("passes", [False, True])
+def test_learned_thresholds_are_charged_what_they_let_gradients_reach(passes, monkeypatch):
+    """STR step by step: 3 f_S; if its thresholds let all gradients through, 2 f_S + f_D to the last update."""
+    monkeypatch.setattr(STR, "straight_through", passes)
     cell = one_cell("str", "epochs=2 batch_size=200 update_every=2")
     data = stand_in(cell.page, Path("nowhere"))
     network = Networks().get(cell, data)
@@ -124,7 +127,8 @@ def test_learned_thresholds_train_all_weights_until_their_masks_are_fixed():
     assert 0 < updates[-1] < timeline.total_steps
     for step in range(1, timeline.total_steps + 1):
         last = step % timeline.steps_per_epoch == 0
-        expected += (1293 % 200 if last else 200) * (2 * forward + (costs.dense if step <= updates[-1] else forward))
+        gradients = costs.dense if passes and step <= updates[-1] else forward
+        expected += (1293 % 200 if last else 200) * (2 * forward + gradients)
         if step in updates:
             kept = round((1 - cell.method.planned_sparsity(step, timeline)) * total)
             forward = costs.forward(DISTRIBUTIONS["erk"](shapes, kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -85,6 +86,21 @@ class STRKeepsMomentum(STR):
 
 
 @dataclass(frozen=True, kw_only=True)
+class STRPaysForAll(STR):
+    """Says that weights below their thresholds have gradients."""
+
+    straight_through: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class STRPassesAll(STR):
+    """Lets gradients through to all weights, and says that it does not."""
+
+    def weigh(self, name: str, stored: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+        return super().weigh(name, stored, learned) + (stored - stored.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
 class STRNeverFixes(STR):
     """Shifts to the end, and leaves the count to chance."""
 
@@ -106,6 +122,8 @@ METHODS = [
     ("STR fixed by |w|", "thresholds forgotten when masks are fixed", "oracle:str", STRFixesByMagnitude),
     ("STR layer by layer", "a shift for each layer", "oracle:str", STRShiftsEachLayer),
     ("STR keeps momentum", "momentum from s_init outlives a shift", "oracle:str", STRKeepsMomentum),
+    ("STR pays for all", "charged for gradients that nobody computes", "training-cost", STRPaysForAll),
+    ("STR passes all", "gradients of all weights for the price of the active", "training-cost", STRPassesAll),
     (
         "STR never fixed",
         "an exact budget promised, its count left to chance",

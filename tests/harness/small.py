@@ -84,7 +84,7 @@ def make_page(**changes: Any) -> Page:
         "epochs": 4,
         "lr": 0.1,
         "update_every": 3,
-        "methods": {"str": {"update_every": 3}},  # its own 100 are more than the run has
+        "methods": {"str": {"update_every": 3}},  # its own 10 would leave it two shifts
         "mean": [0.5, 0.5],
         "std": [0.5, 0.5],
         "batch_size": BATCH,

@@ -46,7 +46,7 @@ def test_what_a_page_sets_for_a_method_stands_below_the_method():
     told = {name: make_section(name).splitlines()[-1] for name in ("snfs", "dsr", "granet")}
     digits = "[digits_resnet20](../configs/digits_resnet20.yaml)"
     assert f"{digits} (update_every=100)" in told["snfs"]
-    assert f"{digits} (update_every=31, distribution=erk)" in told["dsr"]
+    assert f"{digits} (update_every=31, threshold=0.016, distribution=erk)" in told["dsr"]
     assert told["granet"].startswith("|") and f"{digits} (update_every=31)" in make_sheet().partition("## ")[0]
 
 

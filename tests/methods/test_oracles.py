@@ -14,7 +14,7 @@ import torch
 
 from benchmark.config.plugins import built_in_names, find_method
 from methods.core import DenseGrads, Method, Scoring, Timeline, View
-from tests.harness import oracles, oracles_moving, oracles_sis, oracles_thresholds, small
+from tests.harness import oracles, oracles_moving, oracles_rounds, oracles_sis, oracles_thresholds, small
 from tests.harness.disagreement import (
     GRADIENTS,
     MASKS,
@@ -47,7 +47,7 @@ def test_every_method_has_an_oracle():
 
 
 def test_oracles_are_numpy_and_nothing_of_the_suite():
-    for module in (oracles, oracles_moving, oracles_sis):
+    for module in (oracles, oracles_moving, oracles_rounds, oracles_sis, oracles_thresholds):
         tree = ast.parse(Path(module.__file__).read_text())
         names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

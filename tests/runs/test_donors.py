@@ -548,7 +548,8 @@ def test_without_a_donor_runs_keep_the_names_of_the_committed_records():
             continue  # of another version of the method's file, which is in a run's name
         if record["protocol"] != 2 or "donor" in method or record["seed"]:
             continue
-        taken = {key: value for key, value in method["settings"].items() if key == "update_every"}  # pages give it anew
+        given_anew = ("update_every", "threshold")  # by pages
+        taken = {key: value for key, value in method["settings"].items() if key in given_anew}
         changed = {**record["page"]["changed"], **method["changed"], **taken}
         arguments = " ".join(f"{key}={value}" for key, value in changed.items())
         (cell,) = plan_cells(
