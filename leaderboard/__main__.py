@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     places = argparse.ArgumentParser(add_help=False)
     places.add_argument("--records", type=Path, default=HERE / "records", help="folder of the records")
     places.add_argument(
-        "--output", type=Path, default=HERE / "LEADERBOARD.md", help="the sheet to write; others beside it"
+        "--output", type=Path, default=None, help="the sheet to write; others beside it (default: beside the records)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("build", parents=[places], help="rebuild every sheet and picture")
@@ -47,7 +47,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 1 if `verify` finds a fault, 2 for what cannot be answered."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # for a terminal that is not UTF-8
     asked = make_parser().parse_args(arguments)
+    asked.output = asked.output or asked.records.parent / "LEADERBOARD.md"
     try:
         return answer(asked)
     except build.BuildError as error:

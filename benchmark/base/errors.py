@@ -20,6 +20,20 @@ class RunningError(UserError):
     """Another process is training the run that was asked for."""
 
 
+class PassingError(UserError):
+    """What a system refused and may grant the next time, such as a network file system in trouble: tried again."""
+
+
+# What may be otherwise a moment later, with the same request.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.EBUSY, errno.ENOSPC}
+PASSING |= {errno.EDQUOT, errno.EINTR}
+
+
+def kind_of(error: BaseException) -> type[UserError]:
+    """Return what an error becomes for users: PassingError if it may pass, else UserError."""
+    return PassingError if isinstance(error, OSError) and error.errno in PASSING else UserError
+
+
 # What a disk or a network file system may answer at any time: no space, no permission, gone, failing.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR}
 REFUSALS |= {errno.EFBIG, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}

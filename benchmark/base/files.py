@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -76,13 +77,18 @@ def refuse_links(folder: Path, home: Path) -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights."""
+    """Where results go: records and leaderboard are kept, `runs` holds checkpoints and exported weights.
+
+    Where records are named alone, their sheet lies beside their folder, so that it replaces no other.
+    """
 
     records: Path = ROOT / "leaderboard" / "records"
     leaderboard: Path = ROOT / "leaderboard" / "LEADERBOARD.md"
     runs: Path = ROOT / "runs"
 
     def __post_init__(self) -> None:
+        if self.records is not Places.records and self.leaderboard is Places.leaderboard:
+            object.__setattr__(self, "leaderboard", self.records.parent / self.leaderboard.name)
         for name, path in vars(self).items():
             object.__setattr__(self, name, expand(path))
 
@@ -99,11 +105,18 @@ def check_places(places: Places) -> None:
         )
     for folder in (places.records, places.runs, places.leaderboard.parent):
         try:
+            str(folder).encode()  # safetensors take no other names
+        except UnicodeEncodeError as error:
+            raise UserError(f"the path {str(folder)!r} must be valid UTF-8: name another; nothing was run") from error
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             with hidden_file(bytes(4096), folder, durable=False):
                 pass
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}; nothing was run") from error
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror or error}; nothing was run (sparse-bench: --records, "
+                "--runs and --leaderboard name other places)"
+            ) from error
 
 
 def refuse_lockless(folder: Path) -> None:
@@ -143,8 +156,9 @@ def sweep(*folders: Path) -> None:
     """Delete what killed writers left in folders; the caller holds the folder's lock, so nobody else is writing."""
     for folder in folders:
         for path in folder.glob(".*"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # NFS keeps what a reader has open
+                if path.is_file():
+                    path.unlink(missing_ok=True)
 
 
 def show(path: Path) -> str:

@@ -200,8 +200,19 @@ def processor_name() -> str:
 
 @functools.cache
 def code_of_process() -> dict[str, Any]:
-    """Return `describe_git` as it was when this process first asked: the checkout may move on while a run trains."""
-    return describe_git()
+    """Return `describe_git` as it was when this process first asked: the checkout may move on while a run trains.
+
+    Warns where there is a checkout that git does not read: a record without its commit cannot be submitted.
+    """
+    found = describe_git()
+    if found["commit"] is None and (ROOT / ".git").exists():
+        try:
+            ask_git(ROOT, "rev-parse", "HEAD")
+            why = "it is slow"
+        except (OSError, subprocess.SubprocessError) as error:
+            why = " ".join((getattr(error, "stderr", "") or str(error)).split())
+        warnings.warn(f"git does not tell the commit of {ROOT}, so records will lack it: {why}", stacklevel=2)
+    return found
 
 
 def describe_git(root: Path = ROOT) -> dict[str, Any]:

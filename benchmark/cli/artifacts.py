@@ -244,12 +244,13 @@ def verify(
 ) -> None:
     """Compare a record with the network its run exported: masks, density, costs and accuracy, found again."""
     from benchmark.base.files import expand_run
-    from benchmark.runs.finished import find_finished
+    from benchmark.runs.finished import RECORD, find_finished
     from benchmark.runs.verify import print_findings, verify_record
 
     places = guarded(lambda: find_places(records, None, runs))
     record = Path(expand_run(run))
-    if not record.exists() and record.suffix != ".json":
+    unpublished = record.is_dir() and not (record / RECORD).is_file()
+    if unpublished or (not record.exists() and record.suffix != ".json"):
         record = guarded(lambda: find_finished(run, places.records, places.runs).path)
     if not guarded(lambda: print_findings(console, verify_record(record, places.runs, data))):
         tell(f"record {record} does not describe the network in {record if record.is_dir() else places.runs}")

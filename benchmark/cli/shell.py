@@ -113,6 +113,9 @@ class Output:
             say(f"output cannot be written ({reason}); the command continues without it", "warning:", "yellow")
 
 
+for stream in (sys.stdout, sys.stderr):  # what a log's encoding lacks, such as ≈, is no reason to end a run
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 console = Console(file=cast(IO[str], Output("stdout")))
 errors = Console(file=cast(IO[str], Output("stderr")), stderr=True)
 if not console.is_terminal:  # a log file should not be folded at 80 columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,14 @@ PLACES = 64  # pixels that are compared first
 
 
 def tell(text: str, warn: bool = True) -> None:
-    """Print a line about the data, on rank 0 alone; a warning goes to stderr."""
-    if own_rank() == 0:
-        print(printable(f"warning: {text}" if warn else text), file=sys.stderr if warn else sys.stdout, flush=True)
+    """Print a line about the data, on rank 0 alone; a warning goes to stderr. Nobody need be reading."""
+    if own_rank():
+        return
+    name = "stderr" if warn else "stdout"
+    try:
+        print(printable(f"warning: {text}" if warn else text), file=getattr(sys, name), flush=True)
+    except (OSError, ValueError):  # a closed pipe or a full disk would else be met again at the end
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
 
 
 def describe_read(name: str, layout: Layout, notes: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from benchmark.base.errors import UserError
+from benchmark.base.errors import PassingError, UserError, kind_of, reason
 from leaderboard.tables.table import plain
 
 # Every picture format that Pillow decodes by itself.
@@ -52,7 +52,7 @@ def list_part(part: Path) -> Part:
     try:
         listed.fill(part)
     except OSError as error:
-        raise UserError(
+        raise kind_of(error)(
             f"{write_path(error.filename or part)}: cannot be read ({error.strerror}); fix or remove it"
         ) from error
     filled, why = set(listed.labels), write_skipped(listed.skipped)
@@ -407,7 +407,9 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def refuse_image(path: str | Path, error: Exception) -> NoReturn:
-    """Raise UserError: the image at `path` can't be decoded because of `error`."""
+    """Raise UserError: the image at `path` can't be decoded because of `error`, or not be read now."""
+    if kind_of(error) is PassingError:
+        raise PassingError(f"{path}: cannot be read now ({reason(error)}): try again") from error
     raise UserError(f"{path}: can't be decoded as an image ({error}); replace or remove the file") from error
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from benchmark.base.errors import UserError
+from benchmark.base.errors import PassingError, UserError, kind_of, reason
 from benchmark.config.pages import Page
 from benchmark.data.arrays import Arrays, DecodedSet, stratify
 from benchmark.data.files import fit_image
@@ -49,6 +49,8 @@ def read_cifar(page: Page, folder: Path) -> DecodedSet:
     try:
         train, test = (open_cifar(name, folder, train) for train in (True, False))
     except Exception as error:  # networks, archives and pickles raise many kinds
+        if kind_of(error) is PassingError:
+            raise PassingError(f"{page.data}: {folder} cannot be read now ({reason(error)}): try again") from error
         found = [name for name in (archive, unpacked) if (folder / name).exists()]
         seen = f"{' and '.join(found)} in {folder} is damaged" if found else f"not found in {folder}"
         way_out = f"delete it and put {archive}" if found else f"put {archive}"

@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.rendezvous import rendezvous
 
+from benchmark.base import BOOT, ROOT
 from benchmark.base.errors import UserError
 from benchmark.base.system import choose_device
 
@@ -56,7 +57,7 @@ def check_gpus(processes: int, device: torch.device) -> None:
 
 
 def launch(ranks: int, device: str, arguments: list[str], tell: Callable[[object], None]) -> int:
-    """Run `python -m benchmark` with `arguments` in `ranks` processes on this machine; return the exit status.
+    """Run this suite's command line with `arguments` in `ranks` processes on this machine; return the exit status.
 
     Each has one thread, torchrun's default, unless OMP_NUM_THREADS is set. When one fails the others are stopped at
     once, and one message says which and why: the rank's own if it printed one, else one from here.
@@ -66,7 +67,8 @@ def launch(ranks: int, device: str, arguments: list[str], tell: Callable[[object
     try:
         with tempfile.TemporaryDirectory() as folder:
             where = ["--standalone", "--nproc-per-node", str(ranks), "--log-dir", folder]
-            torchrun.run(torchrun.parse_args([*where, "-m", "benchmark", *arguments]))
+            command = [sys.executable, "-u", "-c", BOOT, str(ROOT), *arguments]
+            torchrun.run(torchrun.parse_args([*where, "--no-python", *command]))
     except ChildFailedError as error:
         message, status = explain(error.failures, ranks)
         if message:

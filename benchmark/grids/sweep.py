@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from benchmark.base.errors import RunningError, UserError, explain
+from benchmark.base.errors import PassingError, RunningError, UserError, explain
 from benchmark.base.files import Places, check_places, expand, refuse_lockless, write_note
 from benchmark.base.stopping import listen, obey, pause, terminable
 from benchmark.base.system import choose_device
@@ -209,7 +209,7 @@ class Sweep:
         """Return the end of a cell whose attempt failed, or None if it is tried again."""
         name, reason = cell.identity, str(error) if isinstance(error, LostError) else explain(error)
         again = self.failed_loads[page_of(cell)] > 0 or self.book.may_retry(name)
-        if isinstance(error, UserError | LostError) or error is self.missing.get(page_of(cell)) or not again:
+        if is_final(error) or error is self.missing.get(page_of(cell)) or not again:
             return End(FAILED, reason)
         self.tell(f"{name} failed and is tried again: {reason}")
         return None
@@ -317,7 +317,7 @@ class Sweep:
                 self.loaded = cell.page, load_data(cell.page, self.data_root, self.options.device)
             except Exception as error:
                 self.failed_loads[page] += 1
-                if isinstance(error, UserError) or self.failed_loads[page] > self.book.retries:
+                if is_final(error) or self.failed_loads[page] > self.book.retries:
                     self.missing[page] = error
                 raise
             del self.failed_loads[page]
@@ -337,6 +337,11 @@ class Sweep:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def is_final(error: Exception) -> bool:
+    """Return whether an error would come again: a user has to mend it, or it was tried as often as it may be."""
+    return isinstance(error, UserError | LostError) and not isinstance(error, PassingError)
+
+
 def in_order(items: list[Item]) -> list[Item]:
     """Return the items page after page, controls last: they need their donors' records."""
     pages = {page: place for place, page in enumerate(dict.fromkeys(page_of(item.cell) for item in items))}
@@ -348,6 +353,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
+
+
+ASKED, SECRET = ("SPARSE_BENCH_", "WANDB_"), {"WANDB_API_KEY"}  # what a user asks by; a key is written down nowhere
 
 
 def write_order(
@@ -374,6 +382,7 @@ def write_order(
     }
     write_note(book.folder / SPEC, content)
     environment = {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+    environment |= {key: value for key, value in os.environ.items() if key.startswith(ASKED) and key not in SECRET}
     if has_gpu and "OMP_NUM_THREADS" not in os.environ:
         del environment["OMP_NUM_THREADS"]  # on a GPU the host may use all threads
     resolved = Book(book.folder.resolve(), book.retries, known=book.known)

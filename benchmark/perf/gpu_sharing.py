@@ -12,13 +12,12 @@ from functools import partial
 
 import torch
 
-from benchmark.base import ROOT
+from benchmark.base import BOOT, ROOT
 from benchmark.base.system import choose_device, use_device
 from benchmark.base.timing import median_ratio, milliseconds
 from benchmark.perf import pool
 from benchmark.perf.gpu_claims import NotHereError, Sheet
 from benchmark.perf.gpu_runs import R20, Bench, Steps, has_graphs, synchronise, time_on
-from benchmark.workers.base import BOOT
 
 RUNS = 4
 START = BOOT.partition("from ")[0] + "from benchmark.perf.gpu_sharing import serve; serve()"

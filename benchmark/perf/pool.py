@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark.base import ROOT
+from benchmark.base import BOOT, ROOT
 from benchmark.base.console import EVERY_S, ProgressFile
 from benchmark.base.files import write_note
 from benchmark.base.timing import clock, time_in_turn
@@ -29,7 +29,7 @@ from benchmark.grids.driver import LOOK_S, Driver
 from benchmark.perf.goals import Goal
 from benchmark.perf.peers import R20, backward, make_batch, make_model, make_sgd, sparsify
 from benchmark.workers import Order, Status
-from benchmark.workers.base import BOOT, RUNNING
+from benchmark.workers.base import RUNNING
 from benchmark.workers.book import KINDS, Book
 from benchmark.workers.local import Local, count_cores
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmark.base.errors import UserError
+from benchmark.base.errors import UserError, kind_of
 from benchmark.base.stopping import obey, stop_asked
 from benchmark.base.system import name_device
 from benchmark.distributed.ranks import count_ranks, own_rank
@@ -192,7 +192,7 @@ class Saver:
             about = {**surroundings(run), "device_name": name_device(run.device)}
             save_checkpoint(self.path, {**run.state(), **about, **self.facts})
         except OSError as error:
-            raise UserError(f"cannot save the checkpoint {self.path}: {error.strerror or error}") from error
+            raise kind_of(error)(f"cannot save the checkpoint {self.path}: {error.strerror or error}") from error
         self.last = run.clock = time.monotonic()
         self.cost_s = self.last - began
 
@@ -223,7 +223,7 @@ def keep_snapshot(run: Training, wanted: Collection[int], folder: Path, facts: d
     try:
         save_checkpoint(path, {**run.state(), **surroundings(run), **facts})
     except OSError as error:
-        raise UserError(f"cannot save the snapshot {path}: {error.strerror or error}") from error
+        raise kind_of(error)(f"cannot save the snapshot {path}: {error.strerror or error}") from error
 
 
 def read_snapshot(folder: Path, epoch: int) -> dict[str, Any]:

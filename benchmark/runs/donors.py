@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -76,7 +77,7 @@ def find_donors(
         found, shares = shapes[page]
         own = None if device is None else {name_arithmetic(p, shares) for p in possible_precisions(cell.page, device)}
         search = Search(cell, wanted, records, places, loaded[cell.page_name].fingerprint, own)
-        record, name = search.find() if known is None else (known, wanted.run)
+        record, name = search.find_fitting() if known is None else (known, wanted.run)
         check_fits(record, search, found)
         resolved.append(attach(cell, wanted, record, name, find_published(wanted) if known is None else None))
     return resolved
@@ -206,6 +207,19 @@ class Search:
     def fault(self, reason: str) -> UserError:
         """Return the error that names method, donor and reason."""
         return fault(self.cell, self.wanted, reason)
+
+    def find_fitting(self) -> tuple[Record, str]:
+        """Return what `find` does; where masks are wanted, of a run's repeats the one whose files lie in the runs.
+
+        A run made again on another kind of machine may have other masks than its first record.
+        """
+        record, name = self.find()
+        repeats = [other for other in self.records if other["run"] == record["run"]]
+        if self.wanted.masks and len(repeats) > 1 and find_published(self.wanted) is None:
+            with contextlib.suppress(UserError):  # told where they are taken
+                digest = hash_masks(read_export(run_folder(self.places.runs, record["run"]))[1])
+                record = next((other for other in repeats if other["masks_sha256"] == digest), record)
+        return record, name
 
     def find(self) -> tuple[Record, str]:
         """Return the donor's record and its name: the row's if a row was given, otherwise the run's."""

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark.base import ROOT
+from benchmark.base import BOOT, ROOT
 from benchmark.base.errors import UserError, nearest, unknown
 from benchmark.base.system import import_extra
 from benchmark.workers.attendant import Attendant
@@ -25,8 +25,6 @@ QUEUED, RUNNING, ENDED, LOST = "queued", "running", "ended", "lost"
 # The variable that says which devices of a kind a process sees.
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 GRACE_S = 60.0  # for workers to save a checkpoint before they are killed
-# Runs this suite's worker even if the working folder has another `benchmark`: its path comes first.
-BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from benchmark.cli.app import main; main()"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import benchmark.grids.sweep
 import benchmark.runs.donors
 import benchmark.runs.run
 import benchmark.training.train
-from benchmark.base.errors import UserError
+from benchmark.base.errors import PassingError, UserError
 from benchmark.grids.states import LOCK
 from benchmark.runs.export import export_network, read_export
 from leaderboard import write_record
@@ -271,14 +271,20 @@ def test_a_page_without_data_fails_with_one_message_and_the_others_go_on(grid):
     assert told[1].count("folder_resnet20.set") == 2
 
 
+STALE = PassingError("im.png: cannot be read now (Stale file handle): try again")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: out of memory"), STALE], ids=["device", "file system"])
 @pytest.mark.parametrize(("failing", "made"), [(2, 3), (3, 0)])
-def test_data_that_a_device_does_not_take_are_loaded_as_often_as_a_cell_is_tried(grid, monkeypatch, failing, made):
+def test_data_that_cannot_be_had_for_a_while_are_loaded_as_often_as_a_cell_is_tried(
+    grid, monkeypatch, failing, made, error
+):
     calls, load = [], benchmark.data.sets.load_data
 
     def fail_first(*asked):
         calls.append(asked)
         if len(calls) <= failing:
-            raise RuntimeError("CUDA error: out of memory")
+            raise error
         return load(*asked)
 
     monkeypatch.setattr(benchmark.grids.sweep, "load_data", fail_first)

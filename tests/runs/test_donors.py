@@ -327,6 +327,17 @@ def test_of_several_runs_of_a_seed_the_first_that_finished_is_the_donor(done, tm
     assert cell.donor.masks_sha256 == "c" * 64
 
 
+def test_masks_are_taken_with_the_repeat_whose_files_lie_there(done, tmp_path):
+    """The first record may be of another kind of machine, whose masks differ by a rounding."""
+    record = record_of(done, GRANET)
+    for second, digest in ((1, "a" * 64), (2, record["masks_sha256"])):
+        stamp = f"2031-01-01T00:00:0{second}Z"
+        change(record, tmp_path, started=stamp, finished=stamp, masks_sha256=digest)
+    places = places_of(done, tmp_path)
+    (cell,) = resolve(done, f"masks={SPELLED}", places=places)
+    assert cell.donor.masks_sha256 == record["masks_sha256"] and cell.donor.bits
+
+
 def test_a_row_of_a_plain_name_has_the_settings_of_the_newest_runs(done, tmp_path):
     record = record_of(done, GRANET)
     for every, day in ((5, 1), (7, 2)):  # as if the page had given the method another setting in between

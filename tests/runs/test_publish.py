@@ -101,6 +101,8 @@ def test_a_run_is_verified_by_its_name_alone_and_one_that_is_unknown_is_named(be
     places = [f"--{name}={bench.folder / name}" for name in ("records", "runs", "data")]
     found = ask("verify", bench.records()[0]["run"], *places)
     assert found.exit_code == 0, found.output
+    of_folder = ask("verify", str(bench.folder / "runs" / bench.records()[0]["run"]), *places)
+    assert of_folder.exit_code == 0, of_folder.output
     unknown = ask("verify", "nosuch.run", *places)
     assert unknown.exit_code == 2 and "no record of a run 'nosuch.run'" in " ".join(unknown.output.split())
 

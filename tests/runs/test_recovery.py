@@ -16,10 +16,13 @@ from rich.console import Console
 
 import benchmark.runs.record
 import leaderboard.board.build
-from benchmark.base.errors import REFUSALS, UserError, explain
+from benchmark.base import BOOT
+from benchmark.base.errors import REFUSALS, PassingError, UserError, explain
 from benchmark.base.files import Places, check_places, refuse_lockless
 from benchmark.cli import shell
 from benchmark.cli.shell import train_then_rebuild
+from benchmark.data.checks import tell
+from benchmark.data.files import read_image
 from benchmark.grids.states import read_now
 from benchmark.runs.checkpoints import FINISHED, OLDER, read_checkpoint, read_finished, save_checkpoint, write_finished
 from benchmark.runs.run import warner
@@ -286,3 +289,51 @@ def test_output_that_nobody_takes_costs_a_warning_and_no_run(error, monkeypatch,
     assert said.count("\n") == 1 and said.startswith("warning: output cannot be written")
     assert (error.strerror if error else "it is closed") in said
     sys.stdout.close()
+
+
+def test_records_elsewhere_have_their_sheet_beside_them_and_not_the_repositorys(tmp_path):
+    there = Places(records=tmp_path / "mine" / "records")
+    assert there.leaderboard == tmp_path / "mine" / "LEADERBOARD.md" and there.runs == Places.runs
+    assert Places().leaderboard == ROOT / "leaderboard" / "LEADERBOARD.md"
+    assert Places(tmp_path / "records", tmp_path / "sheet.md").leaderboard == tmp_path / "sheet.md"
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOSPC])
+def test_what_may_pass_is_told_apart_from_a_damaged_file(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    with pytest.raises(PassingError, match=r"cannot be read now .*: try again"):
+        read_image("im.png")
+    monkeypatch.setattr("PIL.Image.open", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match="replace or remove the file") as caught:
+        read_image("im.png")
+    assert not isinstance(caught.value, PassingError)
+
+
+def test_lines_on_data_that_nobody_reads_end_no_run(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    for name, warn in (("stdout", False), ("stderr", True)):
+        with monkeypatch.context() as there:
+            there.setattr(sys, name, Closed())
+            tell("read 3 images", warn)
+            tell("again", warn)
+
+
+def test_processes_of_a_run_import_the_suite_whatever_lies_in_the_working_folder(tmp_path):
+    (tmp_path / "benchmark").mkdir()
+    for name in ("benchmark/__init__.py", "statistics.py", "inspect.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong file')")
+    command = [sys.executable, "-c", BOOT, str(ROOT), "methods"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0 and "granet" in found.stdout, found.stderr
+
+
+def test_a_log_that_is_not_utf8_ends_no_command(tmp_path):
+    command = [sys.executable, "-m", "benchmark", "sweep", "configs/grids/digits.yaml", "--plan", "--method", "granet"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert found.returncode == 0 and b"\\u2248" in found.stdout, found.stderr
