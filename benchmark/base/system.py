@@ -180,6 +180,12 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
     }
 
 
+def name_surroundings(device: torch.device) -> str:
+    """Return what a run's last bits may depend on, beside its settings: `AMD EPYC, torch 2.14.1, timm 1.0.26`."""
+    known = describe_environment(device, "")
+    return f"{known['device_name']}, torch {known['torch']}, timm {known['timm']}"
+
+
 def describe_gpu() -> dict[str, Any]:
     """Return the settings of GPU arithmetic that decide the last bits: TensorFloat-32, kernels chosen by timing."""
     return {

@@ -16,7 +16,7 @@ import torch
 
 from benchmark.base.errors import UserError, kind_of
 from benchmark.base.stopping import obey, stop_asked
-from benchmark.base.system import name_device
+from benchmark.base.system import name_surroundings
 from benchmark.distributed.ranks import count_ranks, own_rank
 from benchmark.training.state import Training
 from leaderboard import Record, RecordError, UnreadableError, read_record
@@ -189,7 +189,7 @@ class Saver:
         if run.epoch_step:
             run.settle_clock()
         try:
-            about = {**surroundings(run), "device_name": name_device(run.device)}
+            about = {**surroundings(run), "machine": name_surroundings(run.device), "earlier": list(run.earlier)}
             save_checkpoint(self.path, {**run.state(), **about, **self.facts})
         except OSError as error:
             raise kind_of(error)(f"cannot save the checkpoint {self.path}: {error.strerror or error}") from error

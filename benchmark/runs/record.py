@@ -103,6 +103,7 @@ def describe_arithmetic(run: Training) -> dict[str, Any]:
         "ranks": count_ranks(),
         "batch_norm_shares": count_norm_shares(run.model),
         **({"cuda_graphs": True} if run.graphs else {}),
+        **({"earlier": "; ".join(run.earlier)} if run.earlier else {}),
     }
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmark.base.console import Reporter
 from benchmark.base.errors import RunningError, UserError
 from benchmark.base.files import Places, refuse_links, run_folder, sweep
-from benchmark.base.system import name_device, use_device
+from benchmark.base.system import name_surroundings, use_device
 from benchmark.base.tracking import Tracker
 from benchmark.config.cells import Cell
 from benchmark.data.sets import Data
@@ -279,11 +279,12 @@ def train_cell(cell: Cell, data: Data, options: Options, console: Console, folde
 
 
 def tell_continued(cell: Cell, run: Training, state: dict[str, Any], console: Console) -> None:
-    """Say where a run goes on, and whether on another model of processor or accelerator."""
+    """Say where a run goes on, and whether on another processor, accelerator or version, which the record tells."""
     console.print(f"continuing {cell.identity} after step {run.step} of {run.timeline.total_steps}", markup=False)
-    now = name_device(run.device)
-    if (before := state.get("device_name", now)) != now:  # old checkpoints do not say
-        warner(console)(f"it began on {before} and goes on on {now}, which may round to other last bits")
+    now, run.earlier = name_surroundings(run.device), list(state.get("earlier", []))
+    if (before := state.get("machine", now)) != now:  # old checkpoints do not say
+        warner(console)(f"it ran under {before} and goes on under {now}, which may round to other last bits")
+        run.earlier += [before] if before not in run.earlier else []
 
 
 def start_tracker(

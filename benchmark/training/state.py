@@ -37,6 +37,7 @@ class Training(SparseTraining):
     epoch: int = 0  # epochs finished
     history: list[dict[str, Any]] = field(default_factory=list)
     git: dict[str, Any] = field(default_factory=code_of_process)  # the code that it began with
+    earlier: list[str] = field(default_factory=list)  # machines and versions that it began or went on with before
     train_s: float = 0.0
     eval_s: float = 0.0
     # of the epoch in progress

@@ -173,6 +173,7 @@ FIELDS: dict[str, Any] = {
     },
     "environment": {
         **dict.fromkeys(("device", "precision", "torch", "timm", "python", "platform"), TEXT),
+        "earlier?": TEXT,  # machines and versions under which it was trained before it was continued here
         "ranks?": ABOVE_0,  # processes that trained together; one where it is absent
         "batch_norm_shares?": ABOVE_0,  # in which a batch was normalised: the ranks, or one where they synchronised
     },

@@ -141,6 +141,7 @@ def notes(entry: Entry) -> list[str]:
             f"density before its masks were fixed: {reached:.4g}": reached != record["density"]["prunable"],
             f"asked for {percent(record['sparsity'])}": record["sparsity"] in moved,
             "uncommitted code": record["git"]["dirty"],
+            f"begun under {escape(record['environment'].get('earlier', ''))}": "earlier" in record["environment"],
             f"by {escape(record.get('author', ''))}": "author" in record,
         }
         for note in (note for note, holds in found.items() if holds):

@@ -35,6 +35,8 @@ from benchmark.runs.verify import NOT_RECORDED, verify_record
 from benchmark.training.masks import hash_masks
 from leaderboard import write_record
 from leaderboard.store.schema import content_of
+from leaderboard.tables.details import notes
+from leaderboard.tables.table import make_rows
 from methods.static import Static
 from tests.harness.benches import Bench
 from tests.harness.small import make_training
@@ -260,11 +262,17 @@ def test_fresh_publishes_what_had_finished_before_it_starts_over(tmp_path):
     assert "continuing" in bench.shown.getvalue()
 
 
-def test_a_run_that_goes_on_on_another_processor_says_so(bench, monkeypatch):
+def test_a_run_that_goes_on_under_another_processor_or_version_says_so_and_so_does_its_record(bench, monkeypatch):
     bench.break_off("export_network", "static", arguments=TINY)
-    monkeypatch.setattr(benchmark.runs.run, "name_device", lambda device: "another")
+    known = {run["run"] for run in bench.records()}
+    monkeypatch.setattr(benchmark.runs.run, "name_surroundings", lambda device: "another, torch 9.9.9, timm 1")
     assert bench("static", arguments=TINY) == 0
-    assert re.search("warning: it began on .+ and goes on on another", " ".join(bench.shown.getvalue().split()))
+    told = " ".join(bench.shown.getvalue().split())
+    assert re.search(r"warning: it ran under .+, torch \S+, timm \S+ and goes on under another, torch 9", told)
+    (record,) = [run for run in bench.records() if run["run"] not in known]
+    assert f"torch {record['environment']['torch']}, timm" in record["environment"]["earlier"]
+    (row,) = [row for row in make_rows(bench.records()) if row.label.startswith("static")]
+    assert any("begun under" in note for entry in row.cells.values() for note in notes(entry))
 
 
 def test_a_fresh_run_killed_at_once_does_not_go_on_from_the_old_checkpoint(tmp_path):
