@@ -94,19 +94,11 @@ def take(update: Update, view: View) -> Update:
         if not isinstance(given, Tensor) or given.layout is not torch.strided:
             return given
         expanded = given.numel() * given.element_size() > given.untyped_storage().nbytes()
-        return (
-            given.detach().clone(memory_format=torch.contiguous_format)
-            if expanded or memory_of(given) in shown
-            else given
-        )
+        if not expanded and memory_of(given) not in shown:
+            return given
+        return given.detach().clone(memory_format=torch.contiguous_format)
 
-    return replace(
-        update,
-        masks=own(update.masks),
-        trained=own(update.trained),
-        values=own(update.values),
-        state=own(update.state),
-    )
+    return replace(update, **{part: own(getattr(update, part)) for part in ("masks", "trained", "values", "state")})
 
 
 def memory_of(tensor: Tensor) -> int:
