@@ -180,6 +180,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
     }
 
 
+@functools.cache  # for every checkpoint, and nothing of it changes in a process
 def name_surroundings(device: torch.device) -> str:
     """Return what a run's last bits may depend on, beside its settings: `AMD EPYC, torch 2.14.1, timm 1.0.26`."""
     known = describe_environment(device, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -51,13 +51,12 @@ def propose(method: Method, name: str, view: View) -> Update:
     Raises UserError, naming method, moment and promise, when it fails or writes to its inputs.
     """
     moment = "setup" if view.step == 0 else f"the update at step {view.step}"
-    protected = [tensor for tensors in shown_by(view) for tensor in tensors.values()]
-    versions = [tensor._version for tensor in protected]
+    versions = versions_of(view)
     try:
         with torch.no_grad(), asking_together():
             proposal = take(as_update(method.setup(view) if view.step == 0 else method.update(view)), view)
             look_ahead(proposal, view)
-        if versions != [tensor._version for tensor in protected]:
+        if versions != versions_of(view):
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
@@ -83,7 +82,7 @@ def take(update: Update, view: View) -> Update:
     These change while it is applied: masks kept as state would be the new ones. An expanded tensor, whose elements
     share memory, is no place to receive rank 0's, and is copied too.
     """
-    shown = {memory_of(tensor) for tensors in shown_by(view) for tensor in tensors.values()}
+    shown = {memory_of(tensor) for tensor in tensors_of(view)}
 
     def own(given: Any) -> Any:
         if isinstance(given, tuple):
@@ -111,15 +110,14 @@ def ask_penalty(method: Method, name: str, view: View) -> Mapping[str, Tensor]:
 
     Raises UserError where it fails, writes to its inputs, or returns anything but tensors shaped as weights.
     """
-    protected = [tensor for tensors in shown_by(view) for tensor in tensors.values()]
-    versions = [tensor._version for tensor in protected]
+    versions = versions_of(view)
     try:
         penalty = method.penalty(view)
     except Exception as error:  # a plugin may raise anything at all
         raise UserError(
             f"method '{name}' fails in penalty() at step {view.step}: {describe_failure(error, type(method))}"
         ) from error
-    if versions != [tensor._version for tensor in protected]:
+    if versions != versions_of(view):
         raise UserError(
             f"method '{name}' breaks its contract: penalty() must not write to weights, masks or gradients: return "
             "tensors of its own"
@@ -131,6 +129,16 @@ def shown_by(view: View) -> list[Mapping[str, Tensor]]:
     """Return every group of tensors that a view shows."""
     given = (view._gradients, view._hessian_gradients, view._active_gradients, view._donor_masks, view._input_moments)
     return [view.weights, view.masks, view.stored, view.trained, view.state, view.learned, *(g or {} for g in given)]
+
+
+def tensors_of(view: View) -> Iterator[Tensor]:
+    """Yield every tensor that a view shows."""
+    return (tensor for tensors in shown_by(view) for tensor in tensors.values())
+
+
+def versions_of(view: View) -> list[int]:
+    """Return torch's counts of writes to what a view shows: they differ once a method has written to any of it."""
+    return [tensor._version for tensor in tensors_of(view)]
 
 
 def look_ahead(update: Update, view: View) -> None:

@@ -189,7 +189,7 @@ def controls_of(rows: list[Row], number: int, sparsity: float, made: Mapping[str
     """
     found = {}
     for place, other in enumerate(rows):
-        if is_replaced(other, rows):
+        if not (other.dense or other.narrow) or is_replaced(other, rows):
             continue
         if other.dense and other.cells:
             found[f"less {other.label}"] = Control.of(next(iter(other.cells.values())))

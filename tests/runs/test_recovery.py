@@ -321,6 +321,7 @@ def test_lines_on_data_that_nobody_reads_end_no_run(monkeypatch):
         with monkeypatch.context() as there:
             there.setattr(sys, name, Closed())
             tell("read 3 images", warn)
+            assert getattr(sys, name).name == os.devnull
             tell("again", warn)
 
 
