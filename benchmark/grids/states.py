@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,11 @@ class Ledger:
     device: torch.device
 
     def find(self, cell: Cell, data: Data) -> Record | None:
-        """Return the record that finishes a cell: of its run, protocol, data and arithmetic; the first of repeats.
+        """Return the record that finishes a cell, the first of repeats; see `find_all`."""
+        return next(iter(self.find_all(cell, data)), None)
+
+    def find_all(self, cell: Cell, data: Data) -> list[Record]:
+        """Return the records of a cell's run, protocol, data and arithmetic: the one that counts, then its repeats.
 
         Its run may be named by its data or, by an earlier version, without them: see `Cell.names`. Where `data` is a
         stand-in without a fingerprint, its name and the sizes of its parts are compared instead.
@@ -90,7 +95,23 @@ class Ledger:
             if record["protocol"] == PROTOCOL and arithmetic(record) in precisions and is_same_data(record, data)
             if record["run"] in cell.names(record["data"]["fingerprint"])
         ]
-        return gather(found).counted[0] if found else None
+        entry = gather(found)
+        return [*entry.counted, *entry.repeats]
+
+    def find_donor(self, item: Item, data: Data) -> Record | None:
+        """Return the record that a control is made from, None where there is none: the first of the donor's repeats.
+
+        Repeats on other kinds of machine may have other masks: the one whose control is made goes first, then the one
+        whose masks lie here.
+        """
+        found, wanted = self.find_all(item.donor, data) if item.donor is not None else [], ask_donor(item.cell)
+        if wanted is None or not wanted.masks or len(found) < 2:
+            return next(iter(found), None)
+        made = (
+            one for one in found if self.is_made(self.place(attach(item.cell, wanted, one, wanted.run), data), data)
+        )
+        here = (one for one in found if has_masks(one, self.runs))
+        return next(itertools.chain(made, here, found))
 
     def is_made(self, cell: Cell, data: Data) -> bool:
         """Return whether there is everything that a run of the cell leaves."""
@@ -127,7 +148,7 @@ class Ledger:
         wanted = ask_donor(item.cell)
         if wanted is None:
             return self.place(item.cell, data)
-        record = self.find(item.donor, data) if item.donor is not None else None
+        record = self.find_donor(item, data)
         return None if record is None else self.place(attach(item.cell, wanted, record, wanted.run), data)
 
     def find_obstacle(self, item: Item, data: Data) -> str:
@@ -136,7 +157,7 @@ class Ledger:
         Whether the control has been made already is not asked: a finished one needs no file of its donor.
         """
         wanted = ask_donor(item.cell)
-        record = self.find(item.donor, data) if item.donor is not None else None
+        record = self.find_donor(item, data)
         if wanted is None or record is None:
             return ""
         if record["status"] != "ok":

@@ -289,7 +289,7 @@ class Sweep:
 
     def settle(self, item: Item, data: Data) -> Cell:
         """Return an item's cell with its donor: the very run of this grid, or the one that the file names outright."""
-        known = self.ledger.find(item.donor, data) if item.donor is not None else None
+        known = self.ledger.find_donor(item, data)
         if item.donor is not None and known is None:
             raise UserError("the record of the run it is made from is gone: run the grid again")
         loaded = {item.cell.page_name: data}

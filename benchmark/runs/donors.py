@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -216,9 +215,7 @@ class Search:
         record, name = self.find()
         repeats = [other for other in self.records if other["run"] == record["run"]]
         if self.wanted.masks and len(repeats) > 1 and find_published(self.wanted) is None:
-            with contextlib.suppress(UserError):  # told where they are taken
-                digest = hash_masks(read_export(run_folder(self.places.runs, record["run"]))[1])
-                record = next((other for other in repeats if other["masks_sha256"] == digest), record)
+            record = next((one for one in [record, *repeats] if has_masks(one, self.places.runs)), record)
         return record, name
 
     def find(self) -> tuple[Record, str]:

@@ -224,6 +224,21 @@ def test_masks_of_a_repeat_that_ended_otherwise_are_not_the_run_s(grid):
     assert "0 made, 1 finished already, 1 without a run to be made from, 0 failed" in grid.shown
 
 
+def test_masks_are_taken_with_the_repeat_whose_files_lie_there(grid):
+    """The record that counts may be of another kind of machine, whose masks differ by a rounding."""
+    assert grid(HEAD + SET) == 0
+    (donor,) = grid.records()
+    stamp = "2001-01-01T00:00:00Z"
+    first = {key: value for key, value in donor.items() if key not in ("seal", "file")}
+    write_record({**first, "masks_sha256": "a" * 64, "started": stamp, "finished": stamp}, grid.folder / "records")
+    assert grid(HEAD + SET + "controls: [masks]\n") == 0, grid.said
+    (control,) = [record for record in grid.records() if "donor" in record["method"]]
+    assert control["method"]["donor"]["masks_sha256"] == donor["masks_sha256"]
+    shutil.rmtree(grid.folder / "runs")
+    assert grid(HEAD + SET + "controls: [masks]\n") == 0, grid.said
+    assert "0 made, 2 finished already, 0 failed" in grid.shown
+
+
 def test_a_finished_control_that_the_file_names_outright_needs_no_file_of_its_donor(grid):
     text = HEAD + SET + "  - {method: static, args: {" + SHORT + ", masks: set (update_every=2)}}\n"
     assert grid(text) == 0, grid.said
