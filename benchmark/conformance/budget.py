@@ -90,7 +90,9 @@ def check_sparsities(kit: Kit) -> Outcome:
         wrong = find_wrong_counts(trial)
         if wrong or (active != wanted and not trial.error):
             return Outcome(False, (wrong or [f"{trial.setting.network}: {active} of {total}, asked {wanted}"])[0])
-    return Outcome(True, f"{len(trials)} runs end at their count")
+    instead = {s: asked for s in dict.fromkeys(t.setting.sparsity for t in trials) if (asked := kit.build(s)[1]) != s}
+    told = "".join(f"; {sparsity:g} is refused, {asked:g} in its place" for sparsity, asked in instead.items())
+    return Outcome(True, f"{len(trials)} runs end at their count{told}")
 
 
 @check(

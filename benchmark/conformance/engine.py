@@ -27,7 +27,7 @@ LAYERS = {
 }
 
 
-@check("resume", "keep no state outside the masks: an update may depend on the view alone")
+@check("resume", "keep nothing between calls, in a module either; what has to last is Update(state=...)")
 def check_resume(kit: Kit) -> Outcome:
     """Killed after any step and continued from its checkpoint, the run ends with the same bits (24 steps are tried)."""
     instants = 0
@@ -46,7 +46,7 @@ def continue_from(kit: Kit, whole: Trial, step: int) -> str:
     """Return in what a run that was killed after `step` and continued differs from the whole run, or nothing."""
     if step not in whole.checkpoints:
         return whole.error
-    other = kit.prepare(whole.setting)
+    other = kit.renewed().prepare(whole.setting)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         save_checkpoint(path, whole.checkpoints[step])

@@ -37,8 +37,10 @@ def check_method(name: str, console: Console, only: Sequence[str] = ()) -> bool:
         results = run_checks(kit, only)
     print_results(console, results)
     bad = [result for result in results if result.bad]
+    silent = sum(result.verdict == "n/a" for result in results)
     kept = f"the {len(results)} checked of {len(CHECKS)}" if only else f"all {len(results)}"
     verdict = f"breaks {len(bad)} of {len(results)} promises" if bad else f"keeps {kept} promises"
+    verdict += f", {silent} of which are about what it does not have" if silent and not bad else ""
     took = time.monotonic() - began
     console.print(f"{plugin.name} ({plugin.source}) {verdict}; {took:.0f} s", highlight=False, markup=False)
     return not bad
@@ -50,9 +52,13 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     columns = ["check", "verdict", "seen", "expected"]
     for column in [*columns, "how to fix it"] if any(result.bad for result in results) else columns:
         table.add_column(column, overflow="fold", no_wrap=column in ("check", "verdict"))
+    own = any(result.bad and "report it" not in result.check.mend.lower() for result in results)
     for result in results:
         colour = COLOURS[result.verdict]
         row = [result.check.name, f"[{colour}]{result.verdict}[/{colour}]"]
-        row += [escape(text) for text in (result.seen, result.check.expected, result.check.mend if result.bad else "")]
+        mend = result.check.mend if result.bad else ""
+        if own and "report it" in mend.lower():
+            mend = f"mend the others first; {mend} if it stays"
+        row += [escape(text) for text in (result.seen, result.check.expected, mend)]
         table.add_row(*row[: len(table.columns)])
     console.print(table)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import random
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import Cell
-from benchmark.config.plugins import Plugin
+from benchmark.config.plugins import Plugin, find_method
 from benchmark.conformance.nets import make_data, make_kit_page, make_network
 from benchmark.networks.build import Built
 from benchmark.networks.costs import count_costs
@@ -59,6 +59,7 @@ class Trial:
     cell: Cell
     start: dict[str, Tensor]  # the state_dict before the first masks
     calls: list[Call]
+    traces: list[str]  # what calls of any hook left behind that they must not, each told once
     begun: State | None = None  # after the first masks
     rewound: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # what further rounds began with, by step
     commits: list[Commit] = field(default_factory=list)
@@ -99,6 +100,10 @@ class Kit:
         self.trials: dict[Setting, Trial] = {}
         self.used: list[Trial] = []  # by the check now running
         self.ranks: dict[str, Any] | None = None  # what two processes saw, where someone has run them already
+
+    def renewed(self) -> Kit:
+        """Return the kit with the plugin imported anew where it is a file, as another process would."""
+        return Kit(find_method(self.asked), self.asked) if self.asked.endswith(".py") else self
 
     def method(self, sparsity: float, **page: Any) -> Method:
         """Return the plugin at `sparsity`; see `build`."""
@@ -162,7 +167,8 @@ def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str,
     total = sum(weight.numel() for weight in weights.values())
     built = Built(model, layers, costs, costs, total, sum(p.numel() for p in model.parameters()), 1.0, False)
     calls: list[Call] = []
-    watched = spy_on(method, calls, lambda: stir(setting.noise))
+    traces: list[str] = []
+    watched = spy_on(method, calls, traces, lambda: stir(setting.noise))
     donor = stand_in_donor(method, weights)
     cell = Cell("kit", page, {}, plugin, watched, {}, setting.sparsity, setting.seed, donor)
     asked = os.environ.pop(ASKED, None)  # passes are recorded on GPUs, and the kit trains on the CPU
@@ -170,7 +176,7 @@ def prepare(plugin: Plugin, method: Method, setting: Setting, changes: dict[str,
         run = engine.prepare(cell, built, data, torch.device("cpu"))
     finally:
         os.environ.update({} if asked is None else {ASKED: asked})
-    trial = Trial(setting, run, cell, copy.deepcopy(model.state_dict()), calls)
+    trial = Trial(setting, run, cell, copy.deepcopy(model.state_dict()), calls, traces)
     watch(trial)
     return trial
 
@@ -250,7 +256,6 @@ class Call:
     gradients: dict[str, Tensor] | None  # what the view offered
     hessian_gradients: dict[str, Tensor] | None
     reads: set[str] = field(default_factory=set)  # what the method read of it
-    changed: list[str] = field(default_factory=list)  # inputs that had other bits afterwards
     masks: dict[str, Tensor] | None = None  # what it returned; None where it raised or returned something else
     update: Update | None = None  # all that it returned
     moments: dict[str, Tensor] | None = None  # of layers' inputs, as the view offered them
@@ -377,22 +382,59 @@ def inputs_of(view: View) -> dict[str, Tensor]:
 
 
 Ask = Callable[[Any, View], Proposal]  # setup or update, with its method first
+BESIDE = ("update_steps", "planned_sparsity", "learned", "penalty", "weigh")  # hooks that the loop calls
 
 
-def wrap_method(method: Method, wrap: Callable[[Ask], Ask]) -> Method:
-    """Return the same method, whose `setup` and, where it has one, `update` are what `wrap` makes of them."""
+def wrap_method(
+    method: Method, wrap: Callable[[Ask], Ask], beside: Callable[[str, Callable[..., Any]], Any] | None = None
+) -> Method:
+    """Return the same method, whose `setup` and, where it has one, `update` are what `wrap` makes of them.
+
+    beside: what to make of its other hooks, given the name of each that it defines; None = they stay.
+    """
     cls = type(method)
     members: dict[str, Any] = {"setup": wrap(cls.setup), "__module__": cls.__module__}
     if cls.update is not Method.update:
         members["update"] = wrap(cls.update)
+    for name in BESIDE if beside is not None else ():
+        if getattr(cls, name) is not getattr(Method, name):
+            members[name] = beside(name, getattr(cls, name))  # type: ignore[misc]
     wrapped = copy.copy(method)
     kind = types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(members))
     object.__setattr__(wrapped, "__class__", kind)
     return wrapped
 
 
-def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -> Method:
-    """Return the same method, watched: each call of `setup` and `update` is appended to `calls`."""
+@contextlib.contextmanager
+def tracing(traces: list[str], moment: str, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Note which inputs have other bits afterwards, and whether torch's generator is another."""
+    before, drawn = clone(inputs), torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        left = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
+        if left:
+            traces.append(f"{moment}: wrote to {', '.join(left[:3])}")
+        if not torch.equal(drawn, torch.random.get_rng_state()):
+            traces.append(f"{moment}: drew from torch's global generator, or set it")
+
+
+def spy_on(method: Method, calls: list[Call], traces: list[str], before_call: Callable[[], None]) -> Method:
+    """Return the same method, watched: each call of `setup` and `update` is appended to `calls`, traces to `traces`."""
+
+    def traced(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(self: Any, *shown: Any) -> Any:
+            inputs: dict[str, Tensor] = {}
+            for one in shown:
+                inputs |= (
+                    inputs_of(one) if isinstance(one, View) else {"values": one} if isinstance(one, Tensor) else {}
+                )
+                inputs |= dict(one) if isinstance(one, Mapping) else {}
+            step = next((f" at step {one.step}" for one in shown if isinstance(one, View)), "")
+            with tracing(traces, f"{name}(){step}", inputs):
+                return original(self, *shown)
+
+        return ask
 
     def watched(original: Callable[[Any, View], Proposal]) -> Callable[[Any, View], Proposal]:
         def ask(self: Any, view: View) -> Proposal:
@@ -402,12 +444,8 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
             if view._input_moments:
                 call.moments, call.weights = clone(view._input_moments), clone(view.weights)
             calls.append(call)
-            inputs = inputs_of(view)
-            before = clone(inputs)
-            try:
+            with tracing(traces, f"step {view.step}", inputs_of(view)):
                 proposal = original(self, SpyView(view, call.reads))
-            finally:
-                call.changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
             call.update = proposal if isinstance(proposal, Update) else Update(proposal)
             masks = call.update.masks
             last = masks[-1] if isinstance(masks, tuple) and masks else masks
@@ -417,4 +455,4 @@ def spy_on(method: Method, calls: list[Call], before_call: Callable[[], None]) -
 
         return ask
 
-    return wrap_method(method, watched)
+    return wrap_method(method, watched, traced)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -124,11 +124,20 @@ def propose_with_ties(kit: Kit) -> Iterator[tuple[str, int, Method, Masks, Timel
 
 def distinct_values(seed: int) -> dict[str, Tensor]:
     """Return numbers just above 1, all different in float32 and all the same in bfloat16, in random places."""
+    return place_values(seed, lambda places: 1 + places * 2.0**-20)
+
+
+def coarse_values(seed: int) -> dict[str, Tensor]:
+    """Return numbers in the same order that are all different in bfloat16, too: eight bits, and powers of two."""
+    return place_values(seed, lambda places: (1 + places % 128 / 128) * 2.0 ** (places // 128))
+
+
+def place_values(seed: int, make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return what `make` makes of 0, 1, 2, ... in random places, shaped as the weights."""
     shapes = kit_shapes()
-    total = sum(torch.Size(shape).numel() for shape in shapes.values())
-    places = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    parts = (1 + places * 2.0**-20).split([torch.Size(shape).numel() for shape in shapes.values()])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    places = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))
+    return {n: p.reshape(shapes[n]) for n, p in zip(shapes, make(places).split(sizes), strict=True)}
 
 
 def shuffle(tensors: Mapping[str, Tensor], orders: Mapping[str, Tensor]) -> dict[str, Tensor]:

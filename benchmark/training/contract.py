@@ -14,7 +14,7 @@ from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import DonorRun
 from benchmark.distributed.ranks import count_ranks, differing_ranks, digest, share_tensors
 from benchmark.training.masks import MaskSet, unpack
-from benchmark.training.method_state import check_penalty
+from benchmark.training.method_state import asking, check_penalty
 from methods.core import (
     Budget,
     ContractError,
@@ -110,19 +110,18 @@ def ask_penalty(method: Method, name: str, view: View) -> Mapping[str, Tensor]:
 
     Raises UserError where it fails, writes to its inputs, or returns anything but tensors shaped as weights.
     """
-    versions = versions_of(view)
-    try:
+    with asking(method, name, f"penalty() at step {view.step}", tensors_of(view)):
         penalty = method.penalty(view)
-    except Exception as error:  # a plugin may raise anything at all
-        raise UserError(
-            f"method '{name}' fails in penalty() at step {view.step}: {describe_failure(error, type(method))}"
-        ) from error
-    if versions != versions_of(view):
-        raise UserError(
-            f"method '{name}' breaks its contract: penalty() must not write to weights, masks or gradients: return "
-            "tensors of its own"
-        )
     return check_penalty(name, penalty, view.weights)
+
+
+def ask_learned(method: Method, name: str, view: View) -> Mapping[str, Tensor]:
+    """Return the parameters that the method learns beside the weights; the view is that of its first masks.
+
+    Raises UserError where it fails or writes to its inputs: every method starts from the same initial weights.
+    """
+    with asking(method, name, "learned()", tensors_of(view)):
+        return method.learned(view)
 
 
 def shown_by(view: View) -> list[Mapping[str, Tensor]]:

@@ -49,6 +49,11 @@ class MaskSet:
             self.stored.train_only(self.masks)
         return self.stored
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether the optimiser steps every weight."""
+        return self.stored is not None and self.stored.all
+
     def trained(self) -> dict[str, Tensor]:
         """Return which weights the optimiser steps: the active ones, unless the method trains others as well."""
         if self.stored is None:
@@ -118,7 +123,7 @@ class MaskSet:
         stored = self.stored
         if stored is not None and not stored.all:
             stored.train_only(self.masks if trained is None else trained)
-        if stored is None or not stored.all:
+        if not self.trains_all:
             self.zero_state(optimizer)
         self.load_effective(average)
         self.check_in_force()
@@ -250,7 +255,7 @@ class MaskSet:
         With the class's invariant this keeps inactive weights and their state at zero through SGD (momentum,
         Nesterov, weight decay), Adam and AdamW, so nothing needs masking after the step.
         """
-        if self.stored is not None and self.stored.all:
+        if self.trains_all:
             return
         factors = self.factors if self.stored is None else self.stored.factors
         pairs = [(w.grad, f) for w, f in zip(self.weights.values(), factors, strict=True) if w.grad is not None]

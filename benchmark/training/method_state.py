@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,18 +75,25 @@ def check_learned(name: str, method: Method, learned: Any, taken: set[str]) -> N
         raise UserError(f"method '{name}' has learned parameters and no weigh() that uses them")
 
 
+@contextmanager
+def asking(method: Method, name: str, hook: str, shown: Iterable[Tensor]) -> Iterator[None]:
+    """Raise UserError, naming the hook, where the method fails in it or writes to what it is shown."""
+    shown = list(shown)
+    versions = [tensor._version for tensor in shown]
+    try:
+        yield
+    except Exception as error:  # a plugin may raise anything at all
+        raise UserError(f"method '{name}' fails in {hook}: {describe_failure(error, type(method))}") from error
+    if versions != [tensor._version for tensor in shown]:
+        raise UserError(
+            f"method '{name}' breaks its contract: {hook} must not write to what it is shown: return tensors of its own"
+        )
+
+
 def ask_weigh(method: Method, name: str, weight: str, stored: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
     """Return the method's weight for a stored one; raises UserError for another shape or one that has no gradient."""
-    inputs = [stored, *learned.values()]
-    versions = [tensor._version for tensor in inputs]
-    try:
+    with asking(method, name, f"weigh('{weight}')", [stored, *learned.values()]):
         used = method.weigh(weight, stored, learned)
-    except Exception as error:  # a plugin may raise anything at all
-        raise UserError(
-            f"method '{name}' fails in weigh('{weight}'): {describe_failure(error, type(method))}"
-        ) from error
-    if versions != [tensor._version for tensor in inputs]:
-        raise UserError(f"method '{name}' breaks its contract: weigh('{weight}') must not write to its inputs")
     if not isinstance(used, Tensor) or used.shape != stored.shape:
         shape = tuple(used.shape) if isinstance(used, Tensor) else type(used).__name__
         raise UserError(f"method '{name}': weigh('{weight}') must have shape {tuple(stored.shape)}, got {shape}")

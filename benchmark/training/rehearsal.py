@@ -14,7 +14,7 @@ from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import Cell, DonorRun
 from benchmark.networks.build import Built
 from benchmark.networks.prunable import prunable_weights
-from benchmark.training.contract import ask_penalty, commit, list_stages, list_tensors, propose, show_donor
+from benchmark.training.contract import ask_learned, ask_penalty, commit, list_stages, list_tensors, propose, show_donor
 from benchmark.training.masks import MaskSet, hash_masks, pack_all
 from benchmark.training.method_state import ask_weigh, check_learned, check_storage, has_penalty, weighs
 from methods.core import (
@@ -137,15 +137,22 @@ def stand_in_moments(method: Method, weights: Mapping[str, Tensor]) -> dict[str,
     return moments
 
 
+UNLIKELY = 4_128_731_569  # a seed that no method would set the generator to
+
+
 def rehearse(method: Method, name: str, timeline: Timeline, longer: str = "ARGS=epochs=N") -> None:
     """Run the method's setup and some of its updates on a tiny stand-in network and hold it to every promise.
 
     Costs milliseconds, so a broken plugin is refused before the first batch. Raises UserError naming the method, the
-    moment and the promise.
+    moment and the promise. Invariant: the caller's random state is as it was.
     """
     try:
-        check_timeline(method, name, timeline, longer)
-        rehearse_updates(method, name, timeline)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(UNLIKELY)
+            before = torch.random.get_rng_state()
+            check_timeline(method, name, timeline, longer)
+            rehearse_updates(method, name, timeline)
+            refuse_draws(name, before, "its plans, learned(), penalty() or weigh()")
     except UserError:
         raise
     except Exception as error:  # a plugin may raise anything at all, in its plans as well
@@ -229,11 +236,7 @@ class StandIn:
             before = [weight.clone() for weight in view.weights.values()]
             proposals.append(propose(method, name, view))
             refuse_writes(name, before, view.weights.values())
-            if not torch.equal(random_state, torch.random.get_rng_state()):
-                raise UserError(
-                    f"method '{name}' breaks its contract at step {step}: it used torch's global random generator; "
-                    "draw random numbers with view.random(name)"
-                )
+            refuse_draws(name, random_state, f"its proposal at step {step}")
         return proposals, view
 
     def settle(self, proposals: list[Update], view: View, last: bool = True) -> Masks:
@@ -278,7 +281,7 @@ class StandIn:
     def apply(self, update: Update, view: View) -> None:
         """Commit an update; after setup the method's stored weights and learned parameters begin."""
         if view.step == 0:
-            learned = self.method.learned(view)
+            learned = ask_learned(self.method, self.name, view)
             check_learned(self.name, self.method, learned, set(self.weights))
             check_storage(self.name, self.method)
             self.learned = {n: tensor.detach().clone().float() for n, tensor in learned.items()}
@@ -310,7 +313,13 @@ class StandIn:
                 seed=0,
                 **self.shown(),
             )
-            ask_penalty(method, self.name, view)
+            trained = self.maskset.trained()
+            for weight, extra in ask_penalty(method, self.name, view).items():
+                if not torch.isfinite(extra[trained[weight]]).all():
+                    raise UserError(
+                        f"method '{self.name}' breaks its contract: penalty() of '{weight}' must be finite where "
+                        f"weights are trained, and at step {step} it is not"
+                    )
         if stored is not None and self.maskset.weighs:
             for name, values in stored.values.items():
                 with torch.enable_grad():
@@ -334,6 +343,15 @@ def refuse_writes(name: str, before: Iterable[Tensor], after: Iterable[Tensor]) 
     """Raise UserError when a weight changed while the method was asked for masks."""
     if any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)):
         raise UserError(f"method '{name}' breaks its contract: it wrote to a weight instead of returning values")
+
+
+def refuse_draws(name: str, before: Tensor, moment: str) -> None:
+    """Raise UserError when torch's generator is not as it was: dropout would differ between methods."""
+    if not torch.equal(before, torch.random.get_rng_state()):
+        raise UserError(
+            f"method '{name}' breaks its contract in {moment}: it used torch's global random generator; draw random "
+            "numbers with view.random(name)"
+        )
 
 
 def check_budget(cell: Cell, built: Built) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmark.base.errors import UserError
+from benchmark.base.system import keep_random_state
 from benchmark.config.cells import DonorRun
 from benchmark.distributed.ranks import do_together, share_tensors
-from benchmark.training.contract import list_stages, propose, show_donor
+from benchmark.training.contract import ask_learned, list_stages, propose, show_donor
 from benchmark.training.masks import MaskSet
 from benchmark.training.scoring import ScoringGradients, score
 from benchmark.training.sparse import SparseTraining
@@ -22,8 +23,15 @@ SILENT_SHARE = 0.5  # of scoring gradients that are exactly zero: more than this
 def begin_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str], None]) -> None:
     """Take the gradients the method asks for, ask it for its first masks and commit them.
 
-    Every rank scores all images, and rank 0's gradients count, so that scores are those of one process.
+    Every rank scores all images, and rank 0's gradients count, so that scores are those of one process. Invariant: what
+    is drawn from torch's generator meanwhile, in scoring or by a method, is not missed by the training that follows.
     """
+    with keep_random_state(next(iter(run.maskset.weights.values())).device):
+        choose_masks(run, donor, warn)
+
+
+def choose_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str], None]) -> None:
+    """Do what `begin_masks` does."""
     method, maskset = run.method, run.maskset
     for remark in method.remarks({name: tuple(weight.shape) for name, weight in maskset.weights.items()}):
         warn(f"{run.name}: {remark}")
@@ -42,7 +50,7 @@ def begin_masks(run: SparseTraining, donor: DonorRun | None, warn: Callable[[str
         update = do_together(partial(propose, method, run.name, view))
         if round + 1 < rounds:
             masks = settle_round(run, update, view)
-    run.begin_method_state(method.learned(view))
+    run.begin_method_state(ask_learned(method, run.name, view))
     apply(run, update, view)
     if silent > SILENT_SHARE:
         warn(

@@ -107,7 +107,8 @@ class SparseTraining:
         """Go back to what `keep_origin` kept, under the masks of now; the method's own state stays."""
         own = self.method_state
         assert own.origin is not None, "it was kept in the first round"
-        self.model.load_state_dict(own.origin)
+        for name, tensor in self.model.state_dict().items():  # in place: others hold the buffers
+            tensor.copy_(own.origin[name])
         for name, tensor in self.trained_beside().items():
             tensor.copy_(own.origin_beside[name])
         self.maskset.load_effective()

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from benchmark.base.errors import UserError
-from benchmark.base.system import keep_random_state
 from benchmark.data.images import Samples
 from benchmark.data.loader import LoaderImages
 from benchmark.networks.build import refuse_transposed
@@ -190,10 +189,10 @@ class Sparsifier:
             method_state=MethodState(),
             samples=samples,
         )
-        with keep_random_state(next(iter(weights.values())).device):  # scoring draws, and the generator is its owner's
-            begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=5))
+        begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=6))
         guard(self.training)  # last: where anything before is refused, the optimiser stays free
         self.stored = maskset.stored  # which a method may drop at its end, and a state of before brings back
+        self.left = self.look()
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -208,6 +207,7 @@ class Sparsifier:
         weights, 0 = not clipped; clipping before this call would count those of inactive weights as well. A step whose
         gradients are not finite is skipped. Raises UserError where no prunable weight has a gradient.
         """
+        self.settle_writes()
         training = self.training
         weights = training.maskset.weights
         if all(weight.grad is None for weight in weights.values()):
@@ -224,6 +224,7 @@ class Sparsifier:
         finite = torch.zeros((), device=next(iter(weights.values())).device)
         step_under_masks(training, due, finite, clip_norm)
         make_up(training)
+        self.left = self.look()
         training.optimizer.zero_grad(set_to_none=True)
         training.meter.step(self.batch_size, *charged)
 
@@ -257,6 +258,7 @@ class Sparsifier:
 
     def report(self) -> Report:
         """Return counts and densities of the layers, and FLOPs as shares of dense where an example was given."""
+        self.settle_writes()
         training = self.training
         maskset, meter = training.maskset, training.meter
         counts = maskset.counts()
@@ -272,6 +274,7 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs beside those of network and optimiser, to go on to the same bits."""
+        self.settle_writes()
         training = self.training
         training.settle_skips()
         return {
@@ -302,6 +305,33 @@ class Sparsifier:
         training.step, training.skipped_steps, training.updates, pending = state["counters"]
         training.update_pending = bool(pending)
         maskset.load_effective()
+        self.left = self.look()
+
+    def look(self) -> tuple[list[int], Mapping[Tensor, Any]]:
+        """Return what shows whether weights were written to, and the optimiser's state loaded."""
+        training = self.training
+        return [weight._version for weight in training.maskset.weights.values()], inner_state(training.optimizer)
+
+    @torch.no_grad()
+    def settle_writes(self) -> None:
+        """Have the masks hold again where the owner has loaded weights, or the optimiser's state, since the last step.
+
+        Raises UserError where the method keeps values of its own, which such a write does not reach.
+        """
+        (versions, state), maskset = self.look(), self.training.maskset
+        if versions == self.left[0] and state is self.left[1]:
+            return
+        written = {name: weight.clone() for name, weight in maskset.weights.items()}
+        maskset.load_effective()
+        maskset.zero_state(self.training.optimizer)
+        self.left = self.look()
+        lost = [name for name, weight in maskset.weights.items() if not torch.equal(weight, written[name])]
+        if maskset.stored is not None and lost:
+            raise UserError(
+                f"weights were written beside step(), such as {lost[0]}, and method '{self.plugin.name}' keeps values "
+                "of them that this does not reach: load weights before the Sparsifier is built, or before its "
+                "load_state_dict(); the network has the method's again"
+            )
 
     def __reduce__(self) -> Any:
         raise UserError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import derive
+from benchmark.base.system import keep_random_state
 from benchmark.distributed.ranks import do_together, share_tensors
 from benchmark.training.contract import ask_penalty, commit, propose
 from benchmark.training.method_state import ask_weigh, has_penalty
@@ -93,9 +94,12 @@ def backprop_to_stored(run: SparseTraining) -> None:
 def add_penalty(run: SparseTraining) -> None:
     """Add the method's penalty to the gradients of the weights; those that are not trained lose it with their own."""
     weights = run.maskset.weights
+    trained = {} if run.maskset.trains_all else run.maskset.trained()
     with torch.no_grad():
         for name, extra in ask_penalty(run.method, run.name, run.view()).items():
             weight = weights[name]
+            if name in trained:  # what is said of the others is not asked, not even whether it is a number
+                extra = torch.where(trained[name], extra, 0.0)
             weight.grad = extra.to(weight) if weight.grad is None else weight.grad.add_(extra)
 
 
@@ -144,7 +148,16 @@ def update_masks(
     """Ask the method for new masks and commit them; return whether: not where the step turns out not to be finite.
 
     `fine`: whether it is, as the device knows it, which is asked together with what the proposal asks; None = it is.
+    Invariant: torch's generator is as it was, whatever a method draws: dropout is that of every other method.
     """
+    with keep_random_state(next(iter(run.maskset.weights.values())).device):
+        return ask_and_apply(run, dense, active, fine)
+
+
+def ask_and_apply(
+    run: SparseTraining, dense: dict[str, Tensor] | None, active: dict[str, Tensor] | None, fine: Tensor | None
+) -> bool:
+    """Do what `update_masks` does."""
     began = time.monotonic()
     moments, seen = read_moments(run)
     view = run.view(dense, active, input_moments=moments)

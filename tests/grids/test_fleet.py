@@ -207,6 +207,7 @@ from benchmark.runs.run import Options, run_cell
 
 (cell,) = plan_cells("granet", "0.9", "digits_resnet20", "0", sys.argv[2])
 data, folder = load_data(cell.page, Path("nowhere"), torch.device("cpu")), Path(sys.argv[1])
+(folder / "r").mkdir()
 places = Places(folder / "r", folder / "L.md", folder / "runs")
 options = Options(device=torch.device("cpu"), command="t", places=places)
 run_cell(cell, data, options, Console(file=io.StringIO()))

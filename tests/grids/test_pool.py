@@ -133,17 +133,17 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on_to_the_sa
     pids = worker_pids(grid.folder)
     assert len(pids) == 2 and all(is_alive(pid) for pid in pids)
     driver.send_signal(how)
-    said = driver.communicate(timeout=60)[0]
+    said = driver.communicate(timeout=300)[0]
     if how is signal.SIGKILL:
         assert driver.returncode == -signal.SIGKILL
     else:
         assert driver.returncode == 130
         assert "the same command continues" in said
         assert not [pid for pid in pids if is_alive(pid)]
-    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 15)
+    wait_for(lambda: not [pid for pid in pids if is_alive(pid)], 60)
     assert len(list(grid.folder.glob("runs/*/checkpoint"))) == 2  # though none was due for an hour
     again = start(grid.folder, "sweep", "grid.yaml", "--jobs", "2")
-    said = again.communicate(timeout=120)[0]
+    said = again.communicate(timeout=300)[0]
     assert again.returncode == 0, said
     assert essence(grid.records()) == alone
     assert sum("continuing" in text for text in logs(grid.folder).values()) == 2

@@ -286,7 +286,9 @@ class Play:
             for path in [folder / name for folder in cells for name in ("lock", "grid.lock")]:
                 path.write_text("12345\n")
         elif damage.what == "hidden file":
-            for path in [self.folder / "records" / ".partial-1-ab.tmp", *(f / ".checkpoint.ab" for f in cells)]:
+            begun = [folder for folder in cells if (folder / FINISHED).exists() or (folder / "checkpoint").exists()]
+            # A run whose record is out has no writer that could have left anything.
+            for path in [self.folder / "records" / ".partial-1-ab.tmp", *(f / ".checkpoint.ab" for f in begun)]:
                 if path.parent.exists():
                     path.write_text('{"run": "half of it')
         else:

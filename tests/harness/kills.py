@@ -263,7 +263,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "the history is lost": after_loading(lambda run: run.history.clear()),
     "files are written in place": write_all_in_place,
     "a published record is not found again": replace(benchmark.runs.run, "find_same", lambda record, folder: None),
-    "nothing is swept": replace(benchmark.runs.run, "sweep", lambda folder: None),
+    "nothing is swept": replace(benchmark.runs.run, "sweep", lambda *folders: None),
 }
 
 if __name__ == "__main__":

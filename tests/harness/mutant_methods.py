@@ -152,6 +152,24 @@ class HalfPrecisionScores(RigLITOP):
         return grow(kept, scores, like=view.masks)
 
 
+class HalfPrecisionAtSetup(SNIP):
+    def setup(self, view: View) -> Masks:
+        scores = {name: score.bfloat16().float() for name, score in snip_scores(view).items()}
+        return keep_top_global(scores, view.count(self.sparsity))
+
+
+class DrawsInPenalty(SET):
+    def penalty(self, view: View) -> dict[str, torch.Tensor]:
+        return {name: 0 * torch.rand(weight.shape) for name, weight in view.weights.items()}
+
+
+class WritesInLearned(SET):
+    def learned(self, view: View) -> dict[str, torch.Tensor]:
+        for weight in view.weights.values():
+            weight.data.mul_(0.5)
+        return {}
+
+
 class UpdatesPastTheEnd(SET):
     def update_steps(self, timeline: Timeline) -> range:
         return range(6, timeline.total_steps + 7, 6)

@@ -96,6 +96,63 @@ class UsesGlobal(static.Static):
 """
 
 
+REMEMBERS = """from dataclasses import dataclass
+
+from methods import set
+from methods.core import drop, grow, magnitude, random_scores
+
+SEEN = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembers(set.SET):
+    def update(self, view):
+        SEEN[view.step] = float(sum(size.sum() for size in magnitude(view).values()))
+        rate = self.prune_rate * (0.5 if len([step for step in SEEN if step < view.step]) % 2 else 1.0)
+        kept = drop(dict(view.masks), magnitude(view), rate)
+        return kept, grow(kept, random_scores(view), like=view.masks)
+"""
+# Pairs of neighbouring outputs, and random numbers of its own: neither is a matter of precision.
+BY_PLACE = """import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from methods import static
+from methods.core import DISTRIBUTIONS, keep_top
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByPlace(static.Static):
+    def setup(self, view):
+        counts = DISTRIBUTIONS["erk"](view.shapes, view.count(self.sparsity))
+        masks = {}
+        for name, shape in view.shapes.items():
+            seed = int.from_bytes(hashlib.sha256(f"{view.seed} {name}".encode()).digest()[:4], "big")
+            masks[name] = keep_top(torch.rand(shape, generator=torch.Generator().manual_seed(seed)), counts[name])
+        return masks
+"""
+
+
+def test_what_a_module_remembers_is_not_there_when_another_process_continues(tmp_path):
+    (tmp_path / "remembers.py").write_text(REMEMBERS)
+    kit = Kit(find_method(str(tmp_path / "remembers.py")), str(tmp_path / "remembers.py"))
+    assert run_check(kit, "resume").verdict == "FAIL"
+
+
+def test_masks_that_go_by_place_whatever_the_precision_are_no_fault_of_precision(tmp_path):
+    (tmp_path / "by_place.py").write_text(BY_PLACE)
+    assert run_check(Kit(find_method(str(tmp_path / "by_place.py"))), "fine-scores").verdict == "n/a"
+
+
+def test_a_sparsity_that_a_method_refuses_is_not_said_to_have_been_hit(tmp_path):
+    narrow = '        if self.sparsity > 0.95:\n            raise ValueError("at most 0.95")\n'
+    source = BY_PLACE + "\n    def validate(self):\n" + narrow
+    (tmp_path / "narrow.py").write_text(source.replace("ByPlace", "Narrow"))
+    result = run_check(Kit(find_method(str(tmp_path / "narrow.py"))), "sparsities")
+    assert result.verdict == "pass" and "0.99 is refused, 0.5 in its place" in result.seen
+
+
 def report(name: str, *only: str) -> tuple[bool, str]:
     shown = io.StringIO()
     return check_method(name, Console(file=shown, width=250), only), shown.getvalue()
@@ -110,6 +167,7 @@ def test_the_table_says_what_was_seen_what_was_expected_and_how_to_mend_it(tmp_p
     assert "repeatable" in shown and "other masks from step 0 on, with other global random states" in shown
     assert "draw with view.random(name, purpose)" in shown
     assert "how to fix it" in shown
+    assert "report it" not in shown or "mend the others first" in shown
     assert "uses_global" in shown and "breaks 3 of 3 promises" in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmark import ROOT
@@ -210,6 +212,28 @@ def test_a_plugin_that_breaks_its_contract_at_the_first_update_is_refused_before
 def test_a_plan_that_cannot_be_is_refused(tmp_path, plan, message):
     with pytest.raises(UserError, match=message):
         rehearse_file(write(tmp_path, f"{GOOD}\n    {plan}\n"))
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("planned_sparsity(self, step, timeline):\n        torch.manual_seed(0); return self.sparsity", "random gen"),
+        ("update_steps(self, timeline):\n        torch.rand(1); return range(5, 16, 5)", "random generator"),
+        ("penalty(self, view):\n        torch.rand(1); return {}", "random generator"),
+        ("penalty(self, view):\n        next(iter(view.weights.values())).add_(1.0); return {}", "must not write"),
+        ("penalty(self, view):\n        return {n: w / w for n, w in view.weights.items()}", None),
+        ("penalty(self, view):\n        return {n: w / 0 for n, w in view.weights.items()}", "'conv.weight' must be"),
+        ("learned(self, view):\n        torch.rand(1); return {}", "random generator"),
+        ("learned.*not write"),
+        ("learned(self, view):\n        return view.nothing", "fails in learned.*AttributeError"),
+    ],
+)
+def test_every_hook_leaves_its_inputs_and_the_random_state_alone(tmp_path, hook, message):
+    path = write(tmp_path, f"{GOOD}\n    def {hook}\n")
+    state = torch.random.get_rng_state()
+    with pytest.raises(UserError, match=f"(?s)method 'mine'.*{message}") if message else contextlib.nullcontext():
+        rehearse_file(path)
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_a_schedule_too_short_for_one_update_is_refused(tmp_path):

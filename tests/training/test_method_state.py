@@ -292,12 +292,43 @@ def writes(self: Method, view: View) -> Any:
     ("changes", "says"),
     [
         ({"penalty": fails_late}, r"method 'faulty' fails in penalty\(\) at step \d+: KeyError"),
-        ({"penalty": writes}, r"method 'faulty' breaks its contract: penalty\(\) must not write"),
+        ({"penalty": writes}, r"method 'faulty' breaks its contract: penalty\(\) at step \d+ must not write"),
     ],
 )
 def test_a_penalty_that_fails_or_writes_is_named_before_training(changes, says):
     with pytest.raises(UserError, match=says):
         rehearse(type("Faulty", (Plain,), changes)(sparsity=0.9), "faulty", LINE)
+
+
+@pytest.mark.parametrize("outside", [0.0, float("nan"), float("inf")])
+def test_what_a_penalty_says_of_weights_that_are_not_trained_counts_for_nothing(outside):
+    def penalty(self: Method, view: View) -> Any:
+        return {name: torch.where(view.masks[name], 0.1 * w, outside) for name, w in view.weights.items()}
+
+    ends = []
+    for extra in (penalty, lambda self, view: {name: 0.1 * w for name, w in view.weights.items()}):
+        run = start(type("Decays", (Plain,), {"penalty": extra})(sparsity=0.8), "decays", small.SmallNet, 0, epochs=2)
+        ends.append([*small.finish(run).model.state_dict().values()])
+        assert run.skipped_steps == 0
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("hook", ["update", "learned", "planned_sparsity"])
+def test_a_method_that_draws_from_torchs_generator_changes_nothing_that_follows(hook):
+    """Dropout must be that of every other method, whatever a method of one's own does in updates not rehearsed."""
+
+    def draw(self: Method, *shown: Any) -> Any:
+        torch.rand(3)
+        return getattr(Plain, hook)(self, *shown)
+
+    run = start(type("Draws", (Plain,), {hook: draw})(sparsity=0.8), "draws", small.SmallNet, 0, epochs=2)
+    other = start(Plain(sparsity=0.8), "plain", small.SmallNet, 0, epochs=2)
+    states = []
+    for one in (run, other):
+        torch.manual_seed(5)
+        small.finish(one)
+        states.append(torch.random.get_rng_state())
+    assert torch.equal(*states)
 
 
 def test_a_plan_that_fails_in_training_is_named():

@@ -189,6 +189,40 @@ def test_a_state_goes_on_to_the_same_bits(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ended, bits(model, sparse), strict=True))
 
 
+@pytest.mark.parametrize("what", ["weights", "state", "both"])
+def test_dense_weights_and_state_that_are_loaded_later_are_masked(what: str) -> None:
+    data = batches()
+    model, sparse = build("set", total_steps=100, update_every=50)
+    dense, optimizer = SmallNet(), sparse.training.optimizer
+    other = torch.optim.SGD(dense.parameters(), lr=0.1, momentum=0.9)
+    nn.functional.cross_entropy(dense(data[0][0]), data[0][1]).backward()
+    other.step()
+    if what != "state":
+        model.load_state_dict(dense.state_dict())
+    if what != "weights":
+        optimizer.load_state_dict(other.state_dict())
+    sparse.report()
+    assert zeros_hold(sparse)
+    train(model, sparse, data[:3])
+    assert zeros_hold(sparse)
+    momentum = {name: optimizer.state[weight]["momentum_buffer"] for name, weight in model.named_parameters()}
+    assert not any(momentum[name][~mask].any() for name, mask in sparse.masks.items())
+
+
+@pytest.mark.parametrize("name", ["top_kast", "str"])
+def test_weights_that_are_loaded_later_are_refused_where_a_method_keeps_the_inactive(name: str) -> None:
+    data = batches()
+    model, sparse = build(name)
+    kept = copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)  # the same bits, as after an evaluation with other weights
+    train(model, sparse, data[:1])
+    kept = copy.deepcopy(model.state_dict())
+    model.load_state_dict({name: value + 1 for name, value in kept.items()})
+    with pytest.raises(UserError, match=r"written beside step\(\).*before the Sparsifier is built"):
+        train(model, sparse, data[1:2])
+    assert all(torch.equal(model.get_parameter(name), kept[name]) for name in sparse.masks)
+
+
 def test_accumulated_gradients_and_clipping_are_those_of_the_whole_batch() -> None:
     def run(parts: int) -> list[Tensor]:
         model, sparse = build(clip := "gmp")
