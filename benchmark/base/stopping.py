@@ -36,6 +36,13 @@ def stop_asked() -> bool:
     return Wish.asked
 
 
+def name_signal(number: int) -> str:
+    """Return the name of the signal that ended a process, or its number: real-time ones have no name."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
 def obey() -> None:
     """Raise KeyboardInterrupt if this process was asked to stop."""
     if Wish.asked:

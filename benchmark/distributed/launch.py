@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from benchmark.base import BOOT, ROOT
 from benchmark.base.errors import UserError
+from benchmark.base.stopping import name_signal
 from benchmark.base.system import choose_device
 
 PATIENCE_S = 600.0  # for which ranks wait for each other
@@ -95,7 +96,7 @@ def explain(failures: Mapping[int, ProcessFailure], ranks: int) -> tuple[str, in
             "" if code == 2 else f"rank {rank} of {ranks} failed, as told above, and the others were stopped; {GO_ON}"
         )
         return seen, code
-    name = signal.Signals(-code).name
+    name = name_signal(-code)
     why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return f"rank {rank} of {ranks} (process {failure.pid}) was ended by {name}{why}; {GO_ON}", 1
 

@@ -269,7 +269,7 @@ class Sweep:
         if item.donor.identity in self.open:
             raise BusyError
         end = self.book.ended(item.donor.identity)
-        if end is not None and end.state == FAILED:
+        if end is not None and end.state == FAILED and self.ledger.state(item, self.count(item.cell)) != DONE:
             raise UserError("the run it is made from failed")
 
     def refuse_held(self, item: Item) -> None:

@@ -20,6 +20,7 @@ from benchmark.networks.build import build, place
 from benchmark.runs.branch import Branch, FromSnapshot, make_branch
 from benchmark.runs.checkpoints import (
     SNAPSHOTS,
+    DamagedError,
     Saver,
     keep_snapshot,
     parse_epochs,
@@ -146,8 +147,14 @@ def take_snapshots(
 
 
 def is_there(folder: Path, epoch: int) -> bool:
-    """Return whether a run has a snapshot of an epoch; raises UserError for an unusable one."""
-    return snapshot_path(folder, epoch).exists() and bool(read_snapshot(folder, epoch))
+    """Return whether a run has a whole snapshot of an epoch; raises UserError for one that is another's.
+
+    A damaged one costs the time to make it again, as a damaged checkpoint does.
+    """
+    try:
+        return snapshot_path(folder, epoch).exists() and bool(read_snapshot(folder, epoch))
+    except DamagedError:
+        return False
 
 
 def retrace(parent: Parent, epochs: list[int], data: Data, options: Options, console: Console) -> None:

@@ -114,7 +114,7 @@ def print_study(study: Study, data_root: Path, stores: Stores, options: Options,
     records = [record for store in stores.both for record in load_store(store, branches=True)[0]]
     built = Networks().get(first, data).built
     pace = pace_of_records(first, data, records, options.device) or calibrate(first, data, built, options.device)
-    ledger = StudyLedger(index_runs(records), options.places.runs, options.device)
+    ledger = StudyLedger(index_runs(records), options.places.runs, options.device, grid.snapshots)
     per_epoch_s = pace.seconds(first.page, data) / first.page.epochs
     table = Table(box=None, pad_edge=False)
     for name in ("", "runs", "finished", "epochs to train", "train FLOPs", "time"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmark.base.errors import UserError
+from benchmark.base.stopping import name_signal
 from benchmark.base.system import choose_device
 from benchmark.workers.base import ENDED, LOST, RUNNING, VISIBLE, Order, Pool, Status
 from leaderboard.tables.sections import amount
@@ -115,4 +115,4 @@ def status_of(code: int | None) -> Status:
         return Status(RUNNING)
     if code == 0:
         return Status(ENDED)
-    return Status(LOST, f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}")
+    return Status(LOST, f"killed by {name_signal(-code)}" if code < 0 else f"ended with status {code}")

@@ -209,7 +209,10 @@ class Study:
 def is_pruning(record: Record) -> bool:
     """Return whether a record is of a branch that was pruned once, from a parent in PARENTS."""
     branch, settings = record.get("branch"), record["method"]["settings"]
-    if branch is None or branch["parent_label"] not in PARENTS:
+    if branch is None:
+        return False
+    plain = branch["parent_label"] == "static" and record["page"]["settings"].get("distribution") == "uniform"
+    if branch["parent_label"] not in PARENTS and not plain:  # a page's own default is not in a label
         return False
     rate = settings.get("rate")
     shaped = is_number(rate) and 0 < rate < 1 and isinstance(settings.get("regrow"), bool)

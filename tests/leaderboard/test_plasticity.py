@@ -150,6 +150,8 @@ def test_only_what_was_pruned_once_from_the_papers_networks_is_shown():
     assert not is_pruning({key: value for key, value in run.items() if key != "branch"})
     for changed in ({"parent_label": "granet"}, {"parent_label": "static"}):
         assert not is_pruning({**run, "branch": {**run["branch"], **changed}})
+    uniform = {**run["page"], "settings": {**run["page"]["settings"], "distribution": "uniform"}}
+    assert is_pruning({**run, "page": uniform, "branch": {**run["branch"], "parent_label": "static"}})
     for settings in ({"rate": 0.0}, {"rate": "half"}, {"regrow": 1}, {"scope": None}):
         method = {**run["method"], "settings": {**run["method"]["settings"], **settings}}
         assert not is_pruning({**run, "method": method})
@@ -318,6 +320,21 @@ def test_a_study_is_run_whole_drawn_and_not_run_again(bench):
     assert "0 made, 10 finished already" in bench.shown.getvalue()
     print_study(bench.study, bench.folder, bench.stores, bench.options, Console(file=bench.shown, width=200))
     assert "branches, plasticity 4 4 0" in " ".join(bench.shown.getvalue().split())
+
+
+def test_a_damaged_snapshot_is_made_again_and_no_finished_branch_fails(bench):
+    assert bench() == 0
+    records = bench.records()
+    dense = next(record for record in records if record["method"]["name"] == "dense" and "branch" not in record)
+    lost = next(record for record in records if record.get("branch", {}).get("parent") == dense["run"])
+    snapshot = bench.folder / "runs" / dense["run"] / "snapshots" / "epoch-1"
+    whole = snapshot.read_bytes()
+    snapshot.write_bytes(whole[:1000])
+    (bench.stores.branches / lost["file"]).unlink()
+    print_study(bench.study, bench.folder, bench.stores, bench.options, Console(file=bench.shown, width=200))
+    assert "runs that are pruned from 2 1 2" in " ".join(bench.shown.getvalue().split())
+    assert bench() == 0, bench.said
+    assert snapshot.read_bytes() != whole[:1000] and len(bench.records()) == len(records)
 
 
 def test_a_run_that_fails_or_is_held_by_another_process_costs_no_other(bench, monkeypatch):

@@ -276,6 +276,8 @@ def test_damaged_and_foreign_snapshots_and_unknown_runs_are_refused(copied):
     content = path.read_bytes()
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     refused(r"damaged: .*snapshot .* --epochs 1")
+    assert snapshot_path(folder, 1) in place.snapshot(run, "1")  # which makes it again
+    assert place.branch(run, epoch=1)["run"]
     shutil.copy(snapshot_path(folder, 2), path)
     refused("was taken after epoch 2")
     state = load_checkpoint(path)

@@ -77,6 +77,7 @@ def ended(*codes: int) -> dict[int, SimpleNamespace]:
         ((LOST, 0, 70, -15), "rank 2 of 4 failed, as told above, and the others were stopped", 70),
         ((2, 2, 2, 2), "", 2),  # of which one has spoken
         ((0, -15, 0, 0), "rank 1 of 4 (process 101) was ended by SIGTERM", 1),
+        ((0, -40, 0, 0), "rank 1 of 4 (process 101) was ended by signal 40", 1),  # a real-time one has no name
         ((LOST, LOST, 0, -15), "the 4 processes lost each other: one ended, or did not answer for 600 s", 1),
     ],
 )
