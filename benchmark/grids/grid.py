@@ -27,6 +27,7 @@ from benchmark.training.contract import list_stages, propose
 from benchmark.training.rehearsal import check_budget, refuse_empty, rehearse
 from benchmark.training.setup import first_view
 from benchmark.training.speed import try_compiler
+from leaderboard.store.records import file_stem
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def run_one(cell: Cell, data: Data, options: Options, console: Console, place: s
     )
     record, path = run_cell(cell, data, options, console, start)
     print_result(console, record, show(path), show(options.places.leaderboard))
+    if path.stem != file_stem(record["run"]):
+        text = "this run had a record already: the new one is kept as a repeat, which counts in no mean"
+        console.print(text, highlight=False)
     kept = list_snapshots(options.places.runs / cell.identity)
     missing = ",".join(str(epoch) for epoch in options.snapshots if epoch not in kept)
     if missing:  # the run continued from a later checkpoint

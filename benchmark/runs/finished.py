@@ -105,6 +105,7 @@ def find_records(name: str, records: Path) -> list[tuple[Path, Record]]:
     found = [path for path in list_files(records) if re.fullmatch(pattern, path.stem)]
     read = [(path, load_record(path)) for path in sorted(found, key=lambda path: file_key(path.name))]
     of_run = [(path, record) for path, record in read if record["run"] == name]
+    of_run = of_run or [(path, record) for path, record in read if path.stem == name]  # a repeat, RUN.2, by its file
     if not of_run:
         known = [path.stem for path in list_files(records)]
         where = f"{records}" if known else f"{records}, which holds no record"

@@ -21,10 +21,11 @@ WEIGHTS = "weights.safetensors"  # of a run's folder
 
 @dataclass(frozen=True)
 class Submission:
-    """What a checkout adds: records with their files, and every reason for which it cannot be merged."""
+    """What a checkout adds: records with their files, those of repeats, and every reason why it cannot be merged."""
 
     added: list[tuple[Path, Record]]
     faults: list[str]
+    repeats: set[Path]
 
 
 def ask_git(folder: Path, *words: str) -> list[str]:
@@ -60,12 +61,13 @@ def examine(records: Path, base: str = "") -> Submission:
     stores = {records: load_store(records)}
     if (records.parent / BRANCHES).is_dir():
         stores[records.parent / BRANCHES] = load_branches(records)
-    added, faults = [], []
+    added, faults, repeats = [], [], set()
     for folder, (found, problems) in stores.items():
         changes = list(list_changes(folder, commit))
         known = {folder / record["file"]: record for record in found}
         reasons = {folder / problem.file: problem.reason for problem in problems}
         mine = {path for kind, path in changes if kind == "A"}
+        there = {record["run"] for path, record in known.items() if path not in mine}
         newest = max((record["protocol"] for path, record in known.items() if path not in mine), default=0)
         for kind, path in changes:
             if kind != "A":
@@ -74,8 +76,9 @@ def examine(records: Path, base: str = "") -> Submission:
                 faults.append(f"{path.name}: {plain(reasons[path])}")
             elif path in known:
                 added.append((path, known[path]))
+                repeats |= {path} if known[path]["run"] in there else set()
                 faults += [f"{path.name}: {fault}" for fault in find_faults(known[path], newest)]
-    return Submission(added, faults)
+    return Submission(added, faults, repeats)
 
 
 def find_faults(record: Record, newest: int) -> Iterator[str]:
@@ -86,6 +89,8 @@ def find_faults(record: Record, newest: int) -> Iterator[str]:
         yield f"protocol {record['protocol']} is not the newest here ({newest}): run it again with today's suite"
     if record["git"]["commit"] is None or record["git"]["dirty"]:
         yield "nobody else has the code that it ran with: commit that, then run it again from a checkout"
+    if not (source := record["method"]["source"]).startswith("methods/"):
+        yield f"its method is of {source}, which is not here: add its file to methods/, commit that, and run it again"
     if "author" not in record:
         yield (
             f"it has no author, and a sealed record cannot get one: remove it, `export {AUTHOR}='Your Name'`, "
@@ -135,7 +140,8 @@ def submit(records: Path, base: str, runs: Path, data: Path, rebuild: Callable[[
     print(f"{amount(len(found.added), 'new record')}")
     faults = list(found.faults)
     for path, record in found.added:
-        print(f"  {plain(path.name)}: {describe(record)}")
+        again = "; a repeat of a run that is here: it counts in no mean" if path in found.repeats else ""
+        print(f"  {plain(path.name)}: {describe(record)}{again}")
     if not found.added and not faults:
         faults.append("there is nothing to submit: no record was added; make one with `make bench`")
     if faults:

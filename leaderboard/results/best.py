@@ -43,6 +43,7 @@ class Point:
     sparsity: float
     accuracies: dict[int, float]
     costs: dict[str, float]
+    rounds: int = 1  # trainings
 
     @property
     def mean(self) -> float:
@@ -68,7 +69,8 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
             if len(known := certain(entry)) >= LEAST_SEEDS:
                 costs = {part: fmean(run["macs"][f"{part}_share"] for run in entry.finished) for part in COSTS}
                 name = VERSION.sub("", row.label) + (" *(ours)*" if row.reference.startswith(OWN) else "")
-                found[key] = row, Point(name, sparsity, known, costs)
+                rounds = max(run.get("rounds", {"count": 1})["count"] for run in entry.finished)
+                found[key] = row, Point(name, sparsity, known, costs, rounds)
             elif entry.diverged:
                 found.pop(key, None)
     times = Counter(point.key for _, point in found.values())
@@ -179,6 +181,7 @@ def tell_best(section: Section, answers: Answers) -> str:
         text += (
             f" has the highest mean, {first.mean:.2f}, for {multiple(first.costs['train'])} the FLOPs of dense training"
         )
+        text += f" in {first.rounds} trainings" if first.rounds > 1 else ""
         text += f", {dense - first.mean:.2f} below dense" if dense is not None and dense > first.mean else ""
         others, beside = found.of - 1, shown[1:]
         alone = "above the one other" if others == 1 else f"above all {others} others"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from leaderboard.paper.cells import NOT_IN_SUITE, SAME_PAGE, TableView
@@ -34,7 +35,8 @@ ALWAYS = (
 def list_caveats(sections: list[Section], views: list[TableView], tables: Tables) -> list[str]:
     """Return what a reader may not conclude, a sentence or two each. `sections` are all, of branches too."""
     own = [about_paper(views), about_length(sections, tables), about_jpeg(sections, tables), about_ceiling(sections)]
-    own += [about_seeds(sections), about_machines(sections), about_code(sections)]
+    own += [about_rounds(sections), about_seeds(sections), about_machines(sections), about_code(sections)]
+    own += [about_chance(sections)]
     return [text for text in (*own, *ALWAYS) if text]
 
 
@@ -83,13 +85,27 @@ def about_jpeg(sections: list[Section], tables: Tables) -> str:
     if not runs:
         return ""
     names = " and of ".join(sorted({escape(run["data"]["name"]) for run in runs}))
-    text = f"The images of {names} are JPEG copies: accuracies are not those of the originals."
+    text = f"The images of {names} are JPEG copies, which are not distributed here: accuracies are not those of the "
+    text += "originals, and another copy has tables of its own."
     least = min(tables.pages[page].settings["image_size"] for page in compared_pages(tables))
     sizes = [run["page"]["settings"].get("image_size") for run in runs]
     if small := [size for size in sizes if is_number(size) and size < least]:
         but = f", but for {amount(len(runs) - len(small), 'run')}," if len(small) < len(runs) else ""
         text += f" They were{but} read at {span(small, '{:g}')} pixels a side, not at the paper's {least}."
     return text
+
+
+def about_rounds(sections: list[Section]) -> str:
+    """Return which methods trained several times, and so took more steps than the dense network beside them."""
+    trainings: dict[str, set[int]] = {}
+    for section in sections:
+        for run in section.runs:
+            if (count := run.get("rounds", {"count": 1})["count"]) > 1:
+                trainings.setdefault(run["method"]["name"], set()).add(count)
+    if not trainings:
+        return ""
+    told = ", ".join(f"{escape(name)} {span(counts, '{}')} times" for name, counts in sorted(trainings.items()))
+    return f"Not every row took as many steps: {told} the page's training. All of them are in its training FLOPs."
 
 
 def about_ceiling(sections: list[Section]) -> str:
@@ -132,7 +148,7 @@ def about_machines(sections: list[Section]) -> str:
 
 
 def about_code(sections: list[Section]) -> str:
-    """Return how many runs used code that is in no commit, how many diverged, and which ended at chance."""
+    """Return how many runs used code that is in no commit, and how many diverged."""
     runs = [run for section in sections for run in section.runs]
     loose, lost = sum(run["git"]["dirty"] is not False for run in runs), sum(run["status"] != "ok" for run in runs)
     parts = []
@@ -140,14 +156,23 @@ def about_code(sections: list[Section]) -> str:
         parts.append(f"{amount(loose, 'run')} ran with code that is in no commit, or unknown: nobody can run it again.")
     if lost:
         parts.append(f"{amount(lost, 'run')} diverged and enter no mean: their rows are never called better.")
+    return " ".join(parts)
+
+
+def about_chance(sections: list[Section]) -> str:
+    """Return which rows have runs that ended no better than chance, and where to read why."""
+    chance: dict[tuple[str, str, str], list[str]] = {}
     for section in sections:
         for row in section.rows:
             for sparsity, cell in row.cells.items():
-                if count := sum(map(at_chance, cell.finished)):
-                    parts.append(
-                        f"On {section.title} {count} of {amount(len(cell.finished), 'run')} of {row.label} at "
-                        f"{percent(sparsity)} ended no better than chance."
-                    )
+                if lost := sum(map(at_chance, cell.finished)):
+                    place = row.label, percent(sparsity), row.method["source"]
+                    of = f"{lost} of {amount(len(cell.finished), 'run')} on {section.title}"
+                    chance.setdefault(place, []).append(of)
+    parts = []
+    for (label, at, source), counts in sorted(chance.items()):
+        why = f" ([what is known of the reason](../{source}))" if re.fullmatch(r"methods/\w+\.py", source) else ""
+        parts.append(f"{label} at {at} ended no better than chance{why}: {'; '.join(counts)}.")
     return " ".join(parts)
 
 

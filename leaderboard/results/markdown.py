@@ -64,7 +64,8 @@ this pair, as `make claim` does it, *of all* over all comparisons of the table.
 - *{agrees_alone}*, *{reversed_alone}*, *{unclear_alone}*: significant for who came with this one question (p alone ≤
   {alpha:g}), not among all that are asked here: of twenty pairs that do not differ one comes out so by chance.
 - *not shown*: not significant; in brackets the true difference that so many seeds of these spreads find in 4 of 5 such
-  cases, and about how many seeds would find the paper's median: the spread of three seeds tells it only roughly.
+  cases, and about how many seeds would find the paper's median, both among all that are asked here (alone, by `make
+  claim`, less is enough): the spread of three seeds tells it only roughly.
 - *less*, *more than the paper's*: the interval excludes the paper's median, which was found in other training.
 - *too few seeds*, *not decided*, *not run*: the runs cannot carry a verdict, with the reason.
 - *cited*: the paper copied one of the rows, or both, from another paper, with another dense network.
@@ -155,6 +156,9 @@ def summary(every: list[Section], tested: list[Weighed], studies: list[tuple[Stu
     made = sum("branch" in run for run in runs)
     numbers = ((len(runs) - made, "run", "runs"), (made, "branch", "branches"))
     ran = " and ".join(f"{number:,} {one if number == 1 else many}" for number, one, many in numbers if number)
+    studied = [section.runs for section in every if any("branch" in run for run in section.runs)]
+    parents = sum("branch" not in run for group in studied for run in group)
+    ran += f" ({parents} of the runs are those that branches start from, on no table)" if parents else ""
     diverged = sum(run["status"] != "ok" for run in runs)
     text = f"**{ran}**, {show_hours(runs)} of training, {diverged} diverged"
     text += f", {lost} ended no better than chance." if (lost := sum(map(at_chance, runs))) else "."

@@ -220,7 +220,8 @@ STUDY = ("--task", "--scale", "--epochs", "--seed", "--more", "--scope", "--patt
 def list_commands(records: list[Record], branches: list[Record]) -> tuple[list[str], int]:
     """Return commands that repeat what was run, and how many are left out: too many, or not plain words.
 
-    Invariant: no word has a meaning to a shell, to make or in Markdown; the order of the records is irrelevant.
+    First those whose data anybody has. Invariant: no word has a meaning to a shell, to make or in Markdown; the order
+    of the records is irrelevant.
     """
     grids = {text: grid_command(text) for text in {run["command"] for run in records}}
     loose = [run for run in records if not grids[run["command"]]]
@@ -230,9 +231,20 @@ def list_commands(records: list[Record], branches: list[Record]) -> tuple[list[s
         *run_commands(loose),
         *sorted(studies - {""}),
     ]
+    distant = name_distant([*records, *branches])
     plain = [command for command in found if SHOWN.fullmatch(command)]
+    plain.sort(key=lambda command: any(word.partition("=")[2] in distant for word in command.split()))
     hidden = len(found) - len(plain) + ("" in studies)
     return plain[:MOST_COMMANDS], hidden + max(0, len(plain) - MOST_COMMANDS)
+
+
+def name_distant(runs: Iterable[Record]) -> set[str]:
+    """Return the pages and grid files all of whose runs read a folder of images, which others may not have."""
+    near: dict[str, bool] = {}
+    for run in runs:
+        for name in (run["page"]["name"], grid_command(run["command"]).removeprefix("make sweep GRID=").split(" ")[0]):
+            near[name] = near.get(name, False) or run["page"]["settings"].get("data") != "folder"
+    return {name for name, is_near in near.items() if name and not is_near}
 
 
 def grid_command(command: str) -> str:

@@ -94,7 +94,7 @@ def make_method(name: str, budget: str) -> dict[str, Any]:
         "budget": budget,
         "changed": {},
         "settings": {},
-        "source": "built in",
+        "source": f"methods/{name}.py",
         "sha256": "ab" * 32,
     }
 

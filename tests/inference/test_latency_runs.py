@@ -15,6 +15,7 @@ from benchmark.cli.app import app
 from benchmark.inference.latency import why_unfiled
 from benchmark.inference.subject import load_subject
 from benchmark.runs.export import MASKS, WEIGHTS
+from benchmark.runs.finished import find_records
 from leaderboard.board.build import find_stale
 from leaderboard.store.measurements import read_measurement
 from leaderboard.store.schema import lay_out, seal_of
@@ -93,6 +94,13 @@ def test_an_unknown_run_is_refused_with_the_nearest_name(done):
         load_subject(name, done / "nothing", done / "runs")
     with pytest.raises(UserError, match=r"nosuch\.json: not a file"):
         load_subject("nosuch.json", done / "records", done / "runs")
+
+
+def test_a_repeat_is_named_by_its_file(board):
+    name = name_of(board)
+    shutil.copy(board / "records" / f"{name}.json", board / "records" / f"{name}.2.json")
+    assert [path.stem for path, _ in find_records(f"{name}.2", board / "records")] == [f"{name}.2"]
+    assert [path.stem for path, _ in find_records(name, board / "records")] == [name, f"{name}.2"]
 
 
 @pytest.mark.parametrize("missing", [[MASKS], [WEIGHTS, MASKS]])

@@ -47,6 +47,7 @@ def test_what_may_not_be_merged_is_named_with_its_reason(records: Path) -> None:
         add(records, seed=3, protocol=2).name: "protocol 2 is not the newest here (3)",
         add(records, seed=4, git={"dirty": True}).name: "nobody else has the code",
         write_record(make_record(seed=5, protocol=3), records).name: "it has no author",
+        add(records, seed=7, method={"source": "/home/ada/mine.py"}).name: "its method is of /home/ada/mine.py",
         add(records, seed=6).name: "does not match its seal",
         first.name: "never edited",
         second.name: "never deleted",
@@ -89,7 +90,12 @@ def test_weights_at_hand_are_measured_again_and_decide(
 ) -> None:
     path, runs = add(records, seed=2), tmp_path / "runs"
     assert submit(records, "", runs, tmp_path) == 0
-    assert f"sparse-bench verify {path}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"sparse-bench verify {path}" in shown and "a repeat" not in shown
+    repeat = add(records, seed=1)
+    assert submit(records, "", runs, tmp_path) == 0
+    assert "a repeat of a run that is here: it counts in" in capsys.readouterr().out
+    repeat.unlink()
     weights = runs / make_record(seed=2)["run"] / "weights.safetensors"
     weights.parent.mkdir(parents=True)
     weights.touch()
