@@ -181,7 +181,7 @@ def train_then_rebuild(
     try:
         failed = attempt(action)
     except KeyboardInterrupt:
-        tell("stopped; the same command continues from the last checkpoint")
+        tell("stopped; the same command continues, from the last checkpoint where there is one")
         with contextlib.suppress(KeyboardInterrupt, OSError):
             if set(list_files(store)) - before:
                 rebuild_all(folder, page)

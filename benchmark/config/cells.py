@@ -325,12 +325,16 @@ def check_methods(page: Page) -> None:
                 raise UserError(f"setting 'methods': {whose} '{key}'{nearest(key, known)}")
 
 
+APART = ("task", "method", "sparsity", "seed", "device")  # what a command asks for beside settings
+
+
 def refuse_unknown(changes: dict[str, Any], plugins: list[Plugin], of_methods: set[str]) -> None:
     """Raise UserError for a setting that neither the page nor any of the methods has."""
     for key in changes:
         if key not in SETTINGS | of_methods:
             names = ", ".join(plugin.name for plugin in plugins)
-            hint = nearest(key, SETTINGS | of_methods)
+            apart = f"; it is no setting: give it as {key.upper()}=..." if key in APART else ""
+            hint = apart or nearest(key, SETTINGS | of_methods)
             raise UserError(f"ARGS: neither the page nor {names} has a setting '{key}'{hint}")
 
 

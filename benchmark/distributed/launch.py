@@ -76,7 +76,7 @@ def launch(ranks: int, device: str, arguments: list[str], tell: Callable[[object
             tell(message)
         return status
     except SignalException as stopped:
-        tell("stopped; the same command continues from the last checkpoint")
+        tell("stopped; the same command continues, from the last checkpoint where there is one")
         return 128 + stopped.sigval
     return 0
 

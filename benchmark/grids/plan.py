@@ -38,6 +38,7 @@ from benchmark.runs.run import make_timeline
 from benchmark.training.rehearsal import check_budget, rehearse
 from leaderboard import Record
 from leaderboard.store.records import load_store
+from leaderboard.store.repeat import setting_value
 
 LIKELY = "≈"  # before a figure that is not exact
 
@@ -189,7 +190,8 @@ def print_plan(
             faults[f"{items[0].cell.page_name}: {error}"] = None
     console.print(make_table(grid, lines))
     notes = make_notes(planner, lines) + describe_sharing(planner.memories, device, fleet)
-    for note in notes + (describe_fleet(make_jobs(lines), fleet) if fleet is not None else []):
+    notes += describe_fleet(make_jobs(lines), fleet) if fleet is not None else []
+    for note in dict.fromkeys(notes):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if refused:
         console.print(f"{refused} of {len(grid.items)} runs cannot be planned:", style="bold red")
@@ -206,11 +208,16 @@ def make_table(grid: Grid, lines: list[Line]) -> Table:
     for name in ("sparsity", "done", "train FLOPs", "x dense", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
+    variants: dict[str, set[str]] = {}
     for line in lines:
+        variants.setdefault(line.cell.page_name, set()).add(line.cell.variant)
+    for line in lines:
+        changed = ", ".join(f"{key}={setting_value(value)}" for key, value in line.cell.page_changes.items())
+        beside = f" ({changed})" if changed and len(variants[line.cell.page_name]) > 1 else ""
         likely = "" if line.exact else f"{LIKELY} "
         dense = line.cell.method.leaderboard_group().value == "dense"
         table.add_row(
-            escape(line.cell.page_name),
+            escape(line.cell.page_name + beside),
             escape(line.cell.label),
             "" if dense else f"{line.cell.sparsity:g}",
             f"{line.states.count(DONE)}/{len(line.states)}",

@@ -22,7 +22,7 @@ from benchmark.config.plugins import Plugin, find_method
 from benchmark.data.loader import LoaderImages
 from benchmark.networks.build import confirm
 from benchmark.networks.costs import Costs, count_costs
-from benchmark.networks.prunable import Layer
+from benchmark.networks.prunable import MOST, Layer, describe
 from benchmark.networks.witness import find_last, recount
 from benchmark.training.method_state import ask_rounds
 from benchmark.training.rehearsal import rehearse
@@ -214,6 +214,22 @@ def look_through(network: nn.Module, layers: list[Layer], example: Tensor | None
     confirm(costs, seen, whole=False)  # what nobody reads is in one total alone
     name = find_last(seen, [layer.name for layer in layers])
     return costs, next(layer for layer in layers if layer.name == name)
+
+
+def tell_uncovered(network: nn.Module, layers: list[Layer]) -> list[str]:
+    """Return what an owner may not expect to stay dense: frozen layers, and matrices outside layers, if there are many.
+
+    The latter are of recurrent layers, embeddings and parameters of the network's own.
+    """
+    sizes = {name: weight.numel() for name, weight in network.named_parameters()}
+    masked, total = {layer.name for layer in layers}, sum(sizes.values())
+    matrices = [name for name, weight in network.named_parameters() if weight.dim() > 1 and name not in masked]
+    others = {name: sizes[name] for name in matrices}
+    frozen = {name: sizes[name] for name in sizes if name in masked and not network.get_parameter(name).requires_grad}
+    told = [f"frozen layers are not pruned: {describe(frozen, total)}"] if frozen else []
+    if sum(others.values()) > MOST * total:
+        told.append(f"masks cover convolutions and linear layers alone, not {describe(others, total)}")
+    return told
 
 
 def waits_for(optimizer: Optimizer, weight: Tensor) -> bool:

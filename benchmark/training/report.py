@@ -21,6 +21,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     inference_share: float | None
     train_share: float | None
+    skipped_steps: int = 0  # whose gradients were not finite
 
     @property
     def density(self) -> float:
@@ -33,6 +34,7 @@ class Report:
                  for row in (*self.layers, self.total())]  # fmt: skip
         shares = {"inference": self.inference_share, "training": self.train_share}
         lines += [f"{name} FLOPs {share:.4f} x dense" for name, share in shares.items() if share is not None]
+        lines += [f"{self.skipped_steps} steps were skipped: not finite"] if self.skipped_steps else []
         return "\n".join(lines)
 
     def total(self) -> LayerReport:

@@ -26,6 +26,7 @@ from benchmark.data.loader import LoaderImages
 from benchmark.networks.build import refuse_transposed
 from benchmark.networks.costs import Meter
 from benchmark.networks.prunable import find_layers, prunable_weights
+from benchmark.training.contract import planned_count
 from benchmark.training.given import (
     KEEP_ZEROS,
     choose_method,
@@ -36,6 +37,7 @@ from benchmark.training.given import (
     refuse_optimizer,
     rehearse_alone,
     take_samples,
+    tell_uncovered,
     unwrap,
     waits_for,
 )
@@ -172,8 +174,7 @@ class Sparsifier:
         costs, last = look_through(network, layers, example)
         classes = network.get_parameter(last.name).shape[int(last.transposed)]
         samples = take_samples(chosen, plugin.name, data, classes, example)
-        meter = Meter(costs, costs)
-        maskset = MaskSet(weights, last.name)
+        maskset, meter = MaskSet(weights, last.name), Meter(costs, costs)
         maskset.listeners.append(meter.on_commit)
         self.plugin, self.counted, self.batch_size = plugin, example is not None, 1 if example is None else len(example)
         self.update_steps = chosen.update_steps(timeline)
@@ -190,9 +191,10 @@ class Sparsifier:
             samples=samples,
         )
         begin_masks(self.training, None, lambda remark: warnings.warn(reword(remark), stacklevel=6))
+        for remark in tell_uncovered(network, layers):
+            warnings.warn(remark, stacklevel=3)
         guard(self.training)  # last: where anything before is refused, the optimiser stays free
-        self.stored = maskset.stored  # which a method may drop at its end, and a state of before brings back
-        self.left = self.look()
+        self.stored, self.left = maskset.stored, self.look()  # the former may be dropped, and a state brings it back
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -227,6 +229,22 @@ class Sparsifier:
         self.left = self.look()
         training.optimizer.zero_grad(set_to_none=True)
         training.meter.step(self.batch_size, *charged)
+        if training.step == training.timeline.total_steps:
+            self.tell_missed()
+
+    def tell_missed(self) -> None:
+        """Warn where the schedule has ended above the target, for steps were skipped that updates were due at."""
+        training, maskset = self.training, self.training.maskset
+        planned = planned_count(training.method, maskset, training.step, training.timeline)
+        active = maskset.active()
+        if planned is not None and active > planned:
+            training.settle_skips()
+            warnings.warn(
+                f"the last of total_steps has come, and {active:,} of {maskset.total:,} weights are active instead of "
+                f"{planned:,}: {training.skipped_steps} steps were skipped because gradients were not finite; an "
+                "update that was due comes with the next finite step",
+                stacklevel=3,
+            )
 
     def take_over(self, clip_norm: float = 0.0) -> None:
         """Have the optimiser's own `step()` do what `step` does, for loops that are not yours, such as Lightning's.
@@ -264,7 +282,9 @@ class Sparsifier:
         counts = maskset.counts()
         layers = tuple(LayerReport(name, counts[name], weight.numel()) for name, weight in maskset.weights.items())
         trained = meter.train / meter.train_dense if self.counted and meter.train_dense else None
-        return Report(layers, int(meter.forward) / meter.costs.dense if self.counted else None, trained)
+        training.settle_skips()
+        inference = int(meter.forward) / meter.costs.dense if self.counted else None
+        return Report(layers, inference, trained, training.skipped_steps)
 
     @torch.no_grad()
     def apply_masks(self, module: nn.Module) -> None:
@@ -293,8 +313,11 @@ class Sparsifier:
             raise UserError("this is no state of a Sparsifier: give what state_dict() returned")
         for what, value in mine.items():
             if theirs.get(what) != value:
-                raise UserError(f"the state is of another {what}: {shorten(theirs.get(what))}, and here it is "
-                                f"{shorten(value)}; build the Sparsifier as it was built then")  # fmt: skip
+                was, now = differing(theirs.get(what), value)
+                raise UserError(
+                    f"the state is of another {what}: {was}, and here it is {now}; build the Sparsifier as it was "
+                    "built then"
+                )
         training, maskset = self.training, self.training.maskset
         with torch.no_grad():
             for name, value in state["own"]["learned"].items():
@@ -387,6 +410,14 @@ def unscale(scaler: GradScaler, optimizer: Optimizer) -> None:
     done = scaler.is_enabled() and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
     if not done:
         scaler.unscale_(optimizer)
+
+
+def differing(one: Any, other: Any) -> tuple[str, str]:
+    """Return two values as text; of two dicts the items alone in which they differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        one, other = ({key: of[key] for key in keys if key in of} for of in (one, other))
+    return shorten(one), shorten(other)
 
 
 def shorten(value: Any) -> str:

@@ -299,6 +299,14 @@ def test_a_plan_says_what_is_done_what_is_likely_and_what_cannot_run(tmp_path):
     assert "folder_resnet20: no image folder at" in text
 
 
+def test_rows_of_one_page_changed_in_two_ways_are_told_apart_in_a_plan(tmp_path):
+    head = GRID.partition("rows:")[0]
+    rows = "".join(f"  - {{method: set, args: {{epochs: {epochs}, update_every: 8}}}}\n" for epochs in (1, 2))
+    refused, lines = show_plan(tmp_path, f"{head}rows:\n{rows}")
+    assert refused == 0 and line_of(lines, "(epochs=1)") and line_of(lines, "(epochs=2)")
+    assert len(set(filter(str.strip, lines))) == len(list(filter(str.strip, lines)))
+
+
 def test_a_folder_that_is_there_is_planned(tmp_path):
     make_folder(tmp_path / "data" / "folder")
     refused, lines = show_plan(tmp_path, "tasks: [folder_resnet20]\nseeds: [0]\nrows: [{method: dense}]")

@@ -146,6 +146,7 @@ def test_on_a_gpu_a_run_that_broke_off_goes_on_to_the_same_bits(bench, tmp_path_
         ({"arguments": "allow_dense=[blocks.*]"}, "allow_dense: 'blocks.*' matches no weight; the weights are"),
         ({"arguments": "methods.rigl=3"}, "methods must be a map of settings"),
         ({"arguments": "methods.rigll.update_every=3"}, "unknown method 'rigll': did you mean 'rigl'"),
+        ({"arguments": "sparsity=0.5"}, "'sparsity'; it is no setting: give it as SPARSITY="),
         ({"arguments": "methods.rigl.update_evry=3"}, "has no setting 'update_evry': did you mean 'update_every'"),
         (
             {"methods": "set", "arguments": "epochs=1"},

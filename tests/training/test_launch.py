@@ -164,5 +164,5 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_nothing_running(tmp_path):
     workers = children(process.pid)
     process.send_signal(signal.SIGINT)
     status, _, err = finish(process)
-    assert status == 130 and "stopped; the same command continues from the last checkpoint" in err
+    assert status == 130 and "stopped; the same command continues, from the last checkpoint" in err
     assert [cmdline(pid) for pid in workers.values()] == ["", ""]

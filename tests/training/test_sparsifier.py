@@ -209,6 +209,36 @@ def test_dense_weights_and_state_that_are_loaded_later_are_masked(what: str) -> 
     assert not any(momentum[name][~mask].any() for name, mask in sparse.masks.items())
 
 
+@pytest.mark.filterwarnings("default:the last of total_steps:UserWarning")
+def test_a_schedule_that_ends_above_its_target_for_skipped_steps_is_told() -> None:
+    model, sparse = build("granet")
+    assert sparse.report().skipped_steps == 0
+    train(model, sparse, batches()[:5])
+    lost = [(images * float("nan"), labels) for images, labels in batches()[5:]]
+    with pytest.warns(
+        UserWarning, match=r"active instead of .*: 7 steps were skipped because gradients were not finite"
+    ):
+        train(model, sparse, lost)
+    assert sparse.report().skipped_steps == 7 and "7 steps were skipped" in str(sparse.report())
+
+
+def test_frozen_layers_and_matrices_outside_layers_are_told(recwarn: pytest.WarningsRecorder) -> None:
+    class Mixed(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 16)
+
+    build("set", SmallNet(), steps_per_epoch=2)
+    assert not recwarn.list
+    build("set", Mixed(), steps_per_epoch=2)
+    assert "not lstm.weight_hh_l0, lstm.weight_ih_l0 (1,280 weights" in str(recwarn.pop(UserWarning).message)
+    frozen = SmallNet()
+    name, weight = next((n, w) for n, w in frozen.named_parameters() if w.dim() > 1)
+    weight.requires_grad_(False)
+    build("set", frozen, steps_per_epoch=2)
+    assert f"frozen layers are not pruned: {name}" in str(recwarn.pop(UserWarning).message)
+
+
 @pytest.mark.parametrize("name", ["top_kast", "str"])
 def test_weights_that_are_loaded_later_are_refused_where_a_method_keeps_the_inactive(name: str) -> None:
     data = batches()
@@ -603,6 +633,8 @@ def test_a_step_without_gradients_and_a_state_of_another_method_are_refused() ->
         copy.deepcopy(sparse)
     with pytest.raises(UserError, match="another sparsity"):
         sparse.load_state_dict(build("granet", sparsity=0.7)[1].state_dict())
+    with pytest.raises(UserError, match=r"settings: {'update_every': 4}, and here it is {'update_every': 3};"):
+        sparse.load_state_dict(build("granet", update_every=4)[1].state_dict())
 
 
 def test_an_optimiser_that_was_taken_over_does_the_same_under_a_scheduler() -> None:
