@@ -159,7 +159,7 @@ def measure(folder: Path) -> dict[str, Any]:
     from leaderboard.board import build
 
     stages: dict[str, float] = {"import": time.perf_counter() - began}
-    places = {"read": (build, "load_store"), "tables": (build, "make_page"), "paper page": (build, "paper_text")}
+    places = {"read": (build, "load_store"), "tables": (build, "make_sheet"), "paper page": (build, "paper_text")}
     places["pictures"] = (draw, "draw_all")
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
