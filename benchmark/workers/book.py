@@ -11,6 +11,7 @@ import dataclasses
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -60,6 +61,7 @@ class Book:
     worker: int = 0
     known: dict[str, End] = field(default_factory=dict)
     uncounted: set[str] = field(default_factory=set)  # cells with an attempt here that could not be noted
+    failures: Counter[str] = field(default_factory=Counter)  # seen here, by the note of the attempt before
 
     def log(self, worker: int) -> Path:
         """Return where a worker's console text goes."""
@@ -134,9 +136,14 @@ class Book:
         return self.path("attempt", name).exists()
 
     def may_retry(self, name: str) -> bool:
-        """Return whether a cell whose attempt has just failed is tried again: not where attempts cannot be counted."""
+        """Return whether a cell whose attempt has just failed is tried again: not where attempts cannot be counted.
+
+        One that fails before it is counted, or was taken back, leaves the note of the last: it is counted here.
+        """
         last = read_note(self.path("attempt", name))
-        return name not in self.uncounted and last is not None and count_fruitless(last) <= self.retries
+        self.failures[key := f"{name} {last}"] += 1
+        known = name not in self.uncounted and last is not None and self.failures[key] <= self.retries
+        return known and count_fruitless(last) <= self.retries
 
     def describe_loss(self, last: dict[str, Any], times: int) -> str:
         """Return the message for a cell that keeps losing its process."""

@@ -140,6 +140,21 @@ def test_a_cell_whose_attempts_cannot_be_counted_on_a_full_disk_is_not_tried_for
     assert not book.may_retry("cell")
 
 
+def test_a_cell_that_fails_before_its_attempt_is_counted_is_not_tried_for_ever(tmp_path):
+    """Its folder may have become read-only, so that its lock is refused, or the failure one that is taken back."""
+    book, run = Book(tmp_path, retries=2), tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "attempt").mkdir()
+    with pytest.raises(OSError, match="full"), book.counting("cell", run):
+        raise OSError(errno.ENOSPC, "full")
+    assert [book.may_retry("cell") for _ in range(4)] == [True, True, False, False]
+    (run / "checkpoint").write_bytes(b"further")  # by another worker: it counts anew
+    for _ in range(3):
+        with pytest.raises(PassingError), book.counting("cell", run):
+            raise PassingError("stale")
+    assert [book.may_retry("cell") for _ in range(3)] == [True, True, False]
+
+
 def test_a_finished_run_waits_for_a_store_that_is_out_of_reach(tmp_path, monkeypatch):
     grid = Grid(tmp_path)
     assert grid(HEAD + SET) == 0
