@@ -205,9 +205,10 @@ def publish(record: Record, folder: Path, places: Places) -> Path:
     """
     kept = f"the finished run is kept in {folder}, and the same command publishes it"
     try:
-        path = find_same(record, places.records) or write_record(record, places.records)
-    except UnreadableError as error:
-        raise UserError(f"the records of run {record['run']} in {places.records} are {error}; {kept}") from error
+        path = find_same(record, places.records) or write_record(record, places.records, begin=False)
+    except (UnreadableError, FileNotFoundError) as error:
+        gone = error if isinstance(error, UnreadableError) else "out of reach"
+        raise UserError(f"the records of run {record['run']} in {places.records} are {gone}; {kept}") from error
     (folder / "checkpoint").unlink(missing_ok=True)  # before the finished record: a kill here repeats nothing
     (folder / FINISHED).unlink()
     return path

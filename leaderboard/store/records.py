@@ -46,19 +46,21 @@ class Problem:
     reason: str
 
 
-def write_record(record: Record, folder: Path) -> Path:
+def write_record(record: Record, folder: Path, begin: bool = True) -> Path:
     """Write `record` to `folder` as a file of its own and return its path.
 
-    The name is that of the run, `RUN.json`; if it is taken, the run is a repeat and becomes `RUN.2.json`, `.3` …
-    The seal is added; a record of schema 1 has none. Raises RecordError for an invalid record (NaN, infinities and a
-    wrong seal included), before anything is written. Invariant: no existing file is ever changed, and a process killed
-    at any time leaves no partial record under a record's name.
+    begin: whether a folder that is not there is made; else FileNotFoundError is raised, for a store that was there a
+    moment ago is out of reach. The name is that of the run, `RUN.json`; if it is taken, the run is a repeat and becomes
+    `RUN.2.json`, `.3` … The seal is added; a record of schema 1 has none. Raises RecordError for an invalid record
+    (NaN, infinities and a wrong seal included), before anything is written. Invariant: no existing file is ever
+    changed, and a process killed at any time leaves no partial record under a record's name.
     """
     faults = find_faults(record)
     if faults:
         run = record.get("run") if isinstance(record, dict) else None
         raise RecordError(f"record '{run}' is invalid and was not written: {list_faults(faults)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if begin:
+        folder.mkdir(parents=True, exist_ok=True)
     with hidden_file(file_text(record).encode(), folder) as hidden:
         return publish(hidden, folder, file_stem(record["run"]))
 

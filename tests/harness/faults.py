@@ -286,8 +286,8 @@ class Play:
             for path in [folder / name for folder in cells for name in ("lock", "grid.lock")]:
                 path.write_text("12345\n")
         elif damage.what == "hidden file":
-            begun = [folder for folder in cells if (folder / FINISHED).exists() or (folder / "checkpoint").exists()]
             # A run whose record is out has no writer that could have left anything.
+            begun = [folder for folder in cells if not list((self.folder / "records").glob(f"{folder.name}*.json"))]
             for path in [self.folder / "records" / ".partial-1-ab.tmp", *(f / ".checkpoint.ab" for f in begun)]:
                 if path.parent.exists():
                     path.write_text('{"run": "half of it')
@@ -350,7 +350,7 @@ class Watch:
                 self.sent.add(child)
                 self.send(child, start)
         elif os.WIFSTOPPED(status):
-            self.on_pause()
+            self.on_pause(child)
             os.kill(child, signal.SIGCONT)
         else:
             del self.running[child]
@@ -372,15 +372,29 @@ class Watch:
         if status not in ENDINGS | killed | stopped:
             self.play.faults.append(f"{start} ended with {status}: {self.play.tail(log)}")
 
-    def on_pause(self) -> None:
+    def on_pause(self, child: int) -> None:
         """Let the weather begin, or the paused cell be started once more."""
         if self.round.twice:
             self.start_twice()
-        elif self.round.weather is not None:
+        elif self.round.weather is not None and self.await_starts(child):
             records = self.play.folder / "records"
             records.rename(records.with_name("records.away"))
             self.play.hits[self.round.weather.kind] += 1
             self.weather_until = time.monotonic() - self.began + self.round.weather.for_s
+
+    def await_starts(self, paused: int) -> bool:
+        """Wait until every process has looked for its store, and return whether: without any it may begin a new one."""
+
+        def has_looked(child: int) -> bool:
+            text = self.logs[child].read_text() if self.logs[child].exists() else ""
+            return any(said in text for said in ("checking before the first", "run 1/1", "error: "))
+
+        patience = time.monotonic() + LONGEST_S / 4
+        while has_looked(paused) and time.monotonic() < patience:
+            if all(map(has_looked, self.running)):
+                return True
+            time.sleep(0.01)
+        return False
 
     def start_twice(self) -> None:
         """Start the cell that a paused process holds; it must be refused."""

@@ -155,7 +155,8 @@ def test_a_cell_that_fails_before_its_attempt_is_counted_is_not_tried_for_ever(t
     assert [book.may_retry("cell") for _ in range(3)] == [True, True, False]
 
 
-def test_a_finished_run_waits_for_a_store_that_is_out_of_reach(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["sweep", "find_same"])  # with the run's lock held; just before it is written
+def test_a_finished_run_waits_for_a_store_that_is_out_of_reach(moment, tmp_path, monkeypatch):
     grid = Grid(tmp_path)
     assert grid(HEAD + SET) == 0
     (record,) = grid.records()
@@ -168,7 +169,7 @@ def test_a_finished_run_waits_for_a_store_that_is_out_of_reach(tmp_path, monkeyp
         (tmp_path / "records").rename(tmp_path / "away")
 
     with monkeypatch.context() as patch:
-        patch.setattr("benchmark.runs.run.sweep", vanish)  # called with the run's lock held, before it is published
+        patch.setattr(f"benchmark.runs.run.{moment}", vanish)
         assert grid(HEAD + SET) == 1
     assert "the same command publishes it" in grid.said[0] and not (tmp_path / "records").exists()
     (tmp_path / "away").rename(tmp_path / "records")
