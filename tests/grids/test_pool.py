@@ -124,7 +124,8 @@ def test_a_cell_that_always_takes_its_process_down_fails_after_the_bound_and_the
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on_to_the_same_records(grid, tmp_path, how):
-    text = HEAD.replace("seeds: [0]", "seeds: [0, 1]") + LONG
+    # So long that the first run still trains when the second begins, on a busy machine, too.
+    text = HEAD.replace("seeds: [0]", "seeds: [0, 1]") + LONG.replace("epochs: 4", "epochs: 16")
     alone = run_alone(tmp_path / "alone", text)
     grid.write(text)
     driver = start(grid.folder, "sweep", "grid.yaml", "--jobs", "2", "--checkpoint-s", "3600")
