@@ -59,7 +59,7 @@ class Trial:
     cell: Cell
     start: dict[str, Tensor]  # the state_dict before the first masks
     calls: list[Call]
-    traces: list[str]  # what calls of any hook left behind that they must not, each told once
+    traces: list[str]  # what calls of its hooks left behind that they must not
     begun: State | None = None  # after the first masks
     rewound: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # what further rounds began with, by step
     commits: list[Commit] = field(default_factory=list)
@@ -426,10 +426,12 @@ def spy_on(method: Method, calls: list[Call], traces: list[str], before_call: Ca
         def ask(self: Any, *shown: Any) -> Any:
             inputs: dict[str, Tensor] = {}
             for one in shown:
-                inputs |= (
-                    inputs_of(one) if isinstance(one, View) else {"values": one} if isinstance(one, Tensor) else {}
-                )
-                inputs |= dict(one) if isinstance(one, Mapping) else {}
+                if isinstance(one, View):
+                    inputs |= inputs_of(one)
+                elif isinstance(one, Mapping):
+                    inputs |= one
+                elif isinstance(one, Tensor):
+                    inputs["values"] = one
             step = next((f" at step {one.step}" for one in shown if isinstance(one, View)), "")
             with tracing(traces, f"{name}(){step}", inputs):
                 return original(self, *shown)
