@@ -14,7 +14,7 @@ from benchmark.base.errors import UserError, describe_failure
 from benchmark.config.cells import DonorRun
 from benchmark.distributed.ranks import count_ranks, differing_ranks, digest, share_tensors
 from benchmark.training.masks import MaskSet, unpack
-from benchmark.training.method_state import asking, check_penalty
+from benchmark.training.method_state import asking, check_penalty, versions_of
 from methods.core import (
     Budget,
     ContractError,
@@ -51,12 +51,12 @@ def propose(method: Method, name: str, view: View) -> Update:
     Raises UserError, naming method, moment and promise, when it fails or writes to its inputs.
     """
     moment = "setup" if view.step == 0 else f"the update at step {view.step}"
-    versions = versions_of(view)
+    versions = versions_of(tensors_of(view))
     try:
         with torch.no_grad(), asking_together():
             proposal = take(as_update(method.setup(view) if view.step == 0 else method.update(view)), view)
             look_ahead(proposal, view)
-        if versions != versions_of(view):
+        if versions != versions_of(tensors_of(view)):
             raise ContractError("must not write to weights, masks or gradients: return new masks instead")
     except ContractError as error:
         raise UserError(f"method '{name}' breaks its contract in {moment}: it {error}") from error
@@ -133,11 +133,6 @@ def shown_by(view: View) -> list[Mapping[str, Tensor]]:
 def tensors_of(view: View) -> Iterator[Tensor]:
     """Yield every tensor that a view shows."""
     return (tensor for tensors in shown_by(view) for tensor in tensors.values())
-
-
-def versions_of(view: View) -> list[int]:
-    """Return torch's counts of writes to what a view shows: they differ once a method has written to any of it."""
-    return [tensor._version for tensor in tensors_of(view)]
 
 
 def look_ahead(update: Update, view: View) -> None:

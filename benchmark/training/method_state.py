@@ -75,16 +75,21 @@ def check_learned(name: str, method: Method, learned: Any, taken: set[str]) -> N
         raise UserError(f"method '{name}' has learned parameters and no weigh() that uses them")
 
 
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Return torch's counts of writes to tensors: they differ once any of these was written to."""
+    return [tensor._version for tensor in tensors]
+
+
 @contextmanager
 def asking(method: Method, name: str, hook: str, shown: Iterable[Tensor]) -> Iterator[None]:
     """Raise UserError, naming the hook, where the method fails in it or writes to what it is shown."""
     shown = list(shown)
-    versions = [tensor._version for tensor in shown]
+    versions = versions_of(shown)
     try:
         yield
     except Exception as error:  # a plugin may raise anything at all
         raise UserError(f"method '{name}' fails in {hook}: {describe_failure(error, type(method))}") from error
-    if versions != [tensor._version for tensor in shown]:
+    if versions != versions_of(shown):
         raise UserError(
             f"method '{name}' breaks its contract: {hook} must not write to what it is shown: return tensors of its own"
         )

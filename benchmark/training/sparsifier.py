@@ -42,7 +42,7 @@ from benchmark.training.given import (
     waits_for,
 )
 from benchmark.training.masks import MaskSet, inner_state
-from benchmark.training.method_state import MethodState
+from benchmark.training.method_state import MethodState, versions_of
 from benchmark.training.report import LayerReport, Report
 from benchmark.training.setup import begin_masks
 from benchmark.training.sparse import SparseTraining
@@ -333,7 +333,7 @@ class Sparsifier:
     def look(self) -> tuple[list[int], Mapping[Tensor, Any]]:
         """Return what shows whether weights were written to, and the optimiser's state loaded."""
         training = self.training
-        return [weight._version for weight in training.maskset.weights.values()], inner_state(training.optimizer)
+        return versions_of(training.maskset.weights.values()), inner_state(training.optimizer)
 
     @torch.no_grad()
     def settle_writes(self) -> None:

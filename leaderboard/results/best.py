@@ -15,6 +15,7 @@ from leaderboard.results.scope import Section, dense_mean
 from leaderboard.tables.comparisons import certain, grain
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import BLANK, LEAST_SEEDS, Row, line, multiple, percent
+from leaderboard.tables.usage import count_trainings
 
 COSTS = {"train": "training", "inference": "inference"}
 BUDGETS = {"train": (0.05, 0.1, 0.2, 0.4), "inference": (0.05, 0.1, 0.2)}  # multiples of the dense network's FLOPs
@@ -69,7 +70,7 @@ def find_points(section: Section, tables: Tables) -> list[Point]:
             if len(known := certain(entry)) >= LEAST_SEEDS:
                 costs = {part: fmean(run["macs"][f"{part}_share"] for run in entry.finished) for part in COSTS}
                 name = VERSION.sub("", row.label) + (" *(ours)*" if row.reference.startswith(OWN) else "")
-                rounds = max(run.get("rounds", {"count": 1})["count"] for run in entry.finished)
+                rounds = max(map(count_trainings, entry.finished))
                 found[key] = row, Point(name, sparsity, known, costs, rounds)
             elif entry.diverged:
                 found.pop(key, None)

@@ -15,6 +15,7 @@ from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import grain
 from leaderboard.tables.sections import amount
 from leaderboard.tables.table import escape, percent
+from leaderboard.tables.usage import count_trainings
 
 NEAR_CEILING = 2.0  # points of error of the dense network, up to which methods can hardly differ
 MAIN = ("data", "model", "epochs", "image size", "batch size", "training images")  # the first to tell pages apart
@@ -100,7 +101,7 @@ def about_rounds(sections: list[Section]) -> str:
     trainings: dict[str, set[int]] = {}
     for section in sections:
         for run in section.runs:
-            if (count := run.get("rounds", {"count": 1})["count"]) > 1:
+            if (count := count_trainings(run)) > 1:
                 trainings.setdefault(run["method"]["name"], set()).add(count)
     if not trainings:
         return ""

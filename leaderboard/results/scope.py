@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -231,18 +231,22 @@ def list_commands(records: list[Record], branches: list[Record]) -> tuple[list[s
         *run_commands(loose),
         *sorted(studies - {""}),
     ]
-    distant = name_distant([*records, *branches])
+    distant = name_distant([*records, *branches], grids)
     plain = [command for command in found if SHOWN.fullmatch(command)]
     plain.sort(key=lambda command: any(word.partition("=")[2] in distant for word in command.split()))
     hidden = len(found) - len(plain) + ("" in studies)
     return plain[:MOST_COMMANDS], hidden + max(0, len(plain) - MOST_COMMANDS)
 
 
-def name_distant(runs: Iterable[Record]) -> set[str]:
-    """Return the pages and grid files all of whose runs read a folder of images, which others may not have."""
+def name_distant(runs: Iterable[Record], grids: Mapping[str, str]) -> set[str]:
+    """Return the pages and grid files all of whose runs read a folder of images, which others may not have.
+
+    grids: `grid_command` of the records' commands.
+    """
     near: dict[str, bool] = {}
     for run in runs:
-        for name in (run["page"]["name"], grid_command(run["command"]).removeprefix("make sweep GRID=").split(" ")[0]):
+        grid = grids.get(run["command"], "").removeprefix("make sweep GRID=").partition(" ")[0]
+        for name in (run["page"]["name"], grid):
             near[name] = near.get(name, False) or run["page"]["settings"].get("data") != "folder"
     return {name for name, is_near in near.items() if name and not is_near}
 

@@ -24,7 +24,7 @@ from leaderboard.tables.table import (
     percent,
     place_runs,
 )
-from leaderboard.tables.usage import by_machine, machine_of, tell_energy, tell_memory, tell_updates
+from leaderboard.tables.usage import by_machine, count_trainings, machine_of, tell_energy, tell_memory, tell_updates
 
 DETAILS = [
     "method",
@@ -130,7 +130,7 @@ def notes(entry: Entry) -> list[str]:
     moved = {run["sparsity"] for sparsity, runs in placed for run in runs if run["sparsity"] != sparsity}
     for record in entry.counted:
         empty, skipped = [escape(name) for name in record["empty_layers"]], record["skipped_steps"]
-        rounds = record.get("rounds", {"count": 1})["count"]
+        rounds = count_trainings(record)
         zero, reached = count_zeros(record), record["density"].get("reached", record["density"]["prunable"])
         found = {
             "diverged": record["status"] != "ok",

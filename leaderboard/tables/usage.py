@@ -18,6 +18,11 @@ PEAKS = {"process_peak_bytes": "process", "device_peak_bytes": "device"}
 POWERS = ("", "k", "M", "G", "T")
 
 
+def count_trainings(run: Record) -> int:
+    """Return how often a run had the page's training: once, unless its method trains in rounds."""
+    return int(run["rounds"]["count"]) if "rounds" in run else 1
+
+
 def machine_of(run: Record) -> tuple[str, str, int, int]:
     """Return device, its name, threads and processes of a run; what the record lacks is empty or 0."""
     environment = run["environment"]
