@@ -27,6 +27,7 @@ from leaderboard.results.agreement import (
 )
 from leaderboard.results.caveats import list_caveats, tell_apart
 from leaderboard.results.growing import find_grown, growing_lines, tell_growing
+from leaderboard.results.longer import find_longer, longer_lines, tell_longer
 from leaderboard.results.scope import (
     Section,
     at_chance,
@@ -131,13 +132,15 @@ def render_results(
     )
     every = [*sections, *studied]
     lines = [introduction, "", summary(every, [found for _, of in tested for found in of], studies), ""]
-    grown = find_grown(as_they_come)
-    lines += summary_lines(as_they_come, tested, studies, tell_growing(grown), tables)
+    grown, longer = find_grown(as_they_come), find_longer(as_they_come)
+    notes = [*tell_longer(longer), *tell_growing(grown)]
+    lines += summary_lines(as_they_come, tested, studies, notes, tables)
     lines += ["## What was run", "", *ran_lines(sections, studied, skipped), "", "## What it cost", ""]
     lines += ["Hours are of training, of one process, summed over runs. FLOPs are 2 × multiply-adds; *of dense*: as a"]
     lines += ["multiple of what the same runs would have cost dense.", "", *cost_table(every), ""]
     lines += ["## What agrees with the paper, and what does not", "", *agreement_lines(tested, tables), ""]
     lines += [
+        *longer_lines(longer),
         *plasticity_lines(studies),
         "",
         *growing_lines(grown),

@@ -197,6 +197,32 @@ def test_too_few_values_of_either_row_give_no_interval():
     assert difference_of_means([91.0] * 3, [90.0] * 3, GRAIN).p is not None
 
 
+def test_the_change_of_a_difference_is_the_one_worked_by_hand():
+    # 94 - 92 after, 91 - 90 before; variances 1, 4, 1 and 1 over 3, 5, 3 and 3: error² 1/3 + 4/5 + 1/3 + 1/3 = 9/5,
+    # Satterthwaite's degrees of freedom 3.24 / (3 · 1/18 + 16/100) = 9.92, rounded down to 9: halfway to 2, 5.5
+    after, before = ([93.0, 94.0, 95.0], [90.0, 90.0, 92.0, 94.0, 94.0]), ([90.0, 91.0, 92.0], [89.0, 90.0, 91.0])
+    found = stats.change_of_difference(before, after)
+    assert (found.n, found.mean, found.sd) == (3, 1.0, pytest.approx(math.sqrt(7)))
+    assert found.p == pytest.approx(2 * oracle.t.sf(1 / math.sqrt(1.8), 5.5))
+    assert found.high - found.mean == pytest.approx(oracle.t.ppf(0.975, 5.5) * math.sqrt(1.8))
+    turned = stats.change_of_difference(after, before)
+    assert (turned.mean, turned.p, turned.low) == (-1.0, found.p, -found.high)
+    assert stats.change_of_difference(before, ([1.0], [1.0, 2.0])).p is None
+    with pytest.raises(ValueError, match="finite"):
+        stats.change_of_difference(before, ([1.0, math.nan], [1.0, 2.0]))
+
+
+def test_a_change_from_rows_without_spread_is_the_difference_of_the_others():
+    a, b = [93.0, 94.0, 95.5], [90.0, 90.5, 92.0]
+    found = stats.change_of_difference(([91.0] * 3, [90.0] * 3), (a, b))
+    alone = difference_of_means(a, b)
+    assert (found.mean, found.p) == (
+        pytest.approx(alone.mean - 1),
+        pytest.approx(difference_of_means(a, [v + 1 for v in b]).p),
+    )
+    assert stats.change_of_difference(([91.0] * 3, [90.0] * 3), ([91.0] * 3, [91.0] * 3)).p is None
+
+
 # Calibration: false positives and coverage
 
 
@@ -234,6 +260,15 @@ def test_two_equal_rows_are_told_apart_in_one_of_twenty_comparisons_at_most(seed
     pairs = zip(*(row.tolist() for row in rows), strict=True)
     share = sum(difference_of_means(one, other, GRAIN).p <= ALPHA for one, other in pairs) / draws
     assert share <= 0.06 + tolerance(0.06, draws) if not shared else share < 0.04
+
+
+@pytest.mark.parametrize(("counts", "sds"), [((5, 5, 3, 3), (1, 1, 1, 1)), ((10, 5, 3, 3), (2.4, 0.8, 1.2, 0.3))])
+def test_the_interval_of_a_change_covers_in_93_to_99_percent(counts, sds):
+    draw = np.random.default_rng(counts)
+    rows = [draw.normal(0, sd, (DRAWS, n)).tolist() for n, sd in zip(counts, sds, strict=True)]
+    found = [stats.change_of_difference((a, b), (c, d)) for a, b, c, d in zip(*rows, strict=True)]
+    slack = tolerance(0.95, DRAWS)
+    assert 0.935 - slack <= sum(one.low <= 0 <= one.high for one in found) / DRAWS <= 0.985 + slack
 
 
 def textbook_p(a, b):

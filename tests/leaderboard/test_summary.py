@@ -11,6 +11,7 @@ import pytest
 from leaderboard.paper.published import load_tables
 from leaderboard.results.best import best_lines, find_best, tell_best
 from leaderboard.results.growing import find_grown, growing_lines, tell_growing
+from leaderboard.results.longer import find_longer, longer_lines, tell_longer
 from leaderboard.results.scope import Section, table_sections
 from leaderboard.results.summary import summary_lines
 from tests.harness.record_factory import make_runs, merge, table
@@ -264,3 +265,65 @@ def test_a_repeat_tells_of_dead_filters_only_where_it_has_the_very_masks() -> No
     (found,) = find_grown([section(runs)])
     lines = {(one.method, one.interval): one.dead() for one in found.lines}
     assert lines["rigl_itop", 140] == {0: 5.0}
+
+
+# What more training changes
+
+
+def long(name: str, accuracies: Any, **changes: Any) -> list[dict[str, Any]]:
+    """Return runs of a method on the same images for 12 epochs, where `make_runs` has 3."""
+    page = {"name": "longer", "variant": "b", "title": "ResNet-20, longer", "settings": {"epochs": 12, "lr": 0.2}}
+    return own(name, accuracies, **merge({"page": page}, changes))
+
+
+def own(name: str, accuracies: Any, **changes: Any) -> list[dict[str, Any]]:
+    return make_runs(name, accuracies, **merge({"method": {"source": f"methods/{name}.py"}}, changes))
+
+
+def short_runs() -> list[dict[str, Any]]:
+    return [*own("granet", LOW), *own("gmp", LOW), *own("rigl_itop", LOW), *own("set", HIGH)]
+
+
+def long_runs(**changes: Any) -> list[dict[str, Any]]:
+    return [*long("granet", HIGH, **changes), *long("gmp", LOW, **changes), *long("rigl_itop", HIGH, **changes)]
+
+
+def test_what_the_longer_page_adds_to_a_difference_is_told_and_what_stays_is_not() -> None:
+    (found,) = find_longer(table_sections(short_runs() + long_runs()))
+    by_pair = {(change.a, change.b): change for change in found.changes}
+    assert found.epochs == "3 → 12 epochs" and list(by_pair) == [("granet", "rigl_itop"), ("granet", "gmp")]
+    grew = by_pair["granet", "gmp"]
+    assert (grew.before, grew.after, grew.difference.mean) == (0.0, pytest.approx(8.9 / 3), pytest.approx(8.9 / 3))
+    assert by_pair["granet", "rigl_itop"].difference.mean == 0.0
+    assert grew.p == pytest.approx(2 * grew.difference.p, rel=1e-6)  # Holm's over the two
+    (told,) = tell_longer([found])
+    assert told == (
+        "**What more training changes** (3 → 12 epochs, to ResNet-20, longer): `granet` − `rigl_itop` at 90 % from "
+        "+0.00 to +0.00; `granet` − `gmp` at 90 % from +0.00 to +2.97; significant of 2 changes: `granet` − `gmp` at "
+        "90 % ([all](#what-more-training-changes))."
+    )
+    text = "\n".join(longer_lines([found]))
+    assert text.startswith("### What more training changes\n") and "They differ in lr, too." in text
+    assert ["granet − gmp", "90 %", "+0.00", "+2.97", "**+2.97**"] in [row[:5] for row in table(text)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"fingerprint": "f" * 64}},
+        {"page": {"settings": {"model": "vgg"}}},
+        {"page": {"settings": {"epochs": 3}}},
+        {"sparsity": 0.98},
+        {"method": {"source": "elsewhere.py"}},
+    ],
+)
+def test_what_differs_in_more_than_length_is_not_compared(changes: dict[str, Any]) -> None:
+    assert find_longer(table_sections(short_runs() + long_runs(**changes))) == []
+
+
+def test_two_seeds_or_a_run_that_diverged_carry_no_change() -> None:
+    for lacking in ((93.0, 93.4), (93.0, 93.4, 93.1, None)):
+        runs = short_runs() + long_runs() + long("set", HIGH)
+        runs = [run for run in runs if (run["method"]["name"], run["page"]["name"]) != ("granet", "longer")]
+        (found,) = find_longer(table_sections([*runs, *long("granet", lacking)]))
+        assert [(change.a, change.b) for change in found.changes] == [("rigl_itop", "set")]
