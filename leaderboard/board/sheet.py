@@ -35,8 +35,9 @@ UNITS = """\
   passes. `0.19×` is a multiple of the dense network's; dense rows give FLOPs as they are.
 - **Training time, images/s** in the details: medians over seeds, of a machine that may have done other work. No measure
   of a method: `make perf` is.
-- **Notes** in the details: `(file …)` tells apart versions of a method's file; `uncommitted code` ran with files that
-  differ from the commit named in the record; `repeats` are further runs of a seed; `empty layers` hold no weight.
+- **Notes** in the details: `(file …)` tells apart versions of a method's file; `uncommitted code` ran, in whole or
+  in part, with files that differ from the commit named in the record; `repeats` are further runs of a seed; `empty
+  layers` hold no weight.
 - `·`: nothing to show. Different protocols, page settings, data or arithmetic (fp32, bf16) never share a table."""
 
 DEAD = """\

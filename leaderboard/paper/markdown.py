@@ -288,8 +288,8 @@ Accuracies are top-1 on the test images, in percent; differences are in points. 
 - **ours, selected on validation**: clean too, test accuracy of the epoch with the best validation accuracy, on pages
   that hold out validation images.
 - `seed 0`: the record of a run. Of several runs of a seed the first that finished counts, the others are `repeat`.
-  Diverged runs are counted beside n and enter no mean. `uncommitted code` ran with files that differ from the commit
-  named in the record.
+  Diverged runs are counted beside n and enter no mean. `uncommitted code` ran, in whole or in part, with files that
+  differ from the commit named in the record.
 - `not compared`: further runs of the cell, and in what they depart from the paper's protocol or from the runs compared.
 
 Verdicts:

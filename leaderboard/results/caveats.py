@@ -154,7 +154,10 @@ def about_code(sections: list[Section]) -> str:
     loose, lost = sum(run["git"]["dirty"] is not False for run in runs), sum(run["status"] != "ok" for run in runs)
     parts = []
     if loose:
-        parts.append(f"{amount(loose, 'run')} ran with code that is in no commit, or unknown: nobody can run it again.")
+        parts.append(
+            f"{amount(loose, 'run')} ran with code that is in no commit, unknown, or of one commit before an "
+            "interruption and of another after it: nobody can run it again as it was."
+        )
     if lost:
         parts.append(f"{amount(lost, 'run')} diverged and enter no mean: their rows are never called better.")
     return " ".join(parts)
