@@ -119,11 +119,11 @@ def tell_unlike(pair: Longer) -> str:
     mine, theirs = one["page"]["settings"], other["page"]["settings"]
     told = [f"arithmetic ({arithmetic(one)} → {arithmetic(other)})"] if arithmetic(one) != arithmetic(other) else []
     told += [
-        escape(name.replace("_", " "))
+        "settings of single methods" if name == "methods" else escape(name.replace("_", " "))
         for name in sorted(mine.keys() & theirs.keys() - TOLD_APART)
         if mine[name] != theirs[name]
     ]
-    return f" They differ in {', '.join(told)}, too." if told else ""
+    return f" They also differ in {', '.join(told)}." if told else ""
 
 
 def describe(change: Change) -> list[str]:

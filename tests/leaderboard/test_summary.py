@@ -303,7 +303,7 @@ def test_what_the_longer_page_adds_to_a_difference_is_told_and_what_stays_is_not
         "90 % ([all](#what-more-training-changes))."
     )
     text = "\n".join(longer_lines([found]))
-    assert text.startswith("### What more training changes\n") and "They differ in lr, too." in text
+    assert text.startswith("### What more training changes\n") and "They also differ in lr." in text
     assert ["granet − gmp", "90 %", "+0.00", "+2.97", "**+2.97**"] in [row[:5] for row in table(text)]
 
 
