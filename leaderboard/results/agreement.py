@@ -58,7 +58,7 @@ def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     """
     from leaderboard.tables.stats import holm  # here, because scipy takes a second
 
-    rows = {name: merge_versions(name, found) for name, found in own_rows(runs).items()}
+    rows = merge_rows(runs)
     claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(runs, rows[a], rows[b])}
     adjusted = holm({key: p_of(claim) for key, claim in claims.items()})
     family = sum(p is not None for p in adjusted.values())
@@ -84,6 +84,11 @@ def own_rows(runs: list[Record]) -> dict[str, list[Side]]:
         if row.label in found and own:
             found[row.label].append(Side(row.label, own, row.settings))
     return {name: sorted(sides, key=lambda side: max(map(finish_key, side.runs))) for name, sides in found.items()}
+
+
+def merge_rows(runs: list[Record]) -> dict[str, Side]:
+    """Return the row that is compared of each method in STATEMENTS, without runs where there is none."""
+    return {name: merge_versions(name, versions) for name, versions in own_rows(runs).items()}
 
 
 def merge_versions(name: str, versions: list[Side]) -> Side:

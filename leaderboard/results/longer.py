@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from leaderboard.claims.claim import show_p
-from leaderboard.results.agreement import STATEMENTS, merge_versions, own_rows
+from leaderboard.results.agreement import STATEMENTS, merge_rows
 from leaderboard.results.scope import Section, epochs_of
 from leaderboard.store.repeat import arithmetic
 from leaderboard.tables.comparisons import certain, grain, show_interval, signed
@@ -81,13 +81,9 @@ def compare_pages(short: Section, long: Section) -> list[Change]:
     # here, because scipy takes a second
     from leaderboard.tables.stats import change_of_difference, difference_of_means, holm
 
-    rows = [
-        {name: merge_versions(name, of) for name, of in own_rows(page.runs).items() if of} for page in (short, long)
-    ]
+    rows = [merge_rows(page.runs) for page in (short, long)]
     found, step = [], grain(long.runs[0])
     for a, b in STATEMENTS:
-        if not all(name in known for name in (a, b) for known in rows):
-            continue
         sides = [known[name] for known in rows for name in (a, b)]
         for sparsity in sorted(set.intersection(*(set(side.sparsities()) for side in sides))):
             samples = [list(certain(side.at(sparsity)).values()) for side in sides]
