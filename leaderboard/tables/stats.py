@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -131,16 +131,12 @@ def change_of_difference(
     """
     check_grain(grain)
     samples = [check_values(values) for values in (*after, *before)]
-    counts = np.array([len(values) for values in samples])
-    if counts.min() < 2:
-        return Difference(int(counts.min()), None, None, None, None, None, None)
+    counts = [len(values) for values in samples]
+    if min(counts) < 2:
+        return Difference(min(counts), None, None, None, None, None, None)
     means, sds = (np.array(of) for of in zip(*map(mean_std, samples), strict=True))
-    squares = np.square(widen(sds, grain, 1)) / counts
-    freedom = np.sum(squares) ** 2 / np.sum(squares**2 / (counts - 1)) if np.any(squares) else 1.0
-    freedom = freedom if np.ptp(counts) == 0 else np.floor(freedom + ROUNDING)
-    cautious = float(freedom + counts.min() - 1) / 2
-    mean, error = float(means @ (1, -1, -1, 1)), math.sqrt(np.sum(squares))
-    return conclude(int(counts.min()), mean, float(np.linalg.norm(sds)), error, cautious)
+    error, freedom = map(float, cautious_error(np.square(widen(sds, grain, 1)) / counts, counts))
+    return conclude(min(counts), float(means @ (1, -1, -1, 1)), float(np.linalg.norm(sds)), error, freedom)
 
 
 def difference_from_published(
@@ -168,42 +164,50 @@ def difference_from_published(
     return conclude_welch(len(ours), average - mean, math.hypot(sd, std), squares, (len(ours), n))
 
 
-def welch_error(square_a: Any, square_b: Any, n_a: Any, n_b: Any) -> tuple[Any, Any]:
-    """Return standard error and degrees of freedom of a difference of means; squared errors and counts of both.
+def welch_error(squares: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:
+    """Return standard error and degrees of freedom of a difference of means; squared errors and counts of each.
 
-    Numbers or arrays. At equal numbers the interval covers the true difference in 94 to 97 % at any ratio of spreads.
-    At unequal ones the degrees of freedom are rounded down: 2 against 3 and 10 against 3 would cover 91 and 92.7 % at
-    worst, so 93 to 98 %.
+    Numbers, or arrays that fit each other. At equal numbers the interval covers the true difference in 94 to 97 % at
+    any ratio of spreads. At unequal ones the degrees of freedom are rounded down: 2 against 3 and 10 against 3 would
+    cover 91 and 92.7 % at worst, so 93 to 98 %.
     """
-    total, parts = square_a + square_b, square_a**2 / (n_a - 1) + square_b**2 / (n_b - 1)
+    total = sum(squares)
+    parts = sum(square**2 / (n - 1) for square, n in zip(squares, counts, strict=True))
     freedom = np.divide(total**2, parts, out=np.ones(np.shape(parts)), where=np.asarray(parts) > 0)
-    return np.sqrt(total), np.where(np.equal(n_a, n_b), freedom, np.floor(freedom + ROUNDING))
+    least, most = bounds_of(counts)
+    return np.sqrt(total), np.where(least == most, freedom, np.floor(freedom + ROUNDING))
 
 
-def cautious_error(square_a: Any, square_b: Any, n_a: Any, n_b: Any) -> tuple[Any, Any]:
+def bounds_of(counts: Sequence[Any]) -> tuple[Any, Any]:
+    """Return the least and the greatest of `counts`, element by element."""
+    return reduce(np.minimum, counts), reduce(np.maximum, counts)
+
+
+def cautious_error(squares: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:
     """Return what `welch_error` does, with degrees of freedom halfway to those of the smaller sample alone.
 
     Corrected for dozens of comparisons, a test needs the far tail of the t distribution, where Welch's degrees of
     freedom are too many: of 20 rows of three seeds, one with a fifth of the others' spread, 9 to 14 % of tables would
     lose the best row and not 5 %. Those of the smaller sample are always enough, and wasteful where spreads are alike.
     """
-    error, freedom = welch_error(square_a, square_b, n_a, n_b)
-    return error, (freedom + np.minimum(n_a, n_b) - 1) / 2
+    error, freedom = welch_error(squares, counts)
+    return error, (freedom + bounds_of(counts)[0] - 1) / 2
 
 
-def safest_error(square_a: Any, square_b: Any, n_a: Any, n_b: Any) -> tuple[Any, Any]:
+def safest_error(squares: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:
     """Return what `cautious_error` does, between unequal numbers with the degrees of freedom of the smaller sample.
 
     Where one row is held against many, even the cautious ones are too many: of 29 rows, the best of ten seeds and the
     others of three with twice its spread, 11 % of tables would lose the best one and not 5 %.
     """
-    error, freedom = cautious_error(square_a, square_b, n_a, n_b)
-    return error, np.where(np.equal(n_a, n_b), freedom, np.minimum(n_a, n_b) - 1)
+    error, freedom = cautious_error(squares, counts)
+    least, most = bounds_of(counts)
+    return error, np.where(least == most, freedom, least - 1)
 
 
 def conclude_welch(n: int, mean: float, sd: float, squares: tuple[float, float], counts: tuple[int, int]) -> Difference:
     """Return the result of Welch's test; `squares` are the squared standard errors of both means, `counts` their n."""
-    error, freedom = map(float, cautious_error(*squares, *counts))
+    error, freedom = map(float, cautious_error(squares, counts))
     return conclude(n, mean, sd, error, freedom, welch_shift(*squares, *counts, ALPHA) if error > NO_SPREAD else None)
 
 
@@ -255,11 +259,11 @@ def welch_shift(square_a: float, square_b: float, n_a: int, n_b: int, alpha: flo
 @lru_cache(maxsize=4096)
 def _welch_shift(share: float, n_a: int, n_b: int, alpha: float) -> float:
     if min(n_a, n_b) > MANY:
-        return shift(float(cautious_error(share, 1 - share, n_a, n_b)[1]), alpha)
+        return shift(float(cautious_error((share, 1 - share), (n_a, n_b))[1]), alpha)
     levels = (np.arange(LEVELS) + 0.5) / LEVELS  # of a sample's squared spread, which is independent of its mean
     square_a = share * chdtri(n_a - 1, levels) / (n_a - 1)
     square_b = (1 - share) * chdtri(n_b - 1, levels) / (n_b - 1)
-    error, freedom = cautious_error(square_a[:, None], square_b[None, :], n_a, n_b)
+    error, freedom = cautious_error((square_a[:, None], square_b[None, :]), (n_a, n_b))
     bounds = stdtrit(freedom, 1 - alpha / 2) * error
     low, high = 0.0, float(bounds.max()) + 10
     while high - low > 1e-6 * high:
@@ -386,4 +390,4 @@ def compare_all(
         n = np.array([len(rows[name]) for name in names])
         mean = np.array([np.mean(rows[name]) for name in names])
         square = np.array([widen(np.std(rows[name], ddof=1), grain, 1) ** 2 for name in names]) / n
-        yield key, names, mean, *find_error(square[:, None], square[None, :], n[:, None], n[None, :])
+        yield key, names, mean, *find_error((square[:, None], square[None, :]), (n[:, None], n[None, :]))
