@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from leaderboard.claims.claim import NOT_DECIDED, Claim
 from leaderboard.claims.lookup import Question, Side
@@ -19,8 +19,8 @@ from leaderboard.tables.table import LEAST_SEEDS, plain, split_rows
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
 
-
-AGREES, REVERSED, UNCLEAR = "as in the paper", "the other way round", "the paper says neither"
+K = TypeVar("K")
+AGREES, REVERSED, UNCLEAR = "as in the paper", "the other way round", "without a direction in the paper"
 AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE = (f"{verdict} (asked alone)" for verdict in (AGREES, REVERSED, UNCLEAR))
 NOT_SHOWN, TOO_FEW, NOT_RUN = "not shown", "too few seeds", "not run"
 ALONE = AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE
@@ -32,8 +32,8 @@ class Weighed:
     """One statement at one sparsity: what the paper prints and what our runs show.
 
     `difference` is first less second in points, `counts` their numbers of seeds, `trains` their training FLOPs as
-    multiples of dense; `alone_p` is Holm's over the sparsities of this pair, as in `make claim`, `adjusted_p` over all
-    comparisons of the section that can be decided.
+    multiples of dense; `alone_p` is Holm's over the sparsities of this pair, `adjusted_p` over all comparisons of the
+    section, run or not; `detectable` is what the latter finds with 80 % power, as far as it can be told.
     Invariant: AGREES and REVERSED need a claim that may name a winner, an adjusted p of at most 0.05 and a direction in
     the paper; "asked alone", `alone_p` of at most 0.05.
     """
@@ -47,6 +47,7 @@ class Weighed:
     verdict: str
     reason: str = ""
     alone_p: float | None = None
+    detectable: float | None = None
     counts: tuple[int, int] = (0, 0)
     trains: tuple[float | None, float | None] = (None, None)
 
@@ -54,23 +55,33 @@ class Weighed:
 def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
     """Return the statements tested on the runs of one section, or nothing if it has no pair of rows.
 
-    Only runs of the suite's own files at their defaults count. Invariant: the order of the runs is irrelevant.
+    Only runs of the suite's own files at their defaults count. Invariant: the order of the runs is irrelevant, and no
+    run of another pair at these sparsities makes a p larger.
     """
-    from leaderboard.tables.stats import holm  # here, because scipy takes a second
-
     rows = merge_rows(runs)
     claims = {(a, b, claim.sparsity): claim for a, b in STATEMENTS for claim in pair_claims(runs, rows[a], rows[b])}
-    adjusted = holm({key: p_of(claim) for key, claim in claims.items()})
-    family = sum(p is not None for p in adjusted.values())
+    keys = [(a, b, sparsity) for a, b in STATEMENTS for sparsity in sorted({place for *_, place in claims})]
+    adjusted = correct({key: p_of(claims[key]) if key in claims else None for key in keys})
     found = []
-    for key in ((a, b, sparsity) for a, b in STATEMENTS for sparsity in sorted({place for *_, place in claims})):
+    for key in keys:
         tested = Weighed(*key, find_printed(tables, *key), None, None, NOT_RUN)
         if key in claims:
-            found.append(judge(tested, claims[key], adjusted[key], family, grain(runs[0])))
+            found.append(judge(tested, claims[key], adjusted[key], len(keys), grain(runs[0])))
         else:
             lacking = [name for name in key[:2] if key[2] not in rows[name].sparsities()]
             found.append(replace(tested, reason=f"no run of {' and '.join(lacking)}"))
     return found
+
+
+def correct(ps: Mapping[K, float | None]) -> dict[K, float | None]:
+    """Return Holm's adjusted p of each comparison; one without p, not run or not decided, counts as if it had p = 1.
+
+    So the family is that of all questions asked, and no verdict is lost when the rest of a page is run.
+    """
+    from leaderboard.tables.stats import holm  # here, because scipy takes a second
+
+    adjusted = holm({key: 1.0 if p is None else p for key, p in ps.items()})
+    return {key: None if p is None else adjusted[key] for key, p in ps.items()}
 
 
 def own_rows(runs: list[Record]) -> dict[str, list[Side]]:
@@ -119,12 +130,24 @@ def note_versions(runs: list[Record]) -> str:
 
 
 def pair_claims(runs: list[Record], one: Side, other: Side) -> list[Claim]:
-    """Return the claims on two rows of a section, one for each sparsity that both have."""
+    """Return the claims on two rows of a section, one for each sparsity that both have, on the seeds of `share`."""
     from leaderboard.claims.claim import answer
 
     if not set(one.sparsities()) & set(other.sparsities()):
         return []
-    return answer(Question("", runs, one, other, ""))
+    return answer(Question("", runs, share(one, other), share(other, one), ""))
+
+
+def share(side: Side, other: Side) -> Side:
+    """Return a row without the seeds that the other row lacks at a sparsity, unless they share fewer than LEAST_SEEDS.
+
+    What one row alone has may have been added after a look at the rest. A run that diverged stays.
+    """
+    kept = []
+    for sparsity, runs in side.placed.items():
+        seeds = {run["seed"] for run in runs} & {run["seed"] for run in other.placed.get(sparsity, [])}
+        kept += [run for run in runs if len(seeds) < LEAST_SEEDS or run["seed"] in seeds or run["status"] != "ok"]
+    return replace(side, runs=kept)
 
 
 def p_of(claim: Claim) -> float | None:
@@ -136,6 +159,9 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     """Return a statement with its verdict; `p` is corrected over `family` comparisons, `step` is one test image."""
     from leaderboard.tables.stats import ALPHA, MOST_SEEDS, seeds_needed, smallest_detectable
 
+    spreads = claim.spreads(step)
+    # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
+    least = None if p is None else smallest_detectable(spreads, claim.counts, ALPHA / family)
     tested = replace(
         tested,
         difference=claim.difference,
@@ -143,6 +169,7 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
         trains=(claim.score_a.train_share, claim.score_b.train_share),
         adjusted_p=p,
         alone_p=claim.adjusted_p,
+        detectable=least,
     )
     if p is None:
         few = 0 < len(claim.reasons) <= sum(count < LEAST_SEEDS for count in claim.counts)  # else there is a graver one
@@ -155,9 +182,6 @@ def judge(tested: Weighed, claim: Claim, p: float | None, family: int, step: flo
     if claim.adjusted_p is not None and claim.adjusted_p <= ALPHA:
         verdict = UNCLEAR_ALONE if tested.printed.direction == 0 else AGREES_ALONE if agreed else REVERSED_ALONE
         return replace(tested, verdict=verdict, reason=unlike if agreed else "")
-    # Holm asks the smallest p of a family to be at most ALPHA / family; what passes that passes at any place.
-    spreads = claim.spreads(step)
-    least = smallest_detectable(spreads, claim.counts, ALPHA / family)
     reason = "" if least is None else f"detectable: {least:.2f}"
     if reason and unlike:
         reason += f"; {unlike}"
@@ -177,9 +201,10 @@ def compare_sizes(found: Difference, printed: Printed) -> str:
 
 
 # Methods at their defaults, first less second. Few, because p is corrected over all pairs: each one more makes the
-# others harder to show. The first four are the paper's main comparisons.
+# others harder to show. The first five are the paper's main comparisons.
 STATEMENTS = (
     ("granet", "rigl_itop"),
+    ("granet", "rigl"),
     ("granet", "gmp"),
     ("granet", "snip"),
     ("granet", "static"),

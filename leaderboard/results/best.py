@@ -21,7 +21,8 @@ COSTS = {"train": "training", "inference": "inference"}
 BUDGETS = {"train": (0.05, 0.1, 0.2, 0.4), "inference": (0.05, 0.1, 0.2)}  # multiples of the dense network's FLOPs
 ROUNDING = 1e-9  # of a mean of equal costs
 SPARSITY = "sparsity"
-NAMED = 2  # rows named that the seeds do not tell apart from the best; more are only counted
+NAMED = 2  # rows named that the seeds do not tell apart from the best; more are only counted, above MOST_NAMED
+MOST_NAMED = 5
 COLUMNS = 4  # pages side by side
 
 LEGEND = """\
@@ -30,7 +31,8 @@ mean first: no other is significantly above them (one-sided Welch's tests agains
 all sparsities, or all budgets, of a page: the best rows of 95 in 100 such pages are all among those named or counted).
 Few seeds and wide spreads keep a row in. **Bold**: above every other. Within a budget, in multiples of the dense
 network's FLOPs, a row competes at any of its sparsities, given in brackets. Competing: methods at their defaults or as
-in a row of the paper's tables, with {least} seeds or more, none diverged. The leaderboard's ranks compare
+in a row of the paper's tables, with {least} seeds or more, none diverged. Budgets are exact: 0.203× is not within
+0.2×. Pages have other sparsities, so a budget is for comparing rows, not pages. The leaderboard's ranks compare
 all rows and variants, and are therefore wider. *Tied*: the next has the same mean. *Ours*: devised in this
 repository."""
 OWN = "this suite's"  # how the reference of a method begins that no paper describes
@@ -165,9 +167,10 @@ def show(found: Answer | None, at_sparsity: bool) -> str:
 
 
 def list_first(names: list[str]) -> str:
-    """Return the first NAMED names and how many more there are: `a, b, 3 more`."""
-    more = len(names) - NAMED
-    return ", ".join([*names[:NAMED], *([f"{more} more"] if more > 0 else [])])
+    """Return up to MOST_NAMED names, or of more the first NAMED and how many more there are: `a, b, 4 more`."""
+    if len(names) <= MOST_NAMED:
+        return ", ".join(names)
+    return ", ".join([*names[:NAMED], f"{len(names) - NAMED} more"])
 
 
 def tell_best(section: Section, answers: Answers) -> str:
@@ -184,9 +187,10 @@ def tell_best(section: Section, answers: Answers) -> str:
         )
         text += f" in {first.rounds} trainings" if first.rounds > 1 else ""
         text += f", {dense - first.mean:.2f} below dense" if dense is not None and dense > first.mean else ""
-        others, beside = found.of - 1, shown[1:]
+        others = found.of - 1
+        beside = [f"{name} {point.mean:.2f}" for name, point in zip(shown[1:], found.points[1:], strict=True)]
         alone = "above the one other" if others == 1 else f"above all {others} others"
-        verdict = f"{list_first(beside)} of {amount(others, 'other')} cannot be ruled out" if beside else alone
+        verdict = f"of {amount(others, 'other')} not ruled out: {list_first(beside)}" if beside else alone
         told.append(f"{text} ({verdict})")
     about = f" (dense {dense:.2f}{', near the ceiling' if 100 - dense <= NEAR_CEILING else ''})" if dense else ""
     return f"**{section.title}**{about}: {'; '.join(told)}."

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from leaderboard.claims.claim import show_p
-from leaderboard.results.agreement import STATEMENTS, merge_rows
+from leaderboard.claims.lookup import Side
+from leaderboard.results.agreement import STATEMENTS, correct, merge_rows, share
 from leaderboard.results.scope import Section, epochs_of
 from leaderboard.store.repeat import arithmetic
 from leaderboard.tables.comparisons import certain, grain, show_interval, signed
 from leaderboard.tables.sections import amount
-from leaderboard.tables.table import LEAST_SEEDS, escape, line, percent
+from leaderboard.tables.table import LEAST_SEEDS, escape, gather, line, percent
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
@@ -22,11 +23,13 @@ TITLE = "What more training changes"
 ANCHOR = "#" + TITLE.lower().replace(" ", "-")
 ABOUT = f"""\
 Differences between two methods, first less second in points, on two pages with the same images, network and batches and
-other epochs, and what the longer one adds to them; Welch's test over the four means, p with Holm's correction over the
-pair of pages. The statements above, where both pages have both rows with {LEAST_SEEDS} seeds or more, none diverged."""
+other epochs, and what the longer one adds to them; Welch's test over the four means, on the seeds of the tests above, p
+with Holm's correction over all statements at the sparsities of both pages. The statements above, where both pages have
+both rows with {LEAST_SEEDS} seeds or more, none diverged."""
 SAME = ("model", "image_size", "batch_size")  # settings that both pages share
-NAMED = 2  # statements that the first screen always tells: the paper's GraNet beside RigL-ITOP and GMP
+NAMED = 3  # statements that the first screen always tells: the paper's GraNet beside RigL-ITOP, RigL and GMP
 TOLD_APART = {"title", "epochs", "precision"}  # told in their own words
+NAMES = {"update_every": "ΔT", "methods": "settings of single methods"}
 
 
 @dataclass(frozen=True)
@@ -79,21 +82,25 @@ def find_longer(sections: Iterable[Section]) -> list[Longer]:
 def compare_pages(short: Section, long: Section) -> list[Change]:
     """Return the change of each statement at each sparsity that both pages can decide."""
     # here, because scipy takes a second
-    from leaderboard.tables.stats import change_of_difference, difference_of_means, holm
+    from leaderboard.tables.stats import change_of_difference, difference_of_means
 
     rows = [merge_rows(page.runs) for page in (short, long)]
-    found, step = [], grain(long.runs[0])
-    for a, b in STATEMENTS:
-        sides = [known[name] for known in rows for name in (a, b)]
-        for sparsity in sorted(set.intersection(*(set(side.sparsities()) for side in sides))):
-            samples = [list(certain(side.at(sparsity)).values()) for side in sides]
-            if min(map(len, samples)) < LEAST_SEEDS:
-                continue
-            before, after = (samples[0], samples[1]), (samples[2], samples[3])
-            first, then = (difference_of_means(*pair).mean or 0.0 for pair in (before, after))
-            found.append(Change(a, b, sparsity, first, then, change_of_difference(before, after, step)))
-    adjusted = holm({place: change.difference.p for place, change in enumerate(found)})
-    return [replace(change, p=adjusted[place]) for place, change in enumerate(found)]
+    shared = sorted(set.intersection(*({s for side in known.values() for s in side.sparsities()} for known in rows)))
+    found: dict[tuple[str, str, float], Change | None] = {}
+    for key in ((a, b, sparsity) for a, b in STATEMENTS for sparsity in shared):
+        pairs = [share_samples(known[key[0]], known[key[1]], key[2]) for known in rows]
+        enough = min(len(sample) for pair in pairs for sample in pair) >= LEAST_SEEDS
+        before, after = (difference_of_means(*pair).mean or 0.0 for pair in pairs)
+        change = change_of_difference(pairs[0], pairs[1], grain(long.runs[0])) if enough else None
+        found[key] = Change(*key, before, after, change) if change else None
+    adjusted = correct({key: change.difference.p if change else None for key, change in found.items()})
+    return [replace(change, p=adjusted[key]) for key, change in found.items() if change]
+
+
+def share_samples(one: Side, other: Side, sparsity: float) -> tuple[list[float], list[float]]:
+    """Return the accuracies of two rows of a page at a sparsity, on the seeds of `share`; none of one that diverged."""
+    first, second = (certain(gather(side.placed.get(sparsity, []))) for side in (share(one, other), share(other, one)))
+    return list(first.values()), list(second.values())
 
 
 def longer_lines(found: Iterable[Longer]) -> list[str]:
@@ -101,8 +108,9 @@ def longer_lines(found: Iterable[Longer]) -> list[str]:
     lines: list[str] = []
     for pair in found:
         before, after = (f"{epochs_of(page.runs)[0]:g} epochs" for page in pair.pages)
+        unlike = f" They also differ in {told}." if (told := tell_unlike(pair)) else ""
         head = ("first − second", "sparsity", before, after, "change", "95 % interval", "p (Holm)")
-        lines += [f"**{pair.pages[0].title}, and {pair.pages[1].title}**.{tell_unlike(pair)}", ""]
+        lines += [f"**{pair.pages[0].title}, and {pair.pages[1].title}**.{unlike}", ""]
         lines += [line(head), line(["---", "---:", "---:", "---:", "---:", "---:", "---:"])]
         lines += [line(describe(change)) for change in pair.changes]
         lines.append("")
@@ -110,16 +118,13 @@ def longer_lines(found: Iterable[Longer]) -> list[str]:
 
 
 def tell_unlike(pair: Longer) -> str:
-    """Return in what else the pages differ, or nothing."""
+    """Return in what else the pages differ, such as `arithmetic (bf16 → fp32), ΔT`, or nothing."""
     one, other = (page.runs[0] for page in pair.pages)
     mine, theirs = one["page"]["settings"], other["page"]["settings"]
     told = [f"arithmetic ({arithmetic(one)} → {arithmetic(other)})"] if arithmetic(one) != arithmetic(other) else []
-    told += [
-        "settings of single methods" if name == "methods" else escape(name.replace("_", " "))
-        for name in sorted(mine.keys() & theirs.keys() - TOLD_APART)
-        if mine[name] != theirs[name]
-    ]
-    return f" They also differ in {', '.join(told)}." if told else ""
+    unlike = [name for name in sorted(mine.keys() & theirs.keys() - TOLD_APART) if mine[name] != theirs[name]]
+    told += [NAMES.get(name, escape(name.replace("_", " "))) for name in unlike]
+    return ", ".join(dict.fromkeys(told))
 
 
 def describe(change: Change) -> list[str]:
@@ -144,16 +149,16 @@ def is_sure(change: Change) -> bool:
 
 
 def tell_longer(found: Iterable[Longer]) -> list[str]:
-    """Return a sentence for each pair of pages: GraNet beside RigL-ITOP and GMP, and which changes are significant."""
+    """Return a sentence for each pair of pages: which changes are significant, and whether GraNet's main ones are."""
     told = []
     for pair in found:
-        main = [change for change in pair.changes if (change.a, change.b) in STATEMENTS[:NAMED]]
         sure = [change for change in pair.changes if is_sure(change)]
-        text = f"**{TITLE}** ({pair.epochs}, to {pair.pages[1].title}): "
-        text += "; ".join(map(tell_change, main)) + ("; " if main else "")
-        named = ", ".join(tell_change(change) if change not in main else name(change) for change in sure)
-        counted = f"of {amount(len(pair.changes), 'change')}"
-        text += f"significant {counted}: {named}" if sure else f"none {counted} is significant"
+        main = [change for change in pair.changes if (change.a, change.b) in STATEMENTS[:NAMED] and change not in sure]
+        count = f"of {amount(len(pair.changes), 'change')} {len(sure) or 'none'} {'is' if len(sure) < 2 else 'are'}"
+        text = f"**{TITLE}** ({pair.epochs}, to {pair.pages[1].title}): {count} significant"
+        text += f": {', '.join(map(tell_change, sure))}" if sure else ""
+        text += f"; not shown: {', '.join(map(tell_change, main))}" if main else ""
+        text += f". The pages also differ in {unlike}" if (unlike := tell_unlike(pair)) else ""
         told.append(f"{text} ([all]({ANCHOR})).")
     return told
 

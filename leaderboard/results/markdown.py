@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from leaderboard.claims.claim import NOT_DECIDED, show_p
-from leaderboard.paper.cells import TESTED, TOO_FEW, TableView
+from leaderboard.paper.cells import PROTOCOL_DIFFERS, TESTED, TOO_FEW, TableView
 from leaderboard.paper.markdown import done_of, meaning_of
 from leaderboard.paper.published import Tables
 from leaderboard.plasticity.findings import CLAIMS, NAMES, Finding, Study, find_findings, make_studies
@@ -43,7 +43,7 @@ from leaderboard.results.summary import summary_lines
 from leaderboard.store.schema import Record
 from leaderboard.tables.comparisons import show_interval, signed
 from leaderboard.tables.sections import amount, is_changed
-from leaderboard.tables.table import BLANK, escape, line, multiple, percent
+from leaderboard.tables.table import BLANK, LEAST_SEEDS, escape, line, percent
 
 INTRODUCTION = """\
 # Results
@@ -54,10 +54,12 @@ row, [PAPER.md](PAPER.md) every cell of the paper's tables. The paper: {paper}."
 
 LEGEND = """\
 The paper's statements are tested on the methods of `methods/` at their defaults: accuracy after the last epoch (the
-paper's is that of the best test epoch), first row less second, in points; Welch's tests. **Paper**: in how many cells
-of its Table 2 (Table 3 where that lacks a row) at this sparsity, or at all of them where it has not this one, the first
-row is above the second, and the median difference. **p** is corrected by Holm's rule: *alone* over the sparsities of
-this pair, as `make claim` does it, *of all* over all comparisons of the table.
+paper's is that of the best test epoch), first row less second, in points; Welch's tests on the seeds that both rows
+have (on all, where they share fewer than {least}): what one alone has may have been added after a look. **Paper**: in
+how many cells of its Table 2 (Table 3 where that lacks a row) at this sparsity, or at all of them where it has not this
+one, the first row is above the second, and the median difference. **p** is corrected by Holm's rule: *alone* over the
+sparsities of this pair, as `make claim` does it (which takes all seeds), *of all* over all comparisons of the table,
+run or not.
 
 - *{agrees}*, *{reversed}*: significant (p of all ≤ {alpha:g}), with the sign of the paper's median, or the other one.
   *{unclear}*: significant, where the paper's cells lean to neither row: they do not all have one sign, and their median
@@ -197,7 +199,7 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
         return [NO_PAIR]
     from leaderboard.tables.stats import ALPHA
 
-    lines = [LEGEND.format(**WORDS, alpha=ALPHA), ""]
+    lines = [LEGEND.format(**WORDS, alpha=ALPHA, least=LEAST_SEEDS), ""]
     for section, found in shown:
         about = f"{tell_apart(section.runs[0], tables)} {note_versions(section.runs)}".rstrip()
         lines += [f"### {section.title}", "", about, "", line(HEAD)]
@@ -222,7 +224,7 @@ def statement_row(tested: Weighed, tables: Tables) -> str:
             show_p(tested.alone_p),
             show_p(tested.adjusted_p),
             f"{verdict} ({escape(tested.reason)})".replace(") (", "; ", 1) if tested.reason else verdict,
-            BLANK if None in tested.trains else " and ".join(multiple(share) for share in tested.trains if share),
+            BLANK if None in tested.trains else " and ".join(f"{share:#.3g}×" for share in tested.trains if share),
         ]
     )
 
@@ -278,9 +280,12 @@ def own_tables(views: list[TableView]) -> str:
     for view in views:
         verdicts = [found.verdict for found in view.distinct() if found.verdict in (*TESTED, TOO_FEW, NOT_DECIDED)]
         parts.append(f"Table {view.table.number}: {done_of(view)}" + (f" ({count(verdicts)})" if verdicts else ""))
+    cells = [found for view in views for found in view.distinct() if found.compared is None]
+    elsewhere = sum(found.verdict == PROTOCOL_DIFFERS for found in cells)
+    other = f" Run in another protocol alone: {amount(elsewhere, 'cell')}." if elsewhere else ""
     return (
-        f"In the paper's protocol: {'; '.join(parts)}. A printed row that can be read in two ways counts as two. "
-        "[PAPER.md](PAPER.md) holds each beside the printed number."
+        f"In the paper's protocol: {'; '.join(parts)}.{other} A printed row that can be read in two ways counts as "
+        "two. [PAPER.md](PAPER.md) holds each beside the printed number."
     )
 
 

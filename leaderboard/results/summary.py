@@ -10,6 +10,7 @@ from leaderboard.plasticity.findings import NAMES, SUPPORTED, Finding, Study, by
 from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
+    ALONE,
     NOT_RUN,
     NOT_SHOWN,
     REVERSED,
@@ -18,6 +19,7 @@ from leaderboard.results.agreement import (
     UNCLEAR,
     UNCLEAR_ALONE,
     Weighed,
+    correct,
 )
 from leaderboard.results.best import best_lines, find_best, tell_best
 from leaderboard.results.scope import Section, span
@@ -30,21 +32,23 @@ if TYPE_CHECKING:
 
 WORDS = {
     AGREES: "**yes**",
-    AGREES_ALONE: "uncorrected",
+    AGREES_ALONE: "asked alone",
     REVERSED: "**opposite**",
-    REVERSED_ALONE: "opposite, uncorrected",
+    REVERSED_ALONE: "opposite, asked alone",
     UNCLEAR: "**differ**",
-    UNCLEAR_ALONE: "differ, uncorrected",
+    UNCLEAR_ALONE: "differ, asked alone",
     NOT_SHOWN: "not shown",
 }
 LEGEND = """\
 First row less second, in points of accuracy after the last epoch. *yes*: as in the paper, and significant among all
-comparisons on the page; *uncorrected*: only had no other pair been asked about; *opposite*: the other way round;
+comparisons on the page; *asked alone*: only had no other pair been asked about; *opposite*: the other way round;
 *differ*: where the paper has it neither way; *not shown*: no difference found, which is no proof of none; *cited*: the
 paper copied one of its numbers from another paper.
 [Tests, intervals, what could have been found](#what-agrees-with-the-paper-and-what-does-not), and how sure the paper's
 numbers are. Rows of one sparsity may differ several times in training FLOPs, given there, too."""
 FIRST = " In the paper the first is the better one"
+MAIN = 3  # statements told over all pages: the paper's GraNet beside RigL-ITOP, RigL and GMP
+UNCONFIRMED = "unconfirmed"  # the status of a number in the paper's tables that nobody has checked
 NOTHING = "No page has two rows to compare yet."
 
 
@@ -59,40 +63,85 @@ def summary_lines(
     answers = [(section, found) for section in sections if (found := find_best(section, tables))]
     shown = [(section, found) for section, found in tested if found]
     told = [tell_best(section, found) for section, found in answers]
-    told += [*tell_statements(shown), *tell_plasticity(studies), *notes]
+    told += [*tell_statements(shown, tables), *tell_plasticity(studies), *notes]
     lines = [*(f"- {text}" for text in told), ""] if told else []
     lines += ["## Which methods are best", "", *(best_lines(answers) or [NOTHING]), ""]
     lines += ["## Which of the paper's statements hold here", "", *(statement_table(shown) or [NOTHING]), ""]
     return lines
 
 
-def tell_statements(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
-    """Return a sentence on the paper's statements, with what the seeds could have shown, or none."""
+def tell_statements(tested: list[tuple[Section, list[Weighed]]], tables: Tables) -> list[str]:
+    """Return sentences on the paper's statements: which hold, its main method, and what the seeds could have shown."""
     every = [(section, one) for section, found in tested for one in found if one.verdict != NOT_RUN]
     if not every:
         return []
-    held: dict[str, list[str]] = {}
-    for section, one in every:
-        if one.verdict == AGREES:
-            above, below = (one.a, one.b) if one.printed.direction > 0 else (one.b, one.a)
-            held.setdefault(section.title, []).append(f"`{above}` above `{below}` at {percent(one.sparsity)}")
-    count, turned = (sum(one.verdict == verdict for _, one in every) for verdict in (AGREES, REVERSED))
-    cited = sum(one.verdict == AGREES and one.printed.cited for _, one in every)
-    text = f"**The paper's statements**: {count} of {amount(len(every), 'comparison')} as in the paper"
-    text += f", {cited} of these by numbers that it copied in part from other papers" if cited else ""
-    text += "".join(f"; on {title}: {', '.join(names)}" for title, names in held.items())
-    text += f"; {turned} the other way round."
+    held = [(section, one) for section, one in every if one.verdict == AGREES]
+    turned = sum(one.verdict == REVERSED for _, one in every)
+    text = f"**The paper's statements**: {len(held)} of {amount(len(every), 'comparison')} as in the paper"
+    text += f"{tell_pooled(tested)}, {turned or 'none'} the other way round."
+    by_page: dict[str, list[str]] = {}
+    for section, one in held:
+        above, below = (one.a, one.b) if one.printed.direction > 0 else (one.b, one.a)
+        by_page.setdefault(section.title, []).append(f"`{above}` above `{below}` at {percent(one.sparsity)}")
+    pages = "; on ".join(f"{title}: {', '.join(names)}" for title, names in by_page.items())
+    told = [text + (f" On {pages}." if pages else "") + tell_grounds([one for _, one in held], tables)]
+    mains = [said for pair in STATEMENTS[:MAIN] if (said := tell_pair(pair, [one for _, one in every]))]
+    told += [f"**The paper's own method, in points**: {'; '.join(mains)}."] if mains else []
     spots = [(section, [tell_power(of, s) for s in sorted({one.sparsity for one in of})]) for section, of in tested]
-    found = [f"{', '.join(filter(None, of))} ({section.title})" for section, of in spots if any(of)]
-    about = "Asked alone, uncorrected, one of these finds in four of five cases a true difference of"
-    return [text + (f" {about} {'; '.join(found)}." if found else "")]
+    found = [f"{'; '.join(filter(None, of))} ({section.title})" for section, of in spots if any(of)]
+    about = "**What could have been found**: in four of five cases a true difference of"
+    return told + ([f"{about} {'; '.join(found)}."] if found else [])
+
+
+def tell_pooled(tested: list[tuple[Section, list[Weighed]]]) -> str:
+    """Return how many statements would hold if p were corrected over all pages together; nothing for a single page."""
+    from leaderboard.tables.stats import ALPHA
+
+    every = [one for _, of in tested for one in of]
+    if sum(any(one.adjusted_p is not None for one in of) for _, of in tested) < 2:
+        return ""
+    decided = {n: one.difference for n, one in enumerate(every) if one.adjusted_p is not None}
+    adjusted = correct({n: found.p if (found := decided.get(n)) else None for n in range(len(every))})
+    held = sum(every[n].verdict == AGREES for n, p in adjusted.items() if p is not None and p <= ALPHA)
+    return f" where p is corrected page by page, {held} where over all pages"
+
+
+def tell_grounds(held: list[Weighed], tables: Tables) -> str:
+    """Return how many of the statements that hold rest on numbers that nobody has checked, or that the paper copied."""
+    recalled = sum(UNCONFIRMED in one.printed.statuses for one in held)
+    copied = sum(one.printed.cited for one in held)
+    mark = tables.marks.get(UNCONFIRMED, UNCONFIRMED)
+    grounds = [f"{recalled} rest in part on numbers that are recalled, not yet held against it ({mark})"] * (
+        recalled > 0
+    )
+    grounds += [f"{copied} in part on numbers that it copied from other papers"] * (copied > 0)
+    return f" On the paper's side, of these {', '.join(grounds)}." if grounds else ""
+
+
+def tell_pair(pair: tuple[str, str], every: list[Weighed]) -> str:
+    """Return the range of the differences of two rows over pages and sparsities, how many are significant, and how
+    often as many training FLOPs the first took."""
+    known = [one for one in every if (one.a, one.b) == pair and one.adjusted_p is not None and one.difference]
+    means = [one.difference.mean or 0.0 for one in known if one.difference]
+    if not means:
+        return ""
+    sure = sum(one.verdict in (AGREES, REVERSED, UNCLEAR) for one in known)
+    ends = " to ".join(dict.fromkeys(signed(mean) for mean in (min(means), max(means))))
+    costs = span([one.trains[0] / one.trains[1] for one in known if one.trains[0] and one.trains[1]], "{:.1f}")
+    alone = sum(one.verdict in ALONE for one in known)
+    text = f"`{pair[0]}` less `{pair[1]}`: {ends} in {amount(len(means), 'comparison')}, {sure or 'none'} significant"
+    text += f" and {alone} more if asked alone" if alone else ""
+    return text + (f", for {costs} times the training FLOPs" if costs else "")
 
 
 def tell_power(found: list[Weighed], sparsity: float) -> str:
-    """Return `0.9 to 3.9 points at 98 %`: what the statements tested at a sparsity can find; empty if unknown."""
-    known = [one.difference.detectable for one in found if one.sparsity == sparsity and one.difference is not None]
-    sizes = [size for size in known if size is not None]
-    return f"{span(sizes, '{:.1f}')} points at {percent(sparsity)}" if sizes else ""
+    """Return `1.3 to 4.9 points at 98 %, of 0.9 to 3.9 if asked alone`: what the tests there find; empty if unknown."""
+    there = [one for one in found if one.sparsity == sparsity and one.difference is not None]
+    sizes = [one.detectable for one in there if one.detectable is not None]
+    alone = [one.difference.detectable for one in there if one.difference and one.difference.detectable is not None]
+    if not sizes:
+        return ""
+    return f"{span(sizes, '{:.1f}')} points at {percent(sparsity)}, of {span(alone, '{:.1f}')} if asked alone"
 
 
 def statement_table(tested: list[tuple[Section, list[Weighed]]]) -> list[str]:
@@ -143,8 +192,9 @@ def tell_plasticity(studies: Iterable[tuple[Study, list[Finding]]]) -> list[str]
     gains = [by_share(study, kind, "regrow") for study, _ in every for kind in study.values]
     only.append(tell_unseen(gains, "regeneration helps", "harms"))
     return [
-        "**Pruning plasticity**: that it falls as the learning rate falls, that milder pruning recovers better, and "
-        f"that regeneration helps (it leaves more weights) is supported in {held} of {amount(len(verdicts), 'test')} "
+        "**Pruning plasticity**: that it falls as the learning rate falls (or as training goes on: the studies cannot "
+        "tell these apart), that milder pruning recovers better, and that regeneration helps (it leaves more weights) "
+        f"is supported in {held} of {amount(len(verdicts), 'test')} "
         f"over all shares pruned, measured in up to two ways in "
         f"{'one study' if len(every) == 1 else f'{len(every)} studies'}{''.join(only)} "
         "([PLASTICITY.md](PLASTICITY.md))."
