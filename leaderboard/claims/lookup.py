@@ -38,7 +38,7 @@ class Side:
     @property
     def dense(self) -> bool:
         """Whether the row is a dense network, which can be compared at any sparsity."""
-        return bool(self.runs[0]["method"]["budget"] == "dense")
+        return bool(self.runs and self.runs[0]["method"]["budget"] == "dense")
 
     @cached_property
     def placed(self) -> dict[float, list[Record]]:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 AGREES, REVERSED, UNCLEAR = "as in the paper", "the other way round", "without a direction in the paper"
-AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE = (f"{verdict} (asked alone)" for verdict in (AGREES, REVERSED, UNCLEAR))
+SURE = AGREES, REVERSED, UNCLEAR
+ALONE = AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE = tuple(f"{verdict} (asked alone)" for verdict in SURE)
 NOT_SHOWN, TOO_FEW, NOT_RUN = "not shown", "too few seeds", "not run"
-ALONE = AGREES_ALONE, REVERSED_ALONE, UNCLEAR_ALONE
-VERDICTS = (AGREES, REVERSED, UNCLEAR, *ALONE, NOT_SHOWN, TOO_FEW, NOT_DECIDED, NOT_RUN)
+VERDICTS = (*SURE, *ALONE, NOT_SHOWN, TOO_FEW, NOT_DECIDED, NOT_RUN)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Weighed:
     detectable: float | None = None
     counts: tuple[int, int] = (0, 0)
     trains: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def p(self) -> float | None:
+        """The p before any correction, None if the runs cannot carry a verdict."""
+        return None if self.adjusted_p is None or self.difference is None else self.difference.p
 
 
 def weigh_statements(runs: list[Record], tables: Tables) -> list[Weighed]:
@@ -201,7 +206,7 @@ def compare_sizes(found: Difference, printed: Printed) -> str:
 
 
 # Methods at their defaults, first less second. Few, because p is corrected over all pairs: each one more makes the
-# others harder to show. The first five are the paper's main comparisons.
+# others harder to show. The first five are the paper's main comparisons, the first three those that are always told.
 STATEMENTS = (
     ("granet", "rigl_itop"),
     ("granet", "rigl"),
@@ -212,6 +217,7 @@ STATEMENTS = (
     ("rigl_itop", "set"),
     ("gmp", "snip"),
 )
+MAIN = STATEMENTS[:3]
 TABLES = (2, 3)  # the first that has both rows counts
 
 

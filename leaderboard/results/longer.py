@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from leaderboard.claims.claim import show_p
-from leaderboard.claims.lookup import Side
-from leaderboard.results.agreement import STATEMENTS, correct, merge_rows, share
+from leaderboard.results.agreement import MAIN, STATEMENTS, correct, merge_rows, share
 from leaderboard.results.scope import Section, epochs_of
 from leaderboard.store.repeat import arithmetic
 from leaderboard.tables.comparisons import certain, grain, show_interval, signed
 from leaderboard.tables.sections import amount
-from leaderboard.tables.table import LEAST_SEEDS, escape, gather, line, percent
+from leaderboard.tables.table import LEAST_SEEDS, escape, line, percent
 
 if TYPE_CHECKING:
     from leaderboard.tables.stats import Difference
@@ -27,7 +26,6 @@ other epochs, and what the longer one adds to them; Welch's test over the four m
 with Holm's correction over all statements at the sparsities of both pages. The statements above, where both pages have
 both rows with {LEAST_SEEDS} seeds or more, none diverged."""
 SAME = ("model", "image_size", "batch_size")  # settings that both pages share
-NAMED = 3  # statements that the first screen always tells: the paper's GraNet beside RigL-ITOP, RigL and GMP
 TOLD_APART = {"title", "epochs", "precision"}  # told in their own words
 NAMES = {"update_every": "ΔT", "methods": "settings of single methods"}
 
@@ -87,20 +85,18 @@ def compare_pages(short: Section, long: Section) -> list[Change]:
     rows = [merge_rows(page.runs) for page in (short, long)]
     shared = sorted(set.intersection(*({s for side in known.values() for s in side.sparsities()} for known in rows)))
     found: dict[tuple[str, str, float], Change | None] = {}
-    for key in ((a, b, sparsity) for a, b in STATEMENTS for sparsity in shared):
-        pairs = [share_samples(known[key[0]], known[key[1]], key[2]) for known in rows]
-        enough = min(len(sample) for pair in pairs for sample in pair) >= LEAST_SEEDS
-        before, after = (difference_of_means(*pair).mean or 0.0 for pair in pairs)
-        change = change_of_difference(pairs[0], pairs[1], grain(long.runs[0])) if enough else None
-        found[key] = Change(*key, before, after, change) if change else None
+    for a, b in STATEMENTS:
+        sides = [(share(known[a], known[b]), share(known[b], known[a])) for known in rows]
+        for sparsity in shared:
+            pairs = [(certain(one.at(sparsity)).values(), certain(other.at(sparsity)).values()) for one, other in sides]
+            if min(len(sample) for pair in pairs for sample in pair) < LEAST_SEEDS:
+                found[a, b, sparsity] = None
+                continue
+            before, after = (difference_of_means(*pair).mean or 0.0 for pair in pairs)
+            change = change_of_difference(pairs[0], pairs[1], grain(long.runs[0]))
+            found[a, b, sparsity] = Change(a, b, sparsity, before, after, change)
     adjusted = correct({key: change.difference.p if change else None for key, change in found.items()})
     return [replace(change, p=adjusted[key]) for key, change in found.items() if change]
-
-
-def share_samples(one: Side, other: Side, sparsity: float) -> tuple[list[float], list[float]]:
-    """Return the accuracies of two rows of a page at a sparsity, on the seeds of `share`; none of one that diverged."""
-    first, second = (certain(gather(side.placed.get(sparsity, []))) for side in (share(one, other), share(other, one)))
-    return list(first.values()), list(second.values())
 
 
 def longer_lines(found: Iterable[Longer]) -> list[str]:
@@ -124,7 +120,7 @@ def tell_unlike(pair: Longer) -> str:
     told = [f"arithmetic ({arithmetic(one)} → {arithmetic(other)})"] if arithmetic(one) != arithmetic(other) else []
     unlike = [name for name in sorted(mine.keys() & theirs.keys() - TOLD_APART) if mine[name] != theirs[name]]
     told += [NAMES.get(name, escape(name.replace("_", " "))) for name in unlike]
-    return ", ".join(dict.fromkeys(told))
+    return ", ".join(told)
 
 
 def describe(change: Change) -> list[str]:
@@ -153,7 +149,7 @@ def tell_longer(found: Iterable[Longer]) -> list[str]:
     told = []
     for pair in found:
         sure = [change for change in pair.changes if is_sure(change)]
-        main = [change for change in pair.changes if (change.a, change.b) in STATEMENTS[:NAMED] and change not in sure]
+        main = [change for change in pair.changes if (change.a, change.b) in MAIN and change not in sure]
         count = f"of {amount(len(pair.changes), 'change')} {len(sure) or 'none'} {'is' if len(sure) < 2 else 'are'}"
         text = f"**{TITLE}** ({pair.epochs}, to {pair.pages[1].title}): {count} significant"
         text += f": {', '.join(map(tell_change, sure))}" if sure else ""

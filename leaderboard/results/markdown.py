@@ -17,6 +17,7 @@ from leaderboard.results.agreement import (
     AGREES_ALONE,
     REVERSED,
     REVERSED_ALONE,
+    SURE,
     UNCLEAR,
     UNCLEAR_ALONE,
     VERDICTS,
@@ -213,7 +214,7 @@ def agreement_lines(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
 def statement_row(tested: Weighed, tables: Tables) -> str:
     """Return the line of a statement at a sparsity."""
     found = tested.difference
-    verdict = f"**{tested.verdict}**" if tested.verdict in (AGREES, REVERSED, UNCLEAR) else tested.verdict
+    verdict = f"**{tested.verdict}**" if tested.verdict in SURE else tested.verdict
     return line(
         [
             f"{escape(tested.a)} − {escape(tested.b)}",

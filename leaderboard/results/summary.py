@@ -11,11 +11,13 @@ from leaderboard.results.agreement import (
     AGREES,
     AGREES_ALONE,
     ALONE,
+    MAIN,
     NOT_RUN,
     NOT_SHOWN,
     REVERSED,
     REVERSED_ALONE,
     STATEMENTS,
+    SURE,
     UNCLEAR,
     UNCLEAR_ALONE,
     Weighed,
@@ -47,7 +49,6 @@ paper copied one of its numbers from another paper.
 [Tests, intervals, what could have been found](#what-agrees-with-the-paper-and-what-does-not), and how sure the paper's
 numbers are. Rows of one sparsity may differ several times in training FLOPs, given there, too."""
 FIRST = " In the paper the first is the better one"
-MAIN = 3  # statements told over all pages: the paper's GraNet beside RigL-ITOP, RigL and GMP
 UNCONFIRMED = "unconfirmed"  # the status of a number in the paper's tables that nobody has checked
 NOTHING = "No page has two rows to compare yet."
 
@@ -72,11 +73,11 @@ def summary_lines(
 
 def tell_statements(tested: list[tuple[Section, list[Weighed]]], tables: Tables) -> list[str]:
     """Return sentences on the paper's statements: which hold, its main method, and what the seeds could have shown."""
-    every = [(section, one) for section, found in tested for one in found if one.verdict != NOT_RUN]
+    every = [one for _, found in tested for one in found if one.verdict != NOT_RUN]
     if not every:
         return []
-    held = [(section, one) for section, one in every if one.verdict == AGREES]
-    turned = sum(one.verdict == REVERSED for _, one in every)
+    held = [(section, one) for section, found in tested for one in found if one.verdict == AGREES]
+    turned = sum(one.verdict == REVERSED for one in every)
     text = f"**The paper's statements**: {len(held)} of {amount(len(every), 'comparison')} as in the paper"
     text += f"{tell_pooled(tested)}, {turned or 'none'} the other way round."
     by_page: dict[str, list[str]] = {}
@@ -85,7 +86,7 @@ def tell_statements(tested: list[tuple[Section, list[Weighed]]], tables: Tables)
         by_page.setdefault(section.title, []).append(f"`{above}` above `{below}` at {percent(one.sparsity)}")
     pages = "; on ".join(f"{title}: {', '.join(names)}" for title, names in by_page.items())
     told = [text + (f" On {pages}." if pages else "") + tell_grounds([one for _, one in held], tables)]
-    mains = [said for pair in STATEMENTS[:MAIN] if (said := tell_pair(pair, [one for _, one in every]))]
+    mains = [said for pair in MAIN if (said := tell_pair(pair, every))]
     told += [f"**The paper's own method, in points**: {'; '.join(mains)}."] if mains else []
     spots = [(section, [tell_power(of, s) for s in sorted({one.sparsity for one in of})]) for section, of in tested]
     found = [f"{'; '.join(filter(None, of))} ({section.title})" for section, of in spots if any(of)]
@@ -98,34 +99,32 @@ def tell_pooled(tested: list[tuple[Section, list[Weighed]]]) -> str:
     from leaderboard.tables.stats import ALPHA
 
     every = [one for _, of in tested for one in of]
-    if sum(any(one.adjusted_p is not None for one in of) for _, of in tested) < 2:
+    if sum(any(one.p is not None for one in of) for _, of in tested) < 2:
         return ""
-    decided = {n: one.difference for n, one in enumerate(every) if one.adjusted_p is not None}
-    adjusted = correct({n: found.p if (found := decided.get(n)) else None for n in range(len(every))})
+    adjusted = correct({n: one.p for n, one in enumerate(every)})
     held = sum(every[n].verdict == AGREES for n, p in adjusted.items() if p is not None and p <= ALPHA)
     return f" where p is corrected page by page, {held} where over all pages"
 
 
 def tell_grounds(held: list[Weighed], tables: Tables) -> str:
     """Return how many of the statements that hold rest on numbers that nobody has checked, or that the paper copied."""
-    recalled = sum(UNCONFIRMED in one.printed.statuses for one in held)
-    copied = sum(one.printed.cited for one in held)
     mark = tables.marks.get(UNCONFIRMED, UNCONFIRMED)
-    grounds = [f"{recalled} rest in part on numbers that are recalled, not yet held against it ({mark})"] * (
-        recalled > 0
-    )
-    grounds += [f"{copied} in part on numbers that it copied from other papers"] * (copied > 0)
+    kinds = {
+        f"are recalled, not yet held against it ({mark})": [UNCONFIRMED in one.printed.statuses for one in held],
+        "it copied from other papers": [one.printed.cited for one in held],
+    }
+    grounds = [f"{sum(of)} rest in part on numbers that {kind}" for kind, of in kinds.items() if any(of)]
     return f" On the paper's side, of these {', '.join(grounds)}." if grounds else ""
 
 
 def tell_pair(pair: tuple[str, str], every: list[Weighed]) -> str:
     """Return the range of the differences of two rows over pages and sparsities, how many are significant, and how
     often as many training FLOPs the first took."""
-    known = [one for one in every if (one.a, one.b) == pair and one.adjusted_p is not None and one.difference]
+    known = [one for one in every if (one.a, one.b) == pair and one.p is not None]
     means = [one.difference.mean or 0.0 for one in known if one.difference]
     if not means:
         return ""
-    sure = sum(one.verdict in (AGREES, REVERSED, UNCLEAR) for one in known)
+    sure = sum(one.verdict in SURE for one in known)
     ends = " to ".join(dict.fromkeys(signed(mean) for mean in (min(means), max(means))))
     costs = span([one.trains[0] / one.trains[1] for one in known if one.trains[0] and one.trains[1]], "{:.1f}")
     alone = sum(one.verdict in ALONE for one in known)
